@@ -1,0 +1,274 @@
+"""The bundle: a folder that is the only contract between export and runtime.
+
+`bundle.json` describes everything a runtime needs (features, subsampling, vocabulary, artefacts
+with hashes, provenance, what was proven); reading one validates all of it, file hashes included.
+This file reads, checks and describes bundles with the standard library and numpy only; it does
+not make artefacts (edge_asr.export) and does not run them (edge_asr.runtime).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edge_asr.errors import BundleError, EdgeAsrError
+from edge_asr.runtime.features import FeatureConfig
+from edge_asr.vocabulary import Vocabulary, VocabularyKind
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+TOKENS_NAME = "tokens.txt"
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+#: Folder of the models that ship inside the package; each holds `bundle/` and `checkpoint/`.
+EMBEDDED_MODELS = Path(__file__).resolve().parent / "models"
+DEFAULT_MODEL = "tiny-en"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """One model file of a bundle.
+
+    Attributes:
+        file: name inside the bundle folder.
+        precision: arithmetic of the graph: "fp32", "fp16" or "int8".
+        weights: how the weights are stored: "fp32", "fp16" (cast to float32 on load) or "int8".
+        sha256: hash of the file, lower-case hex.
+        opset: ONNX opset of the default domain.
+        ir_version: ONNX IR version (<= 10, so that onnxruntime 1.23 loads it).
+        size_bytes: size of the file.
+    """
+
+    file: str
+    precision: Precision
+    weights: Literal["fp32", "fp16", "int8"]
+    sha256: str
+    opset: int
+    ir_version: int
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        if Path(self.file).name != self.file or self.file in ("", ".", ".."):
+            raise BundleError(f"artefact file is {self.file!r}; it must be a plain name inside the bundle folder")
+        if self.precision not in PRECISIONS:
+            raise BundleError(f"artefact {self.file} has precision {self.precision!r}; known are {list(PRECISIONS)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleInfo:
+    """Content of bundle.json, validated on creation.
+
+    Attributes:
+        name: short name of the model, such as "tiny-en".
+        family: model family, "conformer-ctc".
+        preset: size preset or null.
+        n_parameters: trained parameters.
+        features: the exact front end.
+        subsampling_factor: feature frames per output frame; output length is ceil(T / factor).
+        vocabulary_kind, vocabulary_size, blank_id: of tokens.txt; the size counts the blank.
+        streaming: streaming geometry, null for an offline bundle.
+        artifacts: one entry a model file.
+        source: where the weights came from.
+        verification: results of the proof; details are in report.json.
+        verified: false for a bundle kept by `--keep-failed`.
+        toolkit_version: edge-asr that wrote it.
+    """
+
+    name: str
+    family: str
+    preset: str | None
+    n_parameters: int
+    features: FeatureConfig
+    subsampling_factor: int
+    vocabulary_kind: VocabularyKind
+    vocabulary_size: int
+    blank_id: int
+    artifacts: tuple[Artifact, ...]
+    source: Mapping[str, Any]
+    verification: Mapping[str, Any]
+    verified: bool
+    toolkit_version: str
+    streaming: Mapping[str, Any] | None = None
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise BundleError(
+                f"bundle format_version is {self.format_version}, this edge-asr reads {FORMAT_VERSION}; "
+                "export the model again, or install the edge-asr that wrote it"
+            )
+        if self.subsampling_factor < 1:
+            raise BundleError(f"subsampling_factor is {self.subsampling_factor}; it must be 1 or more")
+        if not self.artifacts:
+            raise BundleError("the bundle lists no artefact; export the model again")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, the inverse of `from_dict`."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["features"] = self.features.to_dict()
+        data["artifacts"] = [dataclasses.asdict(a) for a in self.artifacts]
+        for key in ("source", "verification", "streaming"):
+            data[key] = None if data[key] is None else dict(data[key])
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BundleInfo:
+        """Read the JSON form.
+
+        Raises:
+            BundleError: a missing or unknown key, a wrong value, a newer format.
+        """
+        if data.get("format_version") != FORMAT_VERSION:
+            raise BundleError(
+                f"bundle format_version is {data.get('format_version')!r}, this edge-asr reads {FORMAT_VERSION}; "
+                "export the model again, or install the edge-asr that wrote it"
+            )
+        _check_keys("bundle.json", data, cls)
+        values = dict(data)
+        for entry in data["artifacts"]:
+            _check_keys("an artefact of bundle.json", entry, Artifact)
+        values["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
+        values["features"] = FeatureConfig.from_dict(data["features"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A validated bundle on disk.
+
+    Attributes:
+        path: the folder.
+        info: content of bundle.json.
+        vocabulary: content of tokens.txt.
+    """
+
+    path: Path
+    info: BundleInfo
+    vocabulary: Vocabulary
+
+    @classmethod
+    def load(
+        cls, path_or_name: str | Path = DEFAULT_MODEL, *, allow_unverified: bool = False, check_hashes: bool = True
+    ) -> Bundle:
+        """Read and validate a bundle folder, or an embedded model by name.
+
+        Args:
+            path_or_name: a folder, or the name of an embedded model ("tiny-en").
+            allow_unverified: also accept a bundle whose proof failed.
+            check_hashes: compare every artefact with its sha256 (reads the files once).
+
+        Raises:
+            BundleError: anything missing, altered, unknown or unverified; the message names it.
+        """
+        path = resolve_bundle_path(path_or_name)
+        manifest = path / MANIFEST_NAME
+        try:
+            data = json.loads(manifest.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise BundleError(f"{path} has no {MANIFEST_NAME}; give a folder that `edge-asr export` wrote") from error
+        except (ValueError, UnicodeDecodeError) as error:
+            raise BundleError(f"{manifest} is not valid JSON ({error}); export the model again") from error
+        if not isinstance(data, dict):
+            raise BundleError(f"{manifest} holds a {type(data).__name__}, not an object; export the model again")
+        try:
+            info = BundleInfo.from_dict(data)
+            vocabulary = Vocabulary.read_token_file(path / TOKENS_NAME, info.vocabulary_kind)
+        except FileNotFoundError as error:
+            raise BundleError(f"{path} has no {TOKENS_NAME}; export the model again") from error
+        except (EdgeAsrError, TypeError, KeyError) as error:
+            raise BundleError(f"{path}: {error}") from error
+        if (len(vocabulary), vocabulary.blank_id) != (info.vocabulary_size, info.blank_id):
+            raise BundleError(
+                f"{path / TOKENS_NAME} has {len(vocabulary)} tokens, blank {vocabulary.blank_id}; bundle.json says "
+                f"{info.vocabulary_size} and {info.blank_id}; export the model again"
+            )
+        if not info.verified and not allow_unverified:
+            raise BundleError(
+                f"{path} failed its proof when it was exported (see report.md); export again, "
+                "or pass allow_unverified=True to run it all the same"
+            )
+        bundle = cls(path=path, info=info, vocabulary=vocabulary)
+        bundle._check_files(check_hashes)
+        return bundle
+
+    def artifact(self, precision: Precision) -> Artifact:
+        """The artefact of a precision.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        for artifact in self.info.artifacts:
+            if artifact.precision == precision:
+                return artifact
+        have = ", ".join(a.precision for a in self.info.artifacts)
+        raise BundleError(f"{self.path} has no {precision} model, it has: {have}")
+
+    def artifact_path(self, precision: Precision) -> Path:
+        """Path of the artefact of a precision."""
+        return self.path / self.artifact(precision).file
+
+    def _check_files(self, check_hashes: bool) -> None:
+        for artifact in self.info.artifacts:
+            file = self.path / artifact.file
+            if not file.is_file():
+                raise BundleError(f"{file} is missing, though bundle.json lists it; export the model again")
+            size = file.stat().st_size
+            if size != artifact.size_bytes or (check_hashes and sha256_of(file) != artifact.sha256):
+                raise BundleError(
+                    f"{file} ({size} bytes) is not the file that bundle.json describes ({artifact.size_bytes} bytes, "
+                    f"sha256 {artifact.sha256[:12]}...); copy the bundle again or export the model again"
+                )
+
+
+def resolve_bundle_path(path_or_name: str | Path) -> Path:
+    """Folder of a bundle: an embedded model's when a bare name matches one, else the path itself.
+
+    Raises:
+        BundleError: neither exists.
+    """
+    path = Path(path_or_name)
+    if path.is_dir():
+        return path
+    name = str(path_or_name)
+    embedded = EMBEDDED_MODELS / name / "bundle"
+    if path.name == name and embedded.is_dir():
+        return embedded
+    names = list_embedded_models()
+    raise BundleError(
+        f"no bundle at {name!r}: no such folder, and the embedded models are {names or 'none'}; "
+        "give a folder that `edge-asr export` wrote"
+    )
+
+
+def list_embedded_models() -> list[str]:
+    """Names of the models that ship inside the package."""
+    return sorted(p.parent.parent.name for p in EMBEDDED_MODELS.glob(f"*/bundle/{MANIFEST_NAME}"))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, lower-case hex, read in blocks."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_keys(where: str, data: Mapping[str, Any], cls: type) -> None:
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - set(known))
+    missing = sorted(
+        name
+        for name, f in known.items()
+        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    if unknown or missing:
+        raise BundleError(
+            f"{where}: unknown keys {unknown}, missing keys {missing}; it was written by another edge-asr: export again"
+        )

@@ -1,0 +1,153 @@
+"""Tokens of a CTC model: ids to text, text to ids for character models, and the token files.
+
+One `Vocabulary` serves characters and SentencePiece pieces alike, because a piece list alone is
+enough to decode: a piece that begins with U+2581 begins a word. Encoding with SentencePiece
+belongs to training and is not here; the runtime never needs the sentencepiece package.
+
+The token files are the ones other runtimes read (`token id` a line, blank `<blk>` last, a space
+written as U+2581): sherpa-onnx reads tokens.txt, onnx-asr reads vocab.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edge_asr.errors import VocabularyError
+
+WORD_BOUNDARY = "\u2581"
+BLANK_TOKEN = "<blk>"
+UNKNOWN_TOKEN = "<unk>"
+
+VocabularyKind = Literal["char", "sentencepiece"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """The tokens of a CTC model, in the order of its outputs.
+
+    Attributes:
+        kind: "char" (one character a token, space as U+2581) or "sentencepiece" (pieces).
+        tokens: all tokens, blank included; `tokens[id]` is the text of output `id`.
+        blank_id: index of the CTC blank; our own models put it last.
+    """
+
+    kind: VocabularyKind
+    tokens: tuple[str, ...]
+    blank_id: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("char", "sentencepiece"):
+            raise VocabularyError(f"vocabulary kind is {self.kind!r}; it must be 'char' or 'sentencepiece'")
+        if len(self.tokens) < 2:
+            raise VocabularyError(f"a vocabulary needs a blank and one token at least, got {len(self.tokens)} tokens")
+        if not 0 <= self.blank_id < len(self.tokens):
+            raise VocabularyError(
+                f"blank_id is {self.blank_id}, outside 0..{len(self.tokens) - 1}; it must index a token"
+            )
+        seen: dict[str, int] = {}
+        for index, token in enumerate(self.tokens):
+            if not token or any(c.isspace() for c in token):
+                raise VocabularyError(
+                    f"token {index} is {token!r}; a token may not be empty or hold white space (write a space as U+2581)"
+                )
+            if token in seen:
+                raise VocabularyError(f"token {token!r} stands at {seen[token]} and at {index}; tokens must be unique")
+            seen[token] = index
+        if self.kind == "char":
+            for index, token in enumerate(self.tokens):
+                if index != self.blank_id and len(token) != 1 and token != UNKNOWN_TOKEN:
+                    raise VocabularyError(f"token {index} is {token!r}; a char vocabulary has one character a token")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def from_characters(cls, characters: Iterable[str]) -> Vocabulary:
+        """A char vocabulary of the given characters (a space becomes U+2581), sorted, blank last."""
+        tokens = sorted({WORD_BOUNDARY if c == " " else c for c in characters})
+        return cls(kind="char", tokens=(*tokens, BLANK_TOKEN), blank_id=len(tokens))
+
+    @classmethod
+    def from_pieces(cls, pieces: Sequence[str]) -> Vocabulary:
+        """A SentencePiece vocabulary: the pieces in model order, blank appended last."""
+        return cls(kind="sentencepiece", tokens=(*pieces, BLANK_TOKEN), blank_id=len(pieces))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids that CTC has already collapsed (blanks are skipped).
+
+        Raises:
+            VocabularyError: an id outside the vocabulary.
+        """
+        text = "".join(self.token_text(i) for i in ids if i != self.blank_id)
+        return " ".join(text.split())
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token, a word boundary as a space.
+
+        Raises:
+            VocabularyError: an id outside the vocabulary.
+        """
+        if not 0 <= token_id < len(self.tokens):
+            raise VocabularyError(f"token id {token_id} is outside 0..{len(self.tokens) - 1}")
+        return self.tokens[token_id].replace(WORD_BOUNDARY, " ")
+
+    def encode_characters(self, text: str) -> list[int]:
+        """Ids of `text`, one character a token; only for kind "char".
+
+        Raises:
+            VocabularyError: another kind, or a character that is not in the vocabulary.
+        """
+        if self.kind != "char":
+            raise VocabularyError(f"encode_characters needs a char vocabulary, this one is {self.kind!r}")
+        index = {token: i for i, token in enumerate(self.tokens) if i != self.blank_id}
+        normalized = WORD_BOUNDARY.join(text.split())
+        unknown = sorted({c for c in normalized if c not in index})
+        if unknown:
+            raise VocabularyError(
+                f"{''.join(unknown)!r} not in the vocabulary (text {text!r}); normalise the text or retrain with it"
+            )
+        return [index[c] for c in normalized]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, the inverse of `from_dict`."""
+        return {"kind": self.kind, "blank_id": self.blank_id, "tokens": list(self.tokens)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Vocabulary:
+        """Read the JSON form.
+
+        Raises:
+            VocabularyError: a missing or unknown key, or contradicting values.
+        """
+        expected = {"kind", "blank_id", "tokens"}
+        if set(data) != expected:
+            raise VocabularyError(
+                f"vocabulary has the keys {sorted(data)}; it must have exactly {sorted(expected)}"
+            )
+        return cls(kind=data["kind"], tokens=tuple(data["tokens"]), blank_id=data["blank_id"])
+
+    def to_token_lines(self) -> str:
+        """Content of tokens.txt and vocab.txt: `token id` a line; the blank is written `<blk>`."""
+        return "".join(
+            f"{BLANK_TOKEN if i == self.blank_id else token} {i}\n" for i, token in enumerate(self.tokens)
+        )
+
+    @classmethod
+    def read_token_file(cls, path: Path, kind: VocabularyKind) -> Vocabulary:
+        """Read a token file written by `to_token_lines`.
+
+        Raises:
+            VocabularyError: a line that is no `token id`, ids out of order, or no `<blk>`.
+        """
+        tokens: list[str] = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            token, separator, index = line.rpartition(" ")
+            if not separator or not index.isdigit() or int(index) != len(tokens):
+                raise VocabularyError(f"{path}, line {number} is {line!r}; expected 'token {len(tokens)}'")
+            tokens.append(token)
+        if BLANK_TOKEN not in tokens:
+            raise VocabularyError(f"{path} has no {BLANK_TOKEN} line; a CTC vocabulary needs a blank")
+        return cls(kind=kind, tokens=tuple(tokens), blank_id=tokens.index(BLANK_TOKEN))
