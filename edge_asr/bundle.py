@@ -55,9 +55,13 @@ class Artifact:
 
     def __post_init__(self) -> None:
         if Path(self.file).name != self.file or self.file in ("", ".", ".."):
-            raise BundleError(f"artefact file is {self.file!r}; it must be a plain name inside the bundle folder")
+            raise BundleError(
+                f"artefact file is {self.file!r}; it must be a plain name inside the bundle folder"
+            )
         if self.precision not in PRECISIONS:
-            raise BundleError(f"artefact {self.file} has precision {self.precision!r}; known are {list(PRECISIONS)}")
+            raise BundleError(
+                f"artefact {self.file} has precision {self.precision!r}; known are {list(PRECISIONS)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +158,11 @@ class Bundle:
 
     @classmethod
     def load(
-        cls, path_or_name: str | Path = DEFAULT_MODEL, *, allow_unverified: bool = False, check_hashes: bool = True
+        cls,
+        path_or_name: str | Path = DEFAULT_MODEL,
+        *,
+        allow_unverified: bool = False,
+        check_hashes: bool = True,
     ) -> Bundle:
         """Read and validate a bundle folder, or an embedded model by name.
 
@@ -171,11 +179,15 @@ class Bundle:
         try:
             data = json.loads(manifest.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise BundleError(f"{path} has no {MANIFEST_NAME}; give a folder that `edge-asr export` wrote") from error
+            raise BundleError(
+                f"{path} has no {MANIFEST_NAME}; give a folder that `edge-asr export` wrote"
+            ) from error
         except (ValueError, UnicodeDecodeError) as error:
             raise BundleError(f"{manifest} is not valid JSON ({error}); export the model again") from error
         if not isinstance(data, dict):
-            raise BundleError(f"{manifest} holds a {type(data).__name__}, not an object; export the model again")
+            raise BundleError(
+                f"{manifest} holds a {type(data).__name__}, not an object; export the model again"
+            )
         try:
             info = BundleInfo.from_dict(data)
             vocabulary = Vocabulary.read_token_file(path / TOKENS_NAME, info.vocabulary_kind)

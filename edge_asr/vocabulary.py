@@ -42,7 +42,9 @@ class Vocabulary:
         if self.kind not in ("char", "sentencepiece"):
             raise VocabularyError(f"vocabulary kind is {self.kind!r}; it must be 'char' or 'sentencepiece'")
         if len(self.tokens) < 2:
-            raise VocabularyError(f"a vocabulary needs a blank and one token at least, got {len(self.tokens)} tokens")
+            raise VocabularyError(
+                f"a vocabulary needs a blank and one token at least, got {len(self.tokens)} tokens"
+            )
         if not 0 <= self.blank_id < len(self.tokens):
             raise VocabularyError(
                 f"blank_id is {self.blank_id}, outside 0..{len(self.tokens) - 1}; it must index a token"
@@ -54,12 +56,16 @@ class Vocabulary:
                     f"token {index} is {token!r}; a token may not be empty or hold white space (write a space as U+2581)"
                 )
             if token in seen:
-                raise VocabularyError(f"token {token!r} stands at {seen[token]} and at {index}; tokens must be unique")
+                raise VocabularyError(
+                    f"token {token!r} stands at {seen[token]} and at {index}; tokens must be unique"
+                )
             seen[token] = index
         if self.kind == "char":
             for index, token in enumerate(self.tokens):
                 if index != self.blank_id and len(token) != 1 and token != UNKNOWN_TOKEN:
-                    raise VocabularyError(f"token {index} is {token!r}; a char vocabulary has one character a token")
+                    raise VocabularyError(
+                        f"token {index} is {token!r}; a char vocabulary has one character a token"
+                    )
 
     def __len__(self) -> int:
         return len(self.tokens)
