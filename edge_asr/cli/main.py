@@ -1,0 +1,137 @@
+"""The `edge-asr` command: a click group that imports a command only when it is used.
+
+It owns what all commands share: exit codes, one-line errors, logging and `--version`.
+`COMMANDS` holds each command's one-line help, so that `edge-asr --help` imports none of them.
+What this file does not do: anything of the commands themselves.
+
+Exit codes: 0 ok; 1 an expected error, in one line on stderr; 2 usage; 3 a gate failed; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, TextIO
+
+import click
+
+from edge_asr import __version__
+from edge_asr.errors import EdgeAsrError, GateError
+
+#: Name of a command -> (module that has it as `command`, one-line help); in the order of the help.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("edge_asr.cli.train", "Train a model: manifests -> checkpoint."),
+    "export": ("edge_asr.cli.export", "Export and prove a model: checkpoint -> bundle."),
+    "transcribe": ("edge_asr.cli.transcribe", "Transcribe sound files to text, JSON, SRT or VTT."),
+    "listen": ("edge_asr.cli.listen", "Transcribe a live microphone."),
+    "evaluate": ("edge_asr.cli.evaluate", "Word and character error rates of a bundle on a manifest."),
+    "inspect": ("edge_asr.cli.inspect", "Show what is in a bundle or a checkpoint."),
+    "doctor": ("edge_asr.cli.doctor", "Show what this machine can run, and how to mend what it cannot."),
+}
+
+EXIT_ERROR = 1
+EXIT_GATE = 3
+EXIT_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported on use, and whose errors become exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command and return its `command`; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with the nearest known name in the message for a misspelt command."""
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if near and args[0] not in COMMANDS:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command list of `--help` from `COMMANDS`, importing nothing."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run the command line and exit with its code; see the top of this file.
+
+        An expected error is one line on stderr; `-vv` shows its traceback. Any other exception is
+        a bug and keeps its traceback.
+        """
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(args, prog_name or "edge-asr", **extra)
+        except click.exceptions.Abort:
+            code = EXIT_INTERRUPTED
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except EdgeAsrError as error:
+            code = _report(error, str(error), EXIT_GATE if isinstance(error, GateError) else EXIT_ERROR)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            code = _report(error, f"{error.filename}: {error.strerror}", EXIT_ERROR)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception, message: str, code: int) -> int:
+    logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
+    click.echo("edge-asr: " + " ".join(message.split()), err=True)
+    return code
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is now, so that a progress bar can lift the line above itself."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+def configure_logging(verbosity: int) -> None:
+    """Send log records to stderr: warnings always, our info from 1 (`-v`), everything from 2."""
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if isinstance(handler, _StderrHandler):
+            root.removeHandler(handler)
+    handler = _StderrHandler()
+    handler.setFormatter(logging.Formatter("edge-asr: %(levelname)s: %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
+    logging.getLogger("edge_asr").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edge-asr")
+@click.option("-v", "--verbose", count=True, help="More log lines on stderr; -vv for all, with tracebacks.")
+def cli(verbose: int) -> None:
+    """Conformer-CTC speech recognition for the edge: train, export, prove, run.
+
+    Exit codes: 0 ok, 1 an expected error (one line on stderr), 2 wrong usage, 3 an artefact failed
+    its proof, 130 Ctrl-C.
+    """
+    configure_logging(verbose)
+
+
+def main() -> NoReturn:
+    """Entry point of the `edge-asr` script."""
+    cli.main()
