@@ -1,0 +1,90 @@
+"""Fixtures that several test folders share: where things are, real dev clips, a random bundle.
+
+Anything that needs speech from outside the repository asks for `shared_dir` (or a fixture built on
+it) and is skipped, with the reason, where that folder is missing. What is embedded in the package
+is asserted on, never skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edge_asr.manifest import Utterance, read_manifest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the work tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder of speech and golden files beside the repository (or $EDGE_ASR_SHARED)."""
+    folder = Path(os.environ.get("EDGE_ASR_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs the shared speech and golden files, and there is no folder {folder}/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def an4_dev(shared_dir: Path) -> tuple[Utterance, ...]:
+    """The 92 utterances of AN4 dev: spelled letters, digits, names, commands (4.3 minutes)."""
+    return read_manifest(shared_dir / "data" / "an4_dev.jsonl").utterances
+
+
+@pytest.fixture(scope="session")
+def librispeech_dev(shared_dir: Path) -> tuple[Utterance, ...]:
+    """The 25 utterances of LibriSpeech dev: read sentences (5.0 minutes)."""
+    return read_manifest(shared_dir / "data" / "librispeech_dev.jsonl").utterances
+
+
+@pytest.fixture(scope="session")
+def sample_path() -> Path:
+    """The sound file that ships inside the package; its text stands beside it."""
+    path = REPOSITORY / "edge_asr" / "models" / "samples" / "robot_commands.flac"
+    assert path.is_file(), f"the embedded sample {path} is missing from the work tree"
+    return path
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a very small model with random weights (seed 0): its text means nothing."""
+    import torch
+
+    from edge_asr.checkpoints.native import save_checkpoint
+    from edge_asr.model.config import ConformerConfig
+    from edge_asr.model.conformer import ConformerCTC
+    from edge_asr.runtime.features import FeatureConfig
+    from edge_asr.vocabulary import Vocabulary
+
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.from_characters("abcdefghijklmnopqrstuvwxyz' ")
+    config = ConformerConfig.from_preset("tiny", vocab_size=len(vocabulary), d_model=32, n_layers=2)
+    folder = tmp_path_factory.mktemp("random") / "checkpoint"
+    save_checkpoint(
+        folder,
+        model=ConformerCTC(config).eval(),
+        features=FeatureConfig.from_preset("nemo"),
+        vocabulary=vocabulary,
+        provenance={"what": "random weights for tests", "seed": 0},
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`random_checkpoint`, exported and proven once a test run by `edge-asr export`."""
+    from click.testing import CliRunner
+
+    from edge_asr.cli.main import cli
+
+    folder = tmp_path_factory.mktemp("random") / "bundle"
+    result = CliRunner().invoke(cli, ["export", str(random_checkpoint), "-o", str(folder)])
+    assert result.exit_code == 0, result.output
+    return folder
