@@ -1,0 +1,1 @@
+"""What runs on the device: features, backends, CTC, recogniser. Imports numpy, never PyTorch."""

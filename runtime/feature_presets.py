@@ -1,0 +1,156 @@
+"""What a feature front end is: `FeatureConfig`, and the presets named after other projects.
+
+A config is plain data: it travels in checkpoints and bundles as JSON. What this file does not
+do: compute anything; that is `features.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edge_asr.errors import ConfigError
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "framing": ("center_zero", "center_reflect", "snip_edges"),
+    "window": ("hann", "hann_periodic", "povey", "hamming"),
+    "preemphasis_scope": ("signal", "frame"),
+    "mel_scale": ("slaney", "htk", "kaldi"),
+    "mel_norm": ("slaney", "none"),
+    "log_guard": ("add", "clamp"),
+    "normalize": ("none", "per_feature"),
+}
+
+# Each preset is the difference from the field defaults, which are NeMo's of 2.5 and later.
+# Sources: nemo/collections/asr/parts/preprocessing/features.py (FilterbankFeatures; 2.5 changed
+# padding and length, PR 13827) and kaldi/src/feat/feature-{fbank,window}.cc with dither 0.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "nemo": {},
+    "nemo-2.4": {"framing": "center_reflect"},
+    "kaldi": {
+        "framing": "snip_edges",
+        "window": "povey",
+        "input_scale": 32768.0,
+        "remove_dc": True,
+        "preemphasis_scope": "frame",
+        "mel_scale": "kaldi",
+        "mel_norm": "none",
+        "f_min": 20.0,
+        "log_guard": "clamp",
+        "log_guard_value": 2.0**-23,  # std::numeric_limits<float>::epsilon()
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureConfig:
+    """A log-mel front end. Immutable; validated on creation; unit suffixes as everywhere.
+
+    Attributes:
+        preset: name of the preset this came from.
+        sample_rate: Hz.
+        n_mels: mel bands a frame.
+        n_fft, win_length, hop_length: samples. The window is centered in the FFT.
+        window: "hann" (symmetric), "hann_periodic", "povey" (hann ** 0.85) or "hamming" (symmetric).
+        framing: "center_zero": frame k is centered on sample k * hop, zeros outside, S // hop
+            frames; "center_reflect": mirrored outside, S // hop + 1 frames (none for a clip of at
+            most win_length // 2 samples, which cannot be mirrored); "snip_edges": only whole
+            windows, (S - win) // hop + 1 frames.
+        input_scale: the waveform (full scale 1.0) is multiplied by this first.
+        remove_dc: subtract the mean of each frame.
+        preemphasis: y[t] = x[t] - preemphasis * x[t - 1]; 0 turns it off.
+        preemphasis_scope: "signal" (x[-1] = 0) or "frame" (x[-1] = x[0] in each frame, after DC
+            removal).
+        mel_scale, mel_norm, f_min, f_max: see `mel.build_mel_filters`; Hz.
+        log_guard, log_guard_value: log(x + value) for "add", log(max(x, value)) for "clamp".
+        normalize: "none", or "per_feature": each band of a clip to zero mean and unit deviation
+            (unbiased, + 1e-5). It needs the whole clip, so it cannot stream.
+
+    Raises:
+        ConfigError: a value out of range; the message names it.
+    """
+
+    preset: str = "nemo"
+    sample_rate: int = 16000
+    n_mels: int = 80
+    n_fft: int = 512
+    win_length: int = 400
+    hop_length: int = 160
+    window: str = "hann"
+    framing: str = "center_zero"
+    input_scale: float = 1.0
+    remove_dc: bool = False
+    preemphasis: float = 0.97
+    preemphasis_scope: str = "signal"
+    mel_scale: str = "slaney"
+    mel_norm: str = "slaney"
+    f_min: float = 0.0
+    f_max: float = 8000.0
+    log_guard: str = "add"
+    log_guard_value: float = 2.0**-24
+    normalize: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.preset not in _PRESETS:
+            raise ConfigError(f"feature preset {self.preset!r} is unknown; use one of {', '.join(_PRESETS)}")
+        for name in ("sample_rate", "n_mels", "n_fft", "win_length", "hop_length"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"features.{name} is {value!r}; give a whole number of at least 1")
+        for name in ("input_scale", "preemphasis", "f_min", "f_max", "log_guard_value"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise ConfigError(f"features.{name} is {number!r}; give a number")
+        if not isinstance(self.remove_dc, bool):
+            raise ConfigError(f"features.remove_dc is {self.remove_dc!r}; give true or false")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"features.{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}"
+                )
+        if not self.hop_length <= self.win_length <= self.n_fft:
+            raise ConfigError(
+                f"features need hop_length <= win_length <= n_fft, got {self.hop_length}, "
+                f"{self.win_length}, {self.n_fft}"
+            )
+        if self.win_length % 2 and self.framing != "snip_edges":
+            raise ConfigError(f"features.win_length is {self.win_length}; centered frames need an even one")
+        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
+            raise ConfigError(
+                f"features need 0 <= f_min < f_max <= sample_rate / 2, got {self.f_min}, {self.f_max} "
+                f"at {self.sample_rate} Hz"
+            )
+        if not (self.log_guard_value > 0 and self.input_scale > 0 and 0 <= self.preemphasis < 1):
+            raise ConfigError(
+                "features need log_guard_value > 0, input_scale > 0 and 0 <= preemphasis < 1, got "
+                f"{self.log_guard_value}, {self.input_scale}, {self.preemphasis}"
+            )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> FeatureConfig:
+        """The preset `name` ("nemo", "nemo-2.4", "kaldi") with some fields changed.
+
+        Raises:
+            ConfigError: an unknown preset or field, or a value out of range.
+        """
+        return cls.from_dict({"preset": name, **_PRESETS.get(name, {}), **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FeatureConfig:
+        """The inverse of `to_dict`; absent keys take the field defaults (NeMo's).
+
+        Raises:
+            ConfigError: an unknown key, or a value out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ConfigError(
+                f"unknown feature key {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}"
+            )
+        return cls(**data)
