@@ -39,6 +39,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "f_min": 20.0,
         "log_guard": "clamp",
         "log_guard_value": 2.0**-23,  # std::numeric_limits<float>::epsilon()
+        "double_precision": True,
     },
 }
 
@@ -67,6 +68,10 @@ class FeatureConfig:
         normalize: "none", or "per_feature": each band of a clip to zero mean and unit deviation
             (unbiased, + 1e-5). It needs the whole clip, so it cannot stream.
 
+        double_precision: frame and transform in float64. Without an offset in the logarithm, a band
+            far below the loudest of its frame carries float32's rounding noise (up to 4e-3 in
+            log-mel in Kaldi itself); this removes it for half as much time again.
+
     Raises:
         ConfigError: a value out of range; the message names it.
     """
@@ -90,6 +95,7 @@ class FeatureConfig:
     log_guard: str = "add"
     log_guard_value: float = 2.0**-24
     normalize: str = "none"
+    double_precision: bool = False
 
     def __post_init__(self) -> None:
         if self.preset not in _PRESETS:
@@ -102,8 +108,9 @@ class FeatureConfig:
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 raise ConfigError(f"features.{name} is {number!r}; give a number")
-        if not isinstance(self.remove_dc, bool):
-            raise ConfigError(f"features.remove_dc is {self.remove_dc!r}; give true or false")
+        for name in ("remove_dc", "double_precision"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"features.{name} is {getattr(self, name)!r}; give true or false")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(
