@@ -1,0 +1,168 @@
+"""Self-attention over encoder frames: Transformer-XL relative positions, or a linear-time kernel.
+
+Does: both kinds behind one call signature, with masks and positions computed once by the encoder.
+Does not: caches for streaming inference, local windows, or look-up tables of fixed length.
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from edge_asr.errors import ConfigError
+from edge_asr.model.config import ConformerConfig
+
+
+class RelativePositions(nn.Module):
+    """Sinusoid encodings of the distances T, T-1, ..., -(T-1), computed for the T at hand.
+
+    Source: Transformer-XL (Dai et al. 2019, section 3.3), sine and cosine interleaved as in NeMo. Distance T is never
+    used: with it the table has 2T rows and the relative shift needs no padding.
+    """
+
+    inverse_frequency: Tensor
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        frequency = torch.exp(
+            torch.arange(0, d_model, 2, dtype=torch.float32) * -(math.log(10000.0) / d_model)
+        )
+        self.register_buffer("inverse_frequency", frequency, persistent=False)
+
+    def forward(self, n_frames: int) -> Tensor:
+        """float32 (2 * n_frames, d_model)."""
+        distance = n_frames - torch.arange(2 * n_frames, device=self.inverse_frequency.device)
+        angle = distance.to(torch.float32)[:, None] * self.inverse_frequency.float()[None, :]  # (2T, D/2)
+        return torch.stack((torch.sin(angle), torch.cos(angle)), dim=-1).flatten(1)
+
+
+def relative_shift(scores: Tensor) -> Tensor:
+    """Line up scores by distance with keys: out[..., i, j] = scores[..., i, T - (i - j)].
+
+    Only slices and reshapes of the flat matrix, so it exports with a dynamic T (no as_strided, no gather).
+
+    Args:
+        scores: (B, H, T, 2T), column m belonging to distance T - m.
+
+    Returns:
+        (B, H, T, T).
+    """
+    batch, n_heads, n_frames, _ = scores.shape
+    flat = scores.reshape(batch, n_heads, 2 * n_frames * n_frames)[:, :, n_frames:]
+    return flat.reshape(batch, n_heads, n_frames, 2 * n_frames - 1)[:, :, :, :n_frames]
+
+
+class RelPosAttention(nn.Module):
+    """Multi-head attention with relative positions and untied biases u and v.
+
+    score(i, j) = ((q_i + u) . k_j + (q_i + v) . W_pos r(i - j)) / sqrt(d_head); Transformer-XL, equation in 3.3.
+    """
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.d_head = config.d_model // config.n_heads
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+        self.position = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.pos_bias_u = nn.Parameter(torch.zeros(config.n_heads, self.d_head))
+        self.pos_bias_v = nn.Parameter(torch.zeros(config.n_heads, self.d_head))
+        self.dropout = nn.Dropout(config.dropout_attention)
+
+    def forward(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            x: float (B, T, D).
+            bias: float (B, 1, 1 or T, T), added to the scores (`masks.attention_bias`).
+            positions: float (2T, D), from `RelativePositions`.
+            valid: unused; the bias says it.
+
+        Returns:
+            float (B, T, D).
+        """
+        batch, n_frames, _ = x.shape
+        query, key, value = self.qkv(x).reshape(batch, n_frames, 3, self.n_heads, self.d_head).unbind(2)
+        scale = self.d_head**-0.5
+        query_u = ((query + self.pos_bias_u) * scale).transpose(1, 2)  # (B, H, T, d)
+        query_v = ((query + self.pos_bias_v) * scale).transpose(1, 2)
+        position = self.position(positions).reshape(2 * n_frames, self.n_heads, self.d_head).permute(1, 2, 0)
+        by_content = torch.matmul(query_u, key.permute(0, 2, 3, 1))  # (B, H, T, T)
+        by_distance = relative_shift(torch.matmul(query_v, position))
+        weights = torch.softmax(by_content + by_distance + bias, dim=-1)
+        context = torch.matmul(self.dropout(weights), value.transpose(1, 2))  # (B, H, T, d)
+        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_frames, -1)))
+
+
+class TaylorAttention(nn.Module):
+    """Linear-time attention: exp(s) is replaced by 1 + s + s^2 / 2, s = q . k / sqrt(d_head).
+
+    The kernel is the inner product of [1, x, (x outer x) / sqrt(2)], so sums over keys are taken once: O(T d_head^2)
+    per value column. It is at least 1/2 for any s, hence weights are positive and need no stabilization. It carries
+    no positions (the convolutions do) and cannot take chunk masks (`ConformerEncoder` refuses them).
+    """
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.d_head = config.d_model // config.n_heads
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            x: float (B, T, D).
+            bias, positions: unused.
+            valid: bool (B, T); other keys have no weight.
+
+        Returns:
+            float (B, T, D).
+        """
+        batch, n_frames, _ = x.shape
+        query, key, value = self.qkv(x).reshape(batch, n_frames, 3, self.n_heads, self.d_head).unbind(2)
+        query = query.transpose(1, 2) * self.d_head**-0.5  # (B, H, T, d)
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
+        weight = valid[:, None, :, None].to(x.dtype)
+        # The extra column of ones makes the last column of every sum the normalizer.
+        value = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1) * weight  # (B, H, T, d + 1)
+        context = (
+            value.sum(dim=2, keepdim=True)
+            + torch.matmul(query, torch.matmul(key.transpose(2, 3), value))
+            + 0.5 * torch.matmul(_outer(query), torch.matmul(_outer(key).transpose(2, 3), value))
+        )
+        # A row of length 0 has a normalizer of 0; its output means nothing but must be finite.
+        context = context[..., :-1] / context[..., -1:].clamp(min=1e-4)
+        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_frames, -1)))
+
+
+def _outer(x: Tensor) -> Tensor:
+    """(B, H, T, d) -> (B, H, T, d * d): every frame's outer product with itself."""
+    return (x[..., :, None] * x[..., None, :]).flatten(3)
+
+
+def attention_from_config(config: ConformerConfig) -> RelPosAttention | TaylorAttention:
+    """The attention module that the configuration names."""
+    return RelPosAttention(config) if config.attention == "rel_pos" else TaylorAttention(config)
+
+
+def check_chunking(config: ConformerConfig, chunk_frames: int | None, left_chunks: int | None) -> None:
+    """Refuse chunk geometry that means nothing, or that the attention kind cannot honour.
+
+    Raises:
+        ConfigError: for sizes out of range, a left context without chunks, or chunks with linear attention.
+    """
+    if chunk_frames is None:
+        if left_chunks is not None:
+            raise ConfigError(f"left_chunks is {left_chunks} without chunk_frames; give both, or neither.")
+        return
+    if chunk_frames < 1:
+        raise ConfigError(f"chunk_frames must be at least 1 encoder frame, got {chunk_frames}.")
+    if left_chunks is not None and left_chunks < 0:
+        raise ConfigError(f"left_chunks must be 0 or more (None: unlimited), got {left_chunks}.")
+    if config.attention == "linear":
+        raise ConfigError(
+            'attention "linear" sees the whole clip and takes no chunks; use attention "rel_pos".'
+        )

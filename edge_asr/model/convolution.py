@@ -1,0 +1,69 @@
+"""The convolution and feed-forward modules of a Conformer block.
+
+Does: Gulati et al. 2020, figures 2 and 4, each with its own pre-norm; padded frames never reach a valid one.
+Does not: add the residual or the half-step factor; `encoder.ConformerBlock` does.
+"""
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edge_asr.model.config import ConformerConfig
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, expansion, Swish, dropout, projection, dropout: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        inner = config.d_model * config.ff_expansion
+        self.norm = nn.LayerNorm(config.d_model)
+        self.expand = nn.Linear(config.d_model, inner)
+        self.project = nn.Linear(inner, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x = self.dropout(F.silu(self.expand(self.norm(x))))
+        return cast(Tensor, self.dropout(self.project(x)))
+
+
+class Convolution(nn.Module):
+    """LayerNorm, pointwise, GLU, depthwise, BatchNorm or LayerNorm, Swish, pointwise, dropout.
+
+    The pointwise convolutions are linear layers over the channel axis. Padding with zeros comes after the GLU, as in
+    NeMo, so a clip's end looks the same whether it is the tensor's end or a padded batch.
+    """
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        d_model = config.d_model
+        self.context = config.conv_left_right
+        self.norm = nn.LayerNorm(d_model)
+        self.pointwise_in = nn.Linear(d_model, 2 * d_model)
+        self.depthwise = nn.Conv1d(d_model, d_model, config.conv_kernel_size, groups=d_model)
+        self.batch_norm = nn.BatchNorm1d(d_model) if config.conv_norm == "batch_norm" else None
+        self.layer_norm = nn.LayerNorm(d_model) if config.conv_norm == "layer_norm" else None
+        self.pointwise_out = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: float (B, T, D).
+            valid: bool (B, T).
+
+        Returns:
+            float (B, T, D).
+        """
+        x = F.glu(self.pointwise_in(self.norm(x)), dim=-1)
+        x = x * valid[:, :, None].to(x.dtype)
+        x = self.depthwise(F.pad(x.transpose(1, 2), self.context))  # (B, D, T)
+        if self.batch_norm is not None:
+            x = self.batch_norm(x)
+        x = x.transpose(1, 2)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return cast(Tensor, self.dropout(self.pointwise_out(F.silu(x))))

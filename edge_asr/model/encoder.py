@@ -1,0 +1,92 @@
+"""The Conformer encoder: subsampling, then blocks of half-step feed-forward, attention, convolution, feed-forward.
+
+Does: Gulati et al. 2020, equation 1, in three block orders, with chunk masks for streaming-ready training.
+Does not: the CTC head or feature normalization (`ctc.py`), nor streaming caches.
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from edge_asr.model.attention import RelativePositions, attention_from_config, check_chunking
+from edge_asr.model.config import ConformerConfig
+from edge_asr.model.convolution import Convolution, FeedForward
+from edge_asr.model.masks import attention_bias, valid_frames
+from edge_asr.model.subsampling import ConvSubsampling
+
+
+class ConformerBlock(nn.Module):
+    """One block, (B, T, D) -> (B, T, D), ending in a LayerNorm."""
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        self.order = config.block_order
+        self.feed_forward_in = FeedForward(config)
+        self.attention_norm = nn.LayerNorm(config.d_model)
+        self.attention = attention_from_config(config)
+        self.convolution = Convolution(config)
+        self.feed_forward_out = FeedForward(config)
+        self.final_norm = nn.LayerNorm(config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        """See `RelPosAttention.forward` for the arguments."""
+        x = x + 0.5 * self.feed_forward_in(x)
+        if self.order == "attention_first":
+            x = x + self._attend(x, bias, positions, valid)
+            x = x + self.convolution(x, valid)
+        elif self.order == "convolution_first":
+            x = x + self.convolution(x, valid)
+            x = x + self._attend(x, bias, positions, valid)
+        else:
+            x = x + self._attend(x, bias, positions, valid) + self.convolution(x, valid)
+        x = x + 0.5 * self.feed_forward_out(x)
+        return cast(Tensor, self.final_norm(x))
+
+    def _attend(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        return cast(Tensor, self.dropout(self.attention(self.attention_norm(x), bias, positions, valid)))
+
+
+class ConformerEncoder(nn.Module):
+    """(B, T, n_mels) -> (B, T', d_model), T' = ceil(T / subsampling_factor)."""
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.subsampling = ConvSubsampling(config)
+        self.positions = RelativePositions(config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.n_layers))
+
+    def forward(
+        self, features: Tensor, feature_lens: Tensor, chunk_frames: int | None, left_chunks: int | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Encode features that are zero past their lengths.
+
+        Args:
+            features: float (B, T, n_mels).
+            feature_lens: int64 (B,), in feature frames.
+            chunk_frames, left_chunks: see `ConformerCTC.forward`.
+
+        Returns:
+            The outputs (B, T', d_model) of the intermediate CTC layers in order and, last, of the final layer;
+            int64 (B,) lengths.
+        """
+        check_chunking(self.config, chunk_frames, left_chunks)
+        x, lens = self.subsampling(features, feature_lens)
+        if self.config.xscaling:
+            x = x * math.sqrt(self.config.d_model)
+        x = self.dropout(x)
+        n_frames = x.shape[1]
+        valid = valid_frames(lens, n_frames)
+        bias = attention_bias(valid, chunk_frames, left_chunks)
+        positions = self.positions(n_frames) if self.config.attention == "rel_pos" else torch.empty(0)
+        wanted = {*self.config.intermediate_ctc_layers, self.config.n_layers}
+        outputs = []
+        for number, layer in enumerate(self.layers, start=1):
+            x = layer(x, bias, positions, valid)
+            if number in wanted:
+                outputs.append(x)
+        return outputs, lens

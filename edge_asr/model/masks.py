@@ -1,0 +1,55 @@
+"""Which frames are real, and which may see each other.
+
+Does: turn lengths and chunk geometry into masks, once per forward pass, from shapes and integers only.
+Does not: anything that depends on the content of a tensor, so every mask exports to ONNX with dynamic axes.
+"""
+
+import torch
+from torch import Tensor
+
+# Large enough that exp() is exactly 0 in float32 and still finite in float16 (FIELD.md, ONNX export).
+MASKED_SCORE = -1e4
+
+
+def valid_frames(lens: Tensor, n_frames: int) -> Tensor:
+    """True where a frame lies before its row's end.
+
+    Args:
+        lens: int64 (B,), in frames.
+        n_frames: length of the time axis.
+
+    Returns:
+        bool (B, n_frames).
+    """
+    return torch.arange(n_frames, device=lens.device)[None, :] < lens[:, None]
+
+
+def chunk_mask(n_frames: int, chunk_frames: int, left_chunks: int | None, device: torch.device) -> Tensor:
+    """True where frame i (row) may see frame j (column): chunk(j) in [chunk(i) - left_chunks, chunk(i)].
+
+    Returns:
+        bool (n_frames, n_frames).
+    """
+    chunk = torch.div(torch.arange(n_frames, device=device), chunk_frames, rounding_mode="floor")
+    behind = chunk[:, None] - chunk[None, :]  # (T, T), chunks from j up to i
+    mask = behind >= 0
+    if left_chunks is not None:
+        mask = mask & (behind <= left_chunks)
+    return mask
+
+
+def attention_bias(valid: Tensor, chunk_frames: int | None, left_chunks: int | None) -> Tensor:
+    """What is added to the attention scores: 0 where a key may be seen, MASKED_SCORE where not.
+
+    A row without any visible key gets the same number everywhere, hence a finite softmax.
+
+    Args:
+        valid: bool (B, T).
+
+    Returns:
+        float32 (B, 1, 1, T) for full context, (B, 1, T, T) with chunks.
+    """
+    visible = valid[:, None, None, :]
+    if chunk_frames is not None:
+        visible = visible & chunk_mask(valid.shape[1], chunk_frames, left_chunks, valid.device)[None, None]
+    return (~visible).to(torch.float32) * MASKED_SCORE

@@ -1,0 +1,66 @@
+"""Convolutional subsampling of log-mel features, by 4 or 8 in time.
+
+Does: NeMo's `striding` (Conformer) and `dw_striding` (FastConformer) stacks, 3x3 stride 2 padding 1, so that
+n frames give ceil(n / factor), with the frames past a row's length zeroed before every convolution.
+Does not: the causal variant of NeMo's streaming models (padding 2/1), nor any normalization.
+
+The last input frame that output frame i sees is factor * i + factor - 1: chunks of input frames map onto chunks
+of output frames without look-ahead, which dynamic-chunk training relies on.
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from edge_asr.model.config import ConformerConfig
+from edge_asr.model.masks import valid_frames
+
+
+def subsampled_lens(lens: Tensor, factor: int) -> Tensor:
+    """Encoder frames of rows of `lens` feature frames: ceil(lens / factor), int64 (B,)."""
+    return torch.div(lens + (factor - 1), factor, rounding_mode="floor")
+
+
+class ConvSubsampling(nn.Module):
+    """(B, T, n_mels) -> (B, ceil(T / factor), d_model).
+
+    Source: NeMo, nemo/collections/asr/parts/submodules/subsampling.py (masking as in 2.5 and later).
+    """
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        n_stages = int(math.log2(config.subsampling_factor))
+        channels = config.subsampling_channels
+        stages = [nn.Sequential(nn.Conv2d(1, channels, 3, stride=2, padding=1))]
+        for _ in range(n_stages - 1):
+            if config.subsampling == "striding":
+                stages.append(nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1)))
+            else:
+                depthwise = nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels)
+                stages.append(nn.Sequential(depthwise, nn.Conv2d(channels, channels, 1)))
+        self.stages = nn.ModuleList(stages)
+        n_bands = config.n_mels
+        for _ in range(n_stages):
+            n_bands = (n_bands - 1) // 2 + 1
+        self.out = nn.Linear(channels * n_bands, config.d_model)
+
+    def forward(self, features: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Subsample features that are zero past their lengths.
+
+        Args:
+            features: float (B, T, n_mels).
+            lens: int64 (B,), in feature frames.
+
+        Returns:
+            float (B, T', d_model), zero-input rows past the length carrying only the projection's bias; int64 (B,).
+        """
+        x = features[:, None]  # (B, 1, T, F)
+        for stage in self.stages:
+            x = torch.relu(cast(Tensor, stage(x)))
+            lens = subsampled_lens(lens, 2)
+            # The next convolution's window reaches one frame past the row's end.
+            x = x * valid_frames(lens, x.shape[2])[:, None, :, None].to(x.dtype)
+        x = x.transpose(1, 2).flatten(2)  # (B, T', C * F'), channel-major as NeMo
+        return cast(Tensor, self.out(x)), lens
