@@ -67,7 +67,7 @@ install_edge_asr() {
     fi
     say "installing edge-asr[$extras] into $venv"
     # shellcheck disable=SC2086
-    PYTHONWARNINGS=ignore "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    PYTHONWARNINGS=ignore "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
         -c constraints.txt ${PIP_ARGS:-} -e ".[$extras]"
     printf '%s\n' "$stamp" >"$venv/edge-asr.stamp"
 }
@@ -77,5 +77,5 @@ install_torch() {
     "$1/bin/python" -c 'import torch' 2>/dev/null && return
     say "installing PyTorch: about 190 MB as a CPU build, about 3 GB with CUDA (the default on Linux x86-64)"
     # shellcheck disable=SC2086
-    "$1/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt ${PIP_ARGS:-} torch
+    "$1/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt ${PIP_ARGS:-} torch
 }

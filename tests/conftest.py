@@ -58,14 +58,15 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from edge_asr.checkpoints.native import save_checkpoint
-    from edge_asr.model.config import ConformerConfig
-    from edge_asr.model.conformer import ConformerCTC
+    from edge_asr.model import ConformerConfig, ConformerCTC
     from edge_asr.runtime.features import FeatureConfig
     from edge_asr.vocabulary import Vocabulary
 
     torch.manual_seed(0)
     vocabulary = Vocabulary.from_characters("abcdefghijklmnopqrstuvwxyz' ")
-    config = ConformerConfig.from_preset("tiny", vocab_size=len(vocabulary), d_model=32, n_layers=2)
+    config = ConformerConfig.from_preset(
+        "tiny", vocab_size=len(vocabulary), d_model=32, n_layers=2, subsampling_channels=16
+    )
     folder = tmp_path_factory.mktemp("random") / "checkpoint"
     save_checkpoint(
         folder,

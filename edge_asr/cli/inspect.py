@@ -1,0 +1,187 @@
+"""`edge-asr inspect`: what is in a bundle or a checkpoint, and whether it is whole.
+
+A bundle is loaded with all its checks, file hashes included. A checkpoint is read without PyTorch:
+its config.json is validated and the header of its safetensors file is compared with the file's
+size; the weights themselves are not read. Neither is run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_asr.errors import BundleError, CheckpointError, EdgeAsrError
+
+_SAFETENSORS_MAX_HEADER = 100_000_000  # huggingface/safetensors, MAX_HEADER_SIZE
+
+
+@click.command(name="inspect")
+@click.argument("path", metavar="BUNDLE|CHECKPOINT")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+def command(path: str, as_json: bool) -> None:
+    """Show what BUNDLE or CHECKPOINT (a folder, or an embedded model such as tiny-en) holds.
+
+    Every artefact of a bundle is compared with its hash; one that is missing or altered is an error.
+    """
+    description = describe(path)
+    if as_json:
+        click.echo(json.dumps(description, ensure_ascii=False))
+    else:
+        _print_tables(description)
+
+
+def describe(path_or_name: str | Path) -> dict[str, Any]:
+    """A JSON-ready description of a bundle or checkpoint; key "kind" tells which it is.
+
+    Raises:
+        BundleError, CheckpointError: it is neither, or not whole; the message names what is wrong.
+    """
+    path = Path(path_or_name)
+    if path.is_file():
+        raise BundleError(f"{path} is a file; give the folder of a bundle or a checkpoint")
+    if path.is_dir() and not (path / "bundle.json").exists():
+        if (path / "model.safetensors").exists() or (path / "config.json").exists():
+            return _describe_checkpoint(path)
+        raise BundleError(
+            f"{path} holds neither bundle.json (a bundle) nor config.json and model.safetensors (a checkpoint)"
+        )
+    return _describe_bundle(path_or_name)
+
+
+def _describe_bundle(path_or_name: str | Path) -> dict[str, Any]:
+    from edge_asr.bundle import Bundle
+
+    bundle = Bundle.load(path_or_name, allow_unverified=True)
+    return {
+        "kind": "bundle",
+        "path": str(bundle.path),
+        "size_bytes": _folder_bytes(bundle.path),
+        **bundle.info.to_dict(),
+        "tokens": _token_sample(bundle.vocabulary.tokens),
+    }
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    from edge_asr.model.config import ConformerConfig
+    from edge_asr.runtime.features import FeatureConfig
+    from edge_asr.vocabulary import Vocabulary
+
+    config_file, weights_file = path / "config.json", path / "model.safetensors"
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing, so {path} is no whole checkpoint; copy it again")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        model = ConformerConfig.from_dict(config["model"])
+        features = FeatureConfig.from_dict(config["features"])
+        vocabulary = Vocabulary.from_dict(config["vocabulary"])
+    except EdgeAsrError as error:
+        raise CheckpointError(f"{config_file}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{config_file} is not an edge-asr checkpoint's configuration ({type(error).__name__}: {error})"
+        ) from error
+    tensors = read_safetensors_header(weights_file)
+    sizes = {name: math.prod(entry["shape"]) for name, entry in tensors.items()}
+    buffers = {name for name in sizes if name.rpartition(".")[2] in _BUFFERS or name.startswith("cmvn.")}
+    return {
+        "kind": "checkpoint",
+        "path": str(path),
+        "size_bytes": _folder_bytes(path),
+        "format_version": config.get("format_version"),
+        "n_parameters": sum(n for name, n in sizes.items() if name not in buffers),
+        "n_tensors": len(sizes),
+        "weights": dict(Counter(entry["dtype"] for entry in tensors.values())),
+        "model": model.to_dict(),
+        "features": features.to_dict(),
+        "vocabulary_kind": vocabulary.kind,
+        "vocabulary_size": len(vocabulary),
+        "blank_id": vocabulary.blank_id,
+        "tokens": _token_sample(vocabulary.tokens),
+        "tokenizer": (path / "tokenizer.model").is_file(),
+        "provenance": config.get("provenance", {}),
+    }
+
+
+#: What a state dict holds besides parameters: BatchNorm statistics (torch.nn.modules.batchnorm).
+_BUFFERS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
+
+
+def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Name -> {"dtype", "shape", "data_offsets"} of a safetensors file, its length checked.
+
+    Format: 8 bytes little-endian header length, JSON header, data (huggingface/safetensors, README).
+
+    Raises:
+        CheckpointError: not a safetensors file, or shorter or longer than its header says.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as handle:
+            (n_header,) = struct.unpack("<Q", handle.read(8))
+            if n_header > min(size - 8, _SAFETENSORS_MAX_HEADER):
+                raise ValueError(f"its header claims {n_header} bytes")
+            header = json.loads(handle.read(n_header))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (struct.error, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(
+            f"{file} is no safetensors file ({error}); copy the checkpoint again"
+        ) from error
+    if 8 + n_header + end != size:
+        raise CheckpointError(
+            f"{file} has {size} bytes, its header describes {8 + n_header + end}; copy the checkpoint again"
+        )
+    return tensors
+
+
+def _folder_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _token_sample(tokens: tuple[str, ...]) -> list[str]:
+    """All tokens of a small vocabulary, else the first 16 and the last two around an ellipsis."""
+    return list(tokens) if len(tokens) <= 64 else [*tokens[:16], "…", *tokens[-2:]]
+
+
+def _print_tables(description: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    main = Table(title=f"{description['kind']} {escape(description['path'])}", show_header=False)
+    for key, value in description.items():
+        if key in ("kind", "path", "artifacts", "tokens"):
+            continue
+        main.add_row(key, escape(_text(key, value)))
+    main.add_row("tokens", escape(" ".join(description["tokens"])))
+    console.print(main)
+    if "artifacts" in description:
+        artifacts = Table(title="artefacts (hashes compared)")
+        for column in ("file", "precision", "weights", "size", "opset", "ir_version", "sha256"):
+            artifacts.add_column(column)
+        for entry in description["artifacts"]:
+            size = f"{entry['size_bytes'] / 1e6:.2f} MB"
+            row = [entry["file"], entry["precision"], entry["weights"], size, entry["opset"]]
+            artifacts.add_row(*map(str, row), str(entry["ir_version"]), entry["sha256"][:12] + "…")
+        console.print(artifacts)
+        if not description["verified"]:
+            console.print("[bold red]unverified[/]: it failed its proof, see report.md in the folder")
+
+
+def _text(key: str, value: Any) -> str:
+    if key.endswith("_bytes"):
+        return f"{value / 1e6:.2f} MB"
+    if key == "n_parameters":
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
+    return str(value)

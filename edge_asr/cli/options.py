@@ -1,0 +1,78 @@
+"""What commands share: the options that choose and load a recognizer, and the progress bar.
+
+Heavy imports stand inside the functions, as in the commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def recognizer_options(function: _Function) -> _Function:
+    """Add -m, --precision, --backend, --threads and --allow-unverified.
+
+    They arrive as `model`, `precision`, `backend`, `threads` and `allow_unverified`, the arguments
+    that `Recognizer.load` takes (`threads` as `num_threads`).
+    """
+    options = [
+        click.option(
+            "-m",
+            "--model",
+            metavar="BUNDLE",
+            default="tiny-en",
+            show_default=True,
+            help="Folder of a bundle, or the name of an embedded model.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+            default="auto",
+            show_default=True,
+            help="Which model of the bundle to run; auto takes the best for this device.",
+        ),
+        click.option(
+            "--backend",
+            metavar="NAME",
+            default="auto",
+            show_default=True,
+            help="What runs the model: auto, onnxruntime.",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="CPU threads of the model; by default what the backend chooses.",
+        ),
+        click.option(
+            "--allow-unverified", is_flag=True, help="Also run a bundle that failed its proof when exported."
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def progress_bar(*, enabled: bool = True) -> Progress:
+    """A bar on stderr that vanishes when done; silent unless `enabled` and stderr is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not (enabled and sys.stderr.isatty()),
+        redirect_stdout=sys.stdout.isatty(),
+    )

@@ -1,0 +1,279 @@
+"""`edge-asr transcribe`: sound files to text, JSON, SRT or WebVTT.
+
+It finds the files, runs the recognizer on one after the other and writes each transcript as soon as
+it is there. A file that cannot be read is reported on stderr and the rest go on; the exit code is
+then 1. What this file does not do: recognise (edge_asr.runtime), lay out subtitles (formats.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_asr.cli.formats import FORMATS, format_transcript
+from edge_asr.cli.options import progress_bar, recognizer_options
+from edge_asr.errors import ConfigError, EdgeAsrError
+
+if TYPE_CHECKING:
+    from edge_asr.runtime.recognizer import Recognizer, Transcript
+
+_log = logging.getLogger(__name__)
+
+STDIN = "-"
+#: What is taken from a folder; a file named on the command line may have any name.
+AUDIO_SUFFIXES = frozenset(
+    {
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aiff",
+        ".aif",
+        ".aifc",
+        ".au",
+        ".caf",
+        ".w64",
+        ".rf64",
+    }
+)
+_PROGRESS_FROM_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A sound to transcribe: where it is, and its place below the output folder, without suffix."""
+
+    path: str
+    output_stem: Path
+
+
+@dataclass(slots=True)
+class _Summary:
+    """What has been done so far."""
+
+    transcripts: list[dict[str, Any]]
+    errors: list[dict[str, str]]
+    audio_s: float = 0.0
+    compute_s: float = 0.0
+
+
+@click.command(name="transcribe")
+@click.argument("files", nargs=-1, required=True, metavar="FILE|DIR...")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(FORMATS),
+    default="txt",
+    show_default=True,
+    help="Of each transcript; json is one object with token and word times.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document of all files on stdout.")
+@click.option(
+    "-o",
+    "--output-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write one file for each sound there instead of printing.",
+)
+@click.option("--force", is_flag=True, help="Overwrite transcripts that exist.")
+@recognizer_options
+def command(
+    files: tuple[str, ...],
+    output_format: str,
+    as_json: bool,
+    output_dir: Path | None,
+    force: bool,
+    model: str,
+    precision: str,
+    backend: str,
+    threads: int | None,
+    allow_unverified: bool,
+) -> None:
+    """Transcribe sound files, all those in folders, or `-` for a sound on stdin.
+
+    With no -m the embedded model tiny-en is used. Any sample rate, mono or stereo. A file that cannot
+    be read is reported and the others go on; the exit code is then 1.
+
+    \b
+    edge-asr transcribe meeting.wav
+    edge-asr transcribe talks/ --format srt -o subtitles/
+    arecord -d 5 -f S16_LE -r 16000 | edge-asr transcribe -
+    """
+    if as_json and output_dir is None and output_format in ("srt", "vtt"):
+        raise click.UsageError(
+            f"--json prints JSON, not {output_format}; add -o DIR to write {output_format} files"
+        )
+    sources, missing = _find_sources(files)
+    if output_dir is None and output_format in ("srt", "vtt") and len(sources) > 1:
+        raise click.UsageError(f"{len(sources)} sounds do not fit one {output_format} on stdout; add -o DIR")
+    if output_dir is not None:
+        _check_outputs(sources, output_dir, output_format, force=force)
+
+    from edge_asr.runtime.recognizer import Recognizer
+
+    summary = _Summary([], [])
+    for path, message in missing:
+        _report_error(summary, path, message)
+    with Recognizer.load(
+        model, precision=precision, backend=backend, num_threads=threads, allow_unverified=allow_unverified
+    ) as recognizer:
+
+        def deliver(source: _Source, transcript: Transcript) -> None:
+            entry = {"file": source.path, **transcript.to_dict()}
+            if output_dir is not None:
+                output = output_dir / f"{source.output_stem}.{output_format}"
+                _write_text(output, format_transcript(transcript, output_format))
+                entry["output"] = str(output)
+            elif not as_json:
+                text = format_transcript(transcript, output_format)
+                if output_format == "json":
+                    text = json.dumps(entry, ensure_ascii=False) + "\n"
+                elif output_format == "txt" and len(sources) + len(missing) > 1:
+                    text = f"{source.path}: {text}"
+                click.echo(text, nl=False)
+            if as_json:
+                summary.transcripts.append(entry)
+
+        _run(recognizer, sources, deliver, summary)
+    rate = summary.audio_s / summary.compute_s if summary.compute_s else 0.0
+    _log.info(
+        "%.1f s of audio in %.2f s, %.1f times faster than real time",
+        summary.audio_s,
+        summary.compute_s,
+        rate,
+    )
+    if as_json:
+        document = {
+            "model": model,
+            "transcripts": summary.transcripts,
+            "errors": summary.errors,
+            "audio_s": round(summary.audio_s, 3),
+            "compute_s": round(summary.compute_s, 4),
+            "rtfx": round(rate, 2),
+        }
+        click.echo(json.dumps(document, ensure_ascii=False))
+    if summary.errors:
+        sys.exit(1)
+
+
+def _run(
+    recognizer: Recognizer,
+    sources: Sequence[_Source],
+    deliver: Callable[[_Source, Transcript], None],
+    summary: _Summary,
+) -> None:
+    durations_s = [_duration_s(source.path) for source in sources]
+    total_s = sum(durations_s)
+    with progress_bar(enabled=total_s > _PROGRESS_FROM_S) as progress:
+        task = progress.add_task("transcribing", total=total_s or None)
+        for source, duration_s in zip(sources, durations_s, strict=True):
+            progress.update(task, description=Path(source.path).name)
+            try:
+                with _readable(source.path) as path:
+                    started = time.perf_counter()
+                    transcript = recognizer.transcribe_file(path)
+                summary.compute_s += time.perf_counter() - started
+                summary.audio_s += transcript.duration_s
+            except (EdgeAsrError, OSError) as error:
+                _log.debug("traceback of the error below", exc_info=error)
+                _report_error(summary, source.path, str(error))
+                continue
+            finally:
+                progress.advance(task, duration_s)
+            deliver(source, transcript)
+
+
+def _find_sources(arguments: Sequence[str]) -> tuple[list[_Source], list[tuple[str, str]]]:
+    """The sounds that the arguments name, in order, and (argument, what is wrong) of the others."""
+    if arguments.count(STDIN) > 1:
+        raise click.UsageError("- (stdin) can be given once only")
+    sources: list[_Source] = []
+    missing: list[tuple[str, str]] = []
+    for argument in arguments:
+        path = Path(argument)
+        if argument == STDIN:
+            sources.append(_Source(STDIN, Path("stdin")))
+        elif path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+            sources.extend(_Source(str(p), p.relative_to(path).with_suffix("")) for p in found)
+            if not found:
+                missing.append((argument, f"no sound file below the folder {argument}"))
+        elif path.exists():
+            sources.append(_Source(argument, Path(path.stem)))
+        else:
+            missing.append((argument, f"no such file or folder: {argument}"))
+    return sources, missing
+
+
+def _check_outputs(sources: Sequence[_Source], folder: Path, output_format: str, *, force: bool) -> None:
+    """Refuse, before any work, two sounds with one output, and outputs that exist."""
+    taken: dict[Path, str] = {}
+    for source in sources:
+        output = folder / f"{source.output_stem}.{output_format}"
+        if output in taken:
+            raise ConfigError(
+                f"{taken[output]} and {source.path} would both be written to {output}; "
+                "transcribe them in two runs with two folders"
+            )
+        taken[output] = source.path
+    existing = [output for output in taken if output.exists()]
+    if existing and not force:
+        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise ConfigError(
+            f"{existing[0]}{others} exist already; add --force to overwrite, or give another -o"
+        )
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[Path]:
+    """The path itself, or for stdin a temporary file with its content (decoders need to seek)."""
+    if path != STDIN:
+        yield Path(path)
+        return
+    with tempfile.NamedTemporaryFile(prefix="edge-asr-stdin-") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield Path(file.name)
+
+
+def _duration_s(path: str) -> float:
+    """Length for the progress bar; 0 where it cannot be told yet."""
+    import soundfile
+
+    if path == STDIN:
+        return 0.0
+    try:
+        return float(soundfile.info(path).duration)
+    except (soundfile.SoundFileError, OSError):
+        return 0.0
+
+
+def _report_error(summary: _Summary, path: str, message: str) -> None:
+    message = " ".join(message.split())
+    summary.errors.append({"file": path, "error": message})
+    click.echo(f"edge-asr: {message if path in message else f'{path}: {message}'}", err=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write all of it or nothing: a reader never sees half a transcript."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
