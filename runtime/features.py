@@ -9,7 +9,7 @@ The mel product works on squared real and imaginary parts side by side (each fil
 which saves adding them, and on bands: a group of neighbouring filters touches few bins. The small
 products also stay below the size at which OpenBLAS wakes its threads.
 
-What this file does not do: resampling (`audio_in.py`), dither (always 0), global CMVN (inside the
+What this file does not do: resampling (`edge_asr.audio`), dither (always 0), global CMVN (inside the
 model graph).
 """
 

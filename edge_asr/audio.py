@@ -1,0 +1,229 @@
+"""Sound in: checks a waveform, reads files in blocks, resamples whole clips and streams.
+
+Everything comes out as one float32 channel, full scale 1.0. Accepted waveforms: [samples] or
+[samples, channels] (channels are averaged), float16/32/64, int16 or int32. Empty is allowed and
+stays empty; NaN, infinity, another rank or another dtype is an `AudioError`.
+
+soxr's streams give the same bits for every way of cutting the input (version 1.1; tested), so a
+clip, a file and a microphone that carry the same samples are recognised alike. What this file
+does not do: microphones (`edge_asr.runtime.microphone`), features.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from edge_asr.errors import AudioError
+
+F32Array = npt.NDArray[np.float32]
+
+MIN_SAMPLE_RATE = 1_000
+MAX_SAMPLE_RATE = 768_000
+MAX_CHANNELS = 64
+BLOCK_S = 5.0
+"""Seconds a file is read at a time: it bounds memory, not results."""
+
+
+def mono_from_waveform(waveform: npt.ArrayLike) -> F32Array:
+    """A checked waveform as one channel.
+
+    Args:
+        waveform: [S] or [S, C] with C <= 64, channels averaged; floats with full scale 1.0
+            (larger values are kept), or int16 / int32, which are divided by 2^15 / 2^31.
+
+    Returns:
+        [S] float32; the input itself where nothing had to change.
+
+    Raises:
+        AudioError: another rank or dtype, NaN or infinity.
+    """
+    array = np.asarray(waveform)
+    if array.ndim == 2 and array.shape[1] > MAX_CHANNELS:
+        raise AudioError(
+            f"the waveform has shape {list(array.shape)}; two axes mean [samples, channels] with at most "
+            f"{MAX_CHANNELS} channels: transpose it"
+        )
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] == 0):
+        raise AudioError(f"the waveform has shape {list(array.shape)}; give [samples] or [samples, channels]")
+    if array.dtype in (np.int16, np.int32):
+        scale = np.float32(1.0 / -float(np.iinfo(array.dtype).min))
+        samples = array.astype(np.float32) * scale
+    elif array.dtype in (np.float16, np.float32, np.float64):
+        samples = array.astype(np.float32, copy=False)
+    elif array.size == 0 and array.ndim == 1 and not isinstance(waveform, np.ndarray):
+        samples = np.zeros(0, np.float32)  # an empty list has no dtype of its own
+    else:
+        raise AudioError(
+            f"the waveform has dtype {array.dtype}; give float32, float64, int16 or int32 samples"
+        )
+    if samples.ndim == 2:
+        samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        index = int(np.flatnonzero(~np.isfinite(samples))[0])
+        raise AudioError(
+            f"the waveform is {samples[index]} at sample {index}; replace what is not finite first"
+        )
+    return np.ascontiguousarray(samples)
+
+
+def check_sample_rate(sample_rate: int) -> int:
+    """`sample_rate` in Hz as an int.
+
+    Raises:
+        AudioError: not a whole number from 1 kHz to 768 kHz.
+    """
+    try:
+        rate = int(sample_rate)
+        whole = rate == sample_rate and not isinstance(sample_rate, bool)
+    except (TypeError, ValueError, OverflowError):
+        rate, whole = 0, False
+    if not whole or not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
+        raise AudioError(
+            f"the sample rate is {sample_rate!r}; give whole Hz from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}"
+        )
+    return rate
+
+
+class ResampleStream:
+    """One channel from one rate to another, piece by piece. One thread at a time.
+
+    The pieces together have round(S * target / source) samples (+- 1) and do not depend on how
+    the input was cut. Equal rates pass through without delay.
+
+    Args:
+        source_rate, target_rate: Hz.
+
+    Raises:
+        AudioError: a rate out of range.
+    """
+
+    def __init__(self, source_rate: int, target_rate: int) -> None:
+        self.source_rate = check_sample_rate(source_rate)
+        self.target_rate = check_sample_rate(target_rate)
+        self._soxr: soxr.ResampleStream | None = None
+        if self.source_rate != self.target_rate:
+            self._soxr = soxr.ResampleStream(
+                self.source_rate, self.target_rate, 1, dtype="float32", quality="HQ"
+            )
+
+    def push(self, samples: F32Array) -> F32Array:
+        """Take [s] float32 samples, return those that are ready, [t] float32."""
+        return samples if self._soxr is None else self._run(samples, last=False)
+
+    def flush(self) -> F32Array:
+        """End the input, return what the filter still holds, [t] float32."""
+        empty = np.zeros(0, np.float32)
+        return empty if self._soxr is None else self._run(empty, last=True)
+
+    def _run(self, samples: F32Array, *, last: bool) -> F32Array:
+        assert self._soxr is not None
+        return np.asarray(self._soxr.resample_chunk(samples, last=last), dtype=np.float32)
+
+
+def resample(samples: F32Array, source_rate: int, target_rate: int) -> F32Array:
+    """A whole channel [S] float32 at another rate; the same bits as `ResampleStream`."""
+    stream = ResampleStream(source_rate, target_rate)
+    if source_rate == target_rate:
+        return samples
+    return np.concatenate([stream.push(samples), stream.flush()])
+
+
+class AudioFile:
+    """A sound file read as mono blocks: WAV, FLAC, Ogg, MP3 and what else libsndfile knows.
+
+    Memory stays bounded whatever the length. A stream that cannot seek (a pipe, stdin) is copied
+    to a temporary file first, because file headers are read at both ends.
+
+    Args:
+        source: a path, or a binary file object.
+
+    Raises:
+        AudioError: no such file, or nothing libsndfile can read; the message names it.
+    """
+
+    def __init__(self, source: str | Path | BinaryIO) -> None:
+        self._spool: BinaryIO | None = None
+        if isinstance(source, (str, Path)):
+            self.name = str(source)
+            if not Path(source).is_file():
+                raise AudioError(f"{source} is not a file; give the path of a sound file")
+            handle: str | BinaryIO = str(source)
+        else:
+            self.name = str(getattr(source, "name", "<stream>"))
+            handle = source
+            if not source.seekable():
+                self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+                shutil.copyfileobj(source, self._spool)
+                self._spool.seek(0)
+                handle = self._spool
+        try:
+            self._file = soundfile.SoundFile(handle)
+        except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+            self._close_spool()
+            raise AudioError(
+                f"{self.name} cannot be read as sound ({error}); convert it to WAV or FLAC first"
+            ) from error
+        self.sample_rate = check_sample_rate(self._file.samplerate)
+
+    @property
+    def duration_s(self) -> float:
+        """Length that the header claims, in seconds; for progress, not for decisions."""
+        return float(self._file.frames) / self.sample_rate
+
+    def blocks(self, block_s: float = BLOCK_S) -> Iterator[F32Array]:
+        """The channel average from where reading stands to the end, [s] float32 a block.
+
+        Raises:
+            AudioError: damaged data, NaN or infinity.
+        """
+        n_samples = max(int(block_s * self.sample_rate), 1)
+        while True:
+            try:
+                block = self._file.read(n_samples, dtype="float32", always_2d=True)
+            except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+                raise AudioError(f"{self.name} is damaged ({error}); make a new copy of it") from error
+            if len(block) == 0:
+                return
+            try:
+                yield mono_from_waveform(block)
+            except AudioError as error:
+                raise AudioError(f"{self.name}: {error}") from error
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        self._file.close()
+        self._close_spool()
+
+    def _close_spool(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+
+    def __enter__(self) -> AudioFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_audio(source: str | Path | BinaryIO, sample_rate: int = 16000) -> F32Array:
+    """A whole sound file as one channel at `sample_rate`, [S] float32.
+
+    Raises:
+        AudioError: as `AudioFile`.
+    """
+    with AudioFile(source) as file:
+        stream = ResampleStream(file.sample_rate, sample_rate)
+        pieces = [stream.push(block) for block in file.blocks()]
+        return np.concatenate([*pieces, stream.flush()])

@@ -1,0 +1,232 @@
+"""Inference backends: features in, CTC log-probs out, behind one small protocol.
+
+`create_backend` is the seam: it picks the artefact of a bundle and the library that runs it. A
+backend that is asked for by name and cannot be had is an error that says why; only "auto" chooses
+by itself, and logs its choice. What this file does not do: features, decoding, batching policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.bundle import Bundle, Precision
+from edge_asr.errors import BackendError, require
+
+F32Array = npt.NDArray[np.float32]
+I64Array = npt.NDArray[np.int64]
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "cpu", "cuda")
+
+# Which precision "auto" takes first. CPUs compute fp16 graphs in float32, so fp16 comes last there.
+_PREFERENCE: dict[str, tuple[Precision, ...]] = {
+    "cpu": ("int8", "fp32", "fp16"),
+    "cuda": ("fp16", "fp32", "int8"),
+}
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class Backend(Protocol):
+    """Runs one model. Safe to call from several threads unless an implementation says otherwise."""
+
+    @property
+    def name(self) -> str:
+        """Short name, such as "cpu"."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Precision of the artefact it runs: "fp32", "fp16" or "int8"."""
+        ...
+
+    def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
+        """CTC log-probs of a padded batch.
+
+        Args:
+            features: [B, T, n_mels] float32.
+            feature_lens: [B] int64, valid frames of each row.
+
+        Returns:
+            [B, T', V] float32; of row b the first ceil(feature_lens[b] / subsampling_factor)
+            frames mean something.
+
+        Raises:
+            BackendError: the run failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give memory and devices back. May be called twice."""
+        ...
+
+
+class OnnxRuntimeBackend:
+    """onnxruntime on the CPU or, with onnxruntime-gpu, on CUDA. Thread-safe.
+
+    Args:
+        path: ONNX file with the inputs `audio_signal` [B, n_mels, T] and `length` [B] and the output
+            `logprobs` [B, T', V].
+        precision: of that file; kept for reports.
+        device: "cpu" or "cuda".
+        num_threads: threads of one operator; None means one per core this process may use, four
+            at most (small models do not gain from more).
+        spin: let idle threads wait busily. Off, because on a small board that takes the core
+            which captures the sound.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        BackendError: the device cannot be had, or the file cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        precision: str,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        spin: bool = False,
+    ) -> None:
+        onnxruntime = require("onnxruntime", extra="cpu")
+        self.name = device
+        self.precision = precision
+        self.num_threads = default_num_threads() if num_threads is None else num_threads
+        if (
+            isinstance(self.num_threads, bool)
+            or not isinstance(self.num_threads, int)
+            or self.num_threads < 1
+        ):
+            raise BackendError(f"num_threads is {num_threads!r}; give a whole number of at least 1, or None")
+        check_device(device)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.num_threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # Lengths change from call to call: a memory plan per shape only costs memory.
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        options.log_severity_level = 3
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=[_PROVIDERS[device]]
+            )
+        except Exception as error:  # onnxruntime raises a dozen classes without a common base
+            raise BackendError(
+                f"onnxruntime {onnxruntime.__version__} cannot load {path} ({error}); export the model again"
+            ) from error
+        if _PROVIDERS[device] not in self._session.get_providers():
+            # onnxruntime falls back to the CPU without an error.
+            raise BackendError(
+                f"onnxruntime could not start {_PROVIDERS[device]} here (driver, CUDA or cuDNN missing or of "
+                "another version); use backend='cpu', or run `edge-asr doctor`"
+            )
+
+    def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
+        """See `Backend.log_probs`."""
+        if self._session is None:
+            raise BackendError("this backend was closed; load the recogniser again")
+        feeds = {
+            "audio_signal": np.ascontiguousarray(features.transpose(0, 2, 1)),  # (B, F, T)
+            "length": feature_lens,
+        }
+        try:
+            (log_probs,) = self._session.run(["logprobs"], feeds)
+        except Exception as error:  # see __init__
+            raise BackendError(
+                f"onnxruntime failed on features of shape {list(features.shape)}: {error}"
+            ) from error
+        result: F32Array = log_probs
+        return result
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._session = None
+
+
+def default_num_threads() -> int:
+    """One per core this process may use, four at most."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), 4)
+    return min(os.cpu_count() or 1, 4)
+
+
+def check_device(device: str) -> None:
+    """Is there an onnxruntime that has this device at all?
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        BackendError: unknown, or not in this build of onnxruntime.
+    """
+    if device not in _PROVIDERS:
+        raise BackendError(f"backend {device!r} is unknown; use one of {', '.join(BACKENDS)}")
+    onnxruntime = require("onnxruntime", extra="cpu")
+    available = onnxruntime.get_available_providers()
+    if _PROVIDERS[device] not in available:
+        raise BackendError(
+            f"backend {device!r} needs {_PROVIDERS[device]}, this onnxruntime has {', '.join(available)}; "
+            "install it with: pip uninstall onnxruntime && pip install 'edge-asr[gpu]'"
+        )
+
+
+def choose_precision(bundle: Bundle, precision: str, device: str) -> Precision:
+    """The artefact to run: `precision` itself, or for "auto" the best the bundle has for `device`.
+
+    Raises:
+        BundleError: the bundle lacks it.
+        BackendError: no precision by that name.
+    """
+    if precision != "auto":
+        for known in ("fp32", "fp16", "int8"):
+            if precision == known:
+                return bundle.artifact(known).precision  # type: ignore[arg-type]
+        raise BackendError(f"precision {precision!r} is unknown; use auto, fp32, fp16 or int8")
+    have = {artifact.precision for artifact in bundle.info.artifacts}
+    return next(p for p in _PREFERENCE[device] if p in have)
+
+
+def create_backend(
+    bundle: Bundle,
+    *,
+    precision: str = "auto",
+    backend: str = "auto",
+    num_threads: int | None = None,
+) -> Backend:
+    """The backend that runs `bundle`.
+
+    Args:
+        bundle: a loaded bundle.
+        precision: "auto", "fp32", "fp16" or "int8". On a CPU "auto" prefers int8, then fp32.
+        backend: "cpu", "cuda", or "auto": CUDA when onnxruntime can start it, else the CPU.
+        num_threads: see `OnnxRuntimeBackend`.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        BackendError: a backend asked for by name that cannot be had here, or an unknown name.
+        BundleError: the bundle has no such precision.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(f"backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+    devices = ("cuda", "cpu") if backend == "auto" else (backend,)
+    for device in devices:
+        chosen = choose_precision(bundle, precision, device)
+        try:
+            if len(devices) > 1:
+                check_device(device)
+            runner = OnnxRuntimeBackend(
+                bundle.artifact_path(chosen), precision=chosen, device=device, num_threads=num_threads
+            )
+        except BackendError as error:
+            if device == devices[-1]:
+                raise
+            logger.info("auto backend: no %s (%s)", device, error)
+            continue
+        logger.info("backend %s, %s, %d threads", device, chosen, runner.num_threads)
+        return runner
+    raise AssertionError("the last device either returns or raises")
