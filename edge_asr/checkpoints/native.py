@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from edge_asr.errors import CheckpointError, ConfigError, VocabularyError
@@ -135,7 +135,7 @@ def save_checkpoint(
     try:
         temporary.chmod(0o755)  # mkdtemp makes it private
         (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
-        save_file(tensors, temporary / WEIGHTS_NAME)
+        (temporary / WEIGHTS_NAME).write_bytes(save(tensors))  # save_file would make it private
         if tokenizer_model is not None:
             (temporary / TOKENIZER_NAME).write_bytes(tokenizer_model)
         for file in temporary.iterdir():
