@@ -50,7 +50,7 @@ def describe(path_or_name: str | Path) -> dict[str, Any]:
         if (path / "model.safetensors").exists() or (path / "config.json").exists():
             return _describe_checkpoint(path)
         raise BundleError(
-            f"{path} holds neither bundle.json (a bundle) nor config.json and model.safetensors (a checkpoint)"
+            f"{path} is no bundle (no bundle.json) and no checkpoint (no config.json, no model.safetensors)"
         )
     return _describe_bundle(path_or_name)
 
