@@ -1,0 +1,187 @@
+"""Word and character error rates, by jiwer, with the text normalisation named.
+
+`compute_error_rates` aligns once and returns everything in one `ErrorRates`. This file does not
+read manifests or run a recognizer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge_asr.errors import ConfigError, require
+
+_NOT_BASIC = re.compile(r"[^\w' ]|_")
+_SPACES = re.compile(r"\s+")
+
+
+def _normalize_none(text: str) -> str:
+    return text
+
+
+def _normalize_basic(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
+    text = _NOT_BASIC.sub(" ", _SPACES.sub(" ", text))
+    return _SPACES.sub(" ", text).strip()
+
+
+TEXT_NORMALIZATIONS: dict[str, Callable[[str], str]] = {"none": _normalize_none, "basic": _normalize_basic}
+
+
+def normalize_text(text: str, normalization: str = "basic") -> str:
+    """Apply a named normalisation.
+
+    "none" leaves the text alone. "basic" applies NFKC, lower case, keeps letters, digits and
+    apostrophes, and turns everything else into single spaces.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    function = TEXT_NORMALIZATIONS.get(normalization)
+    if function is None:
+        known = ", ".join(TEXT_NORMALIZATIONS)
+        raise ConfigError(f"unknown text normalization {normalization!r}; use one of {known}")
+    return function(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UtteranceErrors:
+    """One utterance's errors in words; `alignment` is jiwer's three-line REF/HYP picture."""
+
+    index: int
+    wer: float
+    n_errors: int
+    n_words: int
+    reference: str
+    hypothesis: str
+    alignment: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorRates:
+    """Error rates over a whole set, as fractions (0.05 is 5 percent), and word counts.
+
+    `wer` and `mer` are of words, `cer` of characters (spaces included). An utterance with an
+    empty reference adds its words to the insertions. Rates are 0 when both sides are empty and
+    1.0 when only the references are.
+    """
+
+    wer: float
+    cer: float
+    mer: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    hits: int
+    n_words: int
+    n_characters: int
+    n_utterances: int
+    normalization: str
+
+    def to_dict(self) -> dict[str, float | int | str]:
+        """JSON-ready, keys as the fields."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def compute_error_rates(
+    references: Sequence[str], hypotheses: Sequence[str], *, normalization: str = "basic"
+) -> ErrorRates:
+    """Align every pair and sum the errors.
+
+    Raises:
+        ConfigError: the sequences differ in length, or an unknown normalisation.
+        MissingDependencyError: jiwer is not installed.
+    """
+    refs, hyps = _normalized_pairs(references, hypotheses, normalization)
+    extra_words = sum(len(h.split()) for r, h in zip(refs, hyps, strict=True) if not r)
+    extra_chars = sum(len(h) for r, h in zip(refs, hyps, strict=True) if not r)
+    kept = [(r, h) for r, h in zip(refs, hyps, strict=True) if r]
+    words = _process("process_words", kept)
+    chars = _process("process_characters", kept)
+    insertions = words["insertions"] + extra_words
+    n_words = words["hits"] + words["substitutions"] + words["deletions"]
+    n_characters = chars["hits"] + chars["substitutions"] + chars["deletions"]
+    word_errors = words["substitutions"] + words["deletions"] + insertions
+    char_errors = chars["substitutions"] + chars["deletions"] + chars["insertions"] + extra_chars
+    return ErrorRates(
+        wer=_rate(word_errors, n_words),
+        cer=_rate(char_errors, n_characters),
+        mer=_rate(word_errors, n_words + insertions),
+        substitutions=words["substitutions"],
+        deletions=words["deletions"],
+        insertions=insertions,
+        hits=words["hits"],
+        n_words=n_words,
+        n_characters=n_characters,
+        n_utterances=len(refs),
+        normalization=normalization,
+    )
+
+
+def find_worst_utterances(
+    references: Sequence[str], hypotheses: Sequence[str], *, n: int, normalization: str = "basic"
+) -> list[UtteranceErrors]:
+    """The `n` utterances with the most word errors, most first (ties: higher WER, then order).
+
+    Utterances without an error are left out.
+
+    Raises:
+        ConfigError: the sequences differ in length, or an unknown normalisation.
+        MissingDependencyError: jiwer is not installed.
+    """
+    refs, hyps = _normalized_pairs(references, hypotheses, normalization)
+    jiwer = require("jiwer", extra="eval")
+    found: list[UtteranceErrors] = []
+    for index, (ref, hyp) in enumerate(zip(refs, hyps, strict=True)):
+        n_words = len(ref.split())
+        if not ref:
+            n_errors, alignment = len(hyp.split()), f"REF: (empty)\nHYP: {hyp}"
+        else:
+            output = jiwer.process_words(ref, hyp)
+            n_errors = output.substitutions + output.deletions + output.insertions
+            alignment = jiwer.visualize_alignment(output, show_measures=False, skip_correct=False)
+            # The first line is jiwer's "sentence 1" header, which says nothing here.
+            alignment = "\n".join(alignment.splitlines()[1:]).strip("\n")
+        if n_errors:
+            found.append(
+                UtteranceErrors(
+                    index=index,
+                    wer=_rate(n_errors, n_words),
+                    n_errors=n_errors,
+                    n_words=n_words,
+                    reference=ref,
+                    hypothesis=hyp,
+                    alignment=alignment,
+                )
+            )
+    found.sort(key=lambda item: (-item.n_errors, -item.wer, item.index))
+    return found[:n]
+
+
+def _normalized_pairs(
+    references: Sequence[str], hypotheses: Sequence[str], normalization: str
+) -> tuple[list[str], list[str]]:
+    if len(references) != len(hypotheses):
+        raise ConfigError(
+            f"{len(references)} references but {len(hypotheses)} hypotheses; give one hypothesis per reference"
+        )
+    refs = [normalize_text(text, normalization).strip() for text in references]
+    hyps = [normalize_text(text, normalization).strip() for text in hypotheses]
+    return refs, hyps
+
+
+def _process(function: str, pairs: list[tuple[str, str]]) -> dict[str, int]:
+    jiwer = require("jiwer", extra="eval")
+    if not pairs:
+        return {"hits": 0, "substitutions": 0, "deletions": 0, "insertions": 0}
+    output: Any = getattr(jiwer, function)([r for r, _ in pairs], [h for _, h in pairs])
+    return {key: int(getattr(output, key)) for key in ("hits", "substitutions", "deletions", "insertions")}
+
+
+def _rate(errors: int, total: int) -> float:
+    if total == 0:
+        return 1.0 if errors else 0.0
+    return errors / total

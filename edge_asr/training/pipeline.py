@@ -1,0 +1,191 @@
+"""Batches of features, prepared in the background.
+
+`BatchBuilder` turns the planned items of a batch into padded features; a torch DataLoader runs it
+in worker processes that share the audio cache. Nothing is random here but what `Item.seed` says.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.training.augment import (
+    NoisePool,
+    augment_waveform,
+    change_speed,
+    join_waveforms,
+    mask_features,
+)
+from edge_asr.training.config import AugmentConfig, SpecAugmentConfig
+from edge_asr.training.corpus import Clip
+from edge_asr.training.plan import Item, Position
+
+
+@dataclass(slots=True)
+class Batch:
+    """One padded batch.
+
+    features: f32 [B, T, n_mels], zero beyond the lengths.  feature_lens: i64 [B].
+    targets: i64 [sum of target_lens], all rows one after another.  target_lens: i64 [B].
+    """
+
+    features: torch.Tensor
+    feature_lens: torch.Tensor
+    targets: torch.Tensor
+    target_lens: torch.Tensor
+    audio_s: float
+    position: Position
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with features and lengths on `device`."""
+        return Batch(
+            self.features.to(device, non_blocking=True),
+            self.feature_lens.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.target_lens.to(device, non_blocking=True),
+            self.audio_s,
+            self.position,
+        )
+
+
+class BatchBuilder(torch.utils.data.Dataset[Batch]):
+    """Maps (position, items) to a `Batch`."""
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        targets: Sequence[npt.NDArray[np.int64]],
+        features: FeatureConfig,
+        augment: AugmentConfig,
+        spec_augment: SpecAugmentConfig,
+        mask_value: npt.NDArray[np.float32],
+        seed: int,
+    ) -> None:
+        self.clips = clips
+        self.targets = targets
+        self.sample_rate = features.sample_rate
+        self.extractor = FeatureExtractor(features)
+        self.augment = augment
+        self.spec_augment = spec_augment
+        self.mask_value = mask_value
+        self.noise = NoisePool(self.sample_rate, seed)
+
+    def __getitem__(self, planned: tuple[Position, list[Item]]) -> Batch:
+        position, items = planned
+        rows, targets, n_samples = [], [], 0
+        for item in items:
+            rng = np.random.default_rng(item.seed)
+            waveform = self.build_waveform(item, rng)
+            n_samples += len(waveform)
+            features = self.extractor(waveform)
+            if self.augment.enabled:
+                features = mask_features(features, self.spec_augment, self.mask_value, rng)
+            rows.append(features)
+            targets.append(np.concatenate([self.targets[clip] for clip in item.clips]))
+        return collate(rows, targets, n_samples / self.sample_rate, position)
+
+    def build_waveform(self, item: Item, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+        """The joined, sped and augmented waveform of one item, f32 [S]."""
+        parts = [
+            change_speed(self.clips[clip].load(self.sample_rate), speed)
+            for clip, speed in zip(item.clips, item.speeds, strict=True)
+        ]
+        waveform = join_waveforms(parts, item.gaps_s, self.sample_rate, self.noise, rng)
+        if not self.augment.enabled:
+            return waveform
+
+        def draw_babble() -> list[npt.NDArray[np.float32]]:
+            chosen = rng.integers(len(self.clips), size=int(rng.integers(3, 7)))
+            return [self.clips[index].load(self.sample_rate) for index in chosen]
+
+        return augment_waveform(waveform, self.augment, self.sample_rate, self.noise, draw_babble, rng)
+
+
+def collate(
+    rows: Sequence[npt.NDArray[np.float32]],
+    targets: Sequence[npt.NDArray[np.int64]],
+    audio_s: float,
+    position: Position,
+) -> Batch:
+    """Pad rows of [T_i, n_mels] to one [B, T, n_mels] and join the targets."""
+    lens = [len(row) for row in rows]
+    features = np.zeros((len(rows), max(lens), rows[0].shape[1]), np.float32)
+    for index, row in enumerate(rows):
+        features[index, : len(row)] = row
+    return Batch(
+        torch.from_numpy(features),
+        torch.tensor(lens, dtype=torch.int64),
+        torch.from_numpy(np.concatenate(targets)),
+        torch.tensor([len(target) for target in targets], dtype=torch.int64),
+        audio_s,
+        position,
+    )
+
+
+def load_batches(
+    builder: BatchBuilder,
+    planned: Iterator[tuple[Position, list[Item]]],
+    *,
+    n_workers: int,
+    prefetch_batches: int,
+) -> Iterator[Batch]:
+    """Batches in the planned order, from worker processes (or inline with n_workers 0)."""
+    loader: Any = torch.utils.data.DataLoader(
+        builder,
+        batch_size=None,
+        sampler=_Once(planned),
+        num_workers=n_workers,
+        prefetch_factor=prefetch_batches if n_workers else None,
+        collate_fn=_same,
+        worker_init_fn=_init_worker,
+        multiprocessing_context="fork" if n_workers else None,
+        # A generator of its own: DataLoader would otherwise draw from the global one.
+        generator=torch.Generator().manual_seed(0),
+    )
+    return iter(loader)
+
+
+def compute_cmvn(
+    clips: Sequence[Clip], features: FeatureConfig, *, n_clips: int, seed: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Global mean and standard deviation, f32 [n_mels] each, over a random sample of clips."""
+    extractor = FeatureExtractor(features)
+    rng = np.random.default_rng([seed, 3])
+    chosen = rng.permutation(len(clips))[:n_clips]
+    total = np.zeros(features.n_mels)
+    squares = np.zeros(features.n_mels)
+    n_frames = 0
+    for index in chosen:
+        values = extractor(clips[int(index)].load(features.sample_rate)).astype(np.float64)
+        total += values.sum(axis=0)
+        squares += (values**2).sum(axis=0)
+        n_frames += len(values)
+    mean = total / max(n_frames, 1)
+    variance = np.maximum(squares / max(n_frames, 1) - mean**2, 1e-10)
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+
+class _Once(torch.utils.data.Sampler[Any]):
+    """Gives DataLoader an endless plan, one entry at a time."""
+
+    def __init__(self, planned: Iterator[tuple[Position, list[Item]]]) -> None:
+        self._planned = planned
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._planned
+
+
+def _init_worker(_: int) -> None:
+    # Ctrl-C reaches the whole process group; the training process decides when workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _same(batch: Batch) -> Batch:
+    return batch

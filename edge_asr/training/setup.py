@@ -1,0 +1,194 @@
+"""Turns a `TrainConfig` into what the loop needs: corpora, tokenizer, model, dev sets.
+
+All checks that could stop a run happen here, before the first step. The loop itself is `trainer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edge_asr.checkpoints.native import Checkpoint, load_checkpoint
+from edge_asr.errors import ConfigError, TrainingError
+from edge_asr.metrics import normalize_text
+from edge_asr.model import ConformerConfig, ConformerCTC
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.training.config import TrainConfig
+from edge_asr.training.corpus import Corpus, Progress, check_targets, load_corpus
+from edge_asr.training.pipeline import compute_cmvn
+from edge_asr.training.tokenizer import Tokenizer, tokenizer_from_vocabulary, train_tokenizer
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Everything a run needs that does not change while it runs."""
+
+    features: FeatureConfig
+    tokenizer: Tokenizer
+    model: ConformerCTC
+    train: Corpus
+    targets: list[npt.NDArray[np.int64]]
+    dev: Corpus
+
+    @property
+    def mask_value(self) -> npt.NDArray[np.float32]:
+        """f32 [n_mels]: what SpecAugment fills with, zero after the model's own normalization."""
+        cmvn = self.model.cmvn
+        if cmvn is None:
+            return np.zeros(self.features.n_mels, np.float32)
+        return np.asarray(cmvn.mean.detach().cpu().numpy(), dtype=np.float32)
+
+
+def build_features(config: TrainConfig, init: Checkpoint | None) -> FeatureConfig:
+    """The front end: the checkpoint's with init_from, else of the `features` section.
+
+    Raises:
+        ConfigError: unknown keys, or features that differ from the checkpoint's.
+    """
+    values = dict(config.features)
+    preset = values.pop("preset", "nemo")
+    features = FeatureConfig.from_preset(preset, **values)
+    if init is not None and init.features != features:
+        if config.features != {"preset": "nemo"}:
+            raise ConfigError(
+                f"features differ from those of init_from {config.init_from}; remove the features section to use its own"
+            )
+        return init.features
+    return features
+
+
+def prepare(
+    config: TrainConfig,
+    *,
+    strict: bool = False,
+    resumed: tuple[Tokenizer, ConformerConfig] | None = None,
+    progress: Progress | None = None,
+    report: Callable[[Corpus, Corpus], None] | None = None,
+) -> Prepared:
+    """Read, check and build everything.
+
+    Args:
+        config: the run.
+        strict: refuse to start when any row is bad.
+        resumed: tokenizer and model shape of the run that is resumed; its weights are loaded later.
+        progress: wraps the rows being decoded, for a progress bar.
+        report: called with the train and dev corpora once every row is judged, before `strict` acts.
+
+    Raises:
+        ConfigError, ManifestError, CheckpointError: named in the message.
+        TrainingError: bad rows with `strict`, or no usable utterance.
+    """
+    init = load_checkpoint(config.init_from) if config.init_from is not None and resumed is None else None
+    features = build_features(config, init)
+    if not config.data.train:
+        raise ConfigError("data.train is empty; name at least one manifest or corpus folder")
+    cache_dir = Path(config.data.cache_dir or Path(config.run_dir) / "cache")
+    load = {"sample_rate": features.sample_rate, "cache_dir": cache_dir, "progress": progress}
+    train = load_corpus(config.data.train, config.data, **load)  # type: ignore[arg-type]
+    dev = load_corpus(config.data.dev, config.data, **load)  # type: ignore[arg-type]
+    if not train.clips:
+        raise TrainingError(f"no usable training utterance; bad rows: {train.count_reasons() or 'none'}")
+    if resumed is not None:
+        tokenizer, model_config = resumed
+    else:
+        tokenizer = _build_tokenizer(config, init, train)
+        model_config = _build_model_config(config, init, len(tokenizer.vocabulary), features)
+    extractor = FeatureExtractor(features)
+    factor = model_config.subsampling_factor
+
+    def n_output_frames(n_samples: int) -> int:
+        return -(-extractor.n_frames(n_samples) // factor)
+
+    speed = max(config.augment.speeds) if config.augment.enabled else 1.0
+    train, targets = check_targets(train, tokenizer, n_output_frames=n_output_frames, fastest_speed=speed)
+    if report is not None:
+        report(train, dev)
+    n_bad = len(train.bad_rows) + len(dev.bad_rows)
+    if strict and n_bad:
+        raise TrainingError(f"{n_bad} bad rows and --strict was given; they are listed in bad_rows.jsonl")
+    if not train.clips:
+        raise TrainingError(f"no usable training utterance; bad rows: {train.count_reasons()}")
+    torch.manual_seed(config.seed)
+    model = ConformerCTC(model_config)
+    if resumed is None:
+        _initialize(model, config, init, train, features)
+    return Prepared(features, tokenizer, model, train, targets, dev)
+
+
+def write_bad_rows(path: Path, *corpora: Corpus) -> None:
+    """One JSON object per bad row; the file is written even when there is none."""
+    with path.open("w", encoding="utf-8") as file:
+        for corpus in corpora:
+            for bad in corpus.bad_rows:
+                file.write(json.dumps(bad.to_dict(), ensure_ascii=False) + "\n")
+
+
+def _build_tokenizer(config: TrainConfig, init: Checkpoint | None, train: Corpus) -> Tokenizer:
+    if init is not None and not config.override_init:
+        return tokenizer_from_vocabulary(init.vocabulary, init.tokenizer_model)
+    extra: list[str] = []
+    if config.tokenizer.extra_text is not None:
+        path = Path(config.tokenizer.extra_text)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read tokenizer.extra_text {path}: {error}") from error
+        extra = [text for line in lines if (text := normalize_text(line, config.data.text_normalization))]
+    return train_tokenizer(
+        config.tokenizer, [clip.text for clip in train.clips], [clip.weight for clip in train.clips], extra
+    )
+
+
+def _build_model_config(
+    config: TrainConfig, init: Checkpoint | None, vocab_size: int, features: FeatureConfig
+) -> ConformerConfig:
+    values = dict(config.model)
+    preset = values.pop("preset", "tiny")
+    for key in ("vocab_size", "n_mels"):
+        if key in values:
+            raise ConfigError(f"model.{key} is filled in by training; remove it")
+    if init is not None:
+        # The checkpoint gives the shape; single keys (dropout, ...) may be changed.
+        shape = {**init.model_config.to_dict(), **values, "vocab_size": vocab_size}
+        return ConformerConfig.from_dict(shape)
+    shape = ConformerConfig.from_preset(preset, vocab_size=vocab_size, n_mels=features.n_mels, **values)
+    if config.optim.intermediate_weight > 0 and "intermediate_ctc_layers" not in values and shape.n_layers > 1:
+        shape = dataclasses.replace(shape, intermediate_ctc_layers=(shape.n_layers // 2,))
+    return shape
+
+
+def _initialize(
+    model: ConformerCTC, config: TrainConfig, init: Checkpoint | None, train: Corpus, features: FeatureConfig
+) -> None:
+    """Weights of init_from, and global CMVN."""
+    if init is not None:
+        mine = model.state_dict()
+        usable = {
+            name: value
+            for name, value in init.state_dict.items()
+            if name in mine and mine[name].shape == value.shape
+        }
+        fresh = sorted(set(mine) - set(usable))
+        if fresh and not config.override_init:
+            raise TrainingError(
+                f"init_from {config.init_from} has no tensor that fits {fresh[0]} (and {len(fresh) - 1} more); "
+                f"leave the model keys out, or set override_init: true to start those afresh"
+            )
+        model.load_state_dict(usable, strict=False)
+        if fresh:
+            _LOG.warning("%d tensors start afresh: %s", len(fresh), ", ".join(fresh[:5]))
+    has_cmvn: Any = model.cmvn
+    if has_cmvn is not None and (init is None or config.override_init):
+        mean, std = compute_cmvn(train.clips, features, n_clips=config.cmvn_utterances, seed=config.seed)
+        model.set_cmvn(mean, std)

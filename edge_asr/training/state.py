@@ -1,0 +1,119 @@
+"""The exact state of a run, for going on after a kill: tensors as safetensors, the rest as JSON.
+
+RUN/state/step_00001200/{state.safetensors,state.json}; written to a temporary folder and renamed,
+so a state is whole or absent. Random numbers need no state: data order, augmentation, chunk sizes and
+dropout are all functions of (seed, epoch, step), see `plan` and `trainer`. No pickle is read or written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from edge_asr.errors import TrainingError
+
+STATE_VERSION = 1
+
+
+def save_state(
+    run_dir: Path, step: int, tensors: dict[str, torch.Tensor], meta: dict[str, Any], *, keep: int = 2
+) -> Path:
+    """Write one state atomically, then drop all but the newest `keep`."""
+    folder = run_dir / "state" / f"step_{step:08d}"
+    partial = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, partial / "state.safetensors")
+    (partial / "state.json").write_text(json.dumps({"format_version": STATE_VERSION, "step": step, **meta}))
+    for file in partial.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    for old in find_states(run_dir)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def find_states(run_dir: Path) -> list[Path]:
+    """Complete states, oldest first."""
+    return sorted(
+        path
+        for path in (run_dir / "state").glob("step_*")
+        if path.is_dir() and path.suffix != ".tmp" and (path / "state.json").is_file()
+    )
+
+
+def load_state(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The newest state's tensors (on the CPU) and metadata.
+
+    Raises:
+        TrainingError: there is none, or it cannot be read.
+    """
+    states = find_states(run_dir)
+    if not states:
+        raise TrainingError(f"nothing to resume in {run_dir}: no state/step_* there; start without --resume")
+    folder = states[-1]
+    try:
+        meta = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "state.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TrainingError(
+            f"cannot read the state {folder} ({error}); delete that folder to resume from the one before"
+        ) from error
+    if meta.get("format_version") != STATE_VERSION:
+        raise TrainingError(
+            f"{folder} has state format {meta.get('format_version')!r}, this version reads {STATE_VERSION}"
+        )
+    return tensors, meta
+
+
+def tensors_from_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's moments and step counts, as `optimizer.<parameter index>.<name>`."""
+    found: dict[str, torch.Tensor] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            found[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    return found
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """The inverse of `tensors_from_optimizer`; hyperparameters stay those of `optimizer`."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class ExponentialAverage:
+    """Exponential moving average of a model's floating-point state, buffers included.
+
+    The decay rises with the step, min(decay, (1 + n) / (10 + n)), so the random start is forgotten.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module, n_updates: int) -> None:
+        """Move toward the model's present state; `n_updates` counts from 1."""
+        decay = min(self.decay, (1 + n_updates) / (10 + n_updates))
+        mine, theirs = [], []
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                mine.append(self.values[name])
+                theirs.append(value.detach())
+            else:
+                self.values[name].copy_(value)
+        torch._foreach_lerp_(mine, theirs, 1.0 - decay)

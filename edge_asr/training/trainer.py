@@ -1,0 +1,416 @@
+"""The training loop: steps, schedule, evaluation, saving, stopping.
+
+Every step is a function of (seed, step): data order and augmentation come from `plan`, chunk sizes and
+dropout from generators seeded per step. A resumed run therefore repeats exactly what a killed one
+would have done. The loss of a step is the sum of CTC losses over the GLOBAL batch (all processes, all
+accumulated micro-batches) divided by its number of target tokens (or utterances), so neither the number of
+processes nor accumulation changes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge_asr.errors import TrainingError, require
+from edge_asr.metrics import ErrorRates
+from edge_asr.model import ConformerCTC
+from edge_asr.training.config import OptimConfig, StreamingConfig, TrainConfig
+from edge_asr.training.outputs import RunOutputs
+from edge_asr.training.pipeline import Batch, BatchBuilder, load_batches
+from edge_asr.training.plan import Position, iterate_batches
+from edge_asr.training.setup import Prepared
+from edge_asr.training.state import ExponentialAverage, load_optimizer, tensors_from_optimizer
+
+_LOG = logging.getLogger(__name__)
+
+
+class CTCObjective(nn.Module):
+    """Model plus loss, so that one `forward` goes through Fabric's precision and DDP."""
+
+    def __init__(self, model: ConformerCTC, intermediate_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.intermediate_weight = intermediate_weight
+
+    def forward(
+        self,
+        features: Tensor,
+        feature_lens: Tensor,
+        targets: Tensor,
+        target_lens: Tensor,
+        chunk_frames: int | None,
+        left_chunks: int | None,
+    ) -> Tensor:
+        """Losses summed over the rows: f32 [2], (weighted with the intermediate ones, final CTC alone)."""
+        log_probs, lens, between = self.model.forward_train(
+            features, feature_lens, chunk_frames=chunk_frames, left_chunks=left_chunks
+        )
+        blank = log_probs.shape[-1] - 1
+        final = _ctc_sum(log_probs, lens, targets, target_lens, blank)
+        total = final
+        if between and self.intermediate_weight > 0:
+            inner = torch.stack([_ctc_sum(item, lens, targets, target_lens, blank) for item in between]).mean()
+            total = (1 - self.intermediate_weight) * final + self.intermediate_weight * inner
+        return torch.stack([total, final.detach()])
+
+
+def _ctc_sum(log_probs: Tensor, lens: Tensor, targets: Tensor, target_lens: Tensor, blank: int) -> Tensor:
+    return functional.ctc_loss(
+        log_probs.float().transpose(0, 1),
+        targets,
+        lens,
+        target_lens,
+        blank=blank,
+        reduction="sum",
+        zero_infinity=True,
+    )
+
+
+def learning_rate(config: OptimConfig, step: int, minutes: float) -> float:
+    """The rate of optimizer step `step` (from 0), `minutes` into the run."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    if config.decay_over == "minutes":
+        done = minutes / (config.max_minutes or 1.0)
+    else:
+        span = max(1, (config.max_steps or 1) - config.warmup_steps)
+        done = (step - config.warmup_steps) / span
+    done = min(max(done, 0.0), 1.0)
+    shape = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * shape)
+
+
+def draw_chunk(config: StreamingConfig, seed: int, step: int) -> tuple[int | None, int | None]:
+    """(chunk_frames, left_chunks) of a step; (None, None) is full context."""
+    rng = np.random.default_rng([seed, step, 4])
+    if rng.random() < config.full_context_prob:
+        return None, None
+    chunk = int(rng.integers(config.chunk_frames[0], config.chunk_frames[1] + 1))
+    if rng.random() < config.unlimited_left_prob:
+        return chunk, None
+    return chunk, int(rng.integers(config.left_chunks[0], config.left_chunks[1] + 1))
+
+
+def launch_fabric(config: TrainConfig) -> Any:
+    """Lightning Fabric for this process; one of several when torchrun started it."""
+    fabric_module = require("lightning.fabric", extra="train")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = fabric_module.Fabric(
+        accelerator=config.run.accelerator,
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision=config.run.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+class Trainer:
+    """One run. `fit` trains until a limit, a signal or the file STOP, and leaves a resumable state."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        prepared: Prepared,
+        fabric: Any,
+        outputs: RunOutputs | None,
+        *,
+        resume: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
+    ) -> None:
+        """`outputs` is None on every rank but 0. `resume` is what `load_state` gave."""
+        self.config, self.prepared, self.fabric, self.outputs = config, prepared, fabric, outputs
+        self.model = prepared.model
+        if resume is not None:
+            tensors = {k.removeprefix("model."): v for k, v in resume[0].items() if k.startswith("model.")}
+            self.model.load_state_dict(tensors)
+        if fabric.world_size > 1 and fabric.device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[assignment]
+        objective = CTCObjective(self.model, config.optim.intermediate_weight)
+        self.optimizer = _build_optimizer(self.model, config.optim)
+        self.objective, self.optimizer = fabric.setup(objective, self.optimizer)
+        self.ema = ExponentialAverage(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.step, self.n_skipped, self.minutes_before = 0, 0, 0.0
+        self.position = Position(0, 0)
+        self.best_wer: float | None = None
+        self._stop_signal = False
+        if resume is not None:
+            self._restore(*resume)
+        self.started = time.monotonic()
+        self.builder = BatchBuilder(
+            prepared.train.clips,
+            prepared.targets,
+            prepared.features,
+            config.augment,
+            config.spec_augment,
+            prepared.mask_value,
+            config.seed,
+        )
+
+    @property
+    def minutes(self) -> float:
+        """Wall clock of training, earlier parts of a resumed run included."""
+        return self.minutes_before + (time.monotonic() - self.started) / 60
+
+    def fit(self) -> dict[str, ErrorRates]:
+        """Train; returns the final dev error rates (empty without dev sets, or on ranks other than 0).
+
+        Raises:
+            TrainingError: the loss stayed not finite for 100 steps in a row.
+        """
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return self._fit()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _fit(self) -> dict[str, ErrorRates]:
+        batches = self._batches()
+        recent: deque[tuple[float, int, float]] = deque(maxlen=self.config.run.log_every_steps)
+        skipped_in_a_row = 0
+        rates: dict[str, ErrorRates] = {}
+        evaluated_at, stop = -1, self._limit_reached()
+        while not stop:
+            begun = time.monotonic()
+            micro = [next(batches) for _ in range(self.config.optim.accumulate)]
+            result = self._train_step(micro)
+            if result is None:
+                break
+            skipped_in_a_row = 0 if math.isfinite(result["grad_norm"]) else skipped_in_a_row + 1
+            if skipped_in_a_row >= 100:
+                raise TrainingError(
+                    f"the gradient was not finite for 100 steps in a row at step {self.step}; "
+                    f"lower optim.lr (now {result['lr']:g}) or use precision 32-true"
+                )
+            self.step += 1
+            last = micro[-1].position
+            self.position = Position(last.epoch, last.index + 1)
+            recent.append((time.monotonic() - begun, int(result["n_utterances"]), result["audio_s"]))
+            stop = self._limit_reached()
+            if self.outputs is None:
+                continue
+            row = self._metrics_row(result, recent)
+            self.outputs.show_step(row, self.config.optim)
+            if self.outputs.is_due("eval", self.step, self.minutes) and not stop:
+                rates, evaluated_at = self._evaluate(row), self.step
+            elif self.step % self.config.run.log_every_steps == 0 or stop:
+                self.outputs.metrics.write(row)
+            if self.outputs.is_due("checkpoint", self.step, self.minutes):
+                self.outputs.save_numbered(self._saved_model(), self.step, self._provenance(rates))
+            if self.outputs.is_due("state", self.step, self.minutes):
+                self._save_state()
+        if self.outputs is not None:
+            if evaluated_at != self.step:
+                rates = self._evaluate(None)
+            self._save_state()
+        return rates
+
+    def _batches(self) -> Iterator[Batch]:
+        clips = self.prepared.train.clips
+        planned = iterate_batches(
+            np.array([clip.n_samples / self.prepared.train.sample_rate for clip in clips]),
+            np.array([clip.weight for clip in clips]),
+            self.config.data,
+            self.config.augment,
+            seed=self.config.seed,
+            start=self.position,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+        )
+        return load_batches(
+            self.builder,
+            planned,
+            n_workers=self.config.data.n_workers,
+            prefetch_batches=self.config.data.prefetch_batches,
+        )
+
+    def _train_step(self, micro: list[Batch]) -> dict[str, float] | None:
+        """One optimizer step; None when some process was told to stop."""
+        config, fabric = self.config.optim, self.fabric
+        counts = torch.tensor(
+            [
+                sum(int(batch.target_lens.sum()) for batch in micro),
+                sum(len(batch.target_lens) for batch in micro),
+                sum(batch.audio_s for batch in micro),
+                float(self._must_stop()),
+            ],
+            dtype=torch.float64 if fabric.device.type != "mps" else torch.float32,
+            device=fabric.device,
+        )
+        n_tokens, n_utterances, audio_s, n_stop = (
+            float(value) for value in (fabric.all_reduce(counts, reduce_op="sum") if fabric.world_size > 1 else counts)
+        )
+        if n_stop:
+            return None
+        denominator = n_tokens if config.loss_normalization == "tokens" else n_utterances
+        rate = learning_rate(config, self.step, self.minutes)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        chunk, left = draw_chunk(self.config.streaming, self.config.seed, self.step)
+        self.objective.train()
+        sums = torch.zeros(2, device=fabric.device)
+        for index, batch in enumerate(micro):
+            torch.manual_seed(_seed_of(self.config.seed, self.step, index, fabric.global_rank))
+            on_device = batch.to(fabric.device)
+            with fabric.no_backward_sync(self.objective, enabled=index < len(micro) - 1):
+                losses = self.objective(
+                    on_device.features,
+                    on_device.feature_lens,
+                    on_device.targets,
+                    on_device.target_lens,
+                    chunk,
+                    left,
+                )
+                # DDP averages gradients over processes; the loss is a sum, hence the factor.
+                fabric.backward(losses[0] * (fabric.world_size / denominator))
+            sums += losses.detach().float()
+        if fabric.world_size > 1:
+            sums = fabric.all_reduce(sums, reduce_op="sum")
+        norm = _gradient_norm(self.model)
+        if math.isfinite(norm):
+            if config.clip_norm and norm > config.clip_norm:
+                scale = config.clip_norm / (norm + 1e-6)
+                torch._foreach_mul_([p.grad for p in self.model.parameters() if p.grad is not None], scale)
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.model, self.step + 1)
+        else:
+            self.n_skipped += 1
+            _LOG.warning("step %d skipped: the gradient is not finite", self.step + 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        return {
+            "loss": float(sums[0]) / denominator,
+            "ctc_loss": float(sums[1]) / denominator,
+            "lr": rate,
+            "grad_norm": norm,
+            "n_utterances": n_utterances,
+            "audio_s": audio_s,
+        }
+
+    def _metrics_row(
+        self, result: dict[str, float], recent: deque[tuple[float, int, float]]
+    ) -> dict[str, float | int]:
+        seconds = sum(entry[0] for entry in recent)
+        return {
+            "step": self.step,
+            "minutes": round(self.minutes, 3),
+            "epoch": self.position.epoch,
+            "loss": result["loss"],
+            "ctc_loss": result["ctc_loss"],
+            "lr": result["lr"],
+            "grad_norm": result["grad_norm"],
+            "utterances_per_s": round(sum(entry[1] for entry in recent) / seconds, 2),
+            "audio_s_per_s": round(sum(entry[2] for entry in recent) / seconds, 2),
+            "skipped_steps": self.n_skipped,
+        }
+
+    def _saved_model(self) -> ConformerCTC:
+        """What is evaluated and saved: the average when there is one, in a copy; else the model itself."""
+        if self.ema is None and self.model is self.prepared.model:
+            return self.model
+        copy = ConformerCTC(self.prepared.model.config).to(self.fabric.device)
+        copy.load_state_dict(self.ema.values if self.ema is not None else self.model.state_dict())
+        return copy.eval()
+
+    def _evaluate(self, row: dict[str, float | int] | None) -> dict[str, ErrorRates]:
+        assert self.outputs is not None
+        model = self._saved_model()
+        rates = self.outputs.evaluate(model)
+        full_row = dict(row) if row is not None else {"step": self.step, "minutes": round(self.minutes, 3)}
+        for name, rate in rates.items():
+            full_row[f"{name}_wer"], full_row[f"{name}_cer"] = round(rate.wer, 6), round(rate.cer, 6)
+        self.outputs.metrics.write(full_row)
+        self.best_wer = self.outputs.save_last_and_best(model, rates, self.best_wer, self._provenance(rates))
+        self.outputs.draw()
+        self.model.train()
+        return rates
+
+    def _provenance(self, rates: dict[str, ErrorRates]) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "minutes": round(self.minutes, 2),
+            "epoch": self.position.epoch,
+            "ema_decay": self.config.optim.ema_decay,
+            "init_from": self.config.init_from,
+            "dev": {name: {"wer": rate.wer, "cer": rate.cer} for name, rate in rates.items()},
+        }
+
+    def _save_state(self) -> None:
+        assert self.outputs is not None
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.values.items()}
+        tensors |= tensors_from_optimizer(self.optimizer)
+        meta = {
+            "epoch": self.position.epoch,
+            "index": self.position.index,
+            "minutes": self.minutes,
+            "n_skipped": self.n_skipped,
+            "best_wer": self.best_wer,
+        }
+        self.outputs.save_state(self.step, tensors, meta)
+
+    def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        load_optimizer(self.optimizer, tensors)
+        if self.ema is not None:
+            for name, value in self.ema.values.items():
+                if f"ema.{name}" in tensors:
+                    value.copy_(tensors[f"ema.{name}"])
+        self.step, self.n_skipped = int(meta["step"]), int(meta["n_skipped"])
+        self.position = Position(int(meta["epoch"]), int(meta["index"]))
+        self.minutes_before, self.best_wer = float(meta["minutes"]), meta["best_wer"]
+
+    def _limit_reached(self) -> bool:
+        steps = self.config.optim.max_steps
+        return steps is not None and self.step >= steps
+
+    def _must_stop(self) -> bool:
+        """Reasons that only this process knows; shared with the others before the next step."""
+        minutes = self.config.optim.max_minutes
+        stop_file = Path(self.config.run_dir) / "STOP"
+        return self._stop_signal or (minutes is not None and self.minutes >= minutes) or stop_file.exists()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._stop_signal:
+            raise KeyboardInterrupt
+        self._stop_signal = True
+        _LOG.warning("%s: stopping after this step; once more to stop at once", signal.Signals(number).name)
+
+
+def _build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if p.ndim >= 2 and "bias" not in name]
+    plain = [p for name, p in named if not (p.ndim >= 2 and "bias" not in name)]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        foreach=True,
+    )
+
+
+def _gradient_norm(model: nn.Module) -> float:
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
