@@ -185,7 +185,7 @@ def choose_precision(bundle: Bundle, precision: str, device: str) -> Precision:
     if precision != "auto":
         for known in ("fp32", "fp16", "int8"):
             if precision == known:
-                return bundle.artifact(known).precision  # type: ignore[arg-type]
+                return bundle.artifact(known).precision
         raise BackendError(f"precision {precision!r} is unknown; use auto, fp32, fp16 or int8")
     have = {artifact.precision for artifact in bundle.info.artifacts}
     return next(p for p in _PREFERENCE[device] if p in have)

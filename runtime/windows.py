@@ -1,0 +1,172 @@
+"""Long recordings in bounded memory: overlapping windows, stitched where both are silent.
+
+A window begins every `step_frames` of features and reaches `overlap_frames` into the next one.
+Inside an overlap both windows have log-probs on the same grid of output frames; near its own edge
+each lacks context, so `margin` frames there are not trusted. In the part that is left, the cut goes
+into the middle of the longest stretch where both windows' best token is blank; then no token is cut
+apart, doubled or lost. Where no frame is blank in both, the cut is the frame that is most nearly so.
+
+A recording of at most one window takes one pass. Where windows lie depends on the number of frames
+only, never on how they arrived. The last window is always longer than the overlap.
+What this file does not do: run models or decode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.errors import ConfigError
+
+F32Array = npt.NDArray[np.float32]
+
+WINDOW_S = 24.0
+OVERLAP_S = 4.0
+MARGIN_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WindowGeometry:
+    """Where windows lie.
+
+    Attributes:
+        window_frames, overlap_frames: feature frames, multiples of `subsampling_factor`.
+        margin_frames: output frames at each edge of an overlap where no cut may be.
+        subsampling_factor: feature frames per output frame.
+
+    Raises:
+        ConfigError: numbers that leave no room for a cut, or no step.
+    """
+
+    window_frames: int
+    overlap_frames: int
+    margin_frames: int
+    subsampling_factor: int
+
+    def __post_init__(self) -> None:
+        factor = self.subsampling_factor
+        if factor < 1 or self.window_frames % factor or self.overlap_frames % factor:
+            raise ConfigError(
+                f"window of {self.window_frames} and overlap of {self.overlap_frames} frames must be "
+                f"multiples of the subsampling factor {factor}"
+            )
+        if not 0 < 2 * self.overlap_frames <= self.window_frames:
+            raise ConfigError(
+                f"the overlap of {self.overlap_frames} frames must be positive and at most half the "
+                f"window of {self.window_frames}"
+            )
+        if not 0 <= 2 * self.margin_frames < self.overlap_frames // factor:
+            raise ConfigError(
+                f"two margins of {self.margin_frames} output frames fill the overlap of "
+                f"{self.overlap_frames // factor}; leave at least one frame for the cut"
+            )
+
+    @property
+    def step_frames(self) -> int:
+        """Feature frames from one window's begin to the next."""
+        return self.window_frames - self.overlap_frames
+
+    @classmethod
+    def from_seconds(
+        cls,
+        *,
+        feature_frame_s: float,
+        subsampling_factor: int,
+        window_s: float = WINDOW_S,
+        overlap_s: float = OVERLAP_S,
+        margin_s: float = MARGIN_S,
+    ) -> WindowGeometry:
+        """Geometry nearest to the given seconds on the grid of output frames."""
+        frame_s = feature_frame_s * subsampling_factor
+        return cls(
+            window_frames=round(window_s / frame_s) * subsampling_factor,
+            overlap_frames=round(overlap_s / frame_s) * subsampling_factor,
+            margin_frames=round(margin_s / frame_s),
+            subsampling_factor=subsampling_factor,
+        )
+
+
+def stitch_log_probs(
+    features: Iterable[F32Array],
+    encode: Callable[[F32Array], F32Array],
+    geometry: WindowGeometry,
+    blank_id: int,
+) -> Iterator[F32Array]:
+    """Log-probs of a recording whose features arrive in pieces.
+
+    Args:
+        features: pieces [t, n_mels], any lengths.
+        encode: runs the model on one window, [T, n_mels] -> [ceil(T / factor), V].
+        geometry: where windows lie.
+        blank_id: index of blank.
+
+    Yields:
+        Log-probs [t', V]; together ceil(T / factor) frames for T feature frames.
+    """
+    waiting: list[F32Array] = []
+    n_waiting = 0
+    stitcher = _Stitcher(geometry, blank_id)
+    for piece in features:
+        if len(piece) == 0:
+            continue
+        waiting.append(piece)
+        n_waiting += len(piece)
+        # Strictly more than a window: whether a window is the last is known before it runs.
+        while n_waiting > geometry.window_frames:
+            frames = np.concatenate(waiting)
+            yield from stitcher.add(encode(frames[: geometry.window_frames]), is_last=False)
+            waiting = [frames[geometry.step_frames :].copy()]
+            n_waiting = len(waiting[0])
+    if n_waiting:
+        yield from stitcher.add(encode(np.concatenate(waiting)), is_last=True)
+
+
+class _Stitcher:
+    """Holds the overlap of the last window until the next one settles where to cut."""
+
+    def __init__(self, geometry: WindowGeometry, blank_id: int) -> None:
+        self._geometry = geometry
+        self._blank_id = blank_id
+        self._left: F32Array | None = None
+
+    def add(self, log_probs: F32Array, *, is_last: bool) -> Iterator[F32Array]:
+        factor = self._geometry.subsampling_factor
+        begin = 0
+        if self._left is not None:
+            n_shared = len(self._left)
+            begin = choose_cut(
+                self._left, log_probs[:n_shared], blank_id=self._blank_id, margin=self._geometry.margin_frames
+            )
+            yield self._left[:begin]
+            self._left = None
+        end = len(log_probs) if is_last else self._geometry.step_frames // factor
+        yield log_probs[begin:end]
+        if not is_last:
+            self._left = log_probs[end:].copy()
+
+
+def choose_cut(left: F32Array, right: F32Array, *, blank_id: int, margin: int) -> int:
+    """Where to go over from one window to the next inside their overlap.
+
+    Args:
+        left, right: log-probs [n, V] of the same n frames by the earlier and the later window.
+        blank_id: index of blank.
+        margin: frames at both ends where no cut may be; 2 * margin < n.
+
+    Returns:
+        c in [margin, n - margin]: frames before c are taken from `left`, c and later from `right`.
+    """
+    inner = slice(margin, len(left) - margin)
+    blank = np.minimum(left[inner, blank_id], right[inner, blank_id])
+    is_blank = (np.argmax(left[inner], axis=1) == blank_id) & (np.argmax(right[inner], axis=1) == blank_id)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_blank, [False]]).astype(np.int8)))
+    starts, ends = edges[::2], edges[1::2]
+    if len(starts) == 0:
+        return margin + int(np.argmax(blank))
+    longest = np.flatnonzero(ends - starts == (ends - starts).max())
+    # Of equally long ones, that which is most surely blank: there the speaker is most likely silent.
+    surest = max(longest.tolist(), key=lambda i: float(blank[starts[i] : ends[i]].mean()))
+    return margin + int(starts[surest] + ends[surest]) // 2
