@@ -44,7 +44,7 @@ def recognizer_options(function: _Function) -> _Function:
             metavar="NAME",
             default="auto",
             show_default=True,
-            help="What runs the model: auto, onnxruntime.",
+            help="What runs the model: auto, cpu or cuda.",
         ),
         click.option(
             "--threads",

@@ -10,12 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +24,8 @@ from edge_asr.cli.options import progress_bar, recognizer_options
 from edge_asr.errors import ConfigError, EdgeAsrError
 
 if TYPE_CHECKING:
-    from edge_asr.runtime.recognizer import Recognizer, Transcript
+    from edge_asr.runtime.recognizer import Recognizer
+    from edge_asr.runtime.transcript import Transcript
 
 _log = logging.getLogger(__name__)
 
@@ -125,37 +123,22 @@ def command(
 
     from edge_asr.runtime.recognizer import Recognizer
 
+    several = len(sources) + len(missing) > 1
+    delivery = _Delivery(output_format, as_json=as_json, output_dir=output_dir, several=several)
     summary = _Summary([], [])
     for path, message in missing:
         _report_error(summary, path, message)
-    with Recognizer.load(
-        model, precision=precision, backend=backend, num_threads=threads, allow_unverified=allow_unverified
-    ) as recognizer:
-
-        def deliver(source: _Source, transcript: Transcript) -> None:
-            entry = {"file": source.path, **transcript.to_dict()}
-            if output_dir is not None:
-                output = output_dir / f"{source.output_stem}.{output_format}"
-                _write_text(output, format_transcript(transcript, output_format))
-                entry["output"] = str(output)
-            elif not as_json:
-                text = format_transcript(transcript, output_format)
-                if output_format == "json":
-                    text = json.dumps(entry, ensure_ascii=False) + "\n"
-                elif output_format == "txt" and len(sources) + len(missing) > 1:
-                    text = f"{source.path}: {text}"
-                click.echo(text, nl=False)
-            if as_json:
-                summary.transcripts.append(entry)
-
-        _run(recognizer, sources, deliver, summary)
+    if sources:
+        with Recognizer.load(
+            model,
+            precision=precision,
+            backend=backend,
+            num_threads=threads,
+            allow_unverified=allow_unverified,
+        ) as recognizer:
+            _transcribe(recognizer, sources, delivery, summary)
     rate = summary.audio_s / summary.compute_s if summary.compute_s else 0.0
-    _log.info(
-        "%.1f s of audio in %.2f s, %.1f times faster than real time",
-        summary.audio_s,
-        summary.compute_s,
-        rate,
-    )
+    _log.info("%.1f s of audio in %.2f s: %.1f x real time", summary.audio_s, summary.compute_s, rate)
     if as_json:
         document = {
             "model": model,
@@ -170,31 +153,58 @@ def command(
         sys.exit(1)
 
 
-def _run(
-    recognizer: Recognizer,
-    sources: Sequence[_Source],
-    deliver: Callable[[_Source, Transcript], None],
-    summary: _Summary,
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """Where transcripts go: stdout as they come, files, or one JSON document at the end."""
+
+    output_format: str
+    as_json: bool
+    output_dir: Path | None
+    several: bool
+
+    def write(self, source: _Source, transcript: Transcript) -> dict[str, Any]:
+        """Write or print one transcript; its entry in the JSON document."""
+        entry = {"file": source.path, **transcript.to_dict()}
+        if self.output_dir is not None:
+            output = self.output_dir / f"{source.output_stem}.{self.output_format}"
+            _write_text(output, format_transcript(transcript, self.output_format))
+            entry["output"] = str(output)
+        elif self.output_format == "json" and not self.as_json:
+            click.echo(json.dumps(entry, ensure_ascii=False))
+        elif not self.as_json:
+            label = f"{source.path}: " if self.several and self.output_format == "txt" else ""
+            click.echo(label + format_transcript(transcript, self.output_format), nl=False)
+        return entry
+
+
+def _transcribe(
+    recognizer: Recognizer, sources: Sequence[_Source], delivery: _Delivery, summary: _Summary
 ) -> None:
     durations_s = [_duration_s(source.path) for source in sources]
     total_s = sum(durations_s)
+    before_s = 0.0
     with progress_bar(enabled=total_s > _PROGRESS_FROM_S) as progress:
         task = progress.add_task("transcribing", total=total_s or None)
         for source, duration_s in zip(sources, durations_s, strict=True):
-            progress.update(task, description=Path(source.path).name)
+            progress.update(task, description=Path(source.path).name, completed=before_s)
+
+            def advance(heard_s: float, before_s: float = before_s) -> None:
+                progress.update(task, completed=before_s + heard_s)
+
+            before_s += duration_s
+            started = time.perf_counter()
             try:
-                with _readable(source.path) as path:
-                    started = time.perf_counter()
-                    transcript = recognizer.transcribe_file(path)
-                summary.compute_s += time.perf_counter() - started
-                summary.audio_s += transcript.duration_s
+                sound = sys.stdin.buffer if source.path == STDIN else source.path
+                transcript = recognizer.transcribe_file(sound, progress=advance)
             except (EdgeAsrError, OSError) as error:
                 _log.debug("traceback of the error below", exc_info=error)
                 _report_error(summary, source.path, str(error))
                 continue
-            finally:
-                progress.advance(task, duration_s)
-            deliver(source, transcript)
+            summary.compute_s += time.perf_counter() - started
+            summary.audio_s += transcript.duration_s
+            entry = delivery.write(source, transcript)
+            if delivery.as_json:
+                summary.transcripts.append(entry)
 
 
 def _find_sources(arguments: Sequence[str]) -> tuple[list[_Source], list[tuple[str, str]]]:
@@ -236,18 +246,6 @@ def _check_outputs(sources: Sequence[_Source], folder: Path, output_format: str,
         raise ConfigError(
             f"{existing[0]}{others} exist already; add --force to overwrite, or give another -o"
         )
-
-
-@contextmanager
-def _readable(path: str) -> Iterator[Path]:
-    """The path itself, or for stdin a temporary file with its content (decoders need to seek)."""
-    if path != STDIN:
-        yield Path(path)
-        return
-    with tempfile.NamedTemporaryFile(prefix="edge-asr-stdin-") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-        file.flush()
-        yield Path(file.name)
 
 
 def _duration_s(path: str) -> float:
