@@ -1,0 +1,144 @@
+"""`edge-asr export`: a checkpoint becomes a proven bundle.
+
+It parses, shows the stages on stderr and prints a summary or, with --json, the whole report. What
+this file does not do: export or prove anything (edge_asr.export).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edge_asr.export.pipeline import StageProgress, Weights
+    from edge_asr.export.report import ExportReport
+
+
+@click.command(name="export")
+@click.argument("checkpoint", metavar="CHECKPOINT")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="BUNDLE",
+    help="Folder of the bundle.",
+)
+@click.option("--name", metavar="NAME", help="Name of the model; by default that of the folder.")
+@click.option(
+    "--weights",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="How weights are stored; fp16 halves the file, the graph still computes in float32.",
+)
+@click.option("--opset", type=click.IntRange(18, 22), default=18, show_default=True, help="ONNX opset.")
+@click.option(
+    "--clips",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="MANIFEST|FILE|DIR",
+    help="Real speech for the proof, may be repeated; by default the embedded samples.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is proven.")
+@click.option(
+    "--keep-failed",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep a bundle that failed its proof there, marked as not verified.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON document.")
+def command(
+    checkpoint: str,
+    output: Path,
+    name: str | None,
+    weights: Weights,
+    opset: int,
+    clips: tuple[Path, ...],
+    force: bool,
+    keep_failed: Path | None,
+    as_json: bool,
+) -> None:
+    """Export CHECKPOINT to ONNX, prove it against PyTorch, and write a bundle.
+
+    CHECKPOINT is a folder that `edge-asr train` wrote, or the name of an embedded model (tiny-en).
+    The proof compares log-probs on real clips, at lengths around every edge, in padded batches, on
+    silence and noise; when it fails the exit code is 3 and nothing is written. sherpa-onnx and
+    onnx-asr load the folder too.
+
+    \b
+    edge-asr export runs/mine/best -o mine
+    edge-asr export tiny-en -o tiny-en --clips dev.jsonl
+    """
+    from edge_asr.export import export_bundle
+
+    with _stage_display() as progress:
+        report = export_bundle(
+            checkpoint,
+            output,
+            name=name,
+            weights=weights,
+            opset=opset,
+            clips=clips,
+            force=force,
+            keep_failed=keep_failed,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+    else:
+        _print_summary(report)
+
+
+@contextmanager
+def _stage_display() -> Iterator[StageProgress]:
+    """Stages on stderr: a live bar on a terminal, one line a stage elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: None if total else click.echo(f"edge-asr: {stage} ...", err=True)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bars.update(task, total=1, completed=1)
+                tasks[stage] = bars.add_task(stage, total=None)
+            if total:
+                bars.update(tasks[stage], total=total, completed=done)
+
+        yield show
+        for task in tasks.values():
+            bars.update(task, total=1, completed=1)
+
+
+def _print_summary(report: ExportReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{report.name}: verified")
+    for column in ("comparison", "cases", "max error", "mean error", "same text", "worst case"):
+        table.add_column(column)
+    for step in report.to_dict()["steps"]:
+        table.add_row(
+            f"{step['reference']} -> {step['candidate']}",
+            str(step["n_cases"]),
+            f"{step['max_log_prob_error']:.1e}",
+            f"{step['mean_log_prob_error']:.1e}",
+            "yes" if step["same_text"] else "not in all",
+            step["worst_case"],
+        )
+    console = Console()
+    console.print(table)
+    size = sum(report.sizes_bytes.values()) / 1e6
+    click.echo(f"{report.output}: {size:.2f} MB, {report.timings_s['total']:.1f} s, details in report.md")

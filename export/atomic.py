@@ -1,0 +1,161 @@
+"""Write a folder all at once: build it beside its place, flush it, and swap it in.
+
+A reader sees the old folder or the new one, never a mixture, also when the writer is killed: the
+swap is one `renameat2(RENAME_EXCHANGE)` where the kernel has it, else two renames with roll-back.
+A killed writer can leave a hidden `.NAME.partial-*` folder; the next writer of NAME removes it
+(a lock tells it from one that is still being written). Nothing here knows what a bundle is,
+except that only a folder holding `bundle.json` is ever replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge_asr.bundle import MANIFEST_NAME
+from edge_asr.errors import BundleError
+
+_log = logging.getLogger(__name__)
+_AT_FDCWD = -100  # linux/fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Refuse a target that may not be written, before any work is done.
+
+    Args:
+        target: folder to be created or replaced.
+        force: an existing bundle may be replaced.
+
+    Raises:
+        BundleError: the target exists and `force` is false, or it is not a bundle, or its parent
+            cannot be written.
+    """
+    if target.is_symlink():
+        raise BundleError(f"{target} is a link; name the folder it points to, so that the swap is atomic")
+    if target.exists():
+        if not force:
+            raise BundleError(f"{target} exists; add --force to replace it, or name another folder with -o")
+        if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST_NAME).is_file()):
+            raise BundleError(
+                f"{target} is not a bundle (it has no {MANIFEST_NAME}), so --force will not delete it; "
+                "name another folder with -o"
+            )
+    parent = target.absolute().parent
+    existing = next(p for p in (parent, *parent.parents) if p.exists())
+    if not existing.is_dir():
+        raise BundleError(f"{target} lies under {existing}, which is a file; name another folder with -o")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BundleError(
+            f"{target} cannot be written: no write permission in {existing}; name another folder with -o"
+        )
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path, *, force: bool) -> Iterator[Path]:
+    """A new empty folder that becomes `target` when the block ends without an exception.
+
+    On an exception (Ctrl-C too) the new folder is removed and `target` stays as it was.
+
+    Args:
+        target: folder to be created or replaced.
+        force: an existing bundle may be replaced.
+
+    Raises:
+        BundleError: as `check_target`.
+    """
+    check_target(target, force=force)
+    parent = target.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    partial = Path(tempfile.mkdtemp(prefix=_partial_prefix(target), dir=parent))
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        _sync_tree(partial)
+        check_target(target, force=force)  # it may have appeared meanwhile
+        if target.exists():
+            _exchange(partial, target)  # `partial` is now the old folder
+        else:
+            os.rename(partial, target)
+        _sync_folder(parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
+
+
+def _partial_prefix(target: Path) -> str:
+    return f".{target.absolute().name}.partial-"
+
+
+def _remove_abandoned(target: Path) -> None:
+    for folder in target.absolute().parent.glob(_partial_prefix(target) + "*"):
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # another process is writing it
+        else:
+            _log.info("removing %s, left by an interrupted export", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders: atomically where the system can, else by renames that are undone on failure."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        renameat2 = None
+    if renameat2 is not None:
+        result = renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE)
+        if result == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(old))
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.absolute().name}.replaced-", dir=old.parent))
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except BaseException:
+        os.rename(aside, old)
+        raise
+    os.rename(aside, new)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
+        _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

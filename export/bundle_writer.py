@@ -1,0 +1,78 @@
+"""The files of a bundle folder: bundle.json and what other runtimes read beside the model.
+
+sherpa-onnx reads tokens.txt and the metadata inside the ONNX file; onnx-asr reads vocab.txt and
+config.json. Where the folder goes and when it appears is atomic.py's affair.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import edge_asr
+from edge_asr.bundle import MANIFEST_NAME, TOKENS_NAME, Artifact, BundleInfo, sha256_of
+from edge_asr.runtime.features import FeatureConfig
+from edge_asr.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import onnx
+
+MODEL_FILE = "model.onnx"
+VOCAB_NAME = "vocab.txt"
+ONNX_ASR_CONFIG_NAME = "config.json"
+
+
+def onnx_metadata(
+    name: str, features: FeatureConfig, vocabulary: Vocabulary, subsampling_factor: int
+) -> dict[str, str]:
+    """Metadata that sherpa-onnx reads from the graph (sherpa-onnx/csrc/offline-nemo-enc-dec-ctc-model.cc).
+
+    `vocab_size` is without the blank; without it or `subsampling_factor` sherpa-onnx ends the process.
+    """
+    return {
+        "vocab_size": str(len(vocabulary) - 1),
+        "subsampling_factor": str(subsampling_factor),
+        "normalize_type": "per_feature" if features.normalize == "per_feature" else "",
+        "model_type": "EncDecCTCModelBPE",
+        "version": "1",
+        "model_author": "edge-asr",
+        "url": "",
+        "comment": f"{name}, exported by edge-asr {edge_asr.__version__}",
+    }
+
+
+def write_token_files(folder: Path, vocabulary: Vocabulary, n_mels: int, subsampling_factor: int) -> None:
+    """Write tokens.txt, vocab.txt (the same lines) and onnx-asr's config.json."""
+    lines = vocabulary.to_token_lines()
+    (folder / TOKENS_NAME).write_text(lines, encoding="utf-8")
+    (folder / VOCAB_NAME).write_text(lines, encoding="utf-8")
+    config = {
+        "model_type": "nemo-conformer-ctc",
+        "features_size": n_mels,
+        "subsampling_factor": subsampling_factor,
+    }
+    (folder / ONNX_ASR_CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_model(folder: Path, model: onnx.ModelProto, weights: Literal["fp32", "fp16"]) -> Artifact:
+    """Write model.onnx in one file and describe it."""
+    path = folder / MODEL_FILE
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return Artifact(
+        file=MODEL_FILE,
+        precision="fp32",
+        weights=weights,
+        sha256=sha256_of(path),
+        opset=opset,
+        ir_version=model.ir_version,
+        size_bytes=path.stat().st_size,
+    )
+
+
+def write_manifest(folder: Path, info: BundleInfo) -> None:
+    """Write bundle.json."""
+    data: dict[str, Any] = info.to_dict()
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")

@@ -1,0 +1,67 @@
+"""The real recordings of a proof: the embedded samples, or what the caller names.
+
+Sound files and manifests may be mixed; everything is resampled to the model's rate. No text is
+read: a proof compares two models, not a model with the truth (`edge-asr evaluate` does that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.audio import read_audio
+from edge_asr.bundle import EMBEDDED_MODELS
+from edge_asr.errors import AudioError
+from edge_asr.manifest import read_manifest
+
+SAMPLES = EMBEDDED_MODELS / "samples"
+_SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+
+
+def find_clips(sources: Sequence[str | Path] | None = None) -> list[Path]:
+    """Sound files of `sources`, or the samples that ship with the package when None or empty.
+
+    Args:
+        sources: sound files, folders of them, and JSON Lines manifests.
+
+    Raises:
+        AudioError: nothing there.
+        ManifestError: a manifest that cannot be read.
+    """
+    paths: list[Path] = []
+    for source in map(Path, sources or [SAMPLES]):
+        if source.is_dir():
+            paths += sorted(p for p in source.rglob("*") if p.suffix.lower() in _SOUND_SUFFIXES)
+        elif source.suffix == ".jsonl":
+            manifest = read_manifest(source)
+            if manifest.bad_rows:
+                row = manifest.bad_rows[0]
+                raise AudioError(
+                    f"{source} has {len(manifest.bad_rows)} unusable rows, the first is row {row.row} "
+                    f"({row.detail}); mend the manifest"
+                )
+            paths += [utterance.audio_path for utterance in manifest.utterances]
+        elif source.is_file():
+            paths.append(source)
+        else:
+            raise AudioError(f"no sound file or manifest at {source}; check --clips")
+    if not paths:
+        looked = ", ".join(str(s) for s in sources or [SAMPLES])
+        raise AudioError(f"no sound file under {looked}; a proof needs real speech: give --clips")
+    return paths
+
+
+def load_clips(paths: Sequence[Path], sample_rate: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Waveforms by file name, [S] float32 at `sample_rate`; equal names are told apart by their folder.
+
+    Raises:
+        AudioError: a file that cannot be read as sound.
+    """
+    clips: dict[str, npt.NDArray[np.float32]] = {}
+    for path in paths:
+        name = path.name if path.name not in clips else f"{path.parent.name}/{path.name}"
+        clips[name if name not in clips else str(path)] = read_audio(path, sample_rate)
+    return clips

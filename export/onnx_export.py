@@ -1,0 +1,123 @@
+"""A PyTorch acoustic model as one ONNX graph with dynamic batch and time.
+
+Wraps the model so that it takes what other runtimes feed (features before time) and returns only
+log-probabilities, then runs torch's dynamo exporter. BatchNorm is folded before (fold.py), the
+graph is simplified after (optimize.py) and proven (proof.py); none of that is here.
+
+Names and layout (FIELD of sherpa-onnx and onnx-asr): `audio_signal` float32 [batch, n_mels, time],
+`length` int64 [batch] -> `logprobs` float32 [batch, ceil(time / s), vocabulary].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from edge_asr.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+INPUT_NAMES = ("audio_signal", "length")
+OUTPUT_NAME = "logprobs"
+DEFAULT_OPSET = 18
+MAX_OPSET = 22  # ir_version 10 is the newest that onnxruntime 1.23 reads; opset 23 asks for 11
+MAX_IR_VERSION = 10
+_EXAMPLE_FRAMES = (203, 131, 57)
+
+
+def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
+    """Export a model whose `forward(features, feature_lens)` returns (log_probs, log_probs_lens).
+
+    Args:
+        model: in eval mode, on the CPU; features float32 [B, T, F], feature_lens int64 [B].
+        n_mels: F.
+        opset: ONNX opset, 18 to 22.
+
+    Returns:
+        The graph with all weights inside, as the exporter wrote it but for the debug metadata.
+
+    Raises:
+        ConfigError: an opset outside 18 to 22.
+        MissingDependencyError: torch, onnx or onnxscript is not installed.
+    """
+    if not DEFAULT_OPSET <= opset <= MAX_OPSET:
+        raise ConfigError(
+            f"opset is {opset}; give {DEFAULT_OPSET} (torch's exporter) to {MAX_OPSET} (onnxruntime 1.23)"
+        )
+    require("torch", extra="export")
+    require("onnxscript", extra="export")
+    import torch
+
+    features = torch.zeros(len(_EXAMPLE_FRAMES), n_mels, max(_EXAMPLE_FRAMES))
+    lengths = torch.tensor(_EXAMPLE_FRAMES, dtype=torch.int64)
+    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
+    with torch.no_grad(), _quiet_exporter():
+        program = torch.onnx.export(
+            _channels_first(model),
+            (features, lengths),
+            dynamo=True,
+            input_names=list(INPUT_NAMES),
+            output_names=[OUTPUT_NAME],
+            opset_version=opset,
+            dynamic_shapes={"audio_signal": {0: batch, 2: time}, "length": {0: batch}},
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # it is one whenever dynamo=True
+    proto: onnx.ModelProto = program.model_proto
+    _strip_debug_metadata(proto)
+    proto.ir_version = min(proto.ir_version, MAX_IR_VERSION)
+    return proto
+
+
+def _channels_first(model: torch.nn.Module) -> torch.nn.Module:
+    """Module taking [B, F, T] and lengths, returning the log-probs [B, T', V] alone."""
+    import torch
+
+    class ChannelsFirst(torch.nn.Module):
+        def __init__(self, acoustic_model: torch.nn.Module) -> None:
+            super().__init__()
+            self.acoustic_model = acoustic_model
+
+        def forward(self, audio_signal: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+            log_probs: torch.Tensor = self.acoustic_model(audio_signal.transpose(1, 2), length)[0]
+            return log_probs
+
+    return ChannelsFirst(model).eval()
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says about torchvision, axis names and its own deprecations.
+
+    It prints progress on stdout whatever `verbose` says in some versions (torch 2.9), and stdout
+    belongs to the command's result.
+    """
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter_log.setLevel(level)
+
+
+def _strip_debug_metadata(proto: onnx.ModelProto) -> None:
+    """Drop per-node stack traces and names of this machine's files, half the size of a small graph."""
+    graph = proto.graph
+    values = [*graph.input, *graph.output, *graph.value_info]
+    owners: list[Any] = [graph, *graph.node, *values, *graph.initializer]
+    for function in proto.functions:
+        owners += [function, *function.node]
+    for owner in owners:
+        del owner.metadata_props[:]
+        if hasattr(owner, "doc_string"):
+            owner.doc_string = ""

@@ -1,0 +1,134 @@
+"""Simplify and check an ONNX graph, and describe it for other runtimes.
+
+onnxsim folds constants and removes what shape arithmetic leaves behind; its own numerical check
+runs on random inputs of several shapes, onnx.checker runs in full, and shape inference must keep
+batch and time dynamic. The real proof against PyTorch is proof.py's; quantisation is elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.errors import GateError, require
+from edge_asr.export.onnx_export import INPUT_NAMES, MAX_IR_VERSION, OUTPUT_NAME
+
+if TYPE_CHECKING:
+    import onnx
+
+#: (batch, frames) of the random inputs that onnxsim compares before and after.
+CHECK_SHAPES = ((1, 1), (1, 97), (3, 250))
+# Gemm takes two axes only: each linear layer over [B, T, D] would gain reshapes and shape arithmetic,
+# which hide it from quantisers and TensorRT's fusions (onnxsim 0.8).
+_SKIPPED_PASSES = ("fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched")
+_RTOL, _ATOL = 1e-3, 1e-4  # log-probs of a deep graph: the bar of the proof, not onnxsim's 1e-5
+
+
+def simplify_graph(model: onnx.ModelProto, n_mels: int) -> onnx.ModelProto:
+    """Simplify a graph with onnxsim; the result must give the same numbers on random inputs.
+
+    Args:
+        model: graph with inputs `audio_signal` [B, n_mels, T] and `length` [B].
+        n_mels: feature channels.
+
+    Raises:
+        GateError: onnxsim's numerical check failed.
+        MissingDependencyError: onnxsim is not installed.
+    """
+    onnxsim = require("onnxsim", extra="export")
+    generator = np.random.default_rng(0)
+    inputs = [_random_inputs(generator, batch, n_frames, n_mels) for batch, n_frames in CHECK_SHAPES]
+    simplified: onnx.ModelProto
+    # onnxsim prints what it checks on stdout, which belongs to the command's result.
+    with contextlib.redirect_stdout(io.StringIO()):
+        simplified, equal = onnxsim.simplify(
+            model, check_n=0, skipped_optimizers=list(_SKIPPED_PASSES), certify=False
+        )
+        differing = [
+            shape
+            for shape, data in zip(CHECK_SHAPES, inputs, strict=True)
+            if not onnxsim.model_checking.compare(
+                simplified, model, 1, input_data=data, verbose=False, rtol=_RTOL, atol=_ATOL
+            )
+        ]
+    if not equal or differing:
+        raise GateError(
+            f"onnxsim's simplified graph differs from the exported one at (batch, frames) {differing}; "
+            "report it with the versions of onnxsim and torch"
+        )
+    simplified.ir_version = min(simplified.ir_version, MAX_IR_VERSION)
+    return simplified
+
+
+def check_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Check a graph in full and infer its shapes.
+
+    Returns:
+        The graph with the inferred shapes of its intermediate values.
+
+    Raises:
+        GateError: the checker or strict shape inference objects, an input or output has another
+            name or rank, batch or time is not dynamic, or weights lie outside the file.
+    """
+    onnx_module = require("onnx", extra="export")
+    try:
+        onnx_module.checker.check_model(model, full_check=True)
+        inferred: onnx.ModelProto = onnx_module.shape_inference.infer_shapes(
+            model, check_type=True, strict_mode=True, data_prop=True
+        )
+    except (onnx_module.checker.ValidationError, onnx_module.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise GateError(f"the exported graph is not valid ONNX: {reason}") from error
+    if model.ir_version > MAX_IR_VERSION:
+        raise GateError(
+            f"the graph has ir_version {model.ir_version}; onnxruntime 1.23 reads {MAX_IR_VERSION} at most"
+        )
+    for value, name, rank, dynamic in (
+        (model.graph.input[0], INPUT_NAMES[0], 3, (0, 2)),
+        (model.graph.input[1], INPUT_NAMES[1], 1, (0,)),
+        (model.graph.output[0], OUTPUT_NAME, 3, (0, 1)),
+    ):
+        dims = value.type.tensor_type.shape.dim
+        if value.name != name or len(dims) != rank:
+            raise GateError(
+                f"the graph has {value.name} of rank {len(dims)} where {name} of rank {rank} belongs"
+            )
+        frozen = [axis for axis in dynamic if dims[axis].HasField("dim_value")]
+        if frozen:
+            raise GateError(f"{name} has the fixed axes {frozen}; batch and time must stay dynamic")
+    if len(model.graph.input) != len(INPUT_NAMES) or len(model.graph.output) != 1:
+        raise GateError(
+            f"the graph has {len(model.graph.input)} inputs and {len(model.graph.output)} outputs; "
+            f"it must have {len(INPUT_NAMES)} and 1"
+        )
+    if any(i.data_location == onnx_module.TensorProto.EXTERNAL for i in model.graph.initializer):
+        raise GateError("the graph keeps weights in another file; it must be one file")
+    return inferred
+
+
+def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Replace the graph's metadata, in place."""
+    del model.metadata_props[:]
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def count_operators(model: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes of each operator the graph has, the most frequent first."""
+    counts: dict[str, int] = {}
+    for node in model.graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _random_inputs(
+    generator: np.random.Generator, batch: int, n_frames: int, n_mels: int
+) -> dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]]:
+    features = generator.standard_normal((batch, n_mels, n_frames)).astype(np.float32)
+    lengths = np.asarray([max(1, n_frames - 31 * row) for row in range(batch)], dtype=np.int64)
+    return {INPUT_NAMES[0]: features, INPUT_NAMES[1]: lengths}

@@ -1,0 +1,270 @@
+"""`edge-asr export` as a function: checkpoint -> folded -> ONNX -> simplified -> proven -> bundle.
+
+Only the order of things is here; each stage has its file. The bundle appears at its place complete
+and proven, or not at all. INT8 (edge_asr.calibration) and engines start from the bundle.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import edge_asr
+from edge_asr.bundle import Artifact, BundleInfo
+from edge_asr.errors import ConfigError, GateError, require
+from edge_asr.export.atomic import check_target, replacing_folder
+from edge_asr.export.bundle_writer import onnx_metadata, write_manifest, write_model, write_token_files
+from edge_asr.export.clips import find_clips, load_clips
+from edge_asr.export.fold import fold_batch_norm
+from edge_asr.export.onnx_export import DEFAULT_OPSET, export_onnx
+from edge_asr.export.optimize import check_graph, count_operators, set_metadata, simplify_graph
+from edge_asr.export.proof import (
+    LogProbModel,
+    Outputs,
+    Progress,
+    ProofStep,
+    Tolerance,
+    TorchModel,
+    compare_outputs,
+    run_cases,
+)
+from edge_asr.export.proof_cases import CasePlan, ProofCase, build_cases
+from edge_asr.export.report import ExportReport, collect_versions, summarize_step
+from edge_asr.export.weights import store_weights_as_float16
+from edge_asr.runtime.backends import OnnxRuntimeBackend
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edge_asr.checkpoints import Checkpoint
+
+Weights = Literal["fp32", "fp16"]
+
+#: Called with the name of a stage as it begins, and with (stage, done, total) while it runs.
+StageProgress = Callable[[str, int, int], None]
+
+#: fp16 weights change numbers in the third decimal: the text on real speech must hold, the error is reported.
+FP16_WEIGHTS_TOLERANCE = Tolerance(max_error=None, text_families=("real",))
+
+
+@dataclass(slots=True)
+class _Run:
+    """State of one export: timings and what has been proven so far."""
+
+    progress: StageProgress | None
+    timings_s: dict[str, float] = field(default_factory=dict)
+    steps: list[ProofStep] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Progress]:
+        """Time a stage and announce it; yields a callback for progress inside it."""
+        started = time.perf_counter()
+
+        def report(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(name, done, total)
+
+        report(0, 0)
+        yield report
+        self.timings_s[name] = self.timings_s.get(name, 0.0) + time.perf_counter() - started
+
+
+def export_bundle(
+    checkpoint: str | Path | Checkpoint,
+    output: str | Path,
+    *,
+    name: str | None = None,
+    weights: Weights = "fp32",
+    opset: int = DEFAULT_OPSET,
+    clips: Sequence[str | Path] | None = None,
+    plan: CasePlan | None = None,
+    force: bool = False,
+    keep_failed: str | Path | None = None,
+    progress: StageProgress | None = None,
+) -> ExportReport:
+    """Export a checkpoint to a bundle and prove it against the PyTorch model.
+
+    Args:
+        checkpoint: a folder, the name of an embedded model, or a loaded checkpoint.
+        output: folder of the bundle; its parents are created.
+        name: short name of the model in the bundle; the output folder's name when None.
+        weights: "fp32", or "fp16" to store them in half the space (cast to float32 when loaded; proven
+            against the float32 file by identical greedy text on the clips and a reported error).
+        opset: ONNX opset, 18 to 22.
+        clips: real recordings for the proof: sound files, folders, manifests; the embedded samples when None.
+        plan: how many other cases the proof tries.
+        force: replace an existing bundle, after success.
+        keep_failed: folder for a bundle that failed its proof, marked `"verified": false`.
+        progress: called as stages begin and advance.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        BundleError: the output exists, or cannot be written.
+        GateError: a comparison failed; nothing was written, but to `keep_failed`.
+        AudioError, ConfigError: clips or options that cannot be used.
+        MissingDependencyError: torch, onnx, onnxscript, onnxsim or onnxruntime is not installed.
+    """
+    if weights not in get_args(Weights):
+        raise ConfigError(f"weights is {weights!r}; it must be one of {', '.join(get_args(Weights))}")
+    target = Path(output)
+    check_target(target, force=force)
+    if keep_failed is not None:
+        check_target(Path(keep_failed), force=force)
+    for module in ("torch", "onnx", "onnxscript", "onnxsim"):
+        require(module, extra="export")
+    require("onnxruntime", extra="cpu")
+    started = time.perf_counter()
+    run = _Run(progress)
+    name = name or target.absolute().name
+    with run.stage("load"):
+        loaded = _load(checkpoint)
+        config, features, vocabulary = loaded.model_config, loaded.features, loaded.vocabulary
+        model = loaded.build_model()
+        waveforms = load_clips(find_clips(clips), features.sample_rate)
+    with run.stage("fold"):
+        folded = fold_batch_norm(model)
+    with run.stage("export"):
+        exported = export_onnx(folded, features.n_mels, opset=opset)
+    with run.stage("simplify"):
+        simplified = simplify_graph(exported, features.n_mels)
+        set_metadata(simplified, onnx_metadata(name, features, vocabulary, config.subsampling_factor))
+    with run.stage("check"):
+        check_graph(simplified)
+    cases = build_cases(waveforms, features, config.subsampling_factor, plan)
+    prover = _Prover(run, cases, loaded, config.subsampling_factor)
+    prover.prove_export(model, exported, simplified)
+    shipped = simplified
+    if weights == "fp16" and all(step.passed for step in run.steps):
+        with run.stage("store weights as fp16"):
+            shipped = store_weights_as_float16(simplified)
+            check_graph(shipped)
+        prover.prove_weights(shipped)
+    verified = all(step.passed for step in run.steps)
+    destination = target if verified else None if keep_failed is None else Path(keep_failed)
+    if destination is not None:
+        with run.stage("write"), replacing_folder(destination, force=force) as folder:
+            artifact = write_model(folder, shipped, weights if shipped is not simplified else "fp32")
+            write_token_files(folder, vocabulary, features.n_mels, config.subsampling_factor)
+            info = _bundle_info(name, loaded, artifact, run.steps, verified)
+            write_manifest(folder, info)
+            run.timings_s["total"] = time.perf_counter() - started
+            report = ExportReport(
+                name=name,
+                output=destination,
+                verified=verified,
+                source=info.source,
+                n_parameters=info.n_parameters,
+                weights=artifact.weights,
+                opset=artifact.opset,
+                ir_version=artifact.ir_version,
+                sizes_bytes={p.name: p.stat().st_size for p in sorted(folder.iterdir())},
+                operators={"exported": count_operators(exported), "shipped": count_operators(shipped)},
+                clips=tuple(waveforms),
+                steps=tuple(run.steps),
+                timings_s=dict(run.timings_s),
+                versions=collect_versions(),
+            )
+            report.write(folder)
+    if not verified:
+        kept = "nothing was written" if destination is None else f"kept in {destination}"
+        failed = next(step for step in run.steps if not step.passed)
+        raise GateError(f"{failed.failure_message()}; {kept}")
+    return report
+
+
+def _load(checkpoint: str | Path | Checkpoint) -> Checkpoint:
+    from edge_asr.checkpoints import load_any
+
+    return load_any(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+
+
+class _Prover:
+    """Runs each model once over the cases and compares neighbours of the chain."""
+
+    def __init__(
+        self, run: _Run, cases: list[ProofCase], checkpoint: Checkpoint, subsampling_factor: int
+    ) -> None:
+        self._run = run
+        self._cases = cases
+        self._vocabulary = checkpoint.vocabulary
+        self._subsampling_factor = subsampling_factor
+        self._float32: Outputs = []
+
+    def prove_export(self, model: Any, exported: onnx.ModelProto, simplified: onnx.ModelProto) -> None:
+        """PyTorch against the graph before and after simplification, and these two against each other."""
+        reference = self._outputs("prove: PyTorch", TorchModel(model), rows_alone=True)
+        before = self._onnx_outputs("prove: ONNX as exported", exported)
+        self._float32 = self._onnx_outputs("prove: ONNX simplified", simplified)
+        self._compare(reference, before, "PyTorch", "ONNX as exported")
+        self._compare(before, self._float32, "ONNX as exported", "ONNX simplified")
+        self._compare(reference, self._float32, "PyTorch", "ONNX simplified")
+
+    def prove_weights(self, shipped: onnx.ModelProto) -> None:
+        """The float32 graph against the one with float16 weights."""
+        outputs = self._onnx_outputs("prove: fp16 weights", shipped)
+        self._compare(
+            self._float32, outputs, "ONNX simplified", "ONNX with fp16 weights", FP16_WEIGHTS_TOLERANCE
+        )
+
+    def _onnx_outputs(self, stage: str, model: onnx.ModelProto) -> Outputs:
+        with tempfile.TemporaryDirectory(prefix="edge-asr-proof-") as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(model.SerializeToString())
+            backend = OnnxRuntimeBackend(path, precision="fp32")
+            try:
+                return self._outputs(stage, backend)
+            finally:
+                backend.close()
+
+    def _outputs(self, stage: str, model: LogProbModel, *, rows_alone: bool = False) -> Outputs:
+        with self._run.stage(stage) as progress:
+            return run_cases(
+                model, self._cases, self._subsampling_factor, rows_alone=rows_alone, progress=progress
+            )
+
+    def _compare(
+        self,
+        reference: Outputs,
+        candidate: Outputs,
+        reference_name: str,
+        candidate_name: str,
+        tolerance: Tolerance | None = None,
+    ) -> None:
+        step = compare_outputs(
+            reference,
+            candidate,
+            self._cases,
+            self._vocabulary,
+            reference_name=reference_name,
+            candidate_name=candidate_name,
+            tolerance=tolerance,
+        )
+        self._run.steps.append(step)
+
+
+def _bundle_info(
+    name: str, checkpoint: Checkpoint, artifact: Artifact, steps: Sequence[ProofStep], verified: bool
+) -> BundleInfo:
+    vocabulary = checkpoint.vocabulary
+    parameters = checkpoint.build_model().parameters()
+    return BundleInfo(
+        name=name,
+        family="conformer-ctc",
+        preset=checkpoint.model_config.size,
+        n_parameters=sum(p.numel() for p in parameters),
+        features=checkpoint.features,
+        subsampling_factor=checkpoint.model_config.subsampling_factor,
+        vocabulary_kind=vocabulary.kind,
+        vocabulary_size=len(vocabulary),
+        blank_id=vocabulary.blank_id,
+        artifacts=(artifact,),
+        source={"checkpoint": checkpoint.path.name, "provenance": checkpoint.provenance},
+        verification={"steps": [summarize_step(step) for step in steps]},
+        verified=verified,
+        toolkit_version=edge_asr.__version__,
+    )

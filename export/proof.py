@@ -1,0 +1,282 @@
+"""The proof: two models, the same inputs, and how far their log-probabilities are apart.
+
+Anything with `log_probs(features, feature_lens)` can be a reference or a candidate: the PyTorch
+model, an onnxruntime backend, later an engine. Each artefact is compared with the one before it.
+The reference runs every row alone and unpadded, so that a candidate which lets padding or a
+neighbour leak into a row fails, not only one that differs from a reference with the same fault.
+Which inputs: proof_cases.py. What is written about it: report.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.errors import EdgeAsrError, GateError
+from edge_asr.export.proof_cases import FAMILIES, ProofCase
+from edge_asr.runtime.ctc import greedy_decode
+from edge_asr.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+F32Array = npt.NDArray[np.float32]
+MAX_LOG_PROB_ERROR = 1e-4
+
+#: Called with (cases done, cases in all).
+Progress = Callable[[int, int], None]
+
+
+class LogProbModel(Protocol):
+    """What a proof can run; `edge_asr.runtime.backends.Backend` is one."""
+
+    def log_probs(self, features: F32Array, feature_lens: npt.NDArray[np.int64]) -> F32Array:
+        """float32 [B, T, F] and int64 [B] -> float32 [B, ceil(T / s), V]."""
+        ...
+
+
+class TorchModel:
+    """A PyTorch acoustic model as a `LogProbModel`."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model.eval()
+
+    def log_probs(self, features: F32Array, feature_lens: npt.NDArray[np.int64]) -> F32Array:
+        """See `LogProbModel`."""
+        import torch
+
+        with torch.inference_mode():
+            outputs = self.model(torch.from_numpy(features), torch.from_numpy(feature_lens))
+        log_probs: F32Array = outputs[0].numpy()
+        return log_probs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """When a comparison passes.
+
+    Attributes:
+        max_error: largest allowed absolute log-prob difference on valid frames; None reports it only.
+        text_families: case families whose greedy token sequences must be identical.
+    """
+
+    max_error: float | None = MAX_LOG_PROB_ERROR
+    text_families: tuple[str, ...] = FAMILIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    """One row of a proof.
+
+    Attributes:
+        family, name: of the case.
+        batch, max_frames: its shape, in feature frames.
+        max_error, mean_error: absolute log-prob difference over valid frames; None when nothing could
+            be compared.
+        frame_agreement: fraction of valid frames with the same most likely token.
+        same_text: the greedy token sequence is the same in every row.
+        failure: why the case failed, or None.
+    """
+
+    family: str
+    name: str
+    batch: int
+    max_frames: int
+    max_error: float | None
+    mean_error: float | None
+    frame_agreement: float | None
+    same_text: bool
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProofStep:
+    """One comparison over all cases.
+
+    Attributes:
+        reference, candidate: what was compared.
+        tolerance: the bar.
+        results: one row a case.
+    """
+
+    reference: str
+    candidate: str
+    tolerance: Tolerance
+    results: tuple[CaseResult, ...]
+
+    @property
+    def name(self) -> str:
+        """Both sides, for people."""
+        return f"{self.reference} -> {self.candidate}"
+
+    @property
+    def failures(self) -> tuple[CaseResult, ...]:
+        """Rows that failed."""
+        return tuple(r for r in self.results if r.failure is not None)
+
+    @property
+    def passed(self) -> bool:
+        """No row failed, and there was one at least."""
+        return bool(self.results) and not self.failures
+
+    @property
+    def worst(self) -> CaseResult:
+        """The row with the largest error; one that could not be compared is worse than any."""
+        return max(self.results, key=lambda r: math.inf if r.max_error is None else r.max_error)
+
+    def failure_message(self) -> str:
+        """The first failing case and how many there are; for a step that did not pass."""
+        first = self.failures[0]
+        return (
+            f"{self.name}: {len(self.failures)} of {len(self.results)} cases failed, "
+            f"first {first.family} / {first.name}: {first.failure}"
+        )
+
+
+#: Outputs of a model: for each case one [ceil(T_i / s), V] a row, or the text of the error it raised.
+Outputs = list[tuple[F32Array, ...] | str]
+
+
+def run_cases(
+    model: LogProbModel,
+    cases: Sequence[ProofCase],
+    subsampling_factor: int,
+    *,
+    rows_alone: bool = False,
+    progress: Progress | None = None,
+) -> Outputs:
+    """Valid output frames of every case; an error of the model becomes that case's outcome.
+
+    Args:
+        model: what to run.
+        cases: the inputs.
+        subsampling_factor: feature frames per output frame.
+        rows_alone: run each row as a batch of one without padding, as a reference does.
+        progress: called after each case.
+    """
+    outputs: Outputs = []
+    for done, case in enumerate(cases, start=1):
+        try:
+            outputs.append(_run_case(model, case, subsampling_factor, rows_alone))
+        except (EdgeAsrError, RuntimeError, ValueError) as error:
+            outputs.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        if progress is not None:
+            progress(done, len(cases))
+    return outputs
+
+
+def _run_case(
+    model: LogProbModel, case: ProofCase, subsampling_factor: int, rows_alone: bool
+) -> tuple[F32Array, ...]:
+    if rows_alone:
+        batches = [(row[None], np.asarray([len(row)], np.int64)) for row in case.features]
+    else:
+        batches = [case.batch()]
+    rows: list[F32Array] = []
+    for features, lengths in batches:
+        log_probs = model.log_probs(features, lengths)
+        expected = (len(lengths), -(-features.shape[1] // subsampling_factor))
+        if log_probs.shape[:2] != expected:
+            raise ValueError(
+                f"output has the shape {log_probs.shape} for features {features.shape}; "
+                f"{expected} and the vocabulary belong there"
+            )
+        rows += [
+            log_probs[row, : -(-int(length) // subsampling_factor)].astype(np.float32, copy=True)
+            for row, length in enumerate(lengths)
+        ]
+    return tuple(rows)
+
+
+def compare_outputs(
+    reference: Outputs,
+    candidate: Outputs,
+    cases: Sequence[ProofCase],
+    vocabulary: Vocabulary,
+    *,
+    reference_name: str,
+    candidate_name: str,
+    tolerance: Tolerance | None = None,
+) -> ProofStep:
+    """Compare what two models gave for the same cases.
+
+    Args:
+        reference, candidate: from `run_cases`.
+        cases: what they were run on.
+        vocabulary: for the greedy text.
+        reference_name, candidate_name: for the report.
+        tolerance: the bar; the default is that of a float32 export.
+
+    Raises:
+        GateError: the reference itself failed or gave a value that is not finite.
+    """
+    tolerance = tolerance or Tolerance()
+    results = []
+    for case, expected, given in zip(cases, reference, candidate, strict=True):
+        if isinstance(expected, str):
+            raise GateError(f"{reference_name} itself fails on {case.family} / {case.name}: {expected}")
+        if not all(np.isfinite(row).all() for row in expected):
+            raise GateError(
+                f"{reference_name} itself gives NaN or infinity on {case.family} / {case.name}; "
+                "the checkpoint is damaged or its training diverged"
+            )
+        results.append(_compare_case(case, expected, given, vocabulary, tolerance))
+    return ProofStep(
+        reference=reference_name, candidate=candidate_name, tolerance=tolerance, results=tuple(results)
+    )
+
+
+def _compare_case(
+    case: ProofCase,
+    expected: tuple[F32Array, ...],
+    given: tuple[F32Array, ...] | str,
+    vocabulary: Vocabulary,
+    tolerance: Tolerance,
+) -> CaseResult:
+    shape: dict[str, Any] = {
+        "family": case.family,
+        "name": case.name,
+        "batch": len(case.features),
+        "max_frames": max(case.lengths),
+    }
+    incomparable: dict[str, Any] = {
+        "max_error": None,
+        "mean_error": None,
+        "frame_agreement": None,
+        "same_text": False,
+    }
+    if isinstance(given, str):
+        return CaseResult(**shape, **incomparable, failure=given)
+    wrong = [(e.shape, g.shape) for e, g in zip(expected, given, strict=True) if e.shape != g.shape]
+    if wrong:
+        return CaseResult(**shape, **incomparable, failure=f"output is {wrong[0][1]}, expected {wrong[0][0]}")
+    if not all(np.isfinite(row).all() for row in given):
+        return CaseResult(**shape, **incomparable, failure="the output holds NaN or infinity")
+    errors = np.concatenate([np.abs(e - g).ravel() for e, g in zip(expected, given, strict=True)])
+    pairs = [(e.argmax(axis=1), g.argmax(axis=1)) for e, g in zip(expected, given, strict=True)]
+    agreement = float(np.mean(np.concatenate([e == g for e, g in pairs])))
+    texts = [
+        tuple(greedy_decode(row, vocabulary.blank_id).ids.tolist() for row in rows)
+        for rows in zip(expected, given, strict=True)
+    ]
+    different = [(vocabulary.decode(e), vocabulary.decode(g)) for e, g in texts if e != g]
+    max_error = float(errors.max())
+    failure = None
+    if tolerance.max_error is not None and not max_error <= tolerance.max_error:
+        failure = f"log-prob error {max_error:.2e} is above {tolerance.max_error:.0e}"
+    elif different and case.family in tolerance.text_families:
+        wanted, got = (text[:80] for text in different[0])
+        failure = f"greedy text {got!r} differs from the reference's {wanted!r}"
+    return CaseResult(
+        **shape,
+        max_error=max_error,
+        mean_error=float(errors.mean(dtype=np.float64)),
+        frame_agreement=agreement,
+        same_text=not different,
+        failure=failure,
+    )

@@ -1,0 +1,183 @@
+"""What an export did, as data, as report.json and as report.md.
+
+One row a case goes into report.json; report.md groups them by family and names the worst. Nothing
+is measured here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_asr.export.proof import CaseResult, ProofStep
+from edge_asr.export.proof_cases import FAMILIES
+
+REPORT_JSON = "report.json"
+REPORT_MARKDOWN = "report.md"
+_VERSIONED = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """The result of an export.
+
+    Attributes:
+        name: short name of the model.
+        output: the folder that was written.
+        verified: every comparison passed.
+        source: the checkpoint: path and provenance.
+        n_parameters: trained parameters.
+        weights: how they are stored, "fp32" or "fp16".
+        opset, ir_version: of the ONNX file.
+        sizes_bytes: by file of the bundle, the reports left out.
+        operators: node counts of the graph as exported and as shipped.
+        clips: names of the real clips of the proof.
+        steps: the comparisons, in order.
+        timings_s: seconds by stage, in order, and `total`.
+        versions: of the packages and the platform.
+    """
+
+    name: str
+    output: Path
+    verified: bool
+    source: Mapping[str, Any]
+    n_parameters: int
+    weights: str
+    opset: int
+    ir_version: int
+    sizes_bytes: Mapping[str, int]
+    operators: Mapping[str, Mapping[str, int]]
+    clips: tuple[str, ...]
+    steps: tuple[ProofStep, ...]
+    timings_s: Mapping[str, float]
+    versions: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; every case is one row of its step."""
+        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data["output"] = str(self.output)
+        data["source"] = dict(self.source)
+        data["clips"] = list(self.clips)
+        data["steps"] = [
+            {
+                **summarize_step(step),
+                "tolerance": {
+                    "max_error": step.tolerance.max_error,
+                    "text_families": list(step.tolerance.text_families),
+                },
+                "results": [dataclasses.asdict(result) for result in step.results],
+            }
+            for step in self.steps
+        ]
+        data["timings_s"] = {stage: round(seconds, 3) for stage, seconds in self.timings_s.items()}
+        return data
+
+    def to_json(self) -> str:
+        """report.json."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_markdown(self) -> str:
+        """report.md."""
+        size = self.sizes_bytes.get("model.onnx", 0) / 1e6
+        lines = [
+            f"# Export of {self.name}",
+            "",
+            f"**{'Verified' if self.verified else 'NOT VERIFIED: a comparison failed'}.** "
+            f"{self.n_parameters / 1e6:.2f} M parameters, weights stored as {self.weights}, "
+            f"model.onnx {size:.2f} MB, opset {self.opset}, ir_version {self.ir_version}.",
+            "",
+            f"Checkpoint: `{self.source.get('checkpoint', '?')}`. Real clips: {', '.join(self.clips)}.",
+            "",
+            "Errors are absolute differences of log-probabilities (natural log) on valid frames.",
+            "PyTorch runs every row alone and unpadded.",
+        ]
+        for step in self.steps:
+            lines += ["", *_step_lines(step)]
+        lines += ["", "## Time", "", "| stage | s |", "|---|---:|"]
+        lines += [f"| {stage} | {seconds:.1f} |" for stage, seconds in self.timings_s.items()]
+        lines += ["", "## Graph", "", "| operator | exported | shipped |", "|---|---:|---:|"]
+        exported, shipped = self.operators["exported"], self.operators["shipped"]
+        for operator in {**shipped, **exported}:
+            lines.append(f"| {operator} | {exported.get(operator, 0)} | {shipped.get(operator, 0)} |")
+        lines += ["", "## Versions", "", ", ".join(f"{k} {v}" for k, v in self.versions.items()), ""]
+        return "\n".join(lines)
+
+    def write(self, folder: Path) -> None:
+        """Write both files into `folder`."""
+        (folder / REPORT_JSON).write_text(self.to_json(), encoding="utf-8")
+        (folder / REPORT_MARKDOWN).write_text(self.to_markdown(), encoding="utf-8")
+
+
+def summarize_step(step: ProofStep) -> dict[str, Any]:
+    """One comparison in a few numbers, for bundle.json and the command line."""
+    errors = [r.max_error for r in step.results if r.max_error is not None]
+    means = [r.mean_error for r in step.results if r.mean_error is not None]
+    agreements = [r.frame_agreement for r in step.results if r.frame_agreement is not None]
+    return {
+        "reference": step.reference,
+        "candidate": step.candidate,
+        "passed": step.passed,
+        "n_cases": len(step.results),
+        "n_failed": len(step.failures),
+        "max_log_prob_error": max(errors, default=None),
+        "mean_log_prob_error": sum(means) / len(means) if means else None,
+        "frame_agreement": min(agreements, default=None),
+        "same_text": all(r.same_text for r in step.results),
+        "worst_case": f"{step.worst.family} / {step.worst.name}",
+    }
+
+
+def collect_versions() -> dict[str, str]:
+    """Versions of what an export depends on, and the platform."""
+    versions = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for package in _VERSIONED:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _step_lines(step: ProofStep) -> list[str]:
+    bar = step.tolerance.max_error
+    asked = "reported only" if bar is None else f"at most {bar:.0e}"
+    families = step.tolerance.text_families
+    text = "all cases" if families == FAMILIES else ", ".join(families)
+    lines = [
+        f"## {step.name}: {'passed' if step.passed else 'FAILED'}",
+        "",
+        f"Asked: log-prob error {asked}; identical greedy text on {text}.",
+        "",
+        "| family | cases | max error | mean error | same text | frames agreeing | worst case |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for family in dict.fromkeys(r.family for r in step.results):
+        lines.append(_family_line(family, [r for r in step.results if r.family == family]))
+    worst = step.worst
+    lines += ["", f"Worst case: {worst.family} / {worst.name}, max error {_error(worst.max_error)}."]
+    if step.failures:
+        lines += ["", "Failed:", ""]
+        lines += [f"- {r.family} / {r.name}: {r.failure}" for r in step.failures]
+    return lines
+
+
+def _family_line(family: str, rows: list[CaseResult]) -> str:
+    worst = max(rows, key=lambda r: float("inf") if r.max_error is None else r.max_error)
+    means = [r.mean_error for r in rows if r.mean_error is not None]
+    mean = _error(sum(means) / len(means) if means else None)
+    same = sum(r.same_text for r in rows)
+    agreement = min((r.frame_agreement or 0.0 for r in rows), default=0.0)
+    return (
+        f"| {family} | {len(rows)} | {_error(worst.max_error)} | {mean} | {same}/{len(rows)} "
+        f"| {agreement:.4f} | {worst.name} |"
+    )
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2e}"
