@@ -1,0 +1,220 @@
+"""When an utterance begins and ends: level against an adaptive noise floor, and the recogniser's blanks.
+
+Level alone opens an utterance, because it costs nothing to watch. Level and blanks together close
+it: a pause counts when it is quiet and the last token lies far enough back, or when only blanks
+came for longer although it is loud (noise, music). Silence therefore never reaches the recogniser.
+The noise floor follows minimum statistics (Martin 2001, without its bias compensation): the
+quietest 100 ms of the last seconds. What this file does not do: run a recogniser, or keep audio.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.errors import ConfigError
+from edge_asr.runtime.events import STREAM_SAMPLE_RATE
+
+FRAME_SAMPLES = STREAM_SAMPLE_RATE // 100
+_FRAME_S = FRAME_SAMPLES / STREAM_SAMPLE_RATE
+_SILENCE_DBFS = -120.0
+_BLOCK_FRAMES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointConfig:
+    """When an utterance begins and ends. Times in seconds, levels in dB re full scale (RMS of 10 ms).
+
+    Attributes:
+        pause_s: quiet after the last sound and the last token that ends an utterance.
+        blank_pause_s: the same while it is not quiet: blanks only.
+        tail_s: how much of the pause belongs to the utterance; the rest can begin the next one.
+        pre_roll_s: audio before the level rises that belongs to the utterance.
+        onset_s: how long the level must be up to begin an utterance.
+        max_utterance_s: the longest utterance; it is cut at the quietest place between words.
+        cut_search_s: how far back from its end that place is searched for.
+        margin_db: how far above the noise floor sound is.
+        min_level_dbfs: below this nothing is sound.
+        initial_noise_dbfs: noise floor taken until it has been observed.
+        noise_window_s: how far back the noise floor looks.
+    """
+
+    pause_s: float = 0.6
+    blank_pause_s: float = 1.5
+    tail_s: float = 0.3
+    pre_roll_s: float = 0.4
+    onset_s: float = 0.05
+    max_utterance_s: float = 20.0
+    cut_search_s: float = 5.0
+    margin_db: float = 9.0
+    min_level_dbfs: float = -60.0
+    initial_noise_dbfs: float = -55.0
+    noise_window_s: float = 3.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not np.isfinite(value):
+                raise ConfigError(f"{field.name} is {value}; it must be a finite number")
+            if field.name.endswith("_s") and value <= 0:
+                raise ConfigError(f"{field.name} is {value}; it must be a positive number of seconds")
+        if not self.tail_s <= self.pause_s <= self.blank_pause_s:
+            raise ConfigError(
+                f"tail_s {self.tail_s}, pause_s {self.pause_s} and blank_pause_s {self.blank_pause_s} "
+                "must not fall in this order"
+            )
+        if not self.cut_search_s + self.blank_pause_s <= self.max_utterance_s:
+            raise ConfigError(
+                f"max_utterance_s is {self.max_utterance_s}; it must be at least "
+                f"cut_search_s + blank_pause_s = {self.cut_search_s + self.blank_pause_s}"
+            )
+
+
+class LevelMeter:
+    """Level of the stream in frames of 10 ms, the noise floor, and which frames are sound.
+
+    Cutting the stream into other pushes changes nothing. Frames are counted from the first sample
+    pushed; a frame is `active` when it and most of its neighbours before it are above the threshold.
+    """
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self._config = config
+        self._rest = np.zeros(0, np.float32)
+        n_kept = round((config.max_utterance_s + config.blank_pause_s) / _FRAME_S) + 200
+        self._levels: deque[float] = deque(maxlen=n_kept)
+        self._loud: deque[bool] = deque([False] * 5, maxlen=5)
+        n_blocks = max(1, round(config.noise_window_s / (_BLOCK_FRAMES * _FRAME_S)))
+        self._block_levels = deque([config.initial_noise_dbfs] * n_blocks, maxlen=n_blocks)
+        self._block_power = 0.0
+        self.n_frames = 0
+        self.active_run_frames = 0
+        self.last_active_frame = -1
+        self.noise_dbfs = config.initial_noise_dbfs
+
+    @property
+    def threshold_dbfs(self) -> float:
+        """Level above which a frame is loud."""
+        return max(self.noise_dbfs + self._config.margin_db, self._config.min_level_dbfs)
+
+    def push(self, samples: npt.NDArray[np.float32]) -> None:
+        """Measure samples f32 [n]; an incomplete frame waits for the next push."""
+        pending = np.concatenate([self._rest, samples])
+        n_frames = len(pending) // FRAME_SAMPLES
+        self._rest = pending[n_frames * FRAME_SAMPLES :].copy()
+        frames = pending[: n_frames * FRAME_SAMPLES].reshape(n_frames, FRAME_SAMPLES)
+        for power in np.mean(np.square(frames, dtype=np.float64), axis=1):
+            self._push_frame(float(power))
+
+    def quietest_sample(self, start: int, end: int, width_s: float = 0.1) -> int:
+        """Middle of the quietest `width_s` within stream samples [start, end); they must be recent."""
+        oldest = self.n_frames - len(self._levels)
+        first = max(oldest, -(-start // FRAME_SAMPLES))
+        last = min(self.n_frames, end // FRAME_SAMPLES)
+        width = max(1, round(width_s / _FRAME_S))
+        if last - first < width:
+            return (start + end) // 2
+        powers = np.power(10.0, np.array(list(self._levels)[first - oldest : last - oldest]) / 10)
+        sums = np.convolve(powers, np.ones(width), mode="valid")
+        return (first + int(np.argmin(sums))) * FRAME_SAMPLES + width * FRAME_SAMPLES // 2
+
+    def _push_frame(self, power: float) -> None:
+        level = max(_SILENCE_DBFS, 10 * np.log10(power + 1e-12))
+        self._levels.append(level)
+        self._block_power += power
+        self.n_frames += 1
+        if self.n_frames % _BLOCK_FRAMES == 0:
+            mean = max(_SILENCE_DBFS, 10 * np.log10(self._block_power / _BLOCK_FRAMES + 1e-12))
+            self._block_levels.append(mean)
+            self._block_power = 0.0
+            self.noise_dbfs = min(self._block_levels)
+        self._loud.append(level >= self.threshold_dbfs)
+        if self._loud[-1] and sum(self._loud) >= 3:
+            self.active_run_frames += 1
+            self.last_active_frame = self.n_frames - 1
+        else:
+            self.active_run_frames = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where and why the utterance ends; `speech_end` is the sample where its sound ended."""
+
+    sample: int
+    speech_end: int
+    reason: Literal["pause", "max_length", "no_words"]
+
+
+class Endpointer:
+    """Begins and ends utterances. Positions are samples of the 16 kHz stream; one thread.
+
+    Push audio, then ask `onset` while no utterance is open, or `endpoint` while one is.
+    """
+
+    def __init__(self, config: EndpointConfig | None = None) -> None:
+        self.config = config or EndpointConfig()
+        self.meter = LevelMeter(self.config)
+
+    def push(self, samples: npt.NDArray[np.float32]) -> None:
+        """Take samples f32 [n]."""
+        self.meter.push(samples)
+
+    def onset(self, earliest: int) -> int | None:
+        """Where an utterance begins that is being heard now, not before `earliest`; None in silence."""
+        run = self.meter.active_run_frames
+        if run < round(self.config.onset_s / _FRAME_S):
+            return None
+        rise = (self.meter.n_frames - run) * FRAME_SAMPLES
+        return max(earliest, rise - _samples(self.config.pre_roll_s))
+
+    def endpoint(self, start: int, now: int, last_token_end: int | None) -> Endpoint | None:
+        """Where the utterance that began at `start` ends; None while it goes on.
+
+        The answer is only as good as `last_token_end` is fresh: ask, decode again, ask again.
+
+        Args:
+            start: its first sample.
+            now: one past the newest sample.
+            last_token_end: where the last token the recogniser found ends; None when it found none.
+        """
+        config = self.config
+        token_end = start if last_token_end is None else last_token_end
+        speech_end = max(start, min(self._sound_end(), now), token_end)
+        is_quiet = now - speech_end >= _samples(config.pause_s)
+        is_blank = now - token_end >= _samples(config.blank_pause_s)
+        if last_token_end is None and (is_quiet or is_blank):
+            return Endpoint(now, speech_end, "no_words")
+        if is_quiet:
+            return Endpoint(speech_end + _samples(config.tail_s), speech_end, "pause")
+        if is_blank:
+            sample = self.meter.quietest_sample(token_end + _samples(config.tail_s), now)
+            return Endpoint(sample, token_end, "pause")
+        if now - start >= _samples(config.max_utterance_s):
+            return Endpoint(now, now, "max_length")
+        return None
+
+    def cut(self, gaps: list[tuple[int, int]], end: int) -> int:
+        """Where to cut an utterance that is too long: the quietest place between two words.
+
+        Args:
+            gaps: [start, end) in samples between words, as the recogniser heard them.
+            end: one past the last sample of the utterance.
+        """
+        first = end - _samples(self.config.cut_search_s)
+        last = end - _samples(self.config.tail_s)
+        near = [(max(a, first), min(b, last)) for a, b in gaps if b > first and a < last]
+        if near:
+            # The widest gap is the surest word boundary; several of equal width: the latest.
+            start, stop = max(near, key=lambda gap: (gap[1] - gap[0], gap[1]))
+            return self.meter.quietest_sample(start, stop)
+        return self.meter.quietest_sample(first, last)
+
+    def _sound_end(self) -> int:
+        return (self.meter.last_active_frame + 1) * FRAME_SAMPLES
+
+
+def _samples(seconds: float) -> int:
+    return round(seconds * STREAM_SAMPLE_RATE)

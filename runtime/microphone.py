@@ -1,0 +1,344 @@
+"""A microphone through PortAudio: the callback copies and enqueues, the reader resamples.
+
+The device is opened at its own rate (many refuse 16 kHz or resample badly) and soxr brings it to
+16 kHz in the reading thread. Lost audio is found in three ways: the bounded queue counts what it
+refused, PortAudio flags what the driver dropped, and a clock finds what vanished without a flag
+(a sound server that drops its oldest data says nothing). What this file does not do: recognise,
+or choose what to do about a loss; it reports. sounddevice, and with it PortAudio, is imported on use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Event as Flag
+from types import ModuleType, TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.errors import ConfigError, DeviceError
+from edge_asr.runtime.loss_clock import LossClock
+from edge_asr.runtime.sources import AudioBlock, Loss, StreamResampler
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputDevice:
+    """A device that can record, as PortAudio describes it."""
+
+    index: int
+    name: str
+    host_api: str
+    max_channels: int
+    sample_rate: int
+    is_default: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "index": self.index,
+            "name": self.name,
+            "host_api": self.host_api,
+            "max_channels": self.max_channels,
+            "sample_rate": self.sample_rate,
+            "is_default": self.is_default,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicrophoneConfig:
+    """How to open a microphone.
+
+    Attributes:
+        device: index, or part of a name; None is the system's default input.
+        sample_rate: rate to open the device at in Hz; None is the device's own. Set it where the
+            device is a sound server that reports any rate (ALSA's `pulse` says 44100 always).
+        mix: what to do with a device that cannot open a single channel: its "first", or the "mean".
+        block_s: length of a callback's block.
+        latency_s: what the driver buffers, so how late a callback may be before audio is lost.
+        queue_s: what waits for a busy recogniser at most; more is dropped, and reported.
+        stall_timeout_s: no audio for this long is a DeviceError.
+    """
+
+    device: int | str | None = None
+    sample_rate: int | None = None
+    mix: Literal["first", "mean"] = "first"
+    block_s: float = 0.02
+    latency_s: float = 0.2
+    queue_s: float = 30.0
+    stall_timeout_s: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("block_s", "latency_s", "queue_s", "stall_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a positive number of seconds")
+        if self.mix not in ("first", "mean"):
+            raise ConfigError(f"mix is {self.mix!r}; it must be 'first' or 'mean'")
+        if self.sample_rate is not None and not 8_000 <= self.sample_rate <= 768_000:
+            raise ConfigError(f"sample_rate is {self.sample_rate} Hz; it must be 8000 to 768000")
+
+
+def import_sounddevice() -> ModuleType:
+    """The sounddevice module.
+
+    Raises:
+        DeviceError: it or the PortAudio library is missing.
+    """
+    try:
+        return importlib.import_module("sounddevice")
+    except ImportError as error:
+        raise DeviceError(
+            f"no microphone without the sounddevice package ({error}); "
+            "install it with: pip install sounddevice"
+        ) from error
+    except OSError as error:
+        raise DeviceError(
+            f"no microphone without the PortAudio library ({error}); "
+            "install it, on Debian and Ubuntu with: apt install libportaudio2"
+        ) from error
+
+
+def list_devices() -> list[InputDevice]:
+    """All devices that can record, in PortAudio's order.
+
+    Raises:
+        DeviceError: PortAudio is missing or fails.
+    """
+    sd = import_sounddevice()
+    try:
+        devices, apis = sd.query_devices(), sd.query_hostapis()
+        default = sd.default.device[0]
+    except sd.PortAudioError as error:
+        raise DeviceError(f"PortAudio cannot list the devices ({error}); is the sound system up?") from error
+    return [
+        InputDevice(
+            index=index,
+            name=device["name"],
+            host_api=apis[device["hostapi"]]["name"],
+            max_channels=device["max_input_channels"],
+            sample_rate=round(device["default_samplerate"]),
+            is_default=index == default,
+        )
+        for index, device in enumerate(devices)
+        if device["max_input_channels"] > 0
+    ]
+
+
+def find_device(wanted: int | str | None) -> InputDevice:
+    """The device of an index or a name; a whole name wins over a part of one, case does not matter.
+
+    Raises:
+        DeviceError: none fits, or several do; the message lists what there is.
+    """
+    devices = list_devices()
+    if not devices:
+        raise DeviceError(
+            "no microphone found; plug one in, and see whether the system lists it "
+            "(arecord -l, pactl list sources)"
+        )
+    if wanted is None:
+        fits = [d for d in devices if d.is_default] or devices[:1]
+    elif isinstance(wanted, int):
+        fits = [d for d in devices if d.index == wanted]
+    else:
+        name = wanted.lower()
+        fits = [d for d in devices if d.name.lower() == name]
+        fits = fits or [d for d in devices if name in d.name.lower()]
+    if len(fits) == 1:
+        return fits[0]
+    listing = "; ".join(f"{d.index}: {d.name}" for d in (fits or devices))
+    if not fits:
+        raise DeviceError(f"no input device fits {wanted!r}; there are {listing}")
+    raise DeviceError(f"{len(fits)} input devices fit {wanted!r}; give the index of one of {listing}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    samples: npt.NDArray[np.float32]
+    arrival_s: float
+    overflow: bool
+    dropped_before: int
+
+
+class MicrophoneSource:
+    """An `AudioSource` that hears through PortAudio. Use it as a context manager, once.
+
+    Attributes after opening: `device` (InputDevice) and `sample_rate` (Hz, as opened). Counters, any
+    time: `n_overflows` (flags of the driver), `n_dropped_frames` (refused by the full queue).
+    """
+
+    def __init__(self, config: MicrophoneConfig | None = None) -> None:
+        self.config = config or MicrophoneConfig()
+        self.device: InputDevice | None = None
+        self.sample_rate = 0
+        self.n_overflows = 0
+        self.n_dropped_frames = 0
+        self._queue: SimpleQueue[_Captured] = SimpleQueue()
+        # One writer each, the callback and the reader: their difference is what waits in the queue.
+        self._n_enqueued = 0
+        self._n_taken = 0
+        self._n_dropped_reported = 0
+        self._limit_frames = 0
+        self._stopping = Flag()
+        self._stop_at: float | None = None
+        self._last_arrival_s = 0.0
+        self._ready: deque[AudioBlock] = deque()
+        self._stream_ended = False
+        self._finished = False
+        self._failure: DeviceError | None = None
+
+    def __enter__(self) -> MicrophoneSource:
+        sd = import_sounddevice()
+        self.device = find_device(self.config.device)
+        self.sample_rate = self.config.sample_rate or self.device.sample_rate
+        self._limit_frames = round(self.config.queue_s * self.sample_rate)
+        self._resampler = StreamResampler(self.sample_rate)
+        self._clock = LossClock()
+        self._stream = self._open(sd)
+        self._last_arrival_s = time.monotonic()
+        try:
+            self._stream.start()
+        except sd.PortAudioError as error:
+            self._stream.close()
+            raise DeviceError(self._refusal(str(error))) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    @property
+    def queued_s(self) -> float:
+        """Audio that waits for the reader."""
+        return (self._n_enqueued - self._n_taken) / max(1, self.sample_rate)
+
+    def stop(self) -> None:
+        """End soon; what the driver still holds is heard first."""
+        self._stopping.set()
+
+    def read(self) -> AudioBlock | None:
+        """Wait for the next block; None after `stop`, when all that was heard has been given.
+
+        Raises:
+            DeviceError: the device went away, or no audio came for `stall_timeout_s`.
+        """
+        while not self._ready:
+            if self._finished:
+                if self._failure is not None:
+                    raise self._failure
+                return None
+            self._end_stream_when_asked()
+            try:
+                self._take(self._queue.get(timeout=0 if self._stream_ended else _POLL_S))
+            except Empty:
+                if not self._stream_ended:
+                    self._failure = self._find_failure()
+                if self._stream_ended or self._failure is not None:
+                    self._finish()
+        return self._ready.popleft()
+
+    def _open(self, sd: ModuleType) -> Any:
+        assert self.device is not None
+        problem = ""
+        for channels in dict.fromkeys((1, min(2, self.device.max_channels), self.device.max_channels)):
+            try:
+                return sd.InputStream(
+                    device=self.device.index,
+                    samplerate=self.sample_rate,
+                    channels=channels,
+                    dtype="float32",
+                    blocksize=max(1, round(self.config.block_s * self.sample_rate)),
+                    latency=self.config.latency_s,
+                    callback=self._callback,
+                )
+            except sd.PortAudioError as error:
+                _log.debug("%s with %d channels: %s", self.device.name, channels, error)
+                problem = problem or str(error)
+        raise DeviceError(self._refusal(problem))
+
+    def _refusal(self, problem: str) -> str:
+        assert self.device is not None
+        return (
+            f"input device {self.device.index} ({self.device.name}) cannot be opened "
+            f"at {self.sample_rate} Hz: {problem}; is it in use? --list-devices shows the others"
+        )
+
+    def _callback(self, data: npt.NDArray[np.float32], n_frames: int, when: Any, status: Any) -> None:
+        """PortAudio's thread: copy, enqueue, return. No locks, no arithmetic on the audio, no waiting."""
+        if self._n_enqueued - self._n_taken + n_frames > self._limit_frames:
+            self.n_dropped_frames += n_frames
+            return
+        overflow = bool(status.input_overflow)
+        self._queue.put(_Captured(data.copy(), time.monotonic(), overflow, self.n_dropped_frames))
+        self._n_enqueued += n_frames
+
+    def _take(self, captured: _Captured) -> None:
+        """Turn a captured block into blocks of the 16 kHz stream, losses told before what follows them."""
+        n_frames = len(captured.samples)
+        self._n_taken += n_frames
+        self._last_arrival_s = captured.arrival_s
+        losses = self._dropped(captured.dropped_before)
+        missing_s = self._clock.observe(captured.arrival_s, n_frames / self.sample_rate)
+        if captured.overflow:
+            self.n_overflows += 1
+            lost_s = missing_s or self._clock.lateness_now()
+            if not missing_s:
+                self._clock.account(lost_s)
+            losses.append(Loss(lost_s=lost_s, reason="device_overflow", estimated=True))
+        elif missing_s:
+            losses.append(Loss(lost_s=missing_s, reason="missing", estimated=True))
+        if losses:
+            # The audio before the loss ends here: nothing is smeared across the hole.
+            self._ready.append(AudioBlock(self._resampler.flush()))
+        mix = captured.samples[:, 0] if self.config.mix == "first" else captured.samples.mean(axis=1)
+        samples = self._resampler.push(np.ascontiguousarray(mix, dtype=np.float32))
+        self._ready.append(AudioBlock(samples, tuple(losses)))
+
+    def _dropped(self, n_dropped: int) -> list[Loss]:
+        n_new = n_dropped - self._n_dropped_reported
+        if n_new == 0:
+            return []
+        self._n_dropped_reported = n_dropped
+        lost_s = n_new / self.sample_rate
+        self._clock.account(lost_s)
+        return [Loss(lost_s=lost_s, reason="queue_overflow", estimated=False)]
+
+    def _end_stream_when_asked(self) -> None:
+        if not self._stopping.is_set() or self._stream_ended:
+            return
+        now = time.monotonic()
+        if self._stop_at is None:
+            self._stop_at = now + self.config.latency_s
+        if now >= self._stop_at:
+            self._stream.stop(ignore_errors=True)
+            self._stream_ended = True
+
+    def _finish(self) -> None:
+        """The queue is empty and nothing will come: give what the resampler holds, and the last loss."""
+        losses = tuple(self._dropped(self.n_dropped_frames))
+        self._ready.append(AudioBlock(self._resampler.flush()))
+        if losses:
+            self._ready.append(AudioBlock(np.zeros(0, np.float32), losses))
+        self._finished = True
+
+    def _find_failure(self) -> DeviceError | None:
+        assert self.device is not None
+        name = f"input device {self.device.index} ({self.device.name})"
+        if not self._stream.active:
+            return DeviceError(f"{name} stopped by itself; was it unplugged? plug it in and start again")
+        silent_s = time.monotonic() - self._last_arrival_s
+        if silent_s > self.config.stall_timeout_s:
+            return DeviceError(
+                f"{name} has given no audio for {silent_s:.0f} s; "
+                "is it unplugged, suspended or used by another program?"
+            )
+        return None

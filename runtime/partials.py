@@ -1,0 +1,176 @@
+"""What the utterance in progress sounds like so far, at a bounded cost.
+
+`PartialDecoder` is the seam: today `WindowedDecoder` encodes the last seconds of the utterance
+again at each call and keeps what it decided about older audio; a cache-aware streaming encoder
+takes its place without changing anything around it. Finals do not pass through here: they are
+transcribed whole. What this file does not do: decide when to decode, or when an utterance ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.errors import ConfigError
+from edge_asr.runtime.ctc import Token
+from edge_asr.runtime.events import STREAM_SAMPLE_RATE
+from edge_asr.runtime.transcript import Transcript
+
+# Windows move in whole output frames for any subsampling up to x8 of a 10 ms hop.
+_ALIGN_SAMPLES = 1280
+
+
+class Transcriber(Protocol):
+    """The part of `Recognizer` that live recognition uses."""
+
+    def transcribe(self, waveform: npt.NDArray[np.float32], sample_rate: int) -> Transcript:
+        """Text of a waveform f32 [S]."""
+        ...
+
+
+class AudioHistory:
+    """The recent end of the stream, addressed by sample number since the stream began."""
+
+    def __init__(self) -> None:
+        self._buffer = np.zeros(STREAM_SAMPLE_RATE * 4, np.float32)
+        self._n_buffered = 0
+        self.start = 0
+
+    @property
+    def end(self) -> int:
+        """One past the newest sample."""
+        return self.start + self._n_buffered
+
+    def append(self, samples: npt.NDArray[np.float32]) -> None:
+        """Add samples f32 [n] at the end."""
+        needed = self._n_buffered + len(samples)
+        if needed > len(self._buffer):
+            self._buffer = np.concatenate([self._buffer[: self._n_buffered], np.zeros(needed, np.float32)])
+        self._buffer[self._n_buffered : needed] = samples
+        self._n_buffered = needed
+
+    def read(self, start: int, end: int) -> npt.NDArray[np.float32]:
+        """A copy of samples [start, end), f32."""
+        assert self.start <= start <= end <= self.end, f"[{start}, {end}) of [{self.start}, {self.end})"
+        return np.array(self._buffer[start - self.start : end - self.start], dtype=np.float32)
+
+    def discard_before(self, sample: int) -> None:
+        """Forget what is older; done in steps of a second, so that it costs little."""
+        n_old = min(sample, self.end) - self.start
+        if n_old < STREAM_SAMPLE_RATE:
+            return
+        self._n_buffered -= n_old
+        self._buffer[: self._n_buffered] = self._buffer[n_old : n_old + self._n_buffered].copy()
+        self.start += n_old
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """Tokens of the utterance so far, with stream times; `end` is one past the last sample looked at."""
+
+    tokens: tuple[Token, ...]
+    end: int
+
+    @property
+    def text(self) -> str:
+        """The text, spaces normalised as `Vocabulary.decode` does."""
+        return " ".join("".join(token.text for token in self.tokens).split())
+
+    @property
+    def last_token_end(self) -> int | None:
+        """Sample where the last token ends; None without tokens."""
+        spoken = [token.end_s for token in self.tokens if token.text.strip()]
+        return round(spoken[-1] * STREAM_SAMPLE_RATE) if spoken else None
+
+    def word_gaps(self) -> list[tuple[int, int]]:
+        """Stretches [start, end) in samples between the end of a word and the start of the next."""
+        gaps: list[tuple[int, int]] = []
+        word_end: float | None = None
+        at_boundary = False
+        for token in self.tokens:
+            at_boundary = at_boundary or token.text.startswith(" ")
+            if not token.text.strip():
+                continue
+            if at_boundary and word_end is not None and token.start_s > word_end:
+                gaps.append((round(word_end * STREAM_SAMPLE_RATE), round(token.start_s * STREAM_SAMPLE_RATE)))
+            word_end = token.end_s
+            at_boundary = token.text.endswith(" ")
+        return gaps
+
+
+class PartialDecoder(Protocol):
+    """Follows one utterance after the other."""
+
+    def begin(self, start: int) -> None:
+        """A new utterance begins at this sample."""
+        ...
+
+    def decode(self, history: AudioHistory) -> Hypothesis:
+        """The utterance from its beginning to the end of `history`."""
+        ...
+
+
+class WindowedDecoder:
+    """Encodes at most the last `window_s` of the utterance at each call.
+
+    While the utterance is shorter, the hypothesis is that of the whole of it. Later, tokens older
+    than the window are kept as they were, and the two are joined in the widest gap between tokens
+    within the second quarter of the window, where both have context on both sides.
+
+    Args:
+        transcriber: a `Recognizer`.
+        window_s: longest stretch to encode, at least 2 s.
+
+    Raises:
+        ConfigError: a shorter window.
+    """
+
+    def __init__(self, transcriber: Transcriber, window_s: float = 8.0) -> None:
+        if not window_s >= 2:
+            raise ConfigError(f"window_s is {window_s}; partial text needs a window of at least 2 s")
+        self._transcriber = transcriber
+        self._window = round(window_s * STREAM_SAMPLE_RATE)
+        self._start = 0
+        self._tokens: tuple[Token, ...] = ()
+
+    def begin(self, start: int) -> None:
+        """Forget the last utterance; the next begins at sample `start`."""
+        self._start = start
+        self._tokens = ()
+
+    def decode(self, history: AudioHistory) -> Hypothesis:
+        """Encode the window that ends at the end of `history`."""
+        end = history.end
+        excess = max(0, end - self._start - self._window)
+        start = self._start + -(-excess // _ALIGN_SAMPLES) * _ALIGN_SAMPLES
+        transcript = self._transcriber.transcribe(history.read(start, end), STREAM_SAMPLE_RATE)
+        tokens = shift_tokens(transcript.tokens, start)
+        if start > self._start:
+            seam_s = self._seam_s(start)
+            tokens = (
+                *(t for t in self._tokens if t.start_s < seam_s),
+                *(t for t in tokens if t.start_s >= seam_s),
+            )
+        self._tokens = tokens
+        return Hypothesis(tokens, end)
+
+    def _seam_s(self, start: int) -> float:
+        """Where the kept tokens end and those of the window that begins at `start` take over."""
+        first_s = (start + self._window // 4) / STREAM_SAMPLE_RATE
+        last_s = (start + self._window // 2) / STREAM_SAMPLE_RATE
+        inside = [t for t in self._tokens if first_s <= t.start_s <= last_s]
+        edges = [first_s, *(edge for t in inside for edge in (t.start_s, t.end_s)), last_s]
+        spans = list(zip(edges[::2], edges[1::2], strict=True))
+        widest = max(spans, key=lambda span: span[1] - span[0])
+        return (widest[0] + widest[1]) / 2
+
+
+def shift_tokens(tokens: tuple[Token, ...], start: int) -> tuple[Token, ...]:
+    """Tokens of a segment with the times of the stream it begins in at sample `start`."""
+    offset_s = start / STREAM_SAMPLE_RATE
+    return tuple(
+        replace(token, start_s=token.start_s + offset_s, end_s=token.end_s + offset_s) for token in tokens
+    )
