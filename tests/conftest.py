@@ -81,11 +81,17 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`random_checkpoint`, exported and proven once a test run by `edge-asr export`."""
+    import numpy as np
+    import soundfile
     from click.testing import CliRunner
 
     from edge_asr.cli.main import cli
 
-    folder = tmp_path_factory.mktemp("random") / "bundle"
-    result = CliRunner().invoke(cli, ["export", str(random_checkpoint), "-o", str(folder)])
+    folder = tmp_path_factory.mktemp("random")
+    (folder / "clips").mkdir()
+    noise = np.random.default_rng(0).normal(0.0, 0.1, 24_000).astype(np.float32)
+    soundfile.write(folder / "clips" / "noise.wav", noise, 16_000)
+    arguments = ["export", str(random_checkpoint), "-o", str(folder / "bundle")]
+    result = CliRunner().invoke(cli, [*arguments, "--clips", str(folder / "clips")])
     assert result.exit_code == 0, result.output
-    return folder
+    return folder / "bundle"

@@ -151,6 +151,10 @@ def _token_sample(tokens: tuple[str, ...]) -> list[str]:
     return list(tokens) if len(tokens) <= 64 else [*tokens[:16], "…", *tokens[-2:]]
 
 
+_ARTIFACT_COLUMNS = ("file", "precision", "weights", "size", "opset", "ir_version", "sha256")
+_STEP_COLUMNS = ("reference", "candidate", "n_cases", "max_log_prob_error", "same_text", "passed")
+
+
 def _print_tables(description: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -159,19 +163,27 @@ def _print_tables(description: Mapping[str, Any]) -> None:
     console = Console()
     main = Table(title=f"{description['kind']} {escape(description['path'])}", show_header=False)
     for key, value in description.items():
-        if key in ("kind", "path", "artifacts", "tokens"):
+        if key in ("kind", "path", "artifacts", "tokens", "verification"):
             continue
         main.add_row(key, escape(_text(key, value)))
     main.add_row("tokens", escape(" ".join(description["tokens"])))
     console.print(main)
+    steps = description.get("verification", {}).get("steps")
+    if steps:
+        proof = Table(title="proof: max abs log-prob error, identical greedy text")
+        for column in _STEP_COLUMNS:
+            proof.add_column(column)
+        for step in steps:
+            proof.add_row(*(escape(str(step.get(column, ""))) for column in _STEP_COLUMNS))
+        console.print(proof)
     if "artifacts" in description:
         artifacts = Table(title="artefacts (hashes compared)")
-        for column in ("file", "precision", "weights", "size", "opset", "ir_version", "sha256"):
+        for column in _ARTIFACT_COLUMNS:
             artifacts.add_column(column)
         for entry in description["artifacts"]:
-            size = f"{entry['size_bytes'] / 1e6:.2f} MB"
-            row = [entry["file"], entry["precision"], entry["weights"], size, entry["opset"]]
-            artifacts.add_row(*map(str, row), str(entry["ir_version"]), entry["sha256"][:12] + "…")
+            row = {**entry, "size": _text("size_bytes", entry["size_bytes"])}
+            row["sha256"] = entry["sha256"][:8]
+            artifacts.add_row(*(escape(str(row[column])) for column in _ARTIFACT_COLUMNS))
         console.print(artifacts)
         if not description["verified"]:
             console.print("[bold red]unverified[/]: it failed its proof, see report.md in the folder")
