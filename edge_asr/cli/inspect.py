@@ -152,7 +152,14 @@ def _token_sample(tokens: tuple[str, ...]) -> list[str]:
 
 
 _ARTIFACT_COLUMNS = ("file", "precision", "weights", "size", "opset", "ir_version", "sha256")
-_STEP_COLUMNS = ("reference", "candidate", "n_cases", "max_log_prob_error", "same_text", "passed")
+_STEP_COLUMNS = {
+    "reference": "reference",
+    "candidate": "candidate",
+    "n_cases": "cases",
+    "max_log_prob_error": "max error",
+    "same_text": "same text",
+    "passed": "passed",
+}
 
 
 def _print_tables(description: Mapping[str, Any]) -> None:
@@ -171,10 +178,10 @@ def _print_tables(description: Mapping[str, Any]) -> None:
     steps = description.get("verification", {}).get("steps")
     if steps:
         proof = Table(title="proof: max abs log-prob error, identical greedy text")
-        for column in _STEP_COLUMNS:
-            proof.add_column(column)
+        for header in _STEP_COLUMNS.values():
+            proof.add_column(header)
         for step in steps:
-            proof.add_row(*(escape(str(step.get(column, ""))) for column in _STEP_COLUMNS))
+            proof.add_row(*(escape(_short(step.get(key, ""))) for key in _STEP_COLUMNS))
         console.print(proof)
     if "artifacts" in description:
         artifacts = Table(title="artefacts (hashes compared)")
@@ -187,6 +194,10 @@ def _print_tables(description: Mapping[str, Any]) -> None:
         console.print(artifacts)
         if not description["verified"]:
             console.print("[bold red]unverified[/]: it failed its proof, see report.md in the folder")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.1e}" if isinstance(value, float) else str(value)
 
 
 def _text(key: str, value: Any) -> str:

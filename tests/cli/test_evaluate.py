@@ -1,0 +1,106 @@
+"""`edge-asr evaluate`: its JSON keys, its numbers against jiwer called here, and bad rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jiwer
+import pytest
+
+from edge_asr.runtime.recognizer import Recognizer
+
+KEYS = ["wer", "cer", "mer", "n_utterances", "audio_s", "rtfx", "substitutions", "deletions", "insertions"]
+
+
+@pytest.fixture
+def heard(random_bundle: Path, sounds: Path) -> str:
+    with Recognizer.load(random_bundle) as recognizer:
+        return recognizer.transcribe_file(sounds / "a.wav").text
+
+
+def write_manifest(path: Path, rows: list[dict[str, object] | str]) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+def test_json_has_exactly_the_keys_and_jiwers_numbers(run, random_bundle, sounds, heard) -> None:
+    references = [f"{heard} one two", f"x {heard}", "left"]
+    rows = [{"audio_filepath": "a.wav", "text": text} for text in references]
+    manifest = write_manifest(sounds / "dev.jsonl", rows)
+    result = run("evaluate", "-m", random_bundle, manifest, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("\n") == 1
+    values = json.loads(result.stdout)
+    assert list(values) == KEYS
+    expected = jiwer.process_words(references, [heard] * 3)
+    assert values["wer"] == pytest.approx(expected.wer, abs=1e-6)
+    assert values["mer"] == pytest.approx(expected.mer, abs=1e-6)
+    assert values["cer"] == pytest.approx(jiwer.cer(references, [heard] * 3), abs=1e-6)
+    assert values["n_utterances"] == 3
+    assert values["audio_s"] == 6.0
+    assert values["rtfx"] > 0
+    for key in ("substitutions", "deletions", "insertions"):
+        assert values[key] == getattr(expected, key)
+
+
+def test_normalization_is_named_and_optional(run, random_bundle, sounds, heard) -> None:
+    rows = [{"audio_filepath": "a.wav", "text": heard.upper() + "!"}]
+    manifest = write_manifest(sounds / "dev.jsonl", rows)
+    raw = run("evaluate", "-m", random_bundle, manifest)
+    assert "text normalization none" in raw.stdout
+    assert json.loads(run("evaluate", "-m", random_bundle, manifest, "--json").stdout)["wer"] > 0
+    basic = run("evaluate", "-m", random_bundle, manifest, "--json", "--normalize", "basic")
+    assert json.loads(basic.stdout)["wer"] == 0.0
+
+
+def test_worst_are_aligned_on_stderr_beside_json_else_on_stdout(run, random_bundle, sounds, heard) -> None:
+    rows = [
+        {"audio_filepath": "a.wav", "text": heard, "id": "right"},
+        {"audio_filepath": "a.wav", "text": f"{heard} and more", "id": "wrong"},
+    ]
+    manifest = write_manifest(sounds / "dev.jsonl", rows)
+    result = run("evaluate", "-m", random_bundle, manifest, "--json", "--worst", "5")
+    assert list(json.loads(result.stdout)) == KEYS
+    assert "wrong" in result.stderr
+    assert "right" not in result.stderr
+    ref, hyp = (
+        next(line for line in result.stderr.splitlines() if line.startswith(p)) for p in ("REF", "HYP")
+    )
+    assert ref.split() == ["REF:", *heard.split(), "and", "more"]
+    assert hyp.split() == ["HYP:", *heard.split(), "***", "****"]
+    plain = run("evaluate", "-m", random_bundle, manifest, "--worst", "1")
+    assert ref in plain.stdout
+
+
+def test_bad_rows_are_named_left_out_and_exit_1(run, random_bundle, sounds, heard) -> None:
+    (sounds / "damaged.wav").write_bytes(b"no sound")
+    rows: list[dict[str, object] | str] = [
+        {"audio_filepath": "a.wav", "text": heard},
+        "{not json",
+        {"audio_filepath": "none.wav", "text": "x"},
+        {"audio_filepath": "damaged.wav", "text": "x"},
+    ]
+    manifest = write_manifest(sounds / "dev.jsonl", rows)
+    result = run("evaluate", "-m", random_bundle, manifest, "--json")
+    assert result.exit_code == 1
+    values = json.loads(result.stdout)
+    assert (values["n_utterances"], values["wer"]) == (1, 0.0)
+    for expected in ("row 2: not valid JSON", "none.wav", "damaged.wav", "3 utterances were left out"):
+        assert expected in result.stderr
+
+
+def test_nothing_to_evaluate_is_an_error(run, random_bundle, sounds) -> None:
+    manifest = write_manifest(sounds / "dev.jsonl", [{"audio_filepath": "none.wav", "text": "x"}])
+    result = run("evaluate", "-m", random_bundle, manifest, "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "nothing to evaluate" in result.stderr
+    assert run("evaluate", "-m", random_bundle, sounds / "none.jsonl").exit_code == 1
+
+
+def test_an4_dev_runs_whole(run, random_bundle, an4_dev, shared_dir) -> None:
+    result = run("evaluate", "-m", random_bundle, shared_dir / "data" / "an4_dev.jsonl", "--json")
+    assert result.exit_code == 0, result.stderr
+    values = json.loads(result.stdout)
+    assert values["n_utterances"] == len(an4_dev) == 92
+    assert values["audio_s"] == pytest.approx(sum(u.duration_s for u in an4_dev), abs=5)

@@ -1,0 +1,121 @@
+"""`edge-asr inspect`: bundles and checkpoints, whole and damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+
+def test_bundle_json_is_the_bundle(run, random_bundle) -> None:
+    result = run("inspect", random_bundle, "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    written = json.loads((random_bundle / "bundle.json").read_text())
+    assert found["kind"] == "bundle"
+    assert {key: found[key] for key in written} == written
+    assert found["size_bytes"] == sum(f.stat().st_size for f in random_bundle.iterdir())
+    assert len(found["tokens"]) == found["vocabulary_size"] == 29
+
+
+def test_bundle_tables(run, random_bundle) -> None:
+    text = run("inspect", random_bundle).stdout
+    for expected in ("model.onnx", "fp32", "preset", "nemo", "<blk>", "PyTorch", "max error"):
+        assert expected in text
+
+
+def test_an_altered_artefact_is_named(run, random_bundle, tmp_path) -> None:
+    copy = shutil.copytree(random_bundle, tmp_path / "bundle")
+    model = copy / "model.onnx"
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    model.write_bytes(data)
+    result = run("inspect", copy)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"{model} ({len(data)} bytes) is not the file that bundle.json describes" in result.stderr
+
+
+def test_an_unverified_bundle_is_shown_as_such(run, random_bundle, tmp_path) -> None:
+    copy = shutil.copytree(random_bundle, tmp_path / "bundle")
+    data = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps({**data, "verified": False}))
+    assert "unverified: it failed its proof" in run("inspect", copy).stdout
+    assert run("transcribe", "-m", copy, copy / "none.wav").exit_code == 1
+
+
+def test_checkpoint_json(run, random_checkpoint) -> None:
+    result = run("inspect", random_checkpoint, "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    config = json.loads((random_checkpoint / "config.json").read_text())
+    assert found["kind"] == "checkpoint"
+    assert found["model"] == config["model"]
+    assert found["features"] == config["features"]
+    assert found["provenance"] == config["provenance"]
+    with safe_open(random_checkpoint / "model.safetensors", framework="np") as file:
+        assert found["n_tensors"] == len(list(file.keys()))
+    from edge_asr.checkpoints import load_any
+
+    n_parameters = sum(p.numel() for p in load_any(random_checkpoint).build_model().parameters())
+    assert found["n_parameters"] == n_parameters
+    assert f"{n_parameters:,}" in run("inspect", random_checkpoint).stdout
+
+
+def test_checkpoint_needs_no_torch(random_checkpoint) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['safetensors'] = None\n"
+        f"from edge_asr.cli.main import cli; cli.main(['inspect', {str(random_checkpoint)!r}, '--json'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["kind"] == "checkpoint"
+
+
+def broken_checkpoints(folder: Path) -> dict[str, str]:
+    """Name of a way to break `folder` -> what the message must say; breaks it."""
+    return {
+        "truncated": "copy the checkpoint again",
+        "not safetensors": "is no safetensors file",
+        "huge header": "is no safetensors file",
+        "no weights": "model.safetensors is missing",
+        "config": "is not an edge-asr checkpoint's configuration",
+        "model key": "config.json",
+    }
+
+
+@pytest.mark.parametrize("way", broken_checkpoints(Path()))
+def test_damaged_checkpoints_are_one_clear_line(run, random_checkpoint, tmp_path, way: str) -> None:
+    copy = shutil.copytree(random_checkpoint, tmp_path / "checkpoint")
+    weights, config = copy / "model.safetensors", copy / "config.json"
+    if way == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-4])
+    elif way == "not safetensors":
+        weights.write_bytes(b"PK")
+    elif way == "huge header":
+        weights.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    elif way == "no weights":
+        weights.unlink()
+    elif way == "config":
+        config.write_text("[]")
+    else:
+        data = json.loads(config.read_text())
+        data["model"]["d_model"] = -1
+        config.write_text(json.dumps(data))
+    result = run("inspect", copy)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert broken_checkpoints(copy)[way] in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_neither_one_nor_the_other(run, tmp_path) -> None:
+    assert "is no bundle" in run("inspect", tmp_path).stderr
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in run("inspect", tmp_path / "file").stderr
+    result = run("inspect", tmp_path / "nothing")
+    assert result.exit_code == 1
+    assert "no bundle at" in result.stderr
