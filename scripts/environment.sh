@@ -60,16 +60,15 @@ make_environment() {
 # install_edge_asr FOLDER EXTRAS: edge-asr, editable, with EXTRAS (such as cpu,export) in the environment;
 # nothing is done when pyproject.toml and constraints.txt are those of the last time.
 install_edge_asr() {
-    local venv=$1 extras=$2 stamp
-    stamp=$({ cat pyproject.toml constraints.txt; printf '%s %s\n' "$REPOSITORY" "$extras"; "$venv/bin/python" -V; } | sha256sum)
-    if [ "$(cat "$venv/edge-asr.stamp" 2>/dev/null)" = "$stamp" ]; then
-        return
-    fi
+    local venv=$1 extras=$2 stamp file
+    file=$venv/edge-asr.$extras.stamp
+    stamp=$({ cat pyproject.toml constraints.txt; printf '%s\n' "$REPOSITORY"; "$venv/bin/python" -V; } | sha256sum)
+    [ "$(cat "$file" 2>/dev/null)" = "$stamp" ] && return
     say "installing edge-asr[$extras] into $venv"
     # shellcheck disable=SC2086
     PYTHONWARNINGS=ignore "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
         -c constraints.txt ${PIP_ARGS:-} -e ".[$extras]"
-    printf '%s\n' "$stamp" >"$venv/edge-asr.stamp"
+    printf '%s\n' "$stamp" >"$file"
 }
 
 # install_torch FOLDER: PyTorch of constraints.txt, first and alone, so that its size shows what takes long.
