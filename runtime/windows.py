@@ -3,8 +3,9 @@
 A window begins every `step_frames` of features and reaches `overlap_frames` into the next one.
 Inside an overlap both windows have log-probs on the same grid of output frames; near its own edge
 each lacks context, so `margin` frames there are not trusted. In the part that is left, the cut goes
-into the middle of the longest stretch where both windows' best token is blank; then no token is cut
-apart, doubled or lost. Where no frame is blank in both, the cut is the frame that is most nearly so.
+into the middle of a stretch where both windows' best token is blank: of those around which both have
+read the same tokens, the longest. Then no token is cut apart, doubled or lost. Where no frame is
+blank in both, the cut is the frame that is most nearly so.
 
 A recording of at most one window takes one pass. Where windows lie depends on the number of frames
 only, never on how they arrived. The last window is always longer than the overlap.
@@ -160,13 +161,37 @@ def choose_cut(left: F32Array, right: F32Array, *, blank_id: int, margin: int) -
         c in [margin, n - margin]: frames before c are taken from `left`, c and later from `right`.
     """
     inner = slice(margin, len(left) - margin)
+    left_best, right_best = np.argmax(left[inner], axis=1), np.argmax(right[inner], axis=1)
     blank = np.minimum(left[inner, blank_id], right[inner, blank_id])
-    is_blank = (np.argmax(left[inner], axis=1) == blank_id) & (np.argmax(right[inner], axis=1) == blank_id)
+    is_blank = (left_best == blank_id) & (right_best == blank_id)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], is_blank, [False]]).astype(np.int8)))
-    starts, ends = edges[::2], edges[1::2]
-    if len(starts) == 0:
+    if len(edges) == 0:
         return margin + int(np.argmax(blank))
-    longest = np.flatnonzero(ends - starts == (ends - starts).max())
-    # Of equally long ones, that which is most surely blank: there the speaker is most likely silent.
-    surest = max(longest.tolist(), key=lambda i: float(blank[starts[i] : ends[i]].mean()))
-    return margin + int(starts[surest] + ends[surest]) // 2
+
+    def rate(silence: tuple[int, int]) -> tuple[int, int, float]:
+        begin, end = silence
+        # Windows place a token a frame apart at times; between its two places both are blank, and a
+        # cut there would lose it. What was said before and after the cut tells such gaps apart.
+        agreement = _agreement(
+            _collapse(left_best[:begin], blank_id)[::-1], _collapse(right_best[:begin], blank_id)[::-1]
+        ) + _agreement(_collapse(left_best[end:], blank_id), _collapse(right_best[end:], blank_id))
+        # Of equally long ones, that which is most surely blank: there the speaker is most likely silent.
+        return agreement, end - begin, float(blank[begin:end].mean())
+
+    begin, end = max(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True), key=rate)
+    return margin + int(begin + end) // 2
+
+
+def _collapse(best: npt.NDArray[np.int64], blank_id: int) -> list[int]:
+    """Tokens of a best path, repeats merged and blanks dropped."""
+    is_first = np.concatenate([[True], best[1:] != best[:-1]])[: len(best)]
+    tokens: list[int] = best[is_first & (best != blank_id)].tolist()
+    return tokens
+
+
+def _agreement(left: list[int], right: list[int]) -> int:
+    """2: the same tokens, going away from the cut; 1: but for one more at the far end; 0: others."""
+    n_common = min(len(left), len(right))
+    if abs(len(left) - len(right)) > 1 or left[:n_common] != right[:n_common]:
+        return 0
+    return 2 if len(left) == len(right) else 1

@@ -1,0 +1,160 @@
+"""The recogniser with a fake model that hears tones: what was played must come out, once.
+
+Long recordings, any rate and channel count, batches, files, pipes and bad input; the real model is
+in test_recognizer_bundle.py.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_asr.errors import AudioError, ConfigError
+from edge_asr.runtime.windows import WindowGeometry
+
+SHORT_WINDOWS = WindowGeometry(window_frames=400, overlap_frames=160, margin_frames=4, subsampling_factor=8)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("form", ["float32", "float64", "int16", "int32", "stereo"])
+def test_any_rate_and_form(tones: Any, sample_rate: int, form: str) -> None:
+    waveform = tones.play("bad cafe", sample_rate=sample_rate)
+    if form == "stereo":
+        waveform = np.stack([waveform, waveform], axis=1)
+    elif form.startswith("int"):
+        waveform = (waveform * np.iinfo(form).max).astype(form)
+    else:
+        waveform = waveform.astype(form)
+    transcript = tones.recognizer().transcribe(waveform, sample_rate)
+    assert transcript.text == "bad cafe"
+    assert [word.text for word in transcript.words] == ["bad", "cafe"]
+    assert transcript.duration_s == pytest.approx(len(waveform) / sample_rate)
+
+
+def test_times_are_where_the_tones_are(tones: Any) -> None:
+    transcript = tones.recognizer().transcribe(tones.play("ab", tone_s=0.4, gap_s=1.0), 16000)
+    for token, begin in zip(transcript.tokens, (1.0, 2.4), strict=True):
+        assert token.start_s == pytest.approx(begin, abs=0.08)
+        assert token.end_s == pytest.approx(begin + 0.4, abs=0.08)
+        assert token.confidence == pytest.approx(np.exp(-0.01), abs=1e-6)
+
+
+def test_segments_split_at_pauses(tones: Any) -> None:
+    waveform = np.concatenate([tones.play("ab c"), np.zeros(16000, np.float32), tones.play(" de")])
+    transcript = tones.recognizer().transcribe(waveform, 16000)
+    assert [segment.text for segment in transcript.segments] == ["ab c", "de"]
+    assert transcript.segments[0].words == transcript.words[:2]
+    assert transcript.to_dict()["segments"][1]["text"] == "de"
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), n_characters=st.integers(1, 60), offset=st.integers(0, 48000))
+def test_nothing_is_lost_or_doubled_at_window_edges(
+    tones: Any, seed: int, n_characters: int, offset: int
+) -> None:
+    """Windows of 4 s over recordings of up to 32 s; the fake model is blind at window edges."""
+    text = tones.text(np.random.default_rng(seed), n_characters)
+    waveform = np.concatenate([np.zeros(offset + 6400, np.float32), tones.play(text), np.zeros(9600)])
+    one_pass = tones.recognizer().transcribe(waveform, 16000)
+    assert one_pass.text == text
+    long = tones.recognizer(n_blind=4, windows=SHORT_WINDOWS)
+    transcript = long.transcribe(waveform, 16000)
+    # The fake's blind frames at the very ends come out as its token 0, a garbage letter each.
+    garbage = tones.vocabulary.tokens[0]
+    tokens = [token.text for token in transcript.tokens]
+    assert tokens[0] == tokens[-1] == garbage
+    assert "".join(tokens[1:-1]).split() == text.split()
+
+
+def test_default_windows_on_two_minutes(tones: Any) -> None:
+    text = tones.text(np.random.default_rng(1), 250)
+    recognizer = tones.recognizer()
+    transcript = recognizer.transcribe(tones.play(text), 16000)
+    assert transcript.duration_s > 110
+    assert transcript.text == text
+    shapes = recognizer.backend.batch_shapes
+    assert set(shapes[:-1]) == {(1, 2400)}
+    assert len(shapes) == 6
+
+
+def test_how_a_file_is_blocked_changes_nothing(
+    tones: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tones.text(np.random.default_rng(2), 90)
+    waveform = (tones.play(text, sample_rate=44100) * 32767).astype(np.int16)
+    path = tmp_path / "long.wav"
+    soundfile.write(path, waveform, 44100, subtype="PCM_16")
+    recognizer = tones.recognizer(windows=SHORT_WINDOWS)
+    expected = recognizer.transcribe(waveform, 44100)
+    assert expected.text == text
+    from edge_asr.audio import AudioFile
+
+    blocks = AudioFile.blocks
+    for block_s in (0.013, 0.5, 3.7, 1000.0):
+        monkeypatch.setattr(AudioFile, "blocks", lambda self, s=block_s: blocks(self, s))
+        assert recognizer.transcribe_file(path) == expected
+
+
+def test_a_batch_gives_what_singles_give(tones: Any) -> None:
+    rng = np.random.default_rng(3)
+    texts = [tones.text(rng, int(n)) for n in rng.integers(1, 40, 12)] + ["", tones.text(rng, 80)]
+    rates = [int(rng.choice([8000, 16000, 44100])) for _ in texts]
+    clips = [(tones.play(t, sample_rate=r), r) for t, r in zip(texts, rates, strict=True)]
+    clips.append((np.zeros(0, np.float32), 16000))
+    recognizer = tones.recognizer()
+    results = recognizer.transcribe_batch(clips)
+    assert [result.text for result in results] == [*texts, ""]
+    shapes = recognizer.backend.batch_shapes
+    assert max(rows for rows, _ in shapes) > 1
+    assert all(rows * frames * 0.01 <= 120 for rows, frames in shapes)
+    assert results == [recognizer.transcribe(*clip) for clip in clips]
+
+
+def test_an_empty_batch(tones: Any) -> None:
+    assert tones.recognizer().transcribe_batch([]) == []
+
+
+def test_a_bad_clip_of_a_batch_is_named(tones: Any) -> None:
+    with pytest.raises(AudioError, match=r"clip 1: .*nan"):
+        tones.recognizer().transcribe_batch([(np.zeros(10), 16000), (np.array([np.nan]), 16000)])
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 159, 160, 161, 1279, 1280, 1281])
+@pytest.mark.parametrize("normalize", ["none", "per_feature"])
+def test_too_short_is_empty_not_an_error(tones: Any, n_samples: int, normalize: str) -> None:
+    transcript = tones.recognizer(normalize=normalize).transcribe(np.zeros(n_samples, np.float32), 16000)
+    assert transcript.duration_s == n_samples / 16000
+    if normalize == "none":
+        assert transcript.text == ""
+        assert transcript.words == transcript.tokens == transcript.segments == ()
+
+
+def test_progress_reaches_the_duration(tones: Any) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(16000 * 12), 16000, format="WAV")
+    buffer.seek(0)
+    seen: list[float] = []
+    tones.recognizer().transcribe_file(buffer, progress=seen.append)
+    assert seen == [5.0, 10.0, 12.0]
+
+
+def test_close_closes_the_backend(tones: Any) -> None:
+    with tones.recognizer() as recognizer:
+        pass
+    assert recognizer.backend.closed
+
+
+def test_windows_must_fit_the_model(tones: Any) -> None:
+    with pytest.raises(ConfigError, match="factor 4"):
+        tones.recognizer(
+            windows=WindowGeometry(
+                window_frames=400, overlap_frames=160, margin_frames=4, subsampling_factor=4
+            )
+        )
