@@ -1,7 +1,7 @@
 """Checkpoints: our own format, and the registry through which other projects' formats will come.
 
 Does: save and load native checkpoints; `load_any` asks each registered loader in turn.
-Does not: execute pickles, or guess: a folder that no loader recognizes is an error that lists the formats known.
+Does not: execute pickles, or guess: what no loader recognizes is an error that lists the known formats.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Our own checkpoint: a folder of config.json, model.safetensors and, for SentencePiece, tokenizer.model.
 
-Does: write it all or not at all, read it with every name, shape and setting checked; float16 files load as float32.
+Does: write it all or not at all; read it with every name, shape and setting checked, float16 as float32.
 Does not: hold optimizer state (`edge_asr.training`), or read or write any pickle.
 """
 
@@ -56,7 +56,7 @@ class Checkpoint:
     tokenizer_model: bytes | None = None
 
     def build_model(self) -> ConformerCTC:
-        """The network with these weights, on the CPU, in eval mode; it does not share memory with `state_dict`."""
+        """The network with a copy of these weights, on the CPU, in eval mode."""
         model = ConformerCTC(self.model_config)
         model.load_state_dict(self.state_dict, strict=True)
         return model.eval()
@@ -100,8 +100,8 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        CheckpointError: when `path` holds other files, the parts contradict each other, a weight is not finite
-            (in `dtype`), or the provenance is not JSON.
+        CheckpointError: when `path` holds other files, the parts contradict each other, a weight is not
+            finite (in `dtype`), or the provenance is not JSON.
     """
     target = Path(path)
     if dtype not in _DTYPES:
@@ -141,7 +141,7 @@ def save_checkpoint(
         for file in temporary.iterdir():
             _flush_to_disk(file)
         if target.exists():
-            # A folder cannot be renamed over a full one: the old one steps aside into the temporary's name space.
+            # A folder cannot be renamed over a full one, so the old one steps aside first.
             aside = temporary.with_suffix(".old")
             os.replace(target, aside)
             os.replace(temporary, target)
@@ -157,8 +157,9 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     """Read a checkpoint folder, or an embedded one by name ("tiny-en").
 
     Raises:
-        CheckpointError: for a missing or damaged file, an unknown format version or key, settings that contradict
-            each other, or tensors that are missing, unexpected, of a wrong shape or type, or not finite.
+        CheckpointError: for a missing or damaged file, an unknown format version or key, settings that
+            contradict each other, or tensors that are missing, unexpected, of a wrong shape or type, or not
+            finite.
     """
     path = resolve_path(path_or_name)
     if not path.is_dir():
@@ -206,8 +207,8 @@ def _check_agreement(
         )
     if model.vocab_size != len(vocabulary.tokens):
         raise CheckpointError(
-            f"{where}: the model has {model.vocab_size} outputs, the vocabulary {len(vocabulary.tokens)} tokens "
-            "(blank included)."
+            f"{where}: the model has {model.vocab_size} outputs, the vocabulary "
+            f"{len(vocabulary.tokens)} tokens (blank included)."
         )
     if vocabulary.blank_id != model.blank_id:
         raise CheckpointError(
@@ -233,7 +234,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     version = config.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{file}: format_version is {version!r}, this edge-asr reads {FORMAT_VERSION}; use the matching release."
+            f"{file}: format_version is {version!r}, this edge-asr reads {FORMAT_VERSION}; "
+            "use the matching release."
         )
     for word, keys in (
         ("lacks", _CONFIG_KEYS - set(config)),

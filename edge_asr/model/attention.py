@@ -17,8 +17,8 @@ from edge_asr.model.config import ConformerConfig
 class RelativePositions(nn.Module):
     """Sinusoid encodings of the distances T, T-1, ..., -(T-1), computed for the T at hand.
 
-    Source: Transformer-XL (Dai et al. 2019, section 3.3), sine and cosine interleaved as in NeMo. Distance T is never
-    used: with it the table has 2T rows and the relative shift needs no padding.
+    Source: Transformer-XL (Dai et al. 2019, section 3.3), sine and cosine interleaved as in NeMo. Distance T
+    is never used: with it the table has 2T rows and the relative shift needs no padding.
     """
 
     inverse_frequency: Tensor
@@ -56,7 +56,7 @@ def relative_shift(scores: Tensor) -> Tensor:
 class RelPosAttention(nn.Module):
     """Multi-head attention with relative positions and untied biases u and v.
 
-    score(i, j) = ((q_i + u) . k_j + (q_i + v) . W_pos r(i - j)) / sqrt(d_head); Transformer-XL, equation in 3.3.
+    score(i, j) = ((q_i + u) . k_j + (q_i + v) . W_pos r(i - j)) / sqrt(d_head); Transformer-XL, section 3.3.
     """
 
     def __init__(self, config: ConformerConfig) -> None:
@@ -98,9 +98,9 @@ class RelPosAttention(nn.Module):
 class TaylorAttention(nn.Module):
     """Linear-time attention: exp(s) is replaced by 1 + s + s^2 / 2, s = q . k / sqrt(d_head).
 
-    The kernel is the inner product of [1, x, (x outer x) / sqrt(2)], so sums over keys are taken once: O(T d_head^2)
-    per value column. It is at least 1/2 for any s, hence weights are positive and need no stabilization. It carries
-    no positions (the convolutions do) and cannot take chunk masks (`ConformerEncoder` refuses them).
+    The kernel is the inner product of [1, x, (x outer x) / sqrt(2)], so sums over keys are taken once:
+    O(T d_head^2) per value column. It is at least 1/2 for any s, hence weights are positive and need no
+    stabilization. It carries no positions (the convolutions do) and cannot take chunk masks (refused).
     """
 
     def __init__(self, config: ConformerConfig) -> None:

@@ -102,7 +102,8 @@ class ConformerConfig:
             raise ConfigError(f"subsampling_factor must be 4 or 8, got {self.subsampling_factor!r}.")
         if self.d_model % self.n_heads or self.d_model % 2:
             raise ConfigError(
-                f"d_model must be even and a multiple of n_heads, got {self.d_model} with {self.n_heads} heads."
+                "d_model must be even and a multiple of n_heads, "
+                f"got {self.d_model} with {self.n_heads} heads."
             )
         for name in ("xscaling", "cmvn"):
             if not isinstance(getattr(self, name), bool):
@@ -153,11 +154,11 @@ class ConformerConfig:
                     'use an odd kernel, or conv_context "causal" or [left, right].'
                 )
             return kernel // 2, kernel // 2
-        left, right = cast("tuple[int, int]", self.conv_context)
+        left, right = self.conv_context
         if left < 0 or right < 0 or left + right != kernel - 1:
             raise ConfigError(
-                f"conv_context [left, right] must be non-negative and add up to conv_kernel_size - 1 = {kernel - 1}, "
-                f"got [{left}, {right}]."
+                "conv_context [left, right] must be non-negative and add up to conv_kernel_size - 1 = "
+                f"{kernel - 1}, got [{left}, {right}]."
             )
         return left, right
 

@@ -32,8 +32,8 @@ class FeedForward(nn.Module):
 class Convolution(nn.Module):
     """LayerNorm, pointwise, GLU, depthwise, BatchNorm or LayerNorm, Swish, pointwise, dropout.
 
-    The pointwise convolutions are linear layers over the channel axis. Padding with zeros comes after the GLU, as in
-    NeMo, so a clip's end looks the same whether it is the tensor's end or a padded batch.
+    The pointwise convolutions are linear layers over the channel axis. Padding with zeros comes after the
+    GLU, as in NeMo, so a clip's end looks the same whether it is the tensor's end or a padded batch.
     """
 
     def __init__(self, config: ConformerConfig) -> None:

@@ -1,6 +1,6 @@
 """Conformer-CTC as one module: features in, log-probabilities out.
 
-Does: global CMVN inside the graph, the encoder, the linear or LSTM head, intermediate CTC outputs for training.
+Does: global CMVN inside the graph, the encoder, the linear or LSTM head, intermediate CTC outputs.
 Does not: compute losses or decode; it must stay exportable, so nothing here branches on tensor content.
 """
 
@@ -74,15 +74,15 @@ class ConformerCTC(nn.Module):
         """Log-probabilities of every encoder frame.
 
         Args:
-            features: float32 (B, T, n_mels), T >= 1; frames past a row's length are ignored, whatever they hold.
+            features: float32 (B, T, n_mels), T >= 1; frames past a row's length are ignored, even NaN.
             feature_lens: int64 (B,), valid feature frames, 0 to T.
-            chunk_frames: attention sees whole chunks of this many encoder frames, the own one and those before;
-                None is full context.
+            chunk_frames: attention sees whole chunks of this many encoder frames, the own one and those
+                before; None is full context.
             left_chunks: how many chunks before the own one are seen; None is all of them.
 
         Returns:
-            float32 (B, T', vocab_size) with T' = ceil(T / subsampling_factor), natural log; int64 (B,) lengths.
-            Frames past a row's length are finite and mean nothing.
+            float32 (B, T', vocab_size) with T' = ceil(T / subsampling_factor), natural log; int64 (B,)
+            lengths. Frames past a row's length are finite and mean nothing.
 
         Raises:
             ConfigError: for chunk sizes out of range, or chunks with linear attention.

@@ -1,4 +1,4 @@
-"""The Conformer encoder: subsampling, then blocks of half-step feed-forward, attention, convolution, feed-forward.
+"""The Conformer encoder: subsampling, then blocks of feed-forward, attention, convolution, feed-forward.
 
 Does: Gulati et al. 2020, equation 1, in three block orders, with chunk masks for streaming-ready training.
 Does not: the CTC head or feature normalization (`ctc.py`), nor streaming caches.
@@ -14,7 +14,7 @@ from edge_asr.model.attention import RelativePositions, attention_from_config, c
 from edge_asr.model.config import ConformerConfig
 from edge_asr.model.convolution import Convolution, FeedForward
 from edge_asr.model.masks import attention_bias, valid_frames
-from edge_asr.model.subsampling import ConvSubsampling
+from edge_asr.model.subsampling import ConvSubsampling, subsampled_lens
 
 
 class ConformerBlock(nn.Module):
@@ -71,16 +71,16 @@ class ConformerEncoder(nn.Module):
             chunk_frames, left_chunks: see `ConformerCTC.forward`.
 
         Returns:
-            The outputs (B, T', d_model) of the intermediate CTC layers in order and, last, of the final layer;
-            int64 (B,) lengths.
+            The outputs (B, T', d_model) of the intermediate CTC layers in order and, last, of the final
+            layer; int64 (B,) lengths.
         """
         check_chunking(self.config, chunk_frames, left_chunks)
-        x, lens = self.subsampling(features, feature_lens)
+        x = self.subsampling(features, feature_lens)
         if self.config.xscaling:
             x = x * math.sqrt(self.config.d_model)
         x = self.dropout(x)
         n_frames = x.shape[1]
-        valid = valid_frames(lens, n_frames)
+        valid = valid_frames(feature_lens, n_frames, self.config.subsampling_factor)
         bias = attention_bias(valid, chunk_frames, left_chunks)
         positions = self.positions(n_frames) if self.config.attention == "rel_pos" else torch.empty(0)
         wanted = {*self.config.intermediate_ctc_layers, self.config.n_layers}
@@ -89,4 +89,4 @@ class ConformerEncoder(nn.Module):
             x = layer(x, bias, positions, valid)
             if number in wanted:
                 outputs.append(x)
-        return outputs, lens
+        return outputs, subsampled_lens(feature_lens, self.config.subsampling_factor)

@@ -11,17 +11,19 @@ from torch import Tensor
 MASKED_SCORE = -1e4
 
 
-def valid_frames(lens: Tensor, n_frames: int) -> Tensor:
+def valid_frames(lens: Tensor, n_frames: int, stride: int = 1) -> Tensor:
     """True where a frame lies before its row's end.
 
     Args:
-        lens: int64 (B,), in frames.
+        lens: int64 (B,), in input frames.
         n_frames: length of the time axis.
+        stride: input frames per frame of the axis; frame i begins at i * stride, so ceil(lens / stride)
+            are valid. (A product, because ONNX divides integers by a detour through float or by six operators.)
 
     Returns:
         bool (B, n_frames).
     """
-    return torch.arange(n_frames, device=lens.device)[None, :] < lens[:, None]
+    return (torch.arange(n_frames, device=lens.device) * stride)[None, :] < lens[:, None]
 
 
 def chunk_mask(n_frames: int, chunk_frames: int, left_chunks: int | None, device: torch.device) -> Tensor:
@@ -30,7 +32,7 @@ def chunk_mask(n_frames: int, chunk_frames: int, left_chunks: int | None, device
     Returns:
         bool (n_frames, n_frames).
     """
-    chunk = torch.div(torch.arange(n_frames, device=device), chunk_frames, rounding_mode="floor")
+    chunk = torch.arange(n_frames, device=device) // chunk_frames
     behind = chunk[:, None] - chunk[None, :]  # (T, T), chunks from j up to i
     mask = behind >= 0
     if left_chunks is not None:

@@ -174,7 +174,7 @@ def test_padded_batch_equals_nemo(shared_dir: Path, name: str) -> None:
 
 @torch.inference_mode()
 def test_chunk_mask_and_causal_blocks_equal_nemo(shared_dir: Path) -> None:
-    """NeMo's chunked_limited [28, 6] is chunks of 7 frames with 4 chunks to the left; from its subsampled frames."""
+    """NeMo's chunked_limited [28, 6] is chunks of 7 and 4 chunks to the left; from its subsampled frames."""
     model, golden = load_fixture(shared_dir / "golden" / "nemo-fastconformer-streaming")
     encoder = model.encoder
     x = torch.from_numpy(golden["dbg_clip0_pre_encode"])[None] * model.config.d_model**0.5
