@@ -148,8 +148,11 @@ class FeatureExtractor:
         # Where the window sits in the FFT only turns phases, so it starts at column 0.
         np.multiply(block, self._window, out=block)
         spectrum = scipy.fft.rfft(block, axis=1, workers=1).view(block.dtype)  # (B, 2 * bins)
-        power = spectrum if spectrum.dtype == np.float32 else scratch.power
-        np.multiply(spectrum, spectrum, out=power, casting="same_kind")
+        power = spectrum
+        if config.double_precision:
+            power = scratch.power  # after the transform float32 is enough
+            np.copyto(power, spectrum, casting="same_kind")
+        np.multiply(power, power, out=power)
         log_mel = scratch.log_mel
         for mels, bins, weights in self._bands:
             np.matmul(power[:, bins], weights, out=log_mel[:, mels])
@@ -320,7 +323,10 @@ def _condition_frames(
     the same shape; the result is one of the two.
     """
     if config.remove_dc:
-        np.subtract(block, block[:, : config.win_length].mean(axis=1, keepdims=True), out=block)
+        # A product with a constant vector is twice as fast as mean(). Zero columns take no part.
+        weights = np.full(config.win_length, 1.0 / config.win_length, block.dtype)
+        mean = block[:, : config.win_length] @ weights
+        np.subtract(block, mean[:, None], out=block)
     if config.preemphasis and config.preemphasis_scope == "frame":
         # Over the flat block: one contiguous run, wrong in column 0 only, which is then set.
         flat, shifted = block.reshape(-1), spare.reshape(-1)
