@@ -78,3 +78,8 @@ install_torch() {
     # shellcheck disable=SC2086
     "$1/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt ${PIP_ARGS:-} torch
 }
+
+# has_portaudio FOLDER: whether the library that `listen` needs is on this machine.
+has_portaudio() {
+    "$1/bin/python" -c 'import ctypes.util, sys; sys.exit(ctypes.util.find_library("portaudio") is None)'
+}

@@ -1,0 +1,172 @@
+"""What README.md tells people to type works: commands parse and, where they can, run; Python too.
+
+Every line of a bash or console block must be understood here, so that none goes stale unseen.
+Sound files, manifests, bundles and checkpoints that it names are put in place from what is
+embedded. Only what needs a microphone, minutes of training or the network is not run: of those the
+options, scripts and extras are checked.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from edge_asr.cli.main import cli
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+SOUND = re.compile(r"[\w./-]+\.(?:wav|flac|ogg|opus|mp3)")
+#: Programs that are not ours; nothing to check in them here.
+OTHERS = {"git", "cd", "sudo", "apt-get", "arecord", "jq", "source", "python3", "export", "cat"}
+NOT_RUN = {"train", "listen"}
+
+
+def blocks(*languages: str) -> list[str]:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    return [code for language, code in BLOCK.findall(text) if language in languages]
+
+
+def commands() -> list[str]:
+    """Command lines of all shell blocks, continued lines joined; output in console blocks left out."""
+    lines = []
+    for language in ("bash", "sh", "console"):
+        for code in blocks(language):
+            for line in code.replace("\\\n", " ").splitlines():
+                if language == "console" and not line.startswith("$ "):
+                    continue
+                line = line.removeprefix("$ ").strip()
+                if line and not line.startswith("#"):
+                    lines.append(line)
+    return list(dict.fromkeys(lines))
+
+
+def programs(line: str) -> list[list[str]]:
+    """The words of each program of a command line: pipes, && and redirections end one."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    found: list[list[str]] = [[]]
+    for word in lexer:
+        if set(word) <= set("|&;<>()"):
+            found.append([])
+        else:
+            found[-1].append(word)
+    return [words for words in found if words]
+
+
+def ours(name: str) -> list[str]:
+    return [line for line in commands() if any(words[0] == name for words in programs(line))]
+
+
+def test_readme_has_commands_and_both_scripts() -> None:
+    names = {words[0] for line in commands() for words in programs(line)}
+    assert {"scripts/demo", "scripts/test", "edge-asr"} <= names
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_line_is_known(line: str) -> None:
+    first, *arguments = programs(line)[0]
+    if first.startswith("scripts/"):
+        assert os.access(REPOSITORY / first, os.X_OK), f"{first} is not there or not executable"
+    elif first in ("python", "python3") and arguments[0].startswith("scripts/"):
+        assert (REPOSITORY / arguments[0]).is_file(), arguments[0]
+    elif first == "pip":
+        text = (REPOSITORY / "pyproject.toml").read_text()
+        for extras in re.findall(r"\[([\w,]+)\]", line):
+            for extra in extras.split(","):
+                assert re.search(rf"^{extra} = \[", text, re.MULTILINE), f"no extra {extra}"
+    else:
+        assert first in OTHERS | {"edge-asr"}, f"what is {first}? run it here, or add it to OTHERS"
+
+
+@pytest.mark.parametrize("line", ours("edge-asr"))
+def test_options_exist(line: str) -> None:
+    for program, *words in programs(line):
+        if program != "edge-asr" or not words or words[0].startswith("-"):
+            continue
+        context = click.Context(cli, info_name="edge-asr")
+        command = cli.get_command(context, words[0])
+        assert command is not None, f"no command {words[0]}"
+        try:
+            command.make_context(words[0], words[1:], parent=context)
+        except click.exceptions.Exit:  # --help
+            pass
+        except click.BadParameter as error:
+            assert "does not exist" in str(error), error
+
+
+def put_in_place(text: str, folder: Path, sample: Path) -> None:
+    """Make the inputs that a command or a Python block names, from what is embedded."""
+    embedded = REPOSITORY / "edge_asr" / "models" / "tiny-en"
+    for name in SOUND.findall(text):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample, target)
+    for name in re.findall(r"[\w./-]+\.jsonl", text):
+        row = {"audio_filepath": str(sample), "text": sample.with_suffix(".txt").read_text().strip()}
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(row) + "\n")
+    for name in re.findall(r"(?:-m|--model|inspect) ([\w./-]+)|load\(\"([\w./-]+)\"", text):
+        bundle = next(filter(None, name))
+        if bundle != "tiny-en" and not (folder / bundle).exists():
+            (folder / bundle).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(embedded / "bundle", folder / bundle)
+    for name in re.findall(r"edge-asr export ([\w./-]+)", text):
+        if name != "tiny-en":
+            shutil.copytree(embedded / "checkpoint", folder / name)
+    for name in re.findall(r"transcribe(?: \S+)*? ([\w-]+/)(?: |$)", text):
+        (folder / name).mkdir(exist_ok=True)
+        shutil.copy(sample, folder / name)
+
+
+def runs_here(line: str) -> bool:
+    found = programs(line)
+    return all(
+        words[0] == "edge-asr" and not NOT_RUN & set(words[1:2]) or words[0] in ("cat", "jq")
+        for words in found
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in ours("edge-asr") if runs_here(line)])
+def test_commands_run(line: str, tmp_path: Path, sample_path: Path) -> None:
+    put_in_place(line, tmp_path, sample_path)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
+    assert done.stdout or " -o " in line
+
+
+def imports(code: str) -> list[tuple[str, str]]:
+    return [
+        (str(node.module), alias.name)
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_imports_exist(code: str) -> None:
+    for module, name in imports(code):
+        assert hasattr(importlib.import_module(module), name), f"from {module} import {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [c for c in blocks("python") if not re.search("icrophone|listen|Live", c)])
+def test_python_runs(code: str, tmp_path: Path, sample_path: Path) -> None:
+    put_in_place(code, tmp_path, sample_path)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, f"{code}\n{done.stderr[-2000:]}"
