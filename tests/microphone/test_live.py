@@ -1,0 +1,292 @@
+"""Live recognition over files and arrays, with the fake recogniser of tones.py: what is said when."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tones import RATE, WORDS, ToneRecognizer, silence, speak
+
+from edge_asr.errors import AudioError, ConfigError, DeviceError
+from edge_asr.runtime.endpointing import EndpointConfig
+from edge_asr.runtime.events import Error, Event, Final, Gap, Partial
+from edge_asr.runtime.live import LiveConfig, LiveRecognizer
+from edge_asr.runtime.sources import AudioBlock, FileSource, Loss, Recorder
+
+SHORT = EndpointConfig(max_utterance_s=5.0, cut_search_s=2.0)
+
+
+class ScriptedSource:
+    """A fake source: gives the blocks it was given, then ends or fails."""
+
+    def __init__(self, blocks: list[AudioBlock], failure: Exception | None = None) -> None:
+        self.blocks = list(blocks)
+        self.failure = failure
+        self.closed = False
+
+    def __enter__(self) -> ScriptedSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closed = True
+
+    def read(self) -> AudioBlock | None:
+        if self.blocks:
+            return self.blocks.pop(0)
+        if self.failure is not None:
+            raise self.failure
+        return None
+
+    def stop(self) -> None:
+        self.blocks.clear()
+
+
+def listen(audio: np.ndarray, *, config: LiveConfig | None = None, **source: float) -> list[Event]:
+    """All events of a waveform at 16 kHz, as fast as it is read."""
+    live = LiveRecognizer(
+        ToneRecognizer(), FileSource(audio, sample_rate=RATE, pace=0, **source), config=config
+    )
+    with live:
+        return list(live)
+
+
+def finals(events: list[Event]) -> list[Final]:
+    return [event for event in events if isinstance(event, Final)]
+
+
+def words_of(events: list[Event]) -> list[str]:
+    return " ".join(final.text for final in finals(events)).split()
+
+
+def test_silence_gives_nothing_and_costs_nothing() -> None:
+    recognizer = ToneRecognizer()
+    with LiveRecognizer(recognizer, FileSource(silence(30), sample_rate=RATE, pace=0)) as live:
+        assert list(live) == []
+    assert recognizer.lens_s == []
+    assert live.stats.audio_s == 30.0
+
+
+@pytest.mark.parametrize("level", [0.0005, 0.01, 0.1])
+def test_noise_without_words_gives_nothing(level: float) -> None:
+    noise = (level * np.random.default_rng(0).standard_normal(20 * RATE)).astype(np.float32)
+    assert listen(noise) == []
+
+
+@pytest.mark.parametrize("level", [0.0, 0.003, 0.03])
+def test_sentences_come_with_partials_first_and_a_final_at_each_pause(level: float) -> None:
+    first, second = ["alpha", "echo", "golf", "golf"], ["hotel", "bravo"]
+    # The noise floor takes 3 s to rise to a noise that was there from the first sample.
+    audio = np.concatenate([silence(3.5), speak(first), silence(1), speak(second), silence(1)])
+    audio = audio + (level * np.random.default_rng(0).standard_normal(len(audio))).astype(np.float32)
+    events = listen(audio)
+    assert [final.text.split() for final in finals(events)] == [first, second]
+    assert [final.id for final in finals(events)] == [0, 1]
+    assert {final.reason for final in finals(events)} == {"pause"}
+    partials = [event for event in events if isinstance(event, Partial)]
+    assert {partial.id for partial in partials} == {0, 1}
+    assert all(" ".join(first).startswith(p.text) for p in partials if p.id == 0)
+    order = [(event.id, isinstance(event, Final)) for event in events if isinstance(event, Partial | Final)]
+    assert order == sorted(order)
+    assert finals(events)[0].start_s == pytest.approx(3.5, abs=0.05)
+    assert finals(events)[0].words[-1].end_s == pytest.approx(3.5 + 4 * 0.37 - 0.12, abs=0.05)
+    assert 0.6 <= finals(events)[0].endpoint_wait_s <= 0.7
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    sentence=st.lists(st.sampled_from(WORDS), min_size=1, max_size=45),
+    gap_s=st.floats(0.06, 0.45),
+    lead_s=st.floats(0, 2),
+)
+def test_no_word_is_lost_or_doubled_however_long_the_speech(
+    sentence: list[str], gap_s: float, lead_s: float
+) -> None:
+    """Up to 30 s without a pause that ends an utterance, cut every 5 s at most; a fake recogniser."""
+    audio = np.concatenate([silence(lead_s), speak(sentence, gap_s=gap_s)])
+    events = listen(audio, config=LiveConfig(endpoint=SHORT))
+    assert words_of(events) == sentence
+    for final in finals(events):
+        assert final.segment_end_s - final.segment_start_s <= 5.0
+    segments = [(f.segment_start_samples, f.segment_end_samples) for f in finals(events)]
+    assert all(end == start for (_, end), (start, _) in zip(segments, segments[1:], strict=False))
+    assert segments[-1][1] == len(audio)
+
+
+def test_finals_are_transcribe_of_their_segments_of_the_recording(tmp_path: Path) -> None:
+    audio = np.concatenate(
+        [speak(["delta", "echo"]), silence(0.9), speak(WORDS, gap_s=0.3), silence(1), speak(["golf"])]
+    )
+    noise = 0.002 * np.random.default_rng(0).standard_normal(len(audio))
+    audio = (audio + noise).astype(np.float32)
+    recording = tmp_path / "heard.wav"
+    live = LiveRecognizer(
+        ToneRecognizer(), FileSource(audio, sample_rate=RATE, pace=0), recorder=Recorder(recording)
+    )
+    with live:
+        events = list(live)
+    heard, rate = soundfile.read(recording, dtype="float32")
+    assert rate == RATE
+    np.testing.assert_array_equal(heard, audio)
+    previous_end = 0
+    for final in finals(events):
+        start, end = round(final.segment_start_s * RATE), round(final.segment_end_s * RATE)
+        assert (start, end) == (final.segment_start_samples, final.segment_end_samples)
+        assert previous_end <= start < end <= len(heard)
+        assert ToneRecognizer().transcribe(heard[start:end], RATE).text == final.text
+        previous_end = end
+    assert len(finals(events)) == 3
+
+
+@pytest.mark.parametrize("block_s", [0.001, 0.013, 0.02, 0.5, 30.0])
+def test_the_size_of_blocks_does_not_matter(block_s: float) -> None:
+    audio = np.concatenate([silence(0.5), speak(WORDS), silence(1), speak(WORDS[:3]), silence(1)])
+    # Partials follow the wall clock; without them everything follows the audio alone.
+    config = LiveConfig(partials=False)
+    reference = listen(audio, config=config)
+    other = listen(audio, config=config, block_s=block_s)
+    assert [(f.text, f.words, f.reason) for f in finals(other)] == [
+        (f.text, f.words, f.reason) for f in finals(reference)
+    ]
+    assert len(other) == 2
+
+
+def test_a_file_at_another_rate_and_in_stereo(tmp_path: Path) -> None:
+    audio = np.concatenate([silence(0.5), speak(["alpha", "delta"], rate=44_100)])
+    soundfile.write(tmp_path / "stereo.wav", np.stack([audio, audio], axis=1), 44_100)
+    with LiveRecognizer(ToneRecognizer(), FileSource(tmp_path / "stereo.wav", pace=0)) as live:
+        assert words_of(list(live)) == ["alpha", "delta"]
+    assert live.stats.audio_s == pytest.approx(len(audio) / 44_100, abs=0.001)
+
+
+def test_real_time_pace() -> None:
+    began = time.monotonic()
+    with LiveRecognizer(ToneRecognizer(), FileSource(speak(WORDS[:4]), sample_rate=RATE, pace=2.0)) as live:
+        list(live)
+    assert 0.70 <= time.monotonic() - began < 3.0
+
+
+def test_stop_flushes_the_last_words() -> None:
+    audio = np.concatenate([speak(["alpha", "bravo", "charlie"]), silence(60)])
+    with LiveRecognizer(ToneRecognizer(), FileSource(audio, sample_rate=RATE)) as live:
+        time.sleep(1.25)
+        live.stop()
+        events = list(live)
+    assert words_of(events) == ["alpha", "bravo", "charlie"]
+    assert events[-1].to_dict()["reason"] == "end"
+    assert 1.0 < live.stats.audio_s < 10
+
+
+def test_leaving_the_block_stops_and_flushes() -> None:
+    heard: list[Event] = []
+    source = FileSource(np.concatenate([speak(["alpha"]), silence(60)]), sample_rate=RATE)
+    with LiveRecognizer(ToneRecognizer(), source, on_event=heard.append) as live:
+        time.sleep(0.6)
+    assert words_of(heard) == ["alpha"]
+    assert live.join(0)
+    with pytest.raises(ConfigError, match="on_event"):
+        next(iter(live))
+
+
+def test_max_audio_is_exact_to_the_sample(tmp_path: Path) -> None:
+    live = LiveRecognizer(
+        ToneRecognizer(),
+        FileSource(speak(WORDS), sample_rate=RATE, pace=0),
+        config=LiveConfig(max_audio_s=1.2345),
+        recorder=Recorder(tmp_path / "heard.wav"),
+    )
+    with live:
+        events = list(live)
+    assert soundfile.info(tmp_path / "heard.wav").frames == 19_752
+    assert words_of(events) == list(WORDS[:4])
+    assert finals(events)[0].segment_end_samples == 19_752
+
+
+def test_a_loss_ends_the_utterance_and_is_told_with_how_much_and_why() -> None:
+    first, second = speak(["alpha", "bravo"]), speak(["charlie"])
+    loss = Loss(lost_s=1.5, reason="queue_overflow", estimated=False)
+    source = ScriptedSource([AudioBlock(first), AudioBlock(second, (loss,))])
+    with LiveRecognizer(ToneRecognizer(), source) as live:
+        events = [event for event in live if not isinstance(event, Partial)]
+    before, gap, after = events
+    assert isinstance(before, Final)
+    assert isinstance(after, Final)
+    assert (before.text, before.reason, before.segment_end_samples) == ("alpha bravo", "gap", len(first))
+    assert gap == Gap(at_s=len(first) / RATE, lost_s=1.5, reason="queue_overflow", estimated=False)
+    assert (after.text, after.segment_start_samples) == ("charlie", len(first))
+    assert (live.stats.n_gaps, live.stats.n_overflows, live.stats.lost_s) == (1, 1, 1.5)
+
+
+def test_a_dying_device_gives_the_last_words_then_an_error() -> None:
+    source = ScriptedSource([AudioBlock(speak(["alpha"]))], DeviceError("the microphone is gone"))
+    with LiveRecognizer(ToneRecognizer(), source) as live:
+        events = [event for event in live if not isinstance(event, Partial)]
+    assert [event.to_dict()["type"] for event in events] == ["final", "error"]
+    assert events[1] == Error(message="the microphone is gone", kind="DeviceError", at_s=0.37)
+    assert isinstance(live.error, DeviceError)
+    assert source.closed
+
+
+def test_a_failing_backend_is_an_error_event() -> None:
+    source = FileSource(np.concatenate([speak(WORDS), silence(1)]), sample_rate=RATE, pace=0)
+    with LiveRecognizer(ToneRecognizer(fail_after=1), source) as live:
+        events = list(live)
+    assert isinstance(events[-1], Error)
+    assert events[-1].kind == "BackendError"
+    assert "as it was told to" in events[-1].message
+
+
+def test_a_bug_is_raised_where_the_events_are_read() -> None:
+    source = ScriptedSource([], ZeroDivisionError("a bug"))
+    live = LiveRecognizer(ToneRecognizer(), source)
+    live.start()
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        list(live)
+    assert source.closed
+
+
+def test_a_slow_recogniser_gives_fewer_partials_and_the_same_finals() -> None:
+    audio = np.concatenate([speak(WORDS), silence(1)])
+    fast = LiveRecognizer(ToneRecognizer(), FileSource(audio, sample_rate=RATE))
+    slow = LiveRecognizer(ToneRecognizer(slowness=0.5), FileSource(audio, sample_rate=RATE))
+    results: dict[str, list[Event]] = {}
+    threads = [
+        threading.Thread(target=lambda name=name, live=live: results.update({name: list(live)}))
+        for name, live in (("fast", fast), ("slow", slow))
+    ]
+    with fast, slow:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert words_of(results["fast"]) == words_of(results["slow"]) == list(WORDS)
+    assert slow.stats.n_partials < fast.stats.n_partials
+
+
+def test_a_recording_is_never_overwritten_unasked(tmp_path: Path) -> None:
+    (tmp_path / "heard.wav").write_bytes(b"precious")
+    with pytest.raises(AudioError, match=r"heard\.wav exists already"):
+        Recorder(tmp_path / "heard.wav")
+    assert (tmp_path / "heard.wav").read_bytes() == b"precious"
+    Recorder(tmp_path / "heard.wav", overwrite=True).close()
+
+
+@pytest.mark.parametrize("name", ["heard.mp3", "nowhere/heard.wav"])
+def test_a_recording_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(AudioError, match=r"heard"):
+        Recorder(tmp_path / name)
+
+
+def test_a_missing_file_is_an_error_event() -> None:
+    with LiveRecognizer(ToneRecognizer(), FileSource(Path("/nowhere/x.wav"))) as live:
+        events = list(live)
+    assert [event.to_dict()["kind"] for event in events] == ["AudioError"]
+    assert "/nowhere/x.wav" in str(live.error)

@@ -1,0 +1,68 @@
+"""Partial text within a bounded window; the audio history. The recogniser is the fake of tones.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tones import RATE, WORDS, ToneRecognizer, speak
+
+from edge_asr.errors import ConfigError
+from edge_asr.runtime.ctc import Token
+from edge_asr.runtime.partials import AudioHistory, Hypothesis, WindowedDecoder
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=60), st.integers(0, 30_000))
+def test_a_long_utterance_keeps_every_word_once_at_a_bounded_cost(words: list[str], lead: int) -> None:
+    """Up to 22 s through a window of 4 s, with a fake recogniser."""
+    recognizer = ToneRecognizer()
+    decoder = WindowedDecoder(recognizer, window_s=4.0)
+    history = AudioHistory()
+    history.append(np.zeros(lead, np.float32))
+    decoder.begin(lead)
+    audio = speak(words)
+    for piece in np.array_split(audio, max(1, len(audio) // 4800)):
+        history.append(piece)
+        hypothesis = decoder.decode(history)
+    assert hypothesis.text.split() == words
+    assert max(recognizer.lens_s) <= 4.0
+    starts = [token.start_s for token in hypothesis.tokens]
+    assert starts == sorted(starts)
+    assert starts[0] == pytest.approx(lead / RATE, abs=0.05)
+
+
+def test_a_window_under_two_seconds_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"window_s is 1\.0"):
+        WindowedDecoder(ToneRecognizer(), window_s=1.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 20_000)), max_size=30))
+def test_history_gives_back_what_was_appended(steps: list[tuple[int, int]]) -> None:
+    total = sum(n for n, _ in steps)
+    stream = np.arange(total, dtype=np.float32)
+    history = AudioHistory()
+    for n, back in steps:
+        history.append(stream[history.end : history.end + n])
+        before = history.start
+        history.discard_before(history.end - back)
+        assert before <= history.start <= max(before, history.end - back)
+        assert history.end - history.start < back + n + RATE + 1
+        np.testing.assert_array_equal(
+            history.read(history.start, history.end), stream[history.start : history.end]
+        )
+
+
+def token(text: str, start_s: float, end_s: float) -> Token:
+    return Token(text=text, id=0, start_s=start_s, end_s=end_s, confidence=1.0)
+
+
+def test_word_gaps_of_pieces_and_of_characters() -> None:
+    pieces = (token(" go", 0.1, 0.2), token("ing", 0.4, 0.5), token(" on", 0.9, 1.0))
+    assert Hypothesis(pieces, 0).word_gaps() == [(8000, 14_400)]
+    characters = (token("g", 0.1, 0.2), token("o", 0.4, 0.5), token(" ", 0.6, 0.7), token("u", 0.9, 1.0))
+    assert Hypothesis(characters, 0).word_gaps() == [(8000, 14_400)]
+    assert Hypothesis(characters, 0).text == "go u"
+    assert Hypothesis(characters[:3], 0).last_token_end == 8000
+    assert Hypothesis((), 0).last_token_end is None
