@@ -128,7 +128,7 @@ class LiveRecognizer:
         self.stats = LiveStats()
         self.error: EdgeAsrError | None = None
         self.hearing = threading.Event()
-        """Set when the first audio has arrived."""
+        """Set when the first audio has arrived, or listening has ended without any."""
         self._recognizer = recognizer
         self._source = source
         self._recorder = recorder
@@ -195,6 +195,7 @@ class LiveRecognizer:
         finally:
             if self._recorder is not None:
                 self._recorder.close()
+            self.hearing.set()
             self._events.put(None)
 
     def _listen(self) -> None:

@@ -22,9 +22,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.audio import ResampleStream
 from edge_asr.errors import ConfigError, DeviceError
+from edge_asr.runtime.events import STREAM_SAMPLE_RATE
 from edge_asr.runtime.loss_clock import LossClock
-from edge_asr.runtime.sources import AudioBlock, Loss, StreamResampler
+from edge_asr.runtime.sources import AudioBlock, Loss
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -200,7 +202,7 @@ class MicrophoneSource:
         self.device = find_device(self.config.device)
         self.sample_rate = self.config.sample_rate or self.device.sample_rate
         self._limit_frames = round(self.config.queue_s * self.sample_rate)
-        self._resampler = StreamResampler(self.sample_rate)
+        self._resampler = ResampleStream(self.sample_rate, STREAM_SAMPLE_RATE)
         self._clock = LossClock()
         self._stream = self._open(sd)
         self._last_arrival_s = time.monotonic()
@@ -299,6 +301,7 @@ class MicrophoneSource:
         if losses:
             # The audio before the loss ends here: nothing is smeared across the hole.
             self._ready.append(AudioBlock(self._resampler.flush()))
+            self._resampler = ResampleStream(self.sample_rate, STREAM_SAMPLE_RATE)
         mix = captured.samples[:, 0] if self.config.mix == "first" else captured.samples.mean(axis=1)
         samples = self._resampler.push(np.ascontiguousarray(mix, dtype=np.float32))
         self._ready.append(AudioBlock(samples, tuple(losses)))

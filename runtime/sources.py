@@ -1,4 +1,4 @@
-"""Where the 16 kHz stream comes from and where a copy of it goes: sources, resampling, recording.
+"""Where the 16 kHz stream comes from and where a copy of it goes: sources, recorder.
 
 `AudioSource` is the seam between hearing and recognising: a microphone, a file played at real
 time, a robot's own audio bus. A source delivers mono float32 at 16 kHz and says what it lost.
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event as Flag
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
-import soxr
 
+from edge_asr.audio import AudioFile, ResampleStream, check_sample_rate, mono_from_waveform
 from edge_asr.errors import AudioError, ConfigError
 from edge_asr.runtime.events import STREAM_SAMPLE_RATE, GapReason
 
@@ -73,40 +73,11 @@ class AudioSource(Protocol):
         ...
 
 
-class StreamResampler:
-    """Any rate to 16 kHz, chunk by chunk, by soxr at its high quality; 16 kHz passes untouched."""
-
-    def __init__(self, sample_rate: int) -> None:
-        if sample_rate <= 0:
-            raise ConfigError(f"sample_rate is {sample_rate} Hz; it must be positive")
-        self._rate = sample_rate
-        self._stream = self._new_stream()
-
-    def push(self, samples: Waveform) -> Waveform:
-        """Samples f32 [n] at the source rate to samples f32 [m] at 16 kHz; some are held back."""
-        if self._stream is None:
-            return samples
-        return np.asarray(self._stream.resample_chunk(samples), dtype=np.float32)
-
-    def flush(self) -> Waveform:
-        """The samples held back; afterwards a new, independent stream begins."""
-        if self._stream is None:
-            return np.zeros(0, np.float32)
-        rest = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
-        self._stream = self._new_stream()
-        return np.asarray(rest, dtype=np.float32)
-
-    def _new_stream(self) -> soxr.ResampleStream | None:
-        if self._rate == STREAM_SAMPLE_RATE:
-            return None
-        return soxr.ResampleStream(self._rate, STREAM_SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-
-
 class FileSource:
     """A sound file, or a waveform, as if it were spoken now.
 
     Args:
-        audio: path of a file that libsndfile reads, or a waveform f32 [S] in [-1, 1].
+        audio: path of a file that libsndfile reads, or a waveform [S] or [S, channels].
         sample_rate: rate of a waveform in Hz; None for a file, which knows its own.
         pace: 1.0 is real time, 2.0 twice as fast, 0 as fast as it is read.
         block_s: length of a block in seconds.
@@ -116,7 +87,7 @@ class FileSource:
 
     def __init__(
         self,
-        audio: Path | str | Waveform,
+        audio: Path | str | npt.NDArray[Any],
         *,
         sample_rate: int | None = None,
         pace: float = 1.0,
@@ -124,28 +95,23 @@ class FileSource:
     ) -> None:
         if pace < 0 or block_s <= 0:
             raise ConfigError(f"pace is {pace} and block_s {block_s}; pace must be >= 0 and block_s > 0")
-        if isinstance(audio, np.ndarray):
-            if sample_rate is None:
-                raise ConfigError("sample_rate is missing; a waveform needs its rate in Hz")
-            if audio.ndim != 1:
-                raise AudioError(f"waveform has shape {audio.shape}; it must be [samples], one channel")
+        if isinstance(audio, np.ndarray) and sample_rate is None:
+            raise ConfigError("sample_rate is missing; a waveform needs its rate in Hz")
         self._audio = audio
         self._sample_rate = sample_rate
         self._pace = pace
         self._block_s = block_s
         self._stopping = Flag()
+        self._file: AudioFile | None = None
         self._blocks: Iterator[Waveform] = iter(())
 
     def __enter__(self) -> FileSource:
         if isinstance(self._audio, np.ndarray):
-            rate = self._sample_rate or STREAM_SAMPLE_RATE
-            self._blocks = self._paced(self._array_blocks(self._audio, rate), rate)
-            return self
-        try:
-            rate = soundfile.info(str(self._audio)).samplerate
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise AudioError(f"{self._audio} cannot be read as sound ({error}); check the path") from error
-        self._blocks = self._paced(self._file_blocks(str(self._audio), rate), rate)
+            rate = check_sample_rate(self._sample_rate or STREAM_SAMPLE_RATE)
+            self._blocks = self._paced(_split(mono_from_waveform(self._audio), rate, self._block_s), rate)
+        else:
+            self._file = AudioFile(self._audio)
+            self._blocks = self._paced(self._file.blocks(self._block_s), self._file.sample_rate)
         return self
 
     def __exit__(
@@ -153,6 +119,8 @@ class FileSource:
     ) -> None:
         self._stopping.set()
         self._blocks = iter(())
+        if self._file is not None:
+            self._file.close()
 
     def read(self) -> AudioBlock | None:
         """Wait until the next block is due; None at the end of the file or after `stop`."""
@@ -163,20 +131,8 @@ class FileSource:
         """End after the block being read."""
         self._stopping.set()
 
-    def _block_frames(self, rate: int) -> int:
-        return max(1, round(rate * self._block_s))
-
-    def _array_blocks(self, waveform: Waveform, rate: int) -> Iterator[Waveform]:
-        step = self._block_frames(rate)
-        for start in range(0, len(waveform), step):
-            yield np.asarray(waveform[start : start + step], dtype=np.float32)
-
-    def _file_blocks(self, path: str, rate: int) -> Iterator[Waveform]:
-        for block in soundfile.blocks(path, self._block_frames(rate), dtype="float32", always_2d=True):
-            yield np.ascontiguousarray(block.mean(axis=1, dtype=np.float32))
-
     def _paced(self, blocks: Iterator[Waveform], rate: int) -> Iterator[Waveform]:
-        resampler = StreamResampler(rate)
+        resampler = ResampleStream(rate, STREAM_SAMPLE_RATE)
         began, frames = time.monotonic(), 0
         for block in blocks:
             frames += len(block)
@@ -187,6 +143,12 @@ class FileSource:
                 break
             yield resampler.push(block)
         yield resampler.flush()
+
+
+def _split(waveform: Waveform, rate: int, block_s: float) -> Iterator[Waveform]:
+    step = max(1, int(rate * block_s))
+    for start in range(0, len(waveform), step):
+        yield waveform[start : start + step]
 
 
 class Recorder:
@@ -215,7 +177,7 @@ class Recorder:
             self._file = soundfile.SoundFile(
                 str(self.path), "w", STREAM_SAMPLE_RATE, 1, subtype="FLOAT", format="WAV"
             )
-        except (soundfile.LibsndfileError, OSError) as error:
+        except (soundfile.SoundFileError, OSError) as error:
             raise AudioError(f"{self.path} cannot be written ({error}); check folder and rights") from error
 
     def write(self, samples: Waveform) -> None:
@@ -226,7 +188,7 @@ class Recorder:
         """
         try:
             self._file.write(samples)
-        except (soundfile.LibsndfileError, OSError) as error:
+        except (soundfile.SoundFileError, OSError) as error:
             raise AudioError(f"{self.path} cannot be written any further ({error})") from error
 
     def close(self) -> None:

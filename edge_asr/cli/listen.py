@@ -1,0 +1,255 @@
+"""`edge-asr listen`: a live microphone to text, as a live line for people or JSON Lines for programs.
+
+It parses, connects a microphone to a `LiveRecognizer` and prints its events. What this file does
+not do: hear, recognise or judge pauses; that is `edge_asr.runtime`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from edge_asr.cli.options import recognizer_options
+
+if TYPE_CHECKING:
+    from edge_asr.runtime.events import Event
+    from edge_asr.runtime.live import LiveRecognizer
+    from edge_asr.runtime.microphone import InputDevice, MicrophoneSource
+
+_SIGNAL_EXIT = 128
+
+
+@click.command()
+@recognizer_options
+@click.option("--device", metavar="NAME|INDEX", help="Input device; part of a name is enough.")
+@click.option("--list-devices", is_flag=True, help="Show the input devices and leave.")
+@click.option(
+    "--rate",
+    type=click.IntRange(8_000, 768_000),
+    metavar="HZ",
+    help="Rate to open the device at; by default what it reports (a sound server may report any).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON Lines on stdout.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Stop after N s of audio."
+)
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep what was heard: a WAV file, 16 kHz, bit for bit what was recognised.",
+)
+@click.option("--force", is_flag=True, help="Let --record replace an existing file.")
+def command(
+    device: str | None,
+    list_devices: bool,
+    rate: int | None,
+    as_json: bool,
+    seconds: float | None,
+    record: Path | None,
+    force: bool,
+    model: str,
+    precision: str,
+    backend: str,
+    threads: int | None,
+    allow_unverified: bool,
+) -> None:
+    """Transcribe a live microphone.
+
+    Finals go to stdout at each pause; the utterance in progress is a live line on a terminal.
+    Silence prints nothing. Ctrl-C stops listening, still recognises the last words, and exits with
+    130 (SIGTERM likewise, with 143); --seconds exits with 0. A second Ctrl-C stops at once.
+
+    \b
+    edge-asr listen
+    edge-asr listen --device usb --record heard.wav
+    edge-asr listen --json | my-robot
+    """
+    from edge_asr.runtime import microphone
+
+    if list_devices:
+        _print_devices(microphone.list_devices(), as_json=as_json)
+        return
+
+    from edge_asr.runtime.live import LiveConfig, LiveRecognizer
+    from edge_asr.runtime.recognizer import Recognizer
+    from edge_asr.runtime.sources import Recorder
+
+    wanted = int(device) if device is not None and device.isdecimal() else device
+    microphone.find_device(wanted)
+    with Recognizer.load(
+        model, precision=precision, backend=backend, num_threads=threads, allow_unverified=allow_unverified
+    ) as recognizer:
+        source = microphone.MicrophoneSource(microphone.MicrophoneConfig(device=wanted, sample_rate=rate))
+        live = LiveRecognizer(
+            recognizer,
+            source,
+            config=LiveConfig(max_audio_s=seconds),
+            recorder=Recorder(record, overwrite=force) if record is not None else None,
+        )
+        code = run_live(live, as_json=as_json, greeting=lambda: _greeting(source, model))
+    if code:
+        sys.exit(code)
+
+
+class Greeting(Protocol):
+    """Says, once audio flows, what is being heard."""
+
+    def __call__(self) -> str: ...
+
+
+def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
+    """Listen until the source ends or a signal comes, print every event, then a summary on stderr.
+
+    Returns:
+        The exit code: 0, or 128 + the signal that ended listening.
+
+    Raises:
+        EdgeAsrError: what ended listening, after its `error` event and the summary.
+    """
+    with _stop_on_signals(live) as received, live:
+        live.hearing.wait()
+        if live.error is None:
+            click.echo(greeting(), err=True)
+        try:
+            with _JsonPrinter() if as_json else _TextPrinter() as printer:
+                for event in live:
+                    printer.show(event)
+        except BrokenPipeError:
+            # Whoever read us has left; nothing more may reach the broken stdout, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+    click.echo(_summary(live), err=True)
+    if live.error is not None:
+        raise live.error
+    return _SIGNAL_EXIT + received[0] if received else 0
+
+
+@contextmanager
+def _stop_on_signals(live: LiveRecognizer) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM stop listening and are noted; the second one interrupts at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        live.stop()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _JsonPrinter:
+    """One event a line, flushed, so that a program hears of it at once."""
+
+    def __enter__(self) -> _JsonPrinter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def show(self, event: Event) -> None:
+        sys.stdout.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+class _TextPrinter:
+    """Finals as lines; the utterance in progress as a dim live line where there is a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        self._to_terminal = sys.stdout.isatty()
+        self._console = Console(stderr=not self._to_terminal, highlight=False)
+        self._line = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
+        self._text = Text
+
+    def __enter__(self) -> _TextPrinter:
+        if self._console.is_terminal:
+            self._line.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._line.stop()
+
+    def show(self, event: Event) -> None:
+        from edge_asr.runtime.events import Final, Gap, Partial
+
+        if isinstance(event, Partial):
+            self._show_partial(event.text)
+        elif isinstance(event, Final):
+            self._show_partial("")
+            if self._to_terminal:
+                self._console.print(self._text(event.text))
+            else:
+                click.echo(event.text)
+                sys.stdout.flush()
+        elif isinstance(event, Gap):
+            if self._line.is_started:
+                self._console.print(self._text(f"edge-asr: {event}"))
+            else:
+                click.echo(f"edge-asr: {event}", err=True)
+
+    def _show_partial(self, text: str) -> None:
+        if not self._line.is_started:
+            return
+        room = max(10, self._console.width - 2)
+        shown = text if len(text) <= room else "…" + text[-room + 1 :]
+        self._line.update(self._text(shown, style="dim"), refresh=True)
+
+
+def _greeting(source: MicrophoneSource, model: str) -> str:
+    assert source.device is not None
+    device = f"{source.device.index}: {source.device.name}"
+    return f"edge-asr: listening to {device} at {source.sample_rate} Hz with {model}; Ctrl-C stops"
+
+
+def _summary(live: LiveRecognizer) -> str:
+    stats = live.stats
+    load = stats.compute_s / stats.audio_s if stats.audio_s else 0.0
+    return (
+        f"edge-asr: heard {stats.audio_s:.2f} s, {stats.n_finals} finals; {stats.n_gaps} gaps "
+        f"({stats.lost_s:.2f} s lost), {stats.n_overflows} overflows; recognition took {load:.1%} of the time"
+    )
+
+
+def _print_devices(devices: list[InputDevice], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"devices": [device.to_dict() for device in devices]}, ensure_ascii=False))
+        return
+    if not devices:
+        click.echo("edge-asr: no input devices; plug a microphone in", err=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "index", "name", "system", "channels", "rate"):
+        table.add_column(heading)
+    for device in devices:
+        table.add_row(
+            "*" if device.is_default else "",
+            str(device.index),
+            Text(device.name),
+            device.host_api,
+            str(device.max_channels),
+            f"{device.sample_rate} Hz",
+        )
+    Console().print(table)
