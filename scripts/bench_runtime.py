@@ -273,10 +273,9 @@ def print_table(report: dict[str, Any], audio_s: float) -> None:
     print(f"{report['bundle']} ({report['file']}), {audio_s:.1f} s of {report['clip']}, 1 thread")
     print(report["machine"])
     print(", ".join(f"{name} {version}" for name, version in report["versions"].items()))
-    print(
-        "\n{:14}{:>12}{:>12}{:>12}{:>12}".format("median ms", "features", "encode", "decode", "total"), end=""
-    )
-    print("  (quartiles)        x bare encoder")
+    stages_shown = ("features", "encode", "decode", "total")
+    heading = "".join(f"{stage:>12}" for stage in stages_shown)
+    print(f"\n{'median ms':14}{heading}  (quartiles)        x bare encoder")
     for name, stages in report["ms"].items():
         cells = [stages.get(stage, {}).get("median") for stage in stages_shown[:3]]
         if "encode_decode" in stages:
