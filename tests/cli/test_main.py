@@ -59,10 +59,9 @@ def test_help_lists_every_command_with_its_line(run) -> None:
 
 
 @pytest.mark.parametrize("name", front_door.COMMANDS)
-def test_each_command_has_its_name_and_a_help(name: str) -> None:
+def test_each_module_has_a_command_with_a_help(name: str) -> None:
     command = importlib.import_module(front_door.COMMANDS[name][0]).command
     assert isinstance(command, click.Command)
-    assert command.name == name
     assert command.help
 
 
