@@ -150,7 +150,11 @@ def _parse_jsonl_row(line: str, row: int, folder: Path, name: str) -> Utterance 
         return BadRow(source=name, row=row, id="", reason="not valid JSON", detail=str(error))
     if not isinstance(data, dict):
         return BadRow(
-            source=name, row=row, id="", reason="not valid JSON", detail=f"expected an object, got {line[:60]}"
+            source=name,
+            row=row,
+            id="",
+            reason="not valid JSON",
+            detail=f"expected an object, got {line[:60]}",
         )
     audio, text = data.get("audio_filepath"), data.get("text")
     label = str(data.get("id", audio))
@@ -167,7 +171,8 @@ def _parse_jsonl_row(line: str, row: int, folder: Path, name: str) -> Utterance 
     ):
         detail = f"duration must be seconds >= 0, got {duration!r}"
         return BadRow(source=name, row=row, id=label, reason="missing or wrong key", detail=detail)
-    assert isinstance(audio, str) and isinstance(text, str)
+    assert isinstance(audio, str)
+    assert isinstance(text, str)
     return Utterance(
         id=label,
         audio_path=folder / audio,
@@ -189,7 +194,9 @@ def _read_ljspeech(path: Path, name: str) -> Manifest:
             continue
         if len(cells) < 2:
             detail = f"expected id|text|normalised text, got {'|'.join(cells)[:60]!r}"
-            bad.append(BadRow(source=name, row=row, id=cells[0], reason="missing or wrong key", detail=detail))
+            bad.append(
+                BadRow(source=name, row=row, id=cells[0], reason="missing or wrong key", detail=detail)
+            )
             continue
         text = cells[2] if len(cells) > 2 and cells[2].strip() else cells[1]
         audio = table.parent / "wavs" / f"{cells[0]}.wav"

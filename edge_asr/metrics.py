@@ -166,7 +166,7 @@ def _normalized_pairs(
 ) -> tuple[list[str], list[str]]:
     if len(references) != len(hypotheses):
         raise ConfigError(
-            f"{len(references)} references but {len(hypotheses)} hypotheses; give one hypothesis per reference"
+            f"{len(references)} references but {len(hypotheses)} hypotheses; give one for each reference"
         )
     refs = [normalize_text(text, normalization).strip() for text in references]
     hyps = [normalize_text(text, normalization).strip() for text in hypotheses]

@@ -12,10 +12,21 @@ import click
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("--resume", is_flag=True, help="Go on from the newest state of the run.")
 @click.option("--strict", is_flag=True, help="Refuse to start when any row is bad, instead of skipping it.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. optim.lr=5e-4.")
-@click.option("--print-config", is_flag=True, help="Print the default YAML with every key explained, and end.")
-@click.option("--average", type=click.IntRange(min=1), metavar="N", help="Average the last N checkpoints of CONFIG, here a run folder, into -o.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Checkpoint folder to write, for --average.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. optim.lr=5e-4."
+)
+@click.option(
+    "--print-config", is_flag=True, help="Print the default YAML with every key explained, and end."
+)
+@click.option(
+    "--average",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Average the last N checkpoints of CONFIG, here a run folder, into -o.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Checkpoint folder to write, for --average."
+)
 @click.option("--force", is_flag=True, help="Overwrite the output of --average.")
 @click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON document.")
 def command(

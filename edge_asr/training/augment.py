@@ -37,9 +37,11 @@ class NoisePool:
         """f32 [n_samples] of "white" or "pink", power 1."""
         noise = self._noises[kind]
         start = int(rng.integers(len(noise)))
-        return np.take(noise, range(start, start + n_samples), mode="wrap") if (
-            start + n_samples > len(noise)
-        ) else noise[start : start + n_samples].copy()
+        return (
+            np.take(noise, range(start, start + n_samples), mode="wrap")
+            if (start + n_samples > len(noise))
+            else noise[start : start + n_samples].copy()
+        )
 
 
 def change_speed(waveform: Waveform, speed: float) -> Waveform:
@@ -52,7 +54,11 @@ def change_speed(waveform: Waveform, speed: float) -> Waveform:
 
 
 def join_waveforms(
-    parts: Sequence[Waveform], gaps_s: Sequence[float], sample_rate: int, noise: NoisePool, rng: np.random.Generator
+    parts: Sequence[Waveform],
+    gaps_s: Sequence[float],
+    sample_rate: int,
+    noise: NoisePool,
+    rng: np.random.Generator,
 ) -> Waveform:
     """Parts with near-silence before, between and after them; level -80 to -50 dB of full scale."""
     if len(parts) == 1 and not any(gaps_s):
@@ -68,7 +74,9 @@ def join_waveforms(
     return np.concatenate(pieces)
 
 
-def add_reverberation(waveform: Waveform, rt60_s: float, sample_rate: int, rng: np.random.Generator) -> Waveform:
+def add_reverberation(
+    waveform: Waveform, rt60_s: float, sample_rate: int, rng: np.random.Generator
+) -> Waveform:
     """Convolve with a direct path plus exponentially decaying noise (60 dB down after rt60_s)."""
     import scipy.signal
 
@@ -80,7 +88,8 @@ def add_reverberation(waveform: Waveform, rt60_s: float, sample_rate: int, rng: 
     tail *= np.float32(1.0 / np.sqrt(max(float(np.sum(tail**2)) * direct_to_reverb, 1e-12)))
     tail[0] = 1.0
     wet = scipy.signal.oaconvolve(waveform, tail)[: len(waveform)]
-    return wet.astype(np.float32, copy=False)
+    reverberant: Waveform = wet.astype(np.float32, copy=False)
+    return reverberant
 
 
 def add_noise(waveform: Waveform, noise: Waveform, snr_db: float) -> Waveform:
@@ -90,7 +99,8 @@ def add_noise(waveform: Waveform, noise: Waveform, snr_db: float) -> Waveform:
     if signal_power <= 0.0 or noise_power <= 0.0:
         return waveform
     scale = np.sqrt(signal_power / noise_power) * 10 ** (-snr_db / 20)
-    return waveform + np.float32(scale) * noise
+    noisy: Waveform = waveform + np.float32(scale) * noise
+    return noisy
 
 
 def fit_length(waveform: Waveform, n_samples: int, rng: np.random.Generator) -> Waveform:

@@ -26,7 +26,8 @@ def average_checkpoints(paths: Sequence[str | Path], output: str | Path) -> Path
     for checkpoint in checkpoints:
         if checkpoint.model_config != last.model_config or checkpoint.vocabulary != last.vocabulary:
             raise TrainingError(
-                f"{checkpoint.path} and {last.path} differ in shape or vocabulary; average checkpoints of one run"
+                f"{checkpoint.path} and {last.path} differ in shape or vocabulary; "
+                "average checkpoints of one run"
             )
     mean = dict(last.state_dict)
     for name, value in mean.items():

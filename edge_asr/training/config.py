@@ -17,10 +17,8 @@ def _check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_range(name: str, value: tuple[float, ...], *, low: float | None = None) -> None:
-    _check(
-        len(value) == 2 and value[0] <= value[1], f"{name} must be [lowest, highest], got {list(value)}"
-    )
+def _check_range(name: str, value: tuple[float, float], *, low: float | None = None) -> None:
+    _check(len(value) == 2 and value[0] <= value[1], f"{name} must be [lowest, highest], got {list(value)}")
     _check(low is None or value[0] >= low, f"{name} must not go below {low}, got {list(value)}")
 
 
@@ -114,15 +112,15 @@ class AugmentConfig:
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     concat_prob: float = 0.1
     concat_max_s: float = 15.0
-    concat_gap_s: tuple[float, ...] = (0.0, 0.5)
+    concat_gap_s: tuple[float, float] = (0.0, 0.5)
     pad_prob: float = 0.3
     pad_max_s: float = 0.5
-    gain_db: tuple[float, ...] = (-12.0, 6.0)
+    gain_db: tuple[float, float] = (-12.0, 6.0)
     noise_prob: float = 0.4
-    noise_snr_db: tuple[float, ...] = (5.0, 30.0)
+    noise_snr_db: tuple[float, float] = (5.0, 30.0)
     noise_kinds: tuple[str, ...] = ("white", "pink", "babble")
     reverb_prob: float = 0.15
-    reverb_rt60_s: tuple[float, ...] = (0.1, 0.5)
+    reverb_rt60_s: tuple[float, float] = (0.1, 0.5)
 
     def __post_init__(self) -> None:
         _check(
@@ -183,7 +181,10 @@ class TokenizerConfig:
     letters_as_words: bool = True
 
     def __post_init__(self) -> None:
-        _check(self.kind in ("char", "sentencepiece"), f"tokenizer kind must be char or sentencepiece, got {self.kind!r}")
+        _check(
+            self.kind in ("char", "sentencepiece"),
+            f"tokenizer kind must be char or sentencepiece, got {self.kind!r}",
+        )
         _check(self.vocab_size >= 2, f"vocab_size must be >= 2, got {self.vocab_size}")
 
 
@@ -198,9 +199,9 @@ class StreamingConfig:
     """
 
     full_context_prob: float = 0.5
-    chunk_frames: tuple[int, ...] = (4, 24)
+    chunk_frames: tuple[int, int] = (4, 24)
     unlimited_left_prob: float = 0.5
-    left_chunks: tuple[int, ...] = (1, 8)
+    left_chunks: tuple[int, int] = (1, 8)
 
     def __post_init__(self) -> None:
         _check_probability("full_context_prob", self.full_context_prob)
@@ -232,7 +233,7 @@ class OptimConfig:
     """
 
     lr: float = 1e-3
-    betas: tuple[float, ...] = (0.9, 0.98)
+    betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.01
     warmup_steps: int = 500
@@ -255,7 +256,10 @@ class OptimConfig:
             self.schedule in ("constant", "cosine", "linear"),
             f"schedule must be constant, cosine or linear, got {self.schedule!r}",
         )
-        _check(self.decay_over in ("steps", "minutes"), f"decay_over must be steps or minutes, got {self.decay_over!r}")
+        _check(
+            self.decay_over in ("steps", "minutes"),
+            f"decay_over must be steps or minutes, got {self.decay_over!r}",
+        )
         needs = "max_steps" if self.decay_over == "steps" else "max_minutes"
         _check(
             self.schedule == "constant" or getattr(self, needs) is not None,

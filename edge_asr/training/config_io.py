@@ -122,7 +122,9 @@ def _build(cls: type, data: Any, path: str) -> Any:
     for key in data:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            raise ConfigError(f"unknown key {_join(path, str(key))}; the nearest known key is {_join(path, near[0])}")
+            raise ConfigError(
+                f"unknown key {_join(path, str(key))}; the nearest known key is {_join(path, near[0])}"
+            )
     values = {key: _coerce(hints[key], value, _join(path, key)) for key, value in data.items()}
     try:
         return cls(**values)

@@ -1,6 +1,6 @@
 """Utterances checked against everything that could stop training later, and their audio in memory.
 
-Every clip is decoded once at the start (soundfile, soxr) into one int16 file per source, read
+Every clip is decoded once at the start (`edge_asr.audio`) into one int16 file per source, read
 through a memory map: restarts, other runs and other processes share it. Bad rows are collected
 with a reason. This file does not augment, batch or compute features.
 """
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,19 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.errors import ManifestError, require
+from edge_asr.audio import AudioFile, read_audio
+from edge_asr.errors import ManifestError, VocabularyError
 from edge_asr.manifest import BadRow, Manifest, Reason, Utterance, read_manifest
 from edge_asr.metrics import normalize_text
 from edge_asr.training.config import DataConfig, SourceConfig
 
 Progress = Callable[[Sequence[Utterance], str], Iterable[Utterance]]
 CACHE_VERSION = 1
+MAX_DECODED_S = 3600.0
+"""Longer files are bad rows without being decoded: they would not fit into memory."""
+
+_MISSING = "no file"
+_HUGE = "over an hour"
 
 
 class TextEncoder(Protocol):
@@ -54,7 +60,8 @@ class Clip:
     def load(self, sample_rate: int) -> npt.NDArray[np.float32]:
         """f32 [n_samples], full scale 1.0."""
         audio = decode_audio(self.path, sample_rate) if self.audio is None else self.audio
-        return audio.astype(np.float32) * np.float32(1 / 32768)
+        waveform: npt.NDArray[np.float32] = audio.astype(np.float32) * np.float32(1 / 32768)
+        return waveform
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +107,25 @@ def load_corpus(
     for source, name in zip(sources, names, strict=True):
         manifest = read_manifest(source.path, kind=source.kind, name=name)  # type: ignore[arg-type]
         bad += manifest.bad_rows
-        rows, decoded = _decode_source(manifest, data, sample_rate, cache_dir, progress)
-        for utterance, audio in zip(rows, decoded, strict=True):
+        lengths, samples = _decode_source(manifest, data, sample_rate, cache_dir, progress)
+        end = 0
+        for utterance, length in zip(manifest.utterances, lengths, strict=True):
+            start, end = end, end + (0 if isinstance(length, str) else length)
             text = normalize_text(utterance.text, data.text_normalization).strip()
-            problem = _find_problem(audio, text, data, sample_rate)
+            problem = _find_problem(length, text, data, sample_rate)
             if problem:
                 bad.append(_bad(name, utterance, *problem))
                 continue
-            assert not isinstance(audio, str)
             clips.append(
                 Clip(
                     id=utterance.id,
                     source=name,
                     row=utterance.row,
                     text=text,
-                    n_samples=len(audio),
+                    n_samples=end - start,
                     weight=source.weight,
                     path=utterance.audio_path,
-                    audio=audio if data.cache_audio else None,
+                    audio=None if samples is None else samples[start:end],
                 )
             )
     return Corpus(tuple(clips), tuple(bad), sample_rate)
@@ -143,8 +151,6 @@ def check_targets(
     Returns:
         The corpus without those clips, and i64 [n_tokens] per remaining clip.
     """
-    from edge_asr.errors import VocabularyError
-
     kept: list[Clip] = []
     targets: list[npt.NDArray[np.int64]] = []
     bad = list(corpus.bad_rows)
@@ -158,7 +164,9 @@ def check_targets(
         n_needed = len(ids) + int(np.count_nonzero(ids[1:] == ids[:-1]))
         n_frames = n_output_frames(int(clip.n_samples / fastest_speed))
         if n_needed > n_frames:
-            detail = f"{n_needed} frames needed, {n_frames} there at speed {fastest_speed:g}: {clip.text[:60]!r}"
+            detail = (
+                f"{n_needed} frames needed, {n_frames} there at speed {fastest_speed:g}: {clip.text[:60]!r}"
+            )
             bad.append(_bad(clip.source, utterance, "text longer than CTC allows", detail))
             continue
         kept.append(clip)
@@ -167,28 +175,29 @@ def check_targets(
 
 
 def decode_audio(path: Path, sample_rate: int) -> npt.NDArray[np.int16]:
-    """Decode a sound file to int16 mono [n_samples] at `sample_rate`; channels are averaged.
+    """Decode a sound file to int16 mono [n_samples] at `sample_rate`, as the runtime would hear it.
 
     Raises:
-        Exception: whatever soundfile raises; the caller turns it into a bad row.
+        AudioError: missing, undecodable, or not finite.
     """
-    soundfile = require("soundfile", extra="train")
-    waveform, rate = soundfile.read(str(path), dtype="int16", always_2d=True)
-    mono = waveform[:, 0] if waveform.shape[1] == 1 else waveform.astype(np.float32).mean(axis=1)
-    if rate != sample_rate:
-        soxr = require("soxr", extra="train")
-        mono = soxr.resample(mono.astype(np.float32), rate, sample_rate, quality="HQ")
-    return np.ascontiguousarray(np.clip(np.rint(mono), -32768, 32767), dtype=np.int16)
+    waveform = read_audio(path, sample_rate)
+    samples: npt.NDArray[np.int16] = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    return samples
 
 
 def _find_problem(
-    audio: npt.NDArray[np.int16] | str, text: str, data: DataConfig, sample_rate: int
+    length: int | str, text: str, data: DataConfig, sample_rate: int
 ) -> tuple[Reason, str] | None:
-    if isinstance(audio, str):
-        return ("missing audio file", audio) if audio.startswith("no file") else ("undecodable audio", audio)
+    if isinstance(length, str):
+        reason: Reason = "undecodable audio"
+        if length.startswith(_MISSING):
+            reason = "missing audio file"
+        elif length.startswith(_HUGE):
+            reason = "clip too long"
+        return reason, length
     if not text:
         return "empty text", "nothing left after text normalization"
-    duration_s = len(audio) / sample_rate
+    duration_s = length / sample_rate
     if duration_s > data.max_clip_s:
         return "clip too long", f"{duration_s:.2f} s, max_clip_s is {data.max_clip_s:g}"
     if duration_s < data.min_clip_s:
@@ -201,67 +210,67 @@ def _bad(source: str, utterance: Utterance, reason: Reason, detail: str) -> BadR
 
 
 def _try_decode(utterance: Utterance, sample_rate: int) -> npt.NDArray[np.int16] | str:
+    """The samples, or what is wrong."""
     if not utterance.audio_path.is_file():
-        return f"no file {utterance.audio_path}"
+        return f"{_MISSING} {utterance.audio_path}"
     try:
+        with AudioFile(utterance.audio_path) as file:
+            duration_s = file.duration_s
+        if duration_s is not None and duration_s > MAX_DECODED_S:
+            return f"{_HUGE}: {duration_s:.0f} s"
         return decode_audio(utterance.audio_path, sample_rate)
-    except Exception as error:  # soundfile's errors share no base class narrower than this
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _decode_all(
+    manifest: Manifest, data: DataConfig, sample_rate: int, progress: Progress | None
+) -> Iterator[npt.NDArray[np.int16] | str]:
+    rows = progress(manifest.utterances, f"decoding {manifest.name}") if progress else manifest.utterances
+    with ThreadPoolExecutor(data.n_decode_threads) as pool:
+        # Submitted in slices, so that a long corpus never waits in memory for the writer.
+        for batch in _slices(rows, 256):
+            yield from pool.map(lambda row: _try_decode(row, sample_rate), batch)
 
 
 def _decode_source(
     manifest: Manifest, data: DataConfig, sample_rate: int, cache_dir: Path, progress: Progress | None
-) -> tuple[Sequence[Utterance], list[npt.NDArray[np.int16] | str]]:
-    rows = manifest.utterances
-    key = _fingerprint(rows, sample_rate)
+) -> tuple[list[int | str], npt.NDArray[np.int16] | None]:
+    """Per row its length in samples or what is wrong; and all samples one after another, if cached."""
+    if not data.cache_audio:
+        decoded = _decode_all(manifest, data, sample_rate, progress)
+        return [audio if isinstance(audio, str) else len(audio) for audio in decoded], None
+    key = _fingerprint(manifest.utterances, sample_rate)
     index_path = cache_dir / f"{manifest.name}-{key}.json"
     audio_path = cache_dir / f"{manifest.name}-{key}.i16"
     if not (index_path.is_file() and audio_path.is_file()):
-        _write_cache(manifest, data, sample_rate, index_path, audio_path, progress)
-    lengths = json.loads(index_path.read_text(encoding="utf-8"))
+        _write_cache(_decode_all(manifest, data, sample_rate, progress), index_path, audio_path)
+    lengths: list[int | str] = json.loads(index_path.read_text(encoding="utf-8"))
     n_total = sum(length for length in lengths if isinstance(length, int))
-    pool: npt.NDArray[np.int16] = (
-        np.memmap(audio_path, dtype=np.int16, mode="r") if n_total else np.zeros(0, np.int16)
-    )
-    if len(pool) != n_total:
-        raise ManifestError(f"{audio_path} is damaged; delete it and start again")
-    decoded: list[npt.NDArray[np.int16] | str] = []
-    start = 0
-    for length in lengths:
-        if isinstance(length, str):
-            decoded.append(length)
-            continue
-        decoded.append(pool[start : start + length])
-        start += length
-    return rows, decoded
+    if audio_path.stat().st_size != 2 * n_total or len(lengths) != len(manifest.utterances):
+        raise ManifestError(f"the audio cache {audio_path} is damaged; delete it and start again")
+    if n_total == 0:
+        return lengths, np.zeros(0, np.int16)
+    return lengths, np.memmap(audio_path, dtype=np.int16, mode="r")
 
 
-def _write_cache(
-    manifest: Manifest,
-    data: DataConfig,
-    sample_rate: int,
-    index_path: Path,
-    audio_path: Path,
-    progress: Progress | None,
-) -> None:
-    """Write the int16 pool, then the index of lengths (int) and failures (str): both atomic."""
+def _write_cache(decoded: Iterable[npt.NDArray[np.int16] | str], index_path: Path, audio_path: Path) -> None:
+    """Write the samples, then the index of lengths (int) and failures (str): both atomic."""
     index_path.parent.mkdir(parents=True, exist_ok=True)
     lengths: list[int | str] = []
     partial = audio_path.with_suffix(f".{os.getpid()}.tmp")
-    rows = progress(manifest.utterances, f"decoding {manifest.name}") if progress else manifest.utterances
-    with ThreadPoolExecutor(data.n_decode_threads) as pool, partial.open("wb") as file:
-        # Submitted in slices, so that a long corpus never waits in memory for the writer.
-        for batch in _slices(rows, 256):
-            for audio in pool.map(lambda row: _try_decode(row, sample_rate), batch):
-                if isinstance(audio, str):
-                    lengths.append(audio)
-                    continue
-                lengths.append(len(audio))
-                file.write(audio.tobytes())
-    os.replace(partial, audio_path)
-    partial = index_path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(lengths), encoding="utf-8")
-    os.replace(partial, index_path)
+    try:
+        with partial.open("wb") as file:
+            for audio in decoded:
+                lengths.append(audio if isinstance(audio, str) else len(audio))
+                if not isinstance(audio, str):
+                    file.write(audio.tobytes())
+        os.replace(partial, audio_path)
+        partial = index_path.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(json.dumps(lengths), encoding="utf-8")
+        os.replace(partial, index_path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _slices(rows: Iterable[Utterance], size: int) -> Iterable[list[Utterance]]:

@@ -69,12 +69,18 @@ def draw_curves(metrics: Path, output: Path) -> None:
     left, right = figure.subplots(1, 2)
     steps = [int(row["step"]) for row in rows if row["loss"]]
     left.plot(steps, [float(row["loss"]) for row in rows if row["loss"]], label="loss", linewidth=0.8)
-    left.plot(steps, [float(row["ctc_loss"]) for row in rows if row["loss"]], label="final CTC", linewidth=0.8)
+    left.plot(
+        steps, [float(row["ctc_loss"]) for row in rows if row["loss"]], label="final CTC", linewidth=0.8
+    )
     left.set(xlabel="step", ylabel="loss per token", title="training loss")
     left.set_yscale("log")
     left.legend()
     for column in rows[0] if rows else []:
-        points = [(int(row["step"]), 100 * float(row[column])) for row in rows if column.endswith("_wer") and row[column]]
+        points = [
+            (int(row["step"]), 100 * float(row[column]))
+            for row in rows
+            if column.endswith("_wer") and row[column]
+        ]
         if points:
             right.plot([p[0] for p in points], [p[1] for p in points], marker=".", label=column[:-4])
     right.set(xlabel="step", ylabel="WER, %", title="dev WER, greedy")

@@ -1,8 +1,8 @@
 """What rank 0 writes and shows: run folder, metrics, checkpoints, states, progress.
 
-    RUN/config.yaml  bad_rows.jsonl  metrics.csv  curves.png
-    RUN/last  RUN/best  RUN/checkpoints/step_N   native checkpoints
-    RUN/state/step_N                             exact state, for --resume
+RUN/config.yaml  bad_rows.jsonl  metrics.csv  curves.png
+RUN/last  RUN/best  RUN/checkpoints/step_N   native checkpoints
+RUN/state/step_N                             exact state, for --resume
 """
 
 from __future__ import annotations
@@ -57,12 +57,18 @@ class RunOutputs:
     def evaluate(self, model: ConformerCTC) -> dict[str, ErrorRates]:
         """Error rates per dev set."""
         max_frames = int(self.config.run.eval_batch_s * 100)
-        rates = evaluate_sets(model, self.dev_sets, self.prepared.tokenizer.vocabulary, max_batch_frames=max_frames)
+        rates = evaluate_sets(
+            model, self.dev_sets, self.prepared.tokenizer.vocabulary, max_batch_frames=max_frames
+        )
         self.progress.show_rates(rates)
         return rates
 
     def save_last_and_best(
-        self, model: ConformerCTC, rates: dict[str, ErrorRates], best_wer: float | None, provenance: dict[str, Any]
+        self,
+        model: ConformerCTC,
+        rates: dict[str, ErrorRates],
+        best_wer: float | None,
+        provenance: dict[str, Any],
     ) -> float | None:
         """Write RUN/last, and RUN/best when the WER is the lowest so far; returns the lowest."""
         self._save(model, "last", provenance)

@@ -8,6 +8,7 @@ All random numbers of an item's augmentation follow from `Item.seed`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -128,7 +129,9 @@ def _join_clips(
                 speeds.append(speed)
                 total, position = longer, position + 1
         gaps.append(_draw_padding(augment, rng))
-        yield Item(tuple(clips), tuple(speeds), tuple(gaps), (seed, epoch, 1, number), float(total + gaps[-1]))
+        yield Item(
+            tuple(clips), tuple(speeds), tuple(gaps), (seed, epoch, 1, number), float(total + gaps[-1])
+        )
         number += 1
 
 
@@ -151,18 +154,21 @@ def _bucket(
         lhotse.MonoCut(id=str(number), start=0.0, duration=round(item.duration_s, 4), channel=0)
         for number, item in enumerate(items)
     )
-    sampler = sampling.DynamicBucketingSampler(
-        cuts,
-        max_duration=data.max_batch_s * world_size,
-        max_cuts=data.max_batch_utterances * world_size,
-        num_buckets=min(data.n_buckets, max(1, len(items) // 8)),
-        shuffle=True,
-        seed=seed,
-        buffer_size=max(len(items), 1000),
-        # The whole global batch is planned on every rank; each rank then takes its share.
-        rank=0,
-        world_size=1,
-        sync_buckets=False,
-    )
+    with warnings.catch_warnings():
+        # It advises lazy manifests for corpora that do not fit into memory; the items already do.
+        warnings.filterwarnings("ignore", message="You are using DynamicBucketingSampler with an eagerly")
+        sampler = sampling.DynamicBucketingSampler(
+            cuts,
+            max_duration=data.max_batch_s * world_size,
+            max_cuts=data.max_batch_utterances * world_size,
+            num_buckets=min(data.n_buckets, max(1, len(items) // 8)),
+            shuffle=True,
+            seed=seed,
+            buffer_size=max(len(items), 1000),
+            # The whole global batch is planned on every rank; each rank then takes its share.
+            rank=0,
+            world_size=1,
+            sync_buckets=False,
+        )
     sampler.set_epoch(epoch)
     return [[items[int(cut.id)] for cut in batch] for batch in sampler]

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from edge_asr.manifest import Utterance
@@ -21,7 +29,7 @@ class RunProgress:
         self.console = Console(stderr=True, quiet=not enabled)
         self._log_every = log_every_steps
         self._bar: Progress | None = None
-        self._task = None
+        self._task = TaskID(0)
 
     def track(self, rows: Sequence[Utterance], label: str) -> Iterable[Utterance]:
         """Wrap rows in a bar."""
@@ -43,7 +51,10 @@ class RunProgress:
         for label, corpus in (("train", train), ("dev", dev)):
             if not corpus.bad_rows:
                 continue
-            table = Table(title=f"{len(corpus.bad_rows)} bad {label} rows, listed in bad_rows.jsonl", title_justify="left")
+            table = Table(
+                title=f"{len(corpus.bad_rows)} bad {label} rows, listed in bad_rows.jsonl",
+                title_justify="left",
+            )
             table.add_column("reason")
             table.add_column("rows", justify="right")
             table.add_column("first")
@@ -63,17 +74,24 @@ class RunProgress:
                 self.console.print(f"step {row['step']} {row['minutes']:.1f} min {text}", highlight=False)
             return
         if self._bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=self.console, refresh_per_second=2)
-            self._task = self._bar.add_task("step", total=optim.max_steps)  # type: ignore[assignment]
+            self._task = self._bar.add_task("step", total=optim.max_steps)
             self._bar.start()
-        assert self._task is not None
         self._bar.update(self._task, completed=int(row["step"]), description=text)
 
     def show_rates(self, rates: dict[str, ErrorRates]) -> None:
         """One line per evaluation."""
         if rates:
-            text = "  ".join(f"{name} WER {100 * r.wer:.2f} % CER {100 * r.cer:.2f} %" for name, r in rates.items())
+            text = "  ".join(
+                f"{name} WER {100 * r.wer:.2f} % CER {100 * r.cer:.2f} %" for name, r in rates.items()
+            )
             self.console.print(f"eval: {text}", highlight=False)
 
     def close(self) -> None:

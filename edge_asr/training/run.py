@@ -109,7 +109,7 @@ def _find_state(config: TrainConfig, run_dir: Path, resume: bool) -> tuple[Any, 
         for section in _FIXED_SECTIONS:
             if before.get(section) != now[section]:
                 raise TrainingError(
-                    f"{section} differs from that of the run in {run_dir}; resume with the same, or start another "
-                    f"run with init_from"
+                    f"{section} differs from that of the run in {run_dir}; resume with the same, "
+                    "or start another run with init_from"
                 )
     return state

@@ -62,7 +62,8 @@ def build_features(config: TrainConfig, init: Checkpoint | None) -> FeatureConfi
     if init is not None and init.features != features:
         if config.features != {"preset": "nemo"}:
             raise ConfigError(
-                f"features differ from those of init_from {config.init_from}; remove the features section to use its own"
+                f"features differ from those of init_from {config.init_from}; "
+                "remove the features section to use its own"
             )
         return init.features
     return features
@@ -160,10 +161,13 @@ def _build_model_config(
             raise ConfigError(f"model.{key} is filled in by training; remove it")
     if init is not None:
         # The checkpoint gives the shape; single keys (dropout, ...) may be changed.
-        shape = {**init.model_config.to_dict(), **values, "vocab_size": vocab_size}
-        return ConformerConfig.from_dict(shape)
+        return ConformerConfig.from_dict({**init.model_config.to_dict(), **values, "vocab_size": vocab_size})
     shape = ConformerConfig.from_preset(preset, vocab_size=vocab_size, n_mels=features.n_mels, **values)
-    if config.optim.intermediate_weight > 0 and "intermediate_ctc_layers" not in values and shape.n_layers > 1:
+    if (
+        config.optim.intermediate_weight > 0
+        and "intermediate_ctc_layers" not in values
+        and shape.n_layers > 1
+    ):
         shape = dataclasses.replace(shape, intermediate_ctc_layers=(shape.n_layers // 2,))
     return shape
 
@@ -182,8 +186,9 @@ def _initialize(
         fresh = sorted(set(mine) - set(usable))
         if fresh and not config.override_init:
             raise TrainingError(
-                f"init_from {config.init_from} has no tensor that fits {fresh[0]} (and {len(fresh) - 1} more); "
-                f"leave the model keys out, or set override_init: true to start those afresh"
+                f"init_from {config.init_from} has no tensor that fits {fresh[0]} "
+                f"(and {len(fresh) - 1} more); leave the model keys out, "
+                "or set override_init: true to start those afresh"
             )
         model.load_state_dict(usable, strict=False)
         if fresh:

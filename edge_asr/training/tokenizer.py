@@ -56,7 +56,9 @@ class SentencePieceTokenizer:
         ids = [int(index) for index in self._processor.encode(text)]
         if self._processor.unk_id() in ids:
             pieces = self._processor.encode(text, out_type=str)
-            unknown = [piece for piece, index in zip(pieces, ids, strict=True) if index == self._processor.unk_id()]
+            unknown = [
+                piece for piece, index in zip(pieces, ids, strict=True) if index == self._processor.unk_id()
+            ]
             raise VocabularyError(f"{''.join(unknown)!r} not in the vocabulary (text {text!r})")
         return ids
 
@@ -99,7 +101,9 @@ def train_tokenizer(
     if config.kind == "char":
         characters = config.characters or "".join(sorted({c for text in texts for c in text}))
         return CharTokenizer(Vocabulary.from_characters(characters))
-    sentences = [text for text, weight in zip(texts, weights, strict=True) for _ in range(max(1, round(weight)))]
+    sentences = [
+        text for text, weight in zip(texts, weights, strict=True) for _ in range(max(1, round(weight)))
+    ]
     sentences += extra_texts
     model = _train_sentencepiece(config, sentences)
     return SentencePieceTokenizer(model)

@@ -62,7 +62,9 @@ class CTCObjective(nn.Module):
         final = _ctc_sum(log_probs, lens, targets, target_lens, blank)
         total = final
         if between and self.intermediate_weight > 0:
-            inner = torch.stack([_ctc_sum(item, lens, targets, target_lens, blank) for item in between]).mean()
+            inner = torch.stack(
+                [_ctc_sum(item, lens, targets, target_lens, blank) for item in between]
+            ).mean()
             total = (1 - self.intermediate_weight) * final + self.intermediate_weight * inner
         return torch.stack([total, final.detach()])
 
@@ -141,7 +143,7 @@ class Trainer:
             tensors = {k.removeprefix("model."): v for k, v in resume[0].items() if k.startswith("model.")}
             self.model.load_state_dict(tensors)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[assignment]
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         objective = CTCObjective(self.model, config.optim.intermediate_weight)
         self.optimizer = _build_optimizer(self.model, config.optim)
         self.objective, self.optimizer = fabric.setup(objective, self.optimizer)
@@ -174,7 +176,9 @@ class Trainer:
         Raises:
             TrainingError: the loss stayed not finite for 100 steps in a row.
         """
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {
+            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             return self._fit()
         finally:
@@ -250,17 +254,20 @@ class Trainer:
                 sum(len(batch.target_lens) for batch in micro),
                 sum(batch.audio_s for batch in micro),
                 float(self._must_stop()),
+                # One clock for all: ranks that disagree on the learning rate would drift apart.
+                self.minutes if fabric.global_rank == 0 else 0.0,
             ],
             dtype=torch.float64 if fabric.device.type != "mps" else torch.float32,
             device=fabric.device,
         )
-        n_tokens, n_utterances, audio_s, n_stop = (
-            float(value) for value in (fabric.all_reduce(counts, reduce_op="sum") if fabric.world_size > 1 else counts)
+        n_tokens, n_utterances, audio_s, n_stop, minutes = (
+            float(value)
+            for value in (fabric.all_reduce(counts, reduce_op="sum") if fabric.world_size > 1 else counts)
         )
         if n_stop:
             return None
         denominator = n_tokens if config.loss_normalization == "tokens" else n_utterances
-        rate = learning_rate(config, self.step, self.minutes)
+        rate = learning_rate(config, self.step, minutes)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         chunk, left = draw_chunk(self.config.streaming, self.config.seed, self.step)
