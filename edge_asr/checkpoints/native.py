@@ -144,7 +144,11 @@ def save_checkpoint(
             # A folder cannot be renamed over a full one, so the old one steps aside first.
             aside = temporary.with_suffix(".old")
             os.replace(target, aside)
-            os.replace(temporary, target)
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                os.replace(aside, target)
+                raise
             shutil.rmtree(aside)
         else:
             os.replace(temporary, target)

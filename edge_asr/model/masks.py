@@ -18,7 +18,7 @@ def valid_frames(lens: Tensor, n_frames: int, stride: int = 1) -> Tensor:
         lens: int64 (B,), in input frames.
         n_frames: length of the time axis.
         stride: input frames per frame of the axis; frame i begins at i * stride, so ceil(lens / stride)
-            are valid. (A product, because ONNX divides integers by a detour through float or by six operators.)
+            are valid. (A product: in ONNX a floored integer division is a detour through float.)
 
     Returns:
         bool (B, n_frames).
