@@ -92,7 +92,7 @@ class ExportReport:
             f"{self.n_parameters / 1e6:.2f} M parameters, weights stored as {self.weights}, "
             f"model.onnx {size:.2f} MB, opset {self.opset}, ir_version {self.ir_version}.",
             "",
-            f"Checkpoint: `{self.source.get('checkpoint', '?')}`. Real clips: {', '.join(self.clips)}.",
+            f"Checkpoint: `{self.source.get('checkpoint', '?')}`. Real clips: {_list_names(self.clips)}.",
             "",
             "Errors are absolute differences of log-probabilities (natural log) on valid frames.",
             "PyTorch runs every row alone and unpadded.",
@@ -177,6 +177,11 @@ def _family_line(family: str, rows: list[CaseResult]) -> str:
         f"| {family} | {len(rows)} | {_error(worst.max_error)} | {mean} | {same}/{len(rows)} "
         f"| {agreement:.4f} | {worst.name} |"
     )
+
+
+def _list_names(names: tuple[str, ...], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _error(value: float | None) -> str:

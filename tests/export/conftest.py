@@ -1,0 +1,129 @@
+"""A model small enough to export in seconds, whose text still changes from frame to frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import soundfile
+import torch
+
+from edge_asr.checkpoints import load_checkpoint, save_checkpoint
+from edge_asr.export import CasePlan
+from edge_asr.export.fold import fold_batch_norm
+from edge_asr.export.onnx_export import export_onnx
+from edge_asr.export.optimize import simplify_graph
+from edge_asr.model import ConformerConfig, ConformerCTC
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.vocabulary import Vocabulary
+
+F32Array = npt.NDArray[np.float32]
+SMALL_PLAN = CasePlan(random_lengths=2, max_random_s=4.0, max_batch=3)
+
+
+def make_speechlike(duration_s: float, seed: int = 0) -> F32Array:
+    """Harmonics of a gliding pitch in syllables of 0.2 s, over faint noise; [S] float32 at 16 kHz."""
+    generator = np.random.default_rng(seed)
+    time = np.arange(int(duration_s * 16_000)) / 16_000
+    syllable = (time / 0.2).astype(int)
+    pitch = generator.uniform(90, 220, syllable[-1] + 1)[syllable]
+    tilt = generator.uniform(0.3, 2.0, syllable[-1] + 1)[syllable]
+    phase = 2 * np.pi * np.cumsum(pitch) / 16_000
+    voiced = sum(np.sin(k * phase) / k**tilt for k in range(1, 16))
+    waveform = 0.1 * voiced * np.abs(np.sin(np.pi * time / 0.2)) + 0.003 * generator.standard_normal(len(time))
+    return waveform.astype(np.float32)
+
+
+def make_model(**overrides: Any) -> ConformerCTC:
+    """Random weights, seed 0, with norm statistics and a head that make neither of them trivial."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"d_model": 32, "n_layers": 2, "subsampling_channels": 8, "vocab_size": 28}
+    model = ConformerCTC(ConformerConfig.from_preset("tiny", **{**shape, **overrides})).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.running_mean.normal_(0.0, 0.3)
+                module.running_var.uniform_(0.5, 2.0)
+                module.weight.uniform_(0.5, 2.0)
+                module.bias.normal_(0.0, 0.3)
+        if model.cmvn is not None:
+            features = FeatureExtractor(FeatureConfig.from_preset("nemo"))(make_speechlike(4.0))
+            model.set_cmvn(features.mean(axis=0), features.std(axis=0))
+        model.encoder.subsampling.out.weight.mul_(8.0)
+        model.head.projection.weight.mul_(6.0)
+        model.head.projection.bias.zero_()
+    return model
+
+
+@pytest.fixture(scope="session")
+def build_model() -> Callable[..., ConformerCTC]:
+    """`make_model`, for tests that need another shape."""
+    return make_model
+
+
+@pytest.fixture(scope="session")
+def speechlike() -> Callable[..., F32Array]:
+    """`make_speechlike`."""
+    return make_speechlike
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    """27 characters and the blank."""
+    return Vocabulary.from_characters("abcdefghijklmnopqrstuvwxyz ")
+
+
+@pytest.fixture(scope="session")
+def model() -> ConformerCTC:
+    """The tiny preset's structure, 2 layers wide 32."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def exported(model: ConformerCTC) -> onnx.ModelProto:
+    """`model` as the exporter wrote it; do not change it."""
+    return export_onnx(fold_batch_norm(model), 80)
+
+
+@pytest.fixture(scope="session")
+def simplified(exported: onnx.ModelProto) -> onnx.ModelProto:
+    """`exported` after onnxsim; do not change it."""
+    return simplify_graph(exported, 80)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(
+    model: ConformerCTC, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`model` as a float32 checkpoint."""
+    folder = tmp_path_factory.mktemp("export") / "checkpoint"
+    return save_checkpoint(folder, model, FeatureConfig.from_preset("nemo"), vocabulary, {"seed": 0})
+
+
+@pytest.fixture(scope="session")
+def clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2.5 s that sound a little like speech."""
+    path = tmp_path_factory.mktemp("clips") / "speechlike.wav"
+    soundfile.write(path, make_speechlike(2.5, seed=1), 16_000)
+    return path
+
+
+@pytest.fixture(scope="session")
+def export_arguments(checkpoint_path: Path, clip_path: Path) -> Callable[..., dict[str, Any]]:
+    """Arguments of `export_bundle` for a small, fast, complete export."""
+
+    def build(output: Path, **changes: Any) -> dict[str, Any]:
+        return {
+            "checkpoint": load_checkpoint(checkpoint_path),
+            "output": output,
+            "clips": [clip_path],
+            "plan": SMALL_PLAN,
+            **changes,
+        }
+
+    return build

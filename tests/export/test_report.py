@@ -1,0 +1,82 @@
+"""report.json is strict JSON with a row a case; report.md names the worst case and the failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edge_asr.export.proof import CaseResult, ProofStep, Tolerance
+from edge_asr.export.report import ExportReport, collect_versions, summarize_step
+
+
+def make_result(name: str, error: float | None, failure: str | None = None, family: str = "real") -> CaseResult:
+    return CaseResult(
+        family=family,
+        name=name,
+        batch=1,
+        max_frames=10,
+        max_error=error,
+        mean_error=None if error is None else error / 4,
+        frame_agreement=None if error is None else 1.0,
+        same_text=failure is None,
+        failure=failure,
+    )
+
+
+def make_report(*results: CaseResult) -> ExportReport:
+    step = ProofStep(reference="PyTorch", candidate="ONNX", tolerance=Tolerance(), results=results)
+    return ExportReport(
+        name="tiny",
+        output=Path("out"),
+        verified=step.passed,
+        source={"checkpoint": "best", "provenance": {}},
+        n_parameters=5_300_000,
+        weights="fp32",
+        opset=18,
+        ir_version=10,
+        sizes_bytes={"model.onnx": 21_200_000},
+        operators={"exported": {"MatMul": 3, "Add": 2}, "shipped": {"MatMul": 3}},
+        clips=tuple(f"clip{i}.wav" for i in range(12)),
+        steps=(step,),
+        timings_s={"export": 1.23456, "total": 2.0},
+        versions=collect_versions(),
+    )
+
+
+def test_json_has_one_row_a_case_and_no_nan() -> None:
+    report = make_report(make_result("a", 1e-6), make_result("b", None, "the output holds NaN or infinity"))
+    data = json.loads(report.to_json(), parse_constant=lambda name: 1 / 0)
+    (step,) = data["steps"]
+    assert [row["name"] for row in step["results"]] == ["a", "b"]
+    assert (step["n_cases"], step["n_failed"], step["passed"]) == (2, 1, False)
+    assert data["timings_s"]["export"] == 1.235
+
+
+def test_markdown_groups_families_and_names_the_worst() -> None:
+    text = make_report(
+        make_result("a", 1e-6), make_result("17 frames", 3e-5, family="subsampling_edge"), make_result("c", 2e-6)
+    ).to_markdown()
+    assert "**Verified.** 5.30 M parameters" in text
+    assert "| real | 2 | 2.00e-06 |" in text
+    assert "Worst case: subsampling_edge / 17 frames, max error 3.00e-05." in text
+    assert "clip7.wav and 4 more" in text
+    assert "| MatMul | 3 | 3 |" in text
+    assert "| Add | 2 | 0 |" in text
+
+
+def test_markdown_of_a_failed_proof_says_so_and_lists_failures() -> None:
+    text = make_report(make_result("a", 1e-6), make_result("b", None, "BackendError: boom")).to_markdown()
+    assert "**NOT VERIFIED" in text
+    assert "- real / b: BackendError: boom" in text
+    assert "Worst case: real / b, max error -." in text
+
+
+def test_summary_counts_and_ranks() -> None:
+    (step,) = make_report(make_result("a", 1e-6), make_result("b", 4e-6)).steps
+    summary = summarize_step(step)
+    assert (summary["max_log_prob_error"], summary["worst_case"]) == (4e-6, "real / b")
+    assert summary["mean_log_prob_error"] == (0.25e-6 + 1e-6) / 2
+
+
+def test_versions_name_what_numbers_depend_on() -> None:
+    assert {"python", "torch", "onnx", "onnxsim", "onnxscript", "numpy"} <= collect_versions().keys()
