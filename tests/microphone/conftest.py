@@ -1,119 +1,32 @@
-"""The virtual microphone: a private pulseaudio with a null sink, heard through real PortAudio.
+"""Fixtures of the virtual microphone, see virtual_microphone.py.
 
-`VirtualMicrophone` starts a sound server of its own in a temporary folder, with its own ALSA
-configuration, so nothing of the machine's sound set-up is used or changed. What is played into the
-sink comes out of the default input device. Tests that need it carry the marker `mic`; they are
-skipped with the reason where the tools are missing, and fail for the same reason when CI is set.
+Tests that need it carry the marker `mic`; they are skipped with the reason where the tools are
+missing, and fail for the same reason when CI is set.
 """
 
 from __future__ import annotations
 
-import ctypes.util
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-# So that the tests here, and the programs they start, can import the fake recogniser of tones.py.
+# So that the tests here, and the programs they start, can import the helpers beside them.
 sys.path.insert(0, str(Path(__file__).parent))
 
-PACKAGES = "pulseaudio pulseaudio-utils libasound2-plugins libportaudio2"
-
-ASOUND = """
-pcm.!default { type pulse }
-ctl.!default { type pulse }
-pcm.pulse { type pulse }
-ctl.pulse { type pulse }
-"""
-
-
-class VirtualMicrophone:
-    """A running sound server whose default source hears what `play` plays."""
-
-    def __init__(self, folder: Path, rate: int) -> None:
-        self.folder = folder
-        self.rate = rate
-        self.socket = folder / "native"
-        self.environment = {
-            **os.environ,
-            "HOME": str(folder),
-            "XDG_RUNTIME_DIR": str(folder),
-            "XDG_CONFIG_HOME": str(folder),
-            "PULSE_RUNTIME_PATH": str(folder),
-            "PULSE_SERVER": f"unix:{self.socket}",
-            "OMP_NUM_THREADS": "1",
-        }
-
-    @contextmanager
-    def running(self) -> Iterator[VirtualMicrophone]:
-        """The server, until the block ends."""
-        (self.folder / ".asoundrc").write_text(ASOUND)
-        arguments = ["--daemonize=no", "--system=false", "--exit-idle-time=-1", "--use-pid-file=no", "-n"]
-        modules = [
-            f"module-native-protocol-unix socket={self.socket} auth-anonymous=1",
-            f"module-null-sink sink_name=mic rate={self.rate} channels=1",
-        ]
-        loads = [argument for module in modules for argument in ("-L", module)]
-        environment = {k: v for k, v in self.environment.items() if k != "PULSE_SERVER"}
-        with (self.folder / "log").open("wb") as log:
-            server = subprocess.Popen(
-                ["pulseaudio", *arguments, *loads], env=environment, stdout=log, stderr=log
-            )
-            try:
-                self._wait_until_up(server)
-                self._control("set-default-source", "mic.monitor")
-                yield self
-            finally:
-                server.terminate()
-                server.wait(timeout=10)
-
-    def play(self, path: Path) -> None:
-        """Play a sound file at real time; returns when it has been played."""
-        subprocess.run(
-            ["paplay", "--device=mic", "--latency-msec=200", str(path)],
-            env=self.environment,
-            check=True,
-            timeout=600,
-            capture_output=True,
-        )
-
-    def _wait_until_up(self, server: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and server.poll() is None:
-            if self.socket.exists() and self._control("info", check=False) == 0:
-                return
-            time.sleep(0.05)
-        log = (self.folder / "log").read_text()
-        raise RuntimeError(f"pulseaudio did not start within 20 s; it said:\n{log}")
-
-    def _control(self, *arguments: str, check: bool = True) -> int:
-        return subprocess.run(
-            ["pactl", *arguments], env=self.environment, check=check, capture_output=True, timeout=20
-        ).returncode
-
-
-def missing_tools() -> list[str]:
-    """What the virtual microphone needs and this machine lacks."""
-    missing = [tool for tool in ("pulseaudio", "pactl", "paplay") if shutil.which(tool) is None]
-    if ctypes.util.find_library("portaudio") is None:
-        missing.append("the PortAudio library")
-    plugin = "alsa-lib/libasound_module_pcm_pulse.so"
-    folders = [Path("/usr/lib"), Path("/usr/lib64"), *Path("/usr/lib").glob("*-linux-gnu*")]
-    if not any((folder / plugin).exists() for folder in folders):
-        missing.append("the ALSA plugin for pulse")
-    return missing
+if TYPE_CHECKING:
+    from virtual_microphone import VirtualMicrophone
 
 
 @pytest.fixture(scope="session")
 def needs_virtual_microphone() -> None:
     """Skip where the tools are missing; fail instead when CI is set."""
+    from virtual_microphone import PACKAGES, missing_tools
+
     missing = missing_tools()
     if missing:
         reason = f"the virtual microphone needs {', '.join(missing)}: apt install {PACKAGES}"
@@ -127,7 +40,11 @@ def virtual_microphone(
     request: pytest.FixtureRequest, needs_virtual_microphone: None
 ) -> Iterator[VirtualMicrophone]:
     """A virtual microphone at the rate given as the fixture's parameter, 48 kHz without one."""
+    from virtual_microphone import VirtualMicrophone
+
     # A unix socket's path may have 107 bytes; pytest's own temporary folders are often longer.
-    with tempfile.TemporaryDirectory(prefix="edge-asr-mic-") as folder:
-        with VirtualMicrophone(Path(folder), getattr(request, "param", 48_000)).running() as microphone:
-            yield microphone
+    with (
+        tempfile.TemporaryDirectory(prefix="edge-asr-mic-") as folder,
+        VirtualMicrophone(Path(folder), getattr(request, "param", 48_000)).running() as microphone,
+    ):
+        yield microphone

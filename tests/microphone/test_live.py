@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_no_word_is_lost_or_doubled_however_long_the_speech(
     for final in finals(events):
         assert final.segment_end_s - final.segment_start_s <= 5.0
     segments = [(f.segment_start_samples, f.segment_end_samples) for f in finals(events)]
-    assert all(end == start for (_, end), (start, _) in zip(segments, segments[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(segments))
     assert segments[-1][1] == len(audio)
 
 

@@ -44,7 +44,9 @@ def speak(
     words: Sequence[str], *, gap_s: float = 0.12, rate: int = RATE, level: float = 0.2
 ) -> npt.NDArray[np.float32]:
     """A sentence: words with `gap_s` of silence after each."""
-    pieces = [piece for word in words for piece in (tone(word, rate=rate, level=level), silence(gap_s, rate=rate))]
+    pieces = [
+        piece for word in words for piece in (tone(word, rate=rate, level=level), silence(gap_s, rate=rate))
+    ]
     return np.concatenate(pieces) if pieces else silence(0)
 
 
@@ -78,7 +80,8 @@ class ToneRecognizer:
                 tokens.append(Token(text=" " + label, id=WORDS.index(label), confidence=1.0, **times))
             start = index
         words = tuple(
-            Word(text=t.text.strip(), start_s=t.start_s, end_s=t.end_s, confidence=t.confidence) for t in tokens
+            Word(text=t.text.strip(), start_s=t.start_s, end_s=t.end_s, confidence=t.confidence)
+            for t in tokens
         )
         return Transcript(
             text=" ".join(word.text for word in words),

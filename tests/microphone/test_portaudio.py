@@ -1,0 +1,276 @@
+"""The microphone end to end: played into a sound server, heard through PortAudio, checked to the sample.
+
+One run of `edge-asr listen` per sample rate hears ten real utterances; all that is claimed about it
+is measured on that run. What is measured:
+
+- length: where each utterance lies in the recording, by cross-correlation; the distance from the
+  first to each later one must be that of what was played, which a lost or doubled block changes;
+- content: correlation of every quarter second of speech with what was played;
+- text: `transcribe` of each segment of the recording against its final, exactly; finals against
+  `transcribe` of the original files by character error rate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+import soxr
+from virtual_microphone import VirtualMicrophone
+
+from edge_asr.metrics import compute_error_rates
+from edge_asr.runtime.recognizer import Recognizer
+
+pytestmark = [pytest.mark.mic, pytest.mark.slow]
+
+MODEL = "tiny-en"
+RATE = 16_000
+PAUSE_S = 1.2
+# Of ten real dev utterances, eight short ones and two sentences, 52 s with the pauses.
+AN4_ROWS = range(0, 88, 11)
+LIBRISPEECH_MAX_S = 9.0
+
+Waveform = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Listening:
+    """One run of `edge-asr listen`: what was played at 16 kHz, and what came of it."""
+
+    rate: int
+    clips: list[Waveform]
+    starts: list[int]
+    played: Waveform
+    exit_code: int
+    events: list[dict[str, Any]]
+    messages: str
+    recording: Waveform
+
+    @property
+    def finals(self) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["type"] == "final"]
+
+    def offsets(self) -> list[int]:
+        """For each clip, where it begins in the recording minus where it begins in `played`."""
+        n = 1 << (len(self.recording) + len(self.played)).bit_length()
+        spectrum = np.fft.rfft(self.recording, n)
+        found = []
+        for clip, start in zip(self.clips, self.starts, strict=True):
+            correlation = np.fft.irfft(spectrum * np.conj(np.fft.rfft(clip, n)), n)
+            found.append(int(np.argmax(correlation[: len(self.recording)])) - start)
+        return found
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Iterator[Recognizer]:
+    with Recognizer.load(MODEL, num_threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def clips(request: pytest.FixtureRequest, sample_path: Path) -> list[Waveform]:
+    """Ten real dev utterances; the embedded sample alone where the shared speech is missing."""
+    shared = request.config.rootpath.parent / "shared" / "data"
+    if not shared.is_dir():
+        return [soundfile.read(sample_path, dtype="float32")[0]]
+    an4 = request.getfixturevalue("an4_dev")
+    sentences = [
+        utterance.audio_path
+        for utterance in request.getfixturevalue("librispeech_dev")
+        if soundfile.info(utterance.audio_path).duration < LIBRISPEECH_MAX_S
+    ]
+    paths = [*(an4[row].audio_path for row in AN4_ROWS), *sentences[:2]]
+    return [soundfile.read(path, dtype="float32")[0] for path in paths]
+
+
+@pytest.fixture(scope="module", params=[48_000, 44_100, 16_000], ids=lambda rate: f"{rate}Hz")
+def listening(
+    request: pytest.FixtureRequest, needs_virtual_microphone: None, clips: list[Waveform]
+) -> Listening:
+    """`edge-asr listen` while the clips are played at the rate, from start to Ctrl-C."""
+    rate: int = request.param
+    pause = np.zeros(round(PAUSE_S * RATE), np.float32)
+    played = np.concatenate([pause, *(piece for clip in clips for piece in (clip, pause))])
+    starts = list(itertools.accumulate((len(clip) + len(pause) for clip in clips[:-1]), initial=len(pause)))
+    # 44.1 kHz is what ALSA's pulse device reports as its own rate; the others must be asked for.
+    options = [] if rate == 44_100 else ["--rate", str(rate)]
+    with tempfile.TemporaryDirectory(prefix="edge-asr-mic-") as name:
+        folder = Path(name)
+        soundfile.write(folder / "played.wav", soxr.resample(played, RATE, rate), rate, subtype="PCM_16")
+        with VirtualMicrophone(folder, rate).running() as microphone:
+            program = Program(
+                microphone, "--json", "--threads", "1", "--record", str(folder / "heard.wav"), *options
+            )
+            program.wait_for("listening to")
+            microphone.play(folder / "played.wav")
+            # What was played last is still on its way through the sound server.
+            time.sleep(0.5)
+            exit_code, lines, messages = program.interrupt()
+        recording, recorded_rate = soundfile.read(folder / "heard.wav", dtype="float32")
+        assert recorded_rate == RATE
+    return Listening(
+        rate=rate,
+        clips=clips,
+        starts=starts,
+        played=played,
+        exit_code=exit_code,
+        events=[json.loads(line) for line in lines],
+        messages=messages,
+        recording=recording,
+    )
+
+
+class Program:
+    """A running `edge-asr listen`, its stderr watched line by line."""
+
+    def __init__(self, microphone: VirtualMicrophone, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edge_asr", "listen", "-m", MODEL, *arguments],
+            env=microphone.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self.messages = ""
+        self._changed = threading.Condition()
+        self._readers = [
+            threading.Thread(target=self._read_output),
+            threading.Thread(target=self._read_messages),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def wait_for(self, words: str, timeout_s: float = 60.0) -> None:
+        """Until `words` stand on stderr, or on stdout in a line."""
+        with self._changed:
+            seen = self._changed.wait_for(lambda: words in self.messages + "".join(self.lines), timeout_s)
+        assert seen, f"{words!r} did not appear in {timeout_s} s; stderr: {self.messages}"
+
+    def interrupt(self) -> tuple[int, list[str], str]:
+        """Press Ctrl-C; exit code, lines of stdout, stderr."""
+        self.process.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def wait(self) -> tuple[int, list[str], str]:
+        """Until the program ends by itself."""
+        code = self.process.wait(timeout=60)
+        for reader in self._readers:
+            reader.join()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+        return code, self.lines, self.messages
+
+    def _read_output(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self.lines.append(line)
+                self._changed.notify_all()
+
+    def _read_messages(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._changed:
+                self.messages += line
+                self._changed.notify_all()
+
+
+def test_ctrl_c_ends_cleanly_with_a_summary(listening: Listening) -> None:
+    assert listening.exit_code == 130, listening.messages
+    assert f"at {listening.rate} Hz with {MODEL}" in listening.messages
+    assert f"heard {len(listening.recording) / RATE:.2f} s" in listening.messages
+    assert "0 gaps (0.00 s lost), 0 overflows" in listening.messages
+
+
+def test_nothing_is_lost_and_nothing_added(listening: Listening) -> None:
+    assert [event for event in listening.events if event["type"] in ("gap", "error")] == []
+    offsets = np.array(listening.offsets())
+    # The bar is 50 ms. A device opened at 16 kHz is heard bit for bit; resampling rounds to a sample.
+    spread_s = (offsets.max() - offsets.min()) / RATE
+    assert spread_s <= 0.05, f"utterances lie apart by other times than played: {offsets / RATE}"
+    assert offsets.min() >= 0
+    assert len(listening.recording) >= offsets.max() + len(listening.played) - RATE * PAUSE_S
+
+
+def test_every_quarter_second_of_speech_is_heard_as_played(listening: Listening) -> None:
+    size = RATE // 4
+    worst = 1.0
+    for clip, start, offset in zip(listening.clips, listening.starts, listening.offsets(), strict=True):
+        heard = listening.recording[start + offset :][: len(clip)].astype(np.float64)
+        # Going to the played rate and back takes what lies near 8 kHz.
+        filtered = soxr.resample(soxr.resample(clip, RATE, listening.rate), listening.rate, RATE)
+        # The device starts anywhere between two samples of 16 kHz: align to a sixteenth of one.
+        said = max(
+            (delay(filtered, shift / 16) for shift in range(-8, 9)),
+            key=lambda delayed: float(delayed @ heard),
+        )
+        for first in range(size, len(clip) - 2 * size, size):
+            a, b = said[first : first + size], heard[first : first + size]
+            if np.sqrt(np.mean(a**2)) >= 0.003:
+                worst = min(worst, float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-9)))
+    # What is left: 16-bit rounding, 40 dB under the quietest of these, and a 32nd of a sample.
+    assert worst >= 0.99, f"a quarter second of speech correlates only {worst:.4f} with what was played"
+
+
+def delay(clip: Waveform, samples: float) -> npt.NDArray[np.float64]:
+    """A clip later by a fraction of a sample."""
+    turns = np.fft.rfftfreq(len(clip)) * samples
+    return np.fft.irfft(np.fft.rfft(clip) * np.exp(-2j * np.pi * turns), len(clip))
+
+
+def test_transcribe_of_the_recorded_segments_is_the_finals_text(
+    listening: Listening, recognizer: Recognizer
+) -> None:
+    assert listening.finals, listening.messages
+    previous_end = 0
+    for final in listening.finals:
+        start, end = round(final["segment_start_s"] * RATE), round(final["segment_end_s"] * RATE)
+        assert previous_end <= start < end <= len(listening.recording)
+        assert recognizer.transcribe(listening.recording[start:end], RATE).text == final["text"]
+        previous_end = end
+
+
+def test_silence_between_the_utterances_gives_nothing(listening: Listening) -> None:
+    offset = listening.offsets()[0]
+    spoken = [
+        ((start + offset) / RATE - 0.1, (start + offset + len(clip)) / RATE + 0.3)
+        for clip, start in zip(listening.clips, listening.starts, strict=True)
+    ]
+    for final in listening.finals:
+        for word in final["words"]:
+            middle = (word["start_s"] + word["end_s"]) / 2
+            assert any(start <= middle <= end for start, end in spoken), word
+
+
+def test_text_is_that_of_the_original_files(
+    listening: Listening, recognizer: Recognizer, shared_dir: Path
+) -> None:
+    """CER of the live finals against `transcribe` of the ten original utterances: at most 5 %."""
+    offset = listening.offsets()[0]
+    expected = [recognizer.transcribe(clip, RATE).text for clip in listening.clips]
+    starts = np.array(listening.starts) + offset
+    heard = [""] * len(starts)
+    for final in listening.finals:
+        middle = (final["start_s"] + final["end_s"]) / 2 * RATE
+        index = max(0, int(np.searchsorted(starts - RATE * PAUSE_S / 2, middle)) - 1)
+        heard[index] = f"{heard[index]} {final['text']}".strip()
+    assert len(expected) == 10
+    assert all(expected), expected
+    cer = compute_error_rates(expected, heard, normalization="none").cer
+    assert cer <= 0.05, "\n".join(f"{e!r} was heard as {h!r}" for e, h in zip(expected, heard, strict=True))
