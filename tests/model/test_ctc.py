@@ -7,6 +7,7 @@ from small_models import N_MELS, VOCAB_SIZE, build_model
 
 from edge_asr.errors import ConfigError
 from edge_asr.model import ConformerCTC
+from edge_asr.model.encoder import ConformerBlock
 
 
 @pytest.mark.parametrize("head", ["linear", "lstm"])
@@ -64,15 +65,18 @@ def test_block_orders_differ_and_follow_their_definition() -> None:
     for order in ("attention_first", "convolution_first", "parallel"):
         model = build_model(block_order=order)
         block = model.encoder.layers[0]
+        assert isinstance(block, ConformerBlock)
         valid = torch.ones(1, 6, dtype=torch.bool)
         rest = (torch.zeros(1, 1, 1, 6), model.encoder.positions(6), valid)
         h = x + block.feed_forward_in(x) / 2
 
         def attend(h: torch.Tensor) -> torch.Tensor:
-            return block.attention(block.attention_norm(h), *rest)  # noqa: B023
+            attended: torch.Tensor = block.attention(block.attention_norm(h), *rest)  # noqa: B023
+            return attended
 
         def convolve(h: torch.Tensor) -> torch.Tensor:
-            return block.convolution(h, valid)  # noqa: B023
+            convolved: torch.Tensor = block.convolution(h, valid)  # noqa: B023
+            return convolved
 
         if order == "attention_first":
             h = h + attend(h)

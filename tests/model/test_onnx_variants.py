@@ -1,7 +1,7 @@
 """Every architectural option exports to ONNX with dynamic batch and time, from one feature frame up.
 
-The export pipeline itself is tested in tests/export, on the default options; here it is the network's own code
-that must stay free of anything the exporter would freeze.
+The export pipeline itself is tested in tests/export, on the default options; here it is the network's own
+code that must stay free of anything the exporter would freeze.
 """
 
 from pathlib import Path
