@@ -341,7 +341,7 @@ class MicrophoneSource:
         silent_s = time.monotonic() - self._last_arrival_s
         if silent_s > self.config.stall_timeout_s:
             return DeviceError(
-                f"{name} has given no audio for {silent_s:.0f} s; "
+                f"{name} has given no audio for {silent_s:.1f} s; "
                 "is it unplugged, suspended or used by another program?"
             )
         return None

@@ -151,6 +151,20 @@ def _split(waveform: Waveform, rate: int, block_s: float) -> Iterator[Waveform]:
         yield waveform[start : start + step]
 
 
+def check_recording_path(path: Path | str, *, overwrite: bool = False) -> None:
+    """Refuse a recording that `Recorder` would refuse, before anything costly is done.
+
+    Raises:
+        AudioError: a name that does not end in .wav, or an existing file without `overwrite`.
+    """
+    if Path(path).suffix.lower() != ".wav":
+        raise AudioError(
+            f"{path} does not end in .wav; the recording is a WAV file of 32-bit floats, name it so"
+        )
+    if Path(path).exists() and not overwrite:
+        raise AudioError(f"{path} exists already; name another file, or allow overwriting (--force)")
+
+
 class Recorder:
     """Keeps the 16 kHz stream in a WAV file of 32-bit floats: bit for bit what the recogniser heard.
 
@@ -166,13 +180,8 @@ class Recorder:
     """
 
     def __init__(self, path: Path | str, *, overwrite: bool = False) -> None:
+        check_recording_path(path, overwrite=overwrite)
         self.path = Path(path)
-        if self.path.suffix.lower() != ".wav":
-            raise AudioError(
-                f"{self.path} does not end in .wav; the recording is a WAV file of 32-bit floats, name it so"
-            )
-        if self.path.exists() and not overwrite:
-            raise AudioError(f"{self.path} exists already; name another file, or allow overwriting (--force)")
         try:
             self._file = soundfile.SoundFile(
                 str(self.path), "w", STREAM_SAMPLE_RATE, 1, subtype="FLOAT", format="WAV"

@@ -82,10 +82,13 @@ def command(
 
     from edge_asr.runtime.live import LiveConfig, LiveRecognizer
     from edge_asr.runtime.recognizer import Recognizer
-    from edge_asr.runtime.sources import Recorder
+    from edge_asr.runtime.sources import Recorder, check_recording_path
 
     wanted = int(device) if device is not None and device.isdecimal() else device
+    # Before the model is loaded: what can be refused at once.
     microphone.find_device(wanted)
+    if record is not None:
+        check_recording_path(record, overwrite=force)
     with Recognizer.load(
         model, precision=precision, backend=backend, num_threads=threads, allow_unverified=allow_unverified
     ) as recognizer:
