@@ -274,3 +274,64 @@ def test_text_is_that_of_the_original_files(
     assert all(expected), expected
     cer = compute_error_rates(expected, heard, normalization="none").cer
     assert cer <= 0.05, "\n".join(f"{e!r} was heard as {h!r}" for e, h in zip(expected, heard, strict=True))
+
+
+def test_list_devices_shows_the_virtual_microphone(virtual_microphone: VirtualMicrophone) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "edge_asr", "listen", "--list-devices", "--json"],
+        env=virtual_microphone.environment,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    devices = json.loads(result.stdout)["devices"]
+    assert [device["name"] for device in devices if device["is_default"]] == ["default"]
+
+
+def test_a_sound_server_that_dies_is_an_error_after_the_last_words(
+    virtual_microphone: VirtualMicrophone,
+) -> None:
+    program = Program(virtual_microphone, "--json", "--threads", "1")
+    program.wait_for("listening to")
+    virtual_microphone.kill()
+    code, lines, messages = program.wait()
+    assert code == 1
+    last = json.loads(lines[-1])
+    assert (last["type"], last["kind"]) == ("error", "DeviceError")
+    assert "input device" in last["message"]
+    assert "Traceback" not in messages
+
+
+def test_a_reader_that_is_too_slow_loses_audio_and_every_second_is_accounted_for(
+    virtual_microphone: VirtualMicrophone,
+) -> None:
+    """In a process of its own, whose PortAudio has seen no other sound server."""
+    program = (
+        "import time\n"
+        "from edge_asr.runtime.microphone import MicrophoneConfig, MicrophoneSource\n"
+        "with MicrophoneSource(MicrophoneConfig(sample_rate=48000, queue_s=0.3)) as source:\n"
+        "    source.read()\n"
+        "    began = time.monotonic()\n"
+        "    time.sleep(1.5)\n"
+        "    source.stop()\n"
+        "    heard, lost = 0, []\n"
+        "    while (block := source.read()) is not None:\n"
+        "        heard += len(block.samples) / 16000\n"
+        "        lost += block.losses\n"
+        "    print(time.monotonic() - began, heard, sum(loss.lost_s for loss in lost))\n"
+        "    print(*{loss.reason for loss in lost})\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=virtual_microphone.environment,
+        capture_output=True,
+        check=True,
+        timeout=60,
+        text=True,
+    )
+    numbers, reasons = result.stdout.splitlines()
+    elapsed_s, heard_s, lost_s = map(float, numbers.split())
+    assert reasons == "queue_overflow"
+    assert lost_s > 0.5
+    # What the driver held when the clock was started and when it stopped: up to its buffer each.
+    assert heard_s + lost_s == pytest.approx(elapsed_s, abs=0.4)

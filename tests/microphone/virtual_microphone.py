@@ -32,6 +32,7 @@ class VirtualMicrophone:
     def __init__(self, folder: Path, rate: int) -> None:
         self.folder = folder
         self.rate = rate
+        self.server: subprocess.Popen[bytes] | None = None
         self.socket = folder / "native"
         self.environment = {
             **os.environ,
@@ -55,7 +56,7 @@ class VirtualMicrophone:
         loads = [argument for module in modules for argument in ("-L", module)]
         environment = {k: v for k, v in self.environment.items() if k != "PULSE_SERVER"}
         with (self.folder / "log").open("wb") as log:
-            server = subprocess.Popen(
+            server = self.server = subprocess.Popen(
                 ["pulseaudio", *arguments, *loads], env=environment, stdout=log, stderr=log
             )
             try:
@@ -75,6 +76,11 @@ class VirtualMicrophone:
             timeout=600,
             capture_output=True,
         )
+
+    def kill(self) -> None:
+        """End the server as a crash would."""
+        assert self.server is not None
+        self.server.kill()
 
     def _wait_until_up(self, server: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 20
