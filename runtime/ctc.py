@@ -43,7 +43,9 @@ class TokenRuns:
     @classmethod
     def concatenate(cls, parts: Iterable[TokenRuns]) -> TokenRuns:
         """Runs in order, as one."""
-        runs = [EMPTY_RUNS, *parts]
+        runs = [part for part in parts if len(part)]
+        if len(runs) < 2:
+            return runs[0] if runs else EMPTY_RUNS
         return cls(
             ids=np.concatenate([r.ids for r in runs]),
             first_frames=np.concatenate([r.first_frames for r in runs]),
@@ -102,16 +104,17 @@ class GreedyDecoder:
         if n_frames == 0:
             return EMPTY_RUNS
         best = np.argmax(log_probs, axis=1)  # (t,)
-        peaks = np.take_along_axis(log_probs, best[:, None], axis=1)[:, 0]
-        starts = np.flatnonzero(np.concatenate([[True], best[1:] != best[:-1]]))
-        ends = np.concatenate([starts[1:], [n_frames]]) - 1
-        confidences = np.exp(np.minimum(np.maximum.reduceat(peaks, starts), 0.0)).astype(np.float32)
+        changes = np.flatnonzero(best[1:] != best[:-1]) + 1
+        starts = np.concatenate([[0], changes])
+        ends = np.concatenate([changes, [n_frames]]) - 1
         spoken = best[starts] != self.blank_id
+        peaks = np.maximum.reduceat(log_probs[np.arange(n_frames), best], starts)[spoken]
         fresh = TokenRuns(
-            ids=best[starts][spoken].astype(np.int64),
+            ids=best[starts[spoken]],
             first_frames=starts[spoken] + self.next_frame,
             last_frames=ends[spoken] + self.next_frame,
-            confidences=confidences[spoken],
+            # Rounding can leave a log-probability a little above 0.
+            confidences=np.exp(np.minimum(peaks, np.float32(0.0))),
         )
         runs = self._join(fresh, continues=int(best[0]))
         self.next_frame += n_frames

@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform
+from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform, resample
 from edge_asr.bundle import DEFAULT_MODEL, Bundle
 from edge_asr.errors import ConfigError
 from edge_asr.runtime.backends import Backend, create_backend
@@ -81,6 +81,8 @@ class Recognizer:
                 f"{subsampling_factor}"
             )
         self.frame_s = feature_frame_s * subsampling_factor
+        # Two frames less: front ends differ by that much in what a clip gives.
+        self._window_s = (self.windows.window_frames - 2) * feature_frame_s
         # Normalisation is applied to windows, after streaming.
         self._extractor = FeatureExtractor(dataclasses.replace(features, normalize="none"))
 
@@ -130,6 +132,13 @@ class Recognizer:
         """
         samples = mono_from_waveform(waveform)
         rate = check_sample_rate(sample_rate)
+        if len(samples) <= 2 * self._window_s * rate:
+            resampled = resample(samples, rate, self.features.sample_rate)
+            if self._extractor.n_frames(len(resampled)) <= self.windows.window_frames:
+                # One pass; the same bits as the road through blocks, without its copies.
+                (log_probs,) = self._encode([self._extractor(resampled)])
+                runs = greedy_decode(log_probs, self.vocabulary.blank_id)
+                return self._transcript(runs, len(samples) / rate)
         return self._transcribe_blocks(_split_blocks(samples, rate), rate)
 
     def transcribe_file(
@@ -172,15 +181,13 @@ class Recognizer:
                 raise type(error)(f"clip {index}: {error}") from error
         durations = [len(samples) / rate for samples, rate in checked]
         results: dict[int, Transcript] = {}
-        window_s = self.windows.window_frames * self.features.hop_length / self.features.sample_rate
-        for group in _group_by_length(durations, window_s):
-            if durations[group[-1]] > window_s:
+        for group in _group_by_length(durations, self._window_s):
+            if durations[group[-1]] > self._window_s:
                 for index in group:
                     results[index] = self.transcribe(*checked[index])
                 continue
             features = [
-                np.concatenate(list(self._feature_pieces(_split_blocks(*checked[index]), checked[index][1])))
-                for index in group
+                self._extractor(resample(*checked[index], self.features.sample_rate)) for index in group
             ]
             for index, log_probs in zip(group, self._encode(features), strict=True):
                 runs = greedy_decode(log_probs, self.vocabulary.blank_id)
@@ -237,11 +244,14 @@ class Recognizer:
         n_classes = len(self.vocabulary)
         if lens.max() == 0:
             return [np.zeros((0, n_classes), np.float32) for _ in clips]
-        batch = np.zeros((len(clips), int(lens.max()), self.features.n_mels), np.float32)
-        for row, clip in zip(batch, clips, strict=True):
-            row[: len(clip)] = clip
-            if self.features.normalize == "per_feature":
-                normalize_per_feature(row[: len(clip)])
+        if len(clips) == 1 and self.features.normalize == "none":
+            batch = clips[0][None]
+        else:
+            batch = np.zeros((len(clips), int(lens.max()), self.features.n_mels), np.float32)
+            for row, clip in zip(batch, clips, strict=True):
+                row[: len(clip)] = clip
+                if self.features.normalize == "per_feature":
+                    normalize_per_feature(row[: len(clip)])
         # A row without frames would be all padding; the model sees one frame, the result is dropped.
         log_probs = self.backend.log_probs(batch, np.maximum(lens, 1))
         return [

@@ -37,6 +37,11 @@ def test_every_dtype_means_the_same_sound() -> None:
         assert np.array_equal(result, expected)
 
 
+def test_huge_finite_values_are_let_through() -> None:
+    huge = np.full(10, 3e38, np.float32)
+    assert np.array_equal(mono_from_waveform(huge), huge)
+
+
 def test_channels_are_averaged() -> None:
     stereo = np.stack([noise(100), noise(100, 1)], axis=1)
     np.testing.assert_allclose(mono_from_waveform(stereo), stereo.mean(axis=1), atol=1e-7)
@@ -53,6 +58,7 @@ def test_empty_stays_empty(empty: Any) -> None:
     [
         (np.array([0.0, np.nan, 0.0], np.float32), "nan at sample 1"),
         (np.array([0.0, 0.0, np.inf], np.float64), "inf at sample 2"),
+        (np.array([0.0, -np.inf, np.inf], np.float32), "-inf at sample 1"),
         (np.float32(0.5), r"shape \[\]"),
         (np.zeros((2, 16000), np.float32), "transpose"),
         (np.zeros((4, 2, 2), np.float32), r"\[4, 2, 2\]"),

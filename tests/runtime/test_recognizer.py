@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.errors import AudioError, ConfigError
+from edge_asr.runtime.features import FeatureConfig
 from edge_asr.runtime.windows import WindowGeometry
 
 SHORT_WINDOWS = WindowGeometry(window_frames=400, overlap_frames=160, margin_frames=4, subsampling_factor=8)
@@ -100,6 +101,21 @@ def test_how_a_file_is_blocked_changes_nothing(
     for block_s in (0.013, 0.5, 3.7, 1000.0):
         monkeypatch.setattr(AudioFile, "blocks", lambda self, s=block_s: blocks(self, s))
         assert recognizer.transcribe_file(path) == expected
+
+
+@pytest.mark.parametrize("preset", ["nemo", "nemo-2.4", "kaldi"])
+@pytest.mark.parametrize("n_extra", [-480, -161, -160, -1, 0, 1, 159, 160, 161, 400, 800])
+def test_one_pass_and_windows_meet(tones: Any, tmp_path: Path, preset: str, n_extra: int) -> None:
+    """A waveform of about a window goes one road, a file the other, a batch a third."""
+    waveform = np.random.default_rng(n_extra + 1000).normal(0, 0.3, 4 * 16000 + n_extra).astype(np.float32)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, waveform, 16000, subtype="FLOAT")
+    recognizer = tones.recognizer(
+        windows=SHORT_WINDOWS, **FeatureConfig.from_preset(preset, log_guard_value=1e-7).to_dict()
+    )
+    expected = recognizer.transcribe_file(path)
+    assert recognizer.transcribe(waveform, 16000) == expected
+    assert recognizer.transcribe_batch([(waveform, 16000)]) == [expected]
 
 
 def test_a_batch_gives_what_singles_give(tones: Any) -> None:
