@@ -12,17 +12,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge_asr.runtime.backends import Backend, OnnxRuntimeBackend, create_backend
     from edge_asr.runtime.ctc import GreedyDecoder, Token, TokenRuns, Word, greedy_decode
+    from edge_asr.runtime.endpointing import EndpointConfig
+    from edge_asr.runtime.events import Error, Final, Gap, Partial
     from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, FeatureStream
+    from edge_asr.runtime.live import LiveConfig, LiveRecognizer
+    from edge_asr.runtime.microphone import MicrophoneConfig, MicrophoneSource, list_devices
     from edge_asr.runtime.recognizer import Recognizer
+    from edge_asr.runtime.sources import AudioSource, FileSource
     from edge_asr.runtime.transcript import Segment, Transcript
 
 _HOMES = {
+    "AudioSource": "sources",
     "Backend": "backends",
+    "EndpointConfig": "endpointing",
+    "Error": "events",
     "FeatureConfig": "features",
     "FeatureExtractor": "features",
     "FeatureStream": "features",
+    "FileSource": "sources",
+    "Final": "events",
+    "Gap": "events",
     "GreedyDecoder": "ctc",
+    "LiveConfig": "live",
+    "LiveRecognizer": "live",
+    "MicrophoneConfig": "microphone",
+    "MicrophoneSource": "microphone",
     "OnnxRuntimeBackend": "backends",
+    "Partial": "events",
     "Recognizer": "recognizer",
     "Segment": "transcript",
     "Token": "ctc",
@@ -31,15 +47,27 @@ _HOMES = {
     "Word": "ctc",
     "create_backend": "backends",
     "greedy_decode": "ctc",
+    "list_devices": "microphone",
 }
 
 __all__ = [
+    "AudioSource",
     "Backend",
+    "EndpointConfig",
+    "Error",
     "FeatureConfig",
     "FeatureExtractor",
     "FeatureStream",
+    "FileSource",
+    "Final",
+    "Gap",
     "GreedyDecoder",
+    "LiveConfig",
+    "LiveRecognizer",
+    "MicrophoneConfig",
+    "MicrophoneSource",
     "OnnxRuntimeBackend",
+    "Partial",
     "Recognizer",
     "Segment",
     "Token",
@@ -48,6 +76,7 @@ __all__ = [
     "Word",
     "create_backend",
     "greedy_decode",
+    "list_devices",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,14 @@ def test_long_recordings_agree_with_their_file(bundle: Bundle, tmp_path: Path) -
 def test_short_recordings(bundle: Bundle, n_samples: int) -> None:
     with Recognizer.load(bundle.path, backend="cpu", num_threads=1) as recognizer:
         assert recognizer.transcribe(noise(n_samples), 16000).duration_s == n_samples / 16000
+
+
+def test_threads_share_a_recognizer(bundle: Bundle) -> None:
+    clips = [noise(12000 + 1700 * index, index) for index in range(12)]
+    with Recognizer.load(bundle.path, backend="cpu", num_threads=1) as recognizer:
+        expected = [recognizer.transcribe(clip, 16000) for clip in clips]
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda clip: recognizer.transcribe(clip, 16000), clips)) == expected
 
 
 def test_a_closed_backend_says_so(bundle: Bundle) -> None:
@@ -174,9 +183,10 @@ def test_public_names() -> None:
     import edge_asr.runtime
 
     assert edge_asr.runtime.__all__ == [
-        "Backend", "FeatureConfig", "FeatureExtractor", "FeatureStream", "GreedyDecoder",
-        "OnnxRuntimeBackend", "Recognizer", "Segment", "Token", "TokenRuns", "Transcript", "Word",
-        "create_backend", "greedy_decode",
+        "AudioSource", "Backend", "EndpointConfig", "Error", "FeatureConfig", "FeatureExtractor",
+        "FeatureStream", "FileSource", "Final", "Gap", "GreedyDecoder", "LiveConfig", "LiveRecognizer",
+        "MicrophoneConfig", "MicrophoneSource", "OnnxRuntimeBackend", "Partial", "Recognizer", "Segment",
+        "Token", "TokenRuns", "Transcript", "Word", "create_backend", "greedy_decode", "list_devices",
     ]  # fmt: skip
     for name in edge_asr.runtime.__all__:
         assert getattr(edge_asr.runtime, name).__name__ == name
