@@ -33,8 +33,9 @@ F32Array = npt.NDArray[np.float32]
 BLOCK_FRAMES = 128
 """Frames computed at once; the fastest of 16 ... 1008 on x86 (2 MB L2), flat above 96."""
 
-_MEL_GROUP = 16
-"""Mel filters in one banded product; the fastest of 8, 10, 16, 20, 80."""
+_MAX_PRODUCT = 1 << 18
+"""Largest rows * columns * depth of one banded product; OpenBLAS wakes its threads above (interface/gemm.c,
+SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD), which costs more than such a product takes."""
 
 _NORM_EPS = 1e-5  # nemo/collections/asr/parts/preprocessing/features.py, CONSTANT
 
@@ -299,15 +300,25 @@ def _build_bands(config: FeatureConfig) -> list[tuple[slice, slice, F32Array]]:
         scale=config.mel_scale,
         norm=config.mel_norm,
     )
+    bins = [np.flatnonzero(row) if row.any() else np.zeros(1, np.int64) for row in filters]
     bands = []
-    for first in range(0, config.n_mels, _MEL_GROUP):
-        group = filters[first : first + _MEL_GROUP]
-        used = np.flatnonzero(group.any(axis=0))
-        low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-        weights = np.repeat(group[:, low:high].T, 2, axis=0).astype(np.float32)
-        mels, bins = slice(first, first + len(group)), slice(2 * low, 2 * high)
-        bands.append((mels, bins, np.ascontiguousarray(weights)))
+    first = 0
+    while first < config.n_mels:
+        last = first + 1
+        while last < config.n_mels and _product_size(bins[first : last + 1]) <= _MAX_PRODUCT:
+            last += 1
+        used = np.concatenate(bins[first:last])
+        low, high = int(used.min()), int(used.max()) + 1
+        weights = np.repeat(filters[first:last, low:high].T, 2, axis=0).astype(np.float32)
+        bands.append((slice(first, last), slice(2 * low, 2 * high), np.ascontiguousarray(weights)))
+        first = last
     return bands
+
+
+def _product_size(bins: list[npt.NDArray[np.int64]]) -> int:
+    """Rows * columns * depth of the product for filters that use these bins."""
+    used = np.concatenate(bins)
+    return BLOCK_FRAMES * len(bins) * 2 * int(used.max() - used.min() + 1)
 
 
 def _compute_dtype(config: FeatureConfig) -> type[np.floating[Any]]:
