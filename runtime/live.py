@@ -151,7 +151,10 @@ class LiveRecognizer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        self._thread.join()
+        if kind is None:
+            self.join()
+        else:
+            self._thread.join()
 
     def __iter__(self) -> Iterator[Event]:
         """Events as they happen, until listening has ended."""
@@ -159,6 +162,7 @@ class LiveRecognizer:
             raise ConfigError("events go to on_event; leave it out to iterate over them")
         while (event := self._events.get()) is not None:
             yield event
+        self._events.put(None)  # another iteration ends at once
         self.join()
 
     def start(self) -> None:

@@ -139,12 +139,13 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
 
 @contextmanager
 def _stop_on_signals(live: LiveRecognizer) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM stop listening and are noted; the second one interrupts at once."""
+    """SIGINT and SIGTERM stop listening and are noted; a second one ends the process at once."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         if received:
-            raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         received.append(number)
         live.stop()
 

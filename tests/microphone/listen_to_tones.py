@@ -1,6 +1,6 @@
 """`edge-asr listen` without a microphone or a model, for tests: tones at real time, the fake recogniser.
 
-python listen_to_tones.py [--json] [--fail] WORD...   then silence until a signal comes
+python listen_to_tones.py [--json] [--fail] [--slowness X] WORD...   then silence until a signal comes
 python listen_to_tones.py --seconds N WORD...
 """
 
@@ -34,13 +34,14 @@ class _Group(LazyGroup):
 @click.command()
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--fail", is_flag=True)
+@click.option("--slowness", type=float, default=0.0)
 @click.option("--seconds", type=float)
 @click.argument("words", nargs=-1)
-def listen(as_json: bool, fail: bool, seconds: float | None, words: tuple[str, ...]) -> None:
+def listen(as_json: bool, fail: bool, slowness: float, seconds: float | None, words: tuple[str, ...]) -> None:
     """Listen to tones."""
     audio = np.concatenate([speak(words), silence(0.9), speak(words), silence(60)])
     live = LiveRecognizer(
-        ToneRecognizer(fail_after=2 if fail else None),
+        ToneRecognizer(slowness=slowness, fail_after=2 if fail else None),
         FileSource(audio, sample_rate=RATE),
         config=LiveConfig(max_audio_s=seconds),
     )

@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,21 @@ def test_a_signal_flushes_the_last_words(number: signal.Signals, code: int) -> N
     assert messages.splitlines()[0] == "listening to tones"
     assert "2 finals; 0 gaps (0.00 s lost), 0 overflows" in messages.splitlines()[-1]
     assert "Traceback" not in messages
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    """The fake needs 20 s for the last words; nobody has to wait for them."""
+    process = start(["--json", "--slowness", "20", "alpha", "bravo", "charlie"])
+    assert process.stderr is not None
+    assert process.stderr.readline() == "listening to tones\n"
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT
+    assert time.monotonic() - began < 3
 
 
 def test_json_lines_have_exactly_the_documented_keys() -> None:

@@ -254,6 +254,24 @@ def test_a_bug_is_raised_where_the_events_are_read() -> None:
     assert source.closed
 
 
+def test_a_bug_in_the_callback_is_raised_on_leaving() -> None:
+    def buggy(event: Event) -> None:
+        raise ZeroDivisionError("a bug")
+
+    source = FileSource(np.concatenate([speak(WORDS), silence(1)]), sample_rate=RATE, pace=0)
+    live = LiveRecognizer(ToneRecognizer(), source, on_event=buggy)
+    live.start()
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        live.join()
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        live.__exit__(None, None, None)
+
+
+def test_a_second_iteration_ends_at_once() -> None:
+    with LiveRecognizer(ToneRecognizer(), FileSource(silence(1), sample_rate=RATE, pace=0)) as live:
+        assert [list(live), list(live)] == [[], []]
+
+
 def test_a_slow_recogniser_gives_fewer_partials_and_the_same_finals() -> None:
     audio = np.concatenate([speak(WORDS), silence(1)])
     fast = LiveRecognizer(ToneRecognizer(), FileSource(audio, sample_rate=RATE))
