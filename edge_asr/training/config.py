@@ -56,9 +56,9 @@ class DataConfig:
     max_clip_s: longer clips are bad rows, seconds.
     cache_audio: decode every clip once, to one int16 file per source that is read through memory.
     cache_dir: where those files live; RUN/cache when null. May be shared between runs.
-    max_batch_s: padded-free seconds of audio in one batch of one process.
+    max_batch_s: most seconds of audio, padding included, in one batch of one process.
     max_batch_utterances: most utterances in one batch of one process.
-    n_buckets: duration buckets of lhotse's DynamicBucketingSampler.
+    n_buckets: duration buckets of lhotse's DynamicBucketingSampler; at least 2 are used.
     n_workers: background processes that prepare batches; 0 prepares them in the training process.
     prefetch_batches: batches each worker prepares ahead.
     n_decode_threads: threads that decode audio at the start.
@@ -94,6 +94,7 @@ class AugmentConfig:
     """Waveform augmentation, in this order: speed, joining, reverberation, gain, noise.
 
     enabled: false trains on the clips as they are.
+    clean_epochs: so many epochs at the start are trained as if enabled were false.
     speeds: one factor is drawn for each clip (soxr; 1.1 is faster and higher).
     concat_prob: probability that a clip is joined with others until about concat_max_s.
     concat_max_s: longest joined waveform, seconds.
@@ -109,6 +110,7 @@ class AugmentConfig:
     """
 
     enabled: bool = True
+    clean_epochs: int = 0
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     concat_prob: float = 0.1
     concat_max_s: float = 15.0
@@ -127,6 +129,7 @@ class AugmentConfig:
             len(self.speeds) > 0 and all(0.5 <= speed <= 2.0 for speed in self.speeds),
             f"speeds must be factors from 0.5 to 2, got {list(self.speeds)}",
         )
+        _check(self.clean_epochs >= 0, f"clean_epochs must be >= 0, got {self.clean_epochs}")
         for name in ("concat_prob", "pad_prob", "noise_prob", "reverb_prob"):
             _check_probability(name, getattr(self, name))
         _check_range("gain_db", self.gain_db)
@@ -230,6 +233,8 @@ class OptimConfig:
     intermediate_weight: weight of the mean intermediate CTC loss; the final one gets the rest.
     ema_decay: decay of an exponential moving average of the weights, which is then what is
         evaluated and saved; 0 for none.
+    flat_start_steps: steps of cross-entropy on an even alignment before CTC begins; a few hundred
+        shorten the time in which a fresh model says nothing but blank.
     """
 
     lr: float = 1e-3
@@ -247,6 +252,7 @@ class OptimConfig:
     loss_normalization: str = "tokens"
     intermediate_weight: float = 0.3
     ema_decay: float = 0.999
+    flat_start_steps: int = 0
 
     def __post_init__(self) -> None:
         _check(self.lr > 0, f"lr must be > 0, got {self.lr}")
@@ -269,6 +275,7 @@ class OptimConfig:
             self.max_steps is not None or self.max_minutes is not None,
             "set max_steps or max_minutes, or training never ends",
         )
+        _check(self.flat_start_steps >= 0, f"flat_start_steps must be >= 0, got {self.flat_start_steps}")
         _check(self.accumulate >= 1, f"accumulate must be >= 1, got {self.accumulate}")
         _check(self.clip_norm >= 0, f"clip_norm must be >= 0, got {self.clip_norm}")
         _check(

@@ -25,6 +25,7 @@ from edge_asr.training.augment import (
 )
 from edge_asr.training.config import AugmentConfig, SpecAugmentConfig
 from edge_asr.training.corpus import Clip
+from edge_asr.training.flat_start import IGNORED, join_labels, spread_tokens
 from edge_asr.training.plan import Item, Position
 
 
@@ -34,6 +35,7 @@ class Batch:
 
     features: f32 [B, T, n_mels], zero beyond the lengths.  feature_lens: i64 [B].
     targets: i64 [sum of target_lens], all rows one after another.  target_lens: i64 [B].
+    alignment: i64 [B, T'] labels for a flat start (see `flat_start`), or None.
     """
 
     features: torch.Tensor
@@ -42,6 +44,7 @@ class Batch:
     target_lens: torch.Tensor
     audio_s: float
     position: Position
+    alignment: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch with features and lengths on `device`."""
@@ -52,7 +55,17 @@ class Batch:
             self.target_lens.to(device, non_blocking=True),
             self.audio_s,
             self.position,
+            None if self.alignment is None else self.alignment.to(device, non_blocking=True),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class FlatStart:
+    """What the labels of a flat start depend on: f64 [V] weights, subsampling factor, blank."""
+
+    weights: npt.NDArray[np.float64]
+    factor: int
+    blank_id: int
 
 
 class BatchBuilder(torch.utils.data.Dataset[Batch]):
@@ -67,7 +80,9 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
         spec_augment: SpecAugmentConfig,
         mask_value: npt.NDArray[np.float32],
         seed: int,
+        flat_start: FlatStart | None = None,
     ) -> None:
+        self.flat_start = flat_start
         self.clips = clips
         self.targets = targets
         self.sample_rate = features.sample_rate
@@ -79,26 +94,66 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
 
     def __getitem__(self, planned: tuple[Position, list[Item]]) -> Batch:
         position, items = planned
-        rows, targets, n_samples = [], [], 0
+        rows, targets, labels, n_samples = [], [], [], 0
+        augmented = self.augment.enabled and position.epoch >= self.augment.clean_epochs
         for item in items:
             rng = np.random.default_rng(item.seed)
-            waveform = self.build_waveform(item, rng)
+            parts = self.load_parts(item)
+            waveform = self.build_waveform(item, parts, rng, augmented=augmented)
             n_samples += len(waveform)
             features = self.extractor(waveform)
-            if self.augment.enabled:
+            if self.flat_start is not None:
+                labels.append(self.align(item, parts, len(features), self.flat_start))
+            if augmented:
                 features = mask_features(features, self.spec_augment, self.mask_value, rng)
             rows.append(features)
             targets.append(np.concatenate([self.targets[clip] for clip in item.clips]))
-        return collate(rows, targets, n_samples / self.sample_rate, position)
+        batch = collate(rows, targets, n_samples / self.sample_rate, position)
+        if labels:
+            padded = np.full((len(labels), max(len(row) for row in labels)), IGNORED, np.int64)
+            for index, row in enumerate(labels):
+                padded[index, : len(row)] = row
+            batch.alignment = torch.from_numpy(padded)
+        return batch
 
-    def build_waveform(self, item: Item, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-        """The joined, sped and augmented waveform of one item, f32 [S]."""
-        parts = [
+    def load_parts(self, item: Item) -> list[npt.NDArray[np.float32]]:
+        """The clips of one item at their speeds, f32 [S_i] each."""
+        return [
             change_speed(self.clips[clip].load(self.sample_rate), speed)
             for clip, speed in zip(item.clips, item.speeds, strict=True)
         ]
+
+    def align(
+        self, item: Item, parts: Sequence[npt.NDArray[np.float32]], n_frames: int, flat_start: FlatStart
+    ) -> npt.NDArray[np.int64]:
+        """Labels of one item for the flat start, i64 [T']."""
+        hop, labels, starts, begin = self.extractor.config.hop_length, [], [], 0
+        for clip, part, gap_s in zip(item.clips, parts, item.gaps_s, strict=False):
+            begin += int(gap_s * self.sample_rate)
+            starts.append(begin // hop)
+            labels.append(
+                spread_tokens(
+                    part,
+                    self.targets[clip],
+                    flat_start.weights,
+                    hop_length=hop,
+                    blank_id=flat_start.blank_id,
+                )
+            )
+            begin += len(part)
+        return join_labels(labels, starts, n_frames, factor=flat_start.factor, blank_id=flat_start.blank_id)
+
+    def build_waveform(
+        self,
+        item: Item,
+        parts: Sequence[npt.NDArray[np.float32]],
+        rng: np.random.Generator,
+        *,
+        augmented: bool,
+    ) -> npt.NDArray[np.float32]:
+        """The joined and, if asked, augmented waveform of one item, f32 [S]."""
         waveform = join_waveforms(parts, item.gaps_s, self.sample_rate, self.noise, rng)
-        if not self.augment.enabled:
+        if not augmented:
             return waveform
 
         def draw_babble() -> list[npt.NDArray[np.float32]]:

@@ -8,6 +8,7 @@ All random numbers of an item's augmentation follow from `Item.seed`.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ def plan_epoch(
     Raises:
         TrainingError: no clip at all, or fewer than there are processes.
     """
+    if epoch < augment.clean_epochs:
+        augment = dataclasses.replace(augment, enabled=False)
     rng = np.random.default_rng([seed, epoch, 0])
     whole = np.floor(weights).astype(np.int64)
     counts = whole + (rng.random(len(weights)) < weights - whole)
@@ -148,6 +151,8 @@ def _draw_padding(augment: AugmentConfig, rng: np.random.Generator) -> float:
 def _bucket(
     items: Sequence[Item], data: DataConfig, *, seed: int, epoch: int, world_size: int
 ) -> list[list[Item]]:
+    if len(items) < 2:
+        return [list(items)]
     lhotse = require("lhotse", extra="train")
     sampling = require("lhotse.dataset.sampling.dynamic_bucketing", extra="train")
     cuts = lhotse.CutSet.from_cuts(
@@ -155,20 +160,23 @@ def _bucket(
         for number, item in enumerate(items)
     )
     with warnings.catch_warnings():
-        # It advises lazy manifests for corpora that do not fit into memory; the items already do.
-        warnings.filterwarnings("ignore", message="You are using DynamicBucketingSampler with an eagerly")
+        # It advises lazy manifests and buffer sizes for corpora that do not fit into memory, and warns
+        # of single clips longer than a batch, which are meant.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"lhotse\.")
         sampler = sampling.DynamicBucketingSampler(
             cuts,
             max_duration=data.max_batch_s * world_size,
             max_cuts=data.max_batch_utterances * world_size,
-            num_buckets=min(data.n_buckets, max(1, len(items) // 8)),
+            num_buckets=max(2, min(data.n_buckets, len(items) // 8)),
             shuffle=True,
             seed=seed,
             buffer_size=max(len(items), 1000),
             # The whole global batch is planned on every rank; each rank then takes its share.
             rank=0,
             world_size=1,
-            sync_buckets=False,
+            # lhotse 1.33's other way of choosing takes empty buckets for filled ones at the end of an
+            # epoch (`if b` on a queue.Queue) and so loses what is left.
+            sync_buckets=True,
         )
-    sampler.set_epoch(epoch)
-    return [[items[int(cut.id)] for cut in batch] for batch in sampler]
+        sampler.set_epoch(epoch)
+        return [[items[int(cut.id)] for cut in batch] for batch in sampler]

@@ -28,8 +28,9 @@ from edge_asr.errors import TrainingError, require
 from edge_asr.metrics import ErrorRates
 from edge_asr.model import ConformerCTC
 from edge_asr.training.config import OptimConfig, StreamingConfig, TrainConfig
+from edge_asr.training.flat_start import IGNORED, token_weights
 from edge_asr.training.outputs import RunOutputs
-from edge_asr.training.pipeline import Batch, BatchBuilder, load_batches
+from edge_asr.training.pipeline import Batch, BatchBuilder, FlatStart, load_batches
 from edge_asr.training.plan import Position, iterate_batches
 from edge_asr.training.setup import Prepared
 from edge_asr.training.state import ExponentialAverage, load_optimizer, tensors_from_optimizer
@@ -53,19 +54,30 @@ class CTCObjective(nn.Module):
         target_lens: Tensor,
         chunk_frames: int | None,
         left_chunks: int | None,
+        alignment: Tensor | None = None,
     ) -> Tensor:
-        """Losses summed over the rows: f32 [2], (weighted with the intermediate ones, final CTC alone)."""
+        """Losses summed over the rows: f32 [2], (what is trained on, final CTC alone).
+
+        Trained on is CTC, weighted with the intermediate ones; with `alignment` cross-entropy instead.
+        """
         log_probs, lens, between = self.model.forward_train(
             features, feature_lens, chunk_frames=chunk_frames, left_chunks=left_chunks
         )
         blank = log_probs.shape[-1] - 1
-        final = _ctc_sum(log_probs, lens, targets, target_lens, blank)
-        total = final
+
+        def measure(outputs: Tensor) -> Tensor:
+            if alignment is not None:
+                labels = alignment.flatten()
+                return functional.nll_loss(outputs.float().flatten(0, 1), labels, reduction="sum")
+            return _ctc_sum(outputs, lens, targets, target_lens, blank)
+
+        total = final = measure(log_probs)
+        if alignment is not None:
+            with torch.no_grad():
+                final = _ctc_sum(log_probs, lens, targets, target_lens, blank)
         if between and self.intermediate_weight > 0:
-            inner = torch.stack(
-                [_ctc_sum(item, lens, targets, target_lens, blank) for item in between]
-            ).mean()
-            total = (1 - self.intermediate_weight) * final + self.intermediate_weight * inner
+            inner = torch.stack([measure(item) for item in between]).mean()
+            total = (1 - self.intermediate_weight) * total + self.intermediate_weight * inner
         return torch.stack([total, final.detach()])
 
 
@@ -163,6 +175,7 @@ class Trainer:
             config.spec_augment,
             prepared.mask_value,
             config.seed,
+            _flat_start(prepared) if self.step < config.optim.flat_start_steps else None,
         )
 
     @property
@@ -256,17 +269,20 @@ class Trainer:
                 float(self._must_stop()),
                 # One clock for all: ranks that disagree on the learning rate would drift apart.
                 self.minutes if fabric.global_rank == 0 else 0.0,
+                sum(int((b.alignment != IGNORED).sum()) for b in micro if b.alignment is not None),
             ],
             dtype=torch.float64 if fabric.device.type != "mps" else torch.float32,
             device=fabric.device,
         )
-        n_tokens, n_utterances, audio_s, n_stop, minutes = (
+        n_tokens, n_utterances, audio_s, n_stop, minutes, n_labels = (
             float(value)
             for value in (fabric.all_reduce(counts, reduce_op="sum") if fabric.world_size > 1 else counts)
         )
         if n_stop:
             return None
         denominator = n_tokens if config.loss_normalization == "tokens" else n_utterances
+        flat = self.step < config.flat_start_steps
+        trained_denominator = n_labels if flat else denominator
         rate = learning_rate(config, self.step, minutes)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -284,9 +300,10 @@ class Trainer:
                     on_device.target_lens,
                     chunk,
                     left,
+                    on_device.alignment if flat else None,
                 )
                 # DDP averages gradients over processes; the loss is a sum, hence the factor.
-                fabric.backward(losses[0] * (fabric.world_size / denominator))
+                fabric.backward(losses[0] * (fabric.world_size / trained_denominator))
             sums += losses.detach().float()
         if fabric.world_size > 1:
             sums = fabric.all_reduce(sums, reduce_op="sum")
@@ -303,7 +320,7 @@ class Trainer:
             _LOG.warning("step %d skipped: the gradient is not finite", self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         return {
-            "loss": float(sums[0]) / denominator,
+            "loss": float(sums[0]) / trained_denominator,
             "ctc_loss": float(sums[1]) / denominator,
             "lr": rate,
             "grad_norm": norm,
@@ -399,6 +416,11 @@ class Trainer:
             raise KeyboardInterrupt
         self._stop_signal = True
         _LOG.warning("%s: stopping after this step; once more to stop at once", signal.Signals(number).name)
+
+
+def _flat_start(prepared: Prepared) -> FlatStart:
+    vocabulary = prepared.tokenizer.vocabulary
+    return FlatStart(token_weights(vocabulary), prepared.model.config.subsampling_factor, vocabulary.blank_id)
 
 
 def _build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -13,7 +13,9 @@ from edge_asr.manifest import read_manifest
 
 def test_jsonl_rows_and_bad_rows(tmp_path: Path) -> None:
     rows = [
-        json.dumps({"audio_filepath": "a/x.wav", "text": "hello", "duration": 1.5, "speaker": "s", "kind": "k"}),
+        json.dumps(
+            {"audio_filepath": "a/x.wav", "text": "hello", "duration": 1.5, "speaker": "s", "kind": "k"}
+        ),
         "",
         "{not json",
         "[1]",
@@ -38,7 +40,14 @@ def test_jsonl_rows_and_bad_rows(tmp_path: Path) -> None:
     assert (last.audio_path, last.text, last.id, last.row) == (tmp_path / "abs.wav", "", "seven", 9)
     reasons = [(bad.row, bad.reason) for bad in manifest.bad_rows]
     wrong = "missing or wrong key"
-    assert reasons == [(3, "not valid JSON"), (4, "not valid JSON"), (5, wrong), (6, wrong), (7, wrong), (8, wrong)]
+    assert reasons == [
+        (3, "not valid JSON"),
+        (4, "not valid JSON"),
+        (5, wrong),
+        (6, wrong),
+        (7, wrong),
+        (8, wrong),
+    ]
     assert manifest.name == "m"
 
 
@@ -61,7 +70,11 @@ def test_librispeech(tmp_path: Path) -> None:
     (chapter / "84-121123-0001.opus").touch()
     manifest = read_manifest(tmp_path, name="libri")
     first, second = manifest.utterances
-    assert (first.text, first.speaker, first.audio_path.name) == ("GO DO YOU HEAR", "84", "84-121123-0000.flac")
+    assert (first.text, first.speaker, first.audio_path.name) == (
+        "GO DO YOU HEAR",
+        "84",
+        "84-121123-0000.flac",
+    )
     assert second.audio_path.name == "84-121123-0001.opus"
     assert manifest.name == "libri"
 

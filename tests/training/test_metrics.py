@@ -41,7 +41,11 @@ def test_empty_sides() -> None:
 words = st.lists(st.sampled_from(["a", "bb", "abc"]), min_size=1, max_size=6)
 
 
-@given(st.lists(st.tuples(words, st.lists(st.sampled_from(["a", "bb", "abc"]), max_size=6)), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(words, st.lists(st.sampled_from(["a", "bb", "abc"]), max_size=6)), min_size=1, max_size=4
+    )
+)
 def test_equals_the_textbook(pairs: list[tuple[list[str], list[str]]]) -> None:
     refs = [" ".join(r) for r, _ in pairs]
     hyps = [" ".join(h) for _, h in pairs]

@@ -1,0 +1,248 @@
+"""The loop: it learns, stops when told, skips what is not finite, resumes, averages, fine-tunes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge_asr.checkpoints.native import load_checkpoint
+from edge_asr.errors import TrainingError
+from edge_asr.training import trainer as trainer_module
+from edge_asr.training.averaging import average_checkpoints, average_run
+from edge_asr.training.config import OptimConfig, StreamingConfig, TrainConfig
+from edge_asr.training.curves import read_metrics
+from edge_asr.training.run import train
+from edge_asr.training.trainer import CTCObjective, draw_chunk, learning_rate
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+def losses(config: TrainConfig) -> dict[int, float]:
+    rows = read_metrics(Path(config.run_dir) / "metrics.csv")
+    return {int(row["step"]): float(row["loss"]) for row in rows if row["loss"]}
+
+
+def weights(config: TrainConfig, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_checkpoint(Path(config.run_dir) / name).state_dict
+
+
+@pytest.mark.slow
+def test_it_learns_sine_words(make_config: MakeConfig) -> None:
+    config = make_config(
+        model={"d_model": 48, "dropout": 0.0, "dropout_attention": 0.0, "subsampling_channels": 16},
+        augment={"enabled": False},
+        data={"max_batch_s": 24.0},
+        optim={"max_steps": 160, "lr": 3e-3, "warmup_steps": 20},
+        run={"log_every_steps": 20},
+    )
+    summary = train(config, quiet=True)
+    assert summary["dev"]["tones_dev"]["wer"] <= 0.1
+
+
+def test_run_folder_and_logs(make_config: MakeConfig) -> None:
+    config = make_config(
+        optim={"max_steps": 5},
+        run={"eval_every_steps": 2, "checkpoint_every_steps": 1, "keep_checkpoints": 3, "average_last": 2},
+    )
+    summary = train(config, quiet=True)
+    run_dir = Path(config.run_dir)
+    assert summary["step"] == 5
+    rows = read_metrics(run_dir / "metrics.csv")
+    assert [int(row["step"]) for row in rows if row["loss"]] == [1, 2, 3, 4, 5]
+    evaluated = [int(row["step"]) for row in rows if row["tones_dev_wer"]]
+    assert evaluated == [2, 4, 5]
+    assert all(
+        math.isfinite(float(row["loss"])) and float(row["audio_s_per_s"]) > 0 for row in rows if row["loss"]
+    )
+    assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["step_00000003", "step_00000004", "step_00000005"]
+    mean = weights(config, "average")
+    last_two = [weights(config, f"checkpoints/step_0000000{step}") for step in (4, 5)]
+    for name, value in mean.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (last_two[0][name] + last_two[1][name]) / 2)
+    best = load_checkpoint(run_dir / "best")
+    assert best.provenance["dev"]["tones_dev"]["wer"] == pytest.approx(summary["best_wer"])
+
+
+def test_resumed_run_equals_an_unbroken_one(make_config: MakeConfig, tmp_path: Path) -> None:
+    whole = make_config(run_dir=str(tmp_path / "whole"), optim={"max_steps": 9, "accumulate": 2})
+    train(whole, quiet=True)
+    first = make_config(run_dir=str(tmp_path / "parts"), optim={"max_steps": 4, "accumulate": 2})
+    train(first, quiet=True)
+    rest = dataclasses.replace(first, optim=dataclasses.replace(first.optim, max_steps=9))
+    train(rest, quiet=True, resume=True)
+    assert losses(rest) == losses(whole)
+    assert max(losses(whole)) == 9
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(rest)[name]), name
+
+
+def test_resume_refuses_what_does_not_fit(make_config: MakeConfig) -> None:
+    config = make_config(optim={"max_steps": 1})
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        train(config, quiet=True, resume=True)
+    train(config, quiet=True)
+    with pytest.raises(TrainingError, match="already holds a run; use --resume"):
+        train(config, quiet=True)
+    with pytest.raises(TrainingError, match="seed differs"):
+        train(dataclasses.replace(config, seed=99), quiet=True, resume=True)
+
+
+def test_stops_by_file_signal_and_clock(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_file = make_config(run_dir=str(tmp_path / "file"), optim={"max_steps": 10_000})
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "STOP").touch()
+    assert train(by_file, quiet=True)["step"] == 0
+
+    by_clock = make_config(run_dir=str(tmp_path / "clock"), optim={"max_steps": None, "max_minutes": 0.02})
+    assert train(by_clock, quiet=True)["step"] < 1000
+
+    real = trainer_module.learning_rate
+
+    def interrupting(config: OptimConfig, step: int, minutes: float) -> float:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(config, step, minutes)
+
+    monkeypatch.setattr(trainer_module, "learning_rate", interrupting)
+    by_signal = make_config(run_dir=str(tmp_path / "signal"), optim={"max_steps": 10_000})
+    assert train(by_signal, quiet=True)["step"] == 3
+    assert (tmp_path / "signal" / "state" / "step_00000003" / "state.json").is_file()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_gradients_that_are_not_finite_are_skipped(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = CTCObjective.forward
+    calls = []
+
+    def poisoned(self: CTCObjective, *args: object) -> torch.Tensor:
+        calls.append(None)
+        result = real(self, *args)  # type: ignore[arg-type]
+        return result * float("nan") if len(calls) == 2 else result
+
+    monkeypatch.setattr(CTCObjective, "forward", poisoned)
+    config = make_config(optim={"max_steps": 4})
+    summary = train(config, quiet=True)
+    assert summary["skipped_steps"] == 1
+    assert all(bool(torch.isfinite(v).all()) for v in weights(config).values() if v.is_floating_point())
+    assert math.isfinite(losses(config)[4])
+
+
+def test_accumulation_is_the_same_as_one_batch(make_config: MakeConfig, tmp_path: Path) -> None:
+    plain = {
+        "model": {"dropout": 0.0, "dropout_attention": 0.0, "conv_norm": "layer_norm"},
+        "augment": {"enabled": False},
+    }
+    prepared = []
+    for accumulate in (1, 4):
+        config = make_config(
+            **plain,
+            run_dir=str(tmp_path / str(accumulate)),
+            data={"max_batch_utterances": 4 // accumulate, "max_batch_s": 1000.0},
+            optim={"max_steps": 1, "accumulate": accumulate, "ema_decay": 0.0},
+        )
+        prepared.append(config)
+    # Different batch limits plan different batches, so the micro-batches are cut from the whole one.
+    real = trainer_module.Trainer._train_step
+
+    def split(self: trainer_module.Trainer, micro: list) -> dict[str, float] | None:  # type: ignore[type-arg]
+        from edge_asr.training.pipeline import Batch
+
+        (batch,) = micro
+        starts = np.cumsum([0, *batch.target_lens.tolist()])
+        parts = [
+            Batch(
+                batch.features[i : i + 1],
+                batch.feature_lens[i : i + 1],
+                batch.targets[starts[i] : starts[i + 1]],
+                batch.target_lens[i : i + 1],
+                0.0,
+                batch.position,
+            )
+            for i in range(len(batch.target_lens))
+        ]
+        return real(self, parts)
+
+    whole = dataclasses.replace(prepared[0], run_dir=str(tmp_path / "whole"))
+    train(whole, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module.Trainer, "_train_step", split)
+        cut = dataclasses.replace(prepared[0], run_dir=str(tmp_path / "cut"))
+        train(cut, quiet=True)
+    assert losses(cut)[1] == pytest.approx(losses(whole)[1], rel=1e-5)
+    for name, value in weights(whole).items():
+        # AdamW's first step is lr * sign(gradient) nearly, so a gradient of rounding size may differ by 2 lr.
+        close = torch.isclose(value, weights(cut)[name], atol=1e-5).float().mean()
+        assert close > 0.98, name
+
+
+def test_fine_tuning_keeps_vocabulary_and_cmvn(make_config: MakeConfig, tmp_path: Path) -> None:
+    first = make_config(run_dir=str(tmp_path / "first"), optim={"max_steps": 2})
+    train(first, quiet=True)
+    second = make_config(
+        run_dir=str(tmp_path / "second"),
+        init_from=str(tmp_path / "first" / "last"),
+        seed=11,
+        model={"dropout": 0.0},
+        tokenizer={"kind": "sentencepiece", "vocab_size": 30},
+        optim={"max_steps": 1, "lr": 1e-9, "weight_decay": 0.0, "ema_decay": 0.0},
+    )
+    train(second, quiet=True)
+    before, after = (load_checkpoint(tmp_path / name / "last") for name in ("first", "second"))
+    assert after.vocabulary == before.vocabulary
+    assert after.model_config.dropout == 0.0
+    for name, value in before.state_dict.items():
+        if "running" not in name and value.is_floating_point():
+            torch.testing.assert_close(after.state_dict[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_averaging_refuses_strangers(make_config: MakeConfig, tmp_path: Path) -> None:
+    one = make_config(run_dir=str(tmp_path / "one"), optim={"max_steps": 0})
+    other = make_config(run_dir=str(tmp_path / "other"), optim={"max_steps": 0}, model={"d_model": 32})
+    for config in (one, other):
+        train(config, quiet=True)
+    with pytest.raises(TrainingError, match="differ in shape"):
+        average_checkpoints([tmp_path / "one" / "last", tmp_path / "other" / "last"], tmp_path / "mean")
+    with pytest.raises(TrainingError, match="checkpoint_every_steps"):
+        average_run(tmp_path / "one", 3, tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
+def test_schedules() -> None:
+    cosine = OptimConfig(lr=1.0, warmup_steps=10, schedule="cosine", max_steps=110, min_lr_ratio=0.1)
+    assert [learning_rate(cosine, step, 0.0) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert learning_rate(cosine, 60, 0.0) == pytest.approx(0.55)
+    assert learning_rate(cosine, 110, 0.0) == pytest.approx(0.1)
+    linear = OptimConfig(
+        lr=1.0, warmup_steps=0, schedule="linear", decay_over="minutes", max_minutes=40.0, min_lr_ratio=0.0
+    )
+    assert [learning_rate(linear, 5, minutes) for minutes in (0.0, 10.0, 40.0, 50.0)] == [1.0, 0.75, 0.0, 0.0]
+    constant = OptimConfig(lr=0.3, warmup_steps=2, schedule="constant")
+    assert learning_rate(constant, 10**6, 0.0) == 0.3
+
+
+def test_chunks_are_drawn_as_asked() -> None:
+    config = StreamingConfig(
+        full_context_prob=0.4, chunk_frames=(3, 7), unlimited_left_prob=0.5, left_chunks=(1, 2)
+    )
+    drawn = [draw_chunk(config, 1, step) for step in range(2000)]
+    assert drawn == [draw_chunk(config, 1, step) for step in range(2000)]
+    full = [pair for pair in drawn if pair == (None, None)]
+    assert len(full) / 2000 == pytest.approx(0.4, abs=0.055)  # five standard errors
+    rest = [pair for pair in drawn if pair[0] is not None]
+    assert {chunk for chunk, _ in rest} == {3, 4, 5, 6, 7}
+    assert {left for _, left in rest} == {None, 1, 2}
