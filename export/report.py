@@ -39,7 +39,7 @@ class ExportReport:
         operators: node counts of the graph as exported and as shipped.
         clips: names of the real clips of the proof.
         steps: the comparisons, in order.
-        timings_s: seconds by stage, in order, and `total`.
+        timings_s: seconds by stage, in order, and `total`; the final flush to disk is not in it.
         versions: of the packages and the platform.
     """
 
@@ -71,7 +71,10 @@ class ExportReport:
                     "max_error": step.tolerance.max_error,
                     "text_families": list(step.tolerance.text_families),
                 },
-                "results": [dataclasses.asdict(result) for result in step.results],
+                "results": [
+                    {key: _round(value) for key, value in dataclasses.asdict(result).items()}
+                    for result in step.results
+                ],
             }
             for step in self.steps
         ]
@@ -79,8 +82,9 @@ class ExportReport:
         return data
 
     def to_json(self) -> str:
-        """report.json."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        """report.json: `to_dict` without the path of this machine."""
+        data = {**self.to_dict(), "output": self.output.name}
+        return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
         """report.md."""
@@ -182,6 +186,11 @@ def _family_line(family: str, rows: list[CaseResult]) -> str:
 def _list_names(names: tuple[str, ...], limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def _round(value: Any) -> Any:
+    """Four significant digits of a float; anything else as it is."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _error(value: float | None) -> str:

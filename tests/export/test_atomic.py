@@ -22,6 +22,11 @@ def write_bundle(folder: Path, content: str) -> None:
     (folder / "engines" / "plan").write_text(content)
 
 
+def write_and_raise(folder: Path, error: type[BaseException]) -> None:
+    write_bundle(folder, "new")
+    raise error
+
+
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     """An existing bundle."""
@@ -87,8 +92,7 @@ def test_failing_second_rename_is_undone(target: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_exception_leaves_the_old_folder_and_no_litter(target: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), replacing_folder(target, force=True) as folder:
-        write_bundle(folder, "new")
-        raise error
+        write_and_raise(folder, error)
     assert content_of(target) == {"old"}
     assert os.listdir(target.parent) == ["bundle"]
 
@@ -158,7 +162,10 @@ def test_a_reader_never_finds_the_folder_missing_or_mixed(target: Path) -> None:
         "while time.time() < end: (folder / 'bundle.json').read_text()"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", reader, str(target), "1.0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", reader, str(target), "1.0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     child.stdout.readline()

@@ -20,7 +20,9 @@ from edge_asr.model import ConformerCTC
 def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def largest_error(model: ConformerCTC, session: onnxruntime.InferenceSession, lengths: list[int]) -> float:

@@ -25,9 +25,7 @@ def test_simplified_graph_is_smaller_valid_and_still_dynamic(
     assert len(inferred.graph.value_info) > 0
 
 
-def test_linear_layers_stay_matrix_products(
-    exported: onnx.ModelProto, simplified: onnx.ModelProto
-) -> None:
+def test_linear_layers_stay_matrix_products(exported: onnx.ModelProto, simplified: onnx.ModelProto) -> None:
     before, after = count_operators(exported), count_operators(simplified)
     assert (after["MatMul"], after["Gemm"]) == (before["MatMul"], before["Gemm"])
 
@@ -50,9 +48,7 @@ def test_simplification_that_changes_numbers_fails_the_gate(
         simplify_graph(exported, 80)
 
 
-def test_simplifier_is_quiet_on_stdout(
-    exported: onnx.ModelProto, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_simplifier_is_quiet_on_stdout(exported: onnx.ModelProto, capsys: pytest.CaptureFixture[str]) -> None:
     simplify_graph(exported, 80)
     assert capsys.readouterr().out == ""
 

@@ -41,7 +41,11 @@ def make_case(family: str, name: str, *lengths: int) -> ProofCase:
     return ProofCase(family=family, name=name, features=rows, padding="noise")
 
 
-CASES = [make_case("real", "clip", 41), make_case("batch", "batch 2", 8, 8), make_case("padded", "two", 3, 20)]
+CASES = [
+    make_case("real", "clip", 41),
+    make_case("batch", "batch 2", 8, 8),
+    make_case("padded", "two", 3, 20),
+]
 
 
 def prove(fault: Fault | None = None, tolerance: Tolerance | None = None):  # type: ignore[no-untyped-def]
@@ -96,7 +100,9 @@ def test_error_in_a_single_frame_of_a_single_row_is_found_and_named() -> None:
 
 def test_padding_that_leaks_into_a_row_is_found() -> None:
     def leak(log_probs: F32Array, features: F32Array, lengths: npt.NDArray[np.int64]) -> F32Array:
-        return log_probs + 1e-3 * np.abs(features).max(axis=(1, 2), keepdims=True) * (lengths[:, None, None] == 3)
+        return log_probs + 1e-3 * np.abs(features).max(axis=(1, 2), keepdims=True) * (
+            lengths[:, None, None] == 3
+        )
 
     assert failed_families(prove(leak)) == {"padded"}
 

@@ -9,7 +9,9 @@ from edge_asr.export.proof import CaseResult, ProofStep, Tolerance
 from edge_asr.export.report import ExportReport, collect_versions, summarize_step
 
 
-def make_result(name: str, error: float | None, failure: str | None = None, family: str = "real") -> CaseResult:
+def make_result(
+    name: str, error: float | None, failure: str | None = None, family: str = "real"
+) -> CaseResult:
     return CaseResult(
         family=family,
         name=name,
@@ -54,7 +56,9 @@ def test_json_has_one_row_a_case_and_no_nan() -> None:
 
 def test_markdown_groups_families_and_names_the_worst() -> None:
     text = make_report(
-        make_result("a", 1e-6), make_result("17 frames", 3e-5, family="subsampling_edge"), make_result("c", 2e-6)
+        make_result("a", 1e-6),
+        make_result("17 frames", 3e-5, family="subsampling_edge"),
+        make_result("c", 2e-6),
     ).to_markdown()
     assert "**Verified.** 5.30 M parameters" in text
     assert "| real | 2 | 2.00e-06 |" in text

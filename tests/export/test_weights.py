@@ -61,7 +61,9 @@ def test_weights_that_float16_holds_are_exact() -> None:
     weight = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float16).astype(np.float32)
     x = np.random.default_rng(1).standard_normal((3, 40)).astype(np.float32)
     outputs = [
-        onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"x": x}
+        )[0]
         for m in (product_with(weight), store_weights_as_float16(product_with(weight)))
     ]
     np.testing.assert_array_equal(outputs[0], outputs[1])
@@ -71,7 +73,7 @@ def test_weights_that_float16_holds_are_exact() -> None:
 def test_weight_beyond_float16_fails_the_gate(value: float) -> None:
     weight = np.ones((40, 40), np.float32)
     weight[3, 4] = value
-    with pytest.raises(GateError, match="weight w reaches .* --weights fp32"):
+    with pytest.raises(GateError, match=r"weight w reaches .* --weights fp32"):
         store_weights_as_float16(product_with(weight))
 
 

@@ -1,0 +1,105 @@
+"""Embed a trained model: edge_asr/models/tiny-en gets a float16 checkpoint and a proven bundle.
+
+    python scripts/recipes/tiny_en/embed.py runs/tiny_en/best --clips ../shared/data/an4_dev.jsonl \
+        --clips ../shared/data/librispeech_dev.jsonl
+
+The bundle is exported from the checkpoint as it was rounded to float16, with its weights stored as
+float16, and is proven on the clips: PyTorch against float32 ONNX within 1e-4, float32 ONNX against
+the stored file by identical greedy text and a reported error. Both folders are written beside the
+old ones and swapped in only after everything passed. It does not train, and writes no model card.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from edge_asr.bundle import EMBEDDED_MODELS
+from edge_asr.checkpoints import load_any, save_checkpoint
+from edge_asr.export import export_bundle
+from edge_asr.export.report import summarize_step
+
+MAX_CHECKPOINT_BYTES = 12_000_000
+MAX_TOTAL_BYTES = 25_000_000
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--clips",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Manifests of the dev sets.",
+)
+@click.option("--name", default="tiny-en", show_default=True)
+@click.option(
+    "--models",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=EMBEDDED_MODELS,
+    show_default=True,
+    help="Folder of the embedded models.",
+)
+def main(checkpoint: Path, clips: tuple[Path, ...], name: str, models: Path) -> None:
+    """Round CHECKPOINT to float16, prove its bundle on the clips and put both into the package."""
+    started = time.perf_counter()
+    home = models / name
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".embed-", dir=home) as temporary:
+        source = load_any(checkpoint)
+        rounded = save_checkpoint(
+            Path(temporary) / "checkpoint",
+            source.build_model(),
+            source.features,
+            source.vocabulary,
+            source.provenance,
+            dtype="float16",
+            tokenizer_model=source.tokenizer_model,
+        )
+        checkpoint_bytes = folder_bytes(rounded)
+        if checkpoint_bytes > MAX_CHECKPOINT_BYTES:
+            sys.exit(f"the checkpoint has {checkpoint_bytes} bytes, more than {MAX_CHECKPOINT_BYTES}")
+        report = export_bundle(
+            rounded,
+            Path(temporary) / "bundle",
+            name=name,
+            weights="fp16",
+            clips=clips,
+            progress=lambda stage, done, total: None if total else print(f"{stage} ...", file=sys.stderr),
+        )
+        total_bytes = checkpoint_bytes + folder_bytes(report.output)
+        if total_bytes > MAX_TOTAL_BYTES:
+            sys.exit(f"checkpoint and bundle have {total_bytes} bytes, more than {MAX_TOTAL_BYTES}")
+        for part in ("checkpoint", "bundle"):
+            swap_in(Path(temporary) / part, home / part)
+    print(f"{name}: {report.n_parameters} parameters, {len(report.clips)} clips")
+    for step in report.steps:
+        values = summarize_step(step)
+        print(
+            f"  {step.name}: max error {values['max_log_prob_error']:.2e}, "
+            f"mean {values['mean_log_prob_error']:.2e}, same text {values['same_text']}, worst {values['worst_case']}"
+        )
+    print(f"  checkpoint {checkpoint_bytes / 1e6:.2f} MB (limit {MAX_CHECKPOINT_BYTES / 1e6:.0f})")
+    print(f"  with bundle {total_bytes / 1e6:.2f} MB (limit {MAX_TOTAL_BYTES / 1e6:.0f})")
+    print(f"  {time.perf_counter() - started:.0f} s; {home}")
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below `folder`."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def swap_in(new: Path, place: Path) -> None:
+    """Move `new` to `place`; the old folder goes into the temporary one and dies with it."""
+    if place.exists():
+        place.rename(new.with_name(f"old-{new.name}"))
+    shutil.move(new, place)
+
+
+if __name__ == "__main__":
+    main()
