@@ -38,7 +38,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="edge-asr-bench-") as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         scripts = Path(folder) / "bin"
-        pip = [scripts / "python", "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        pip = [str(scripts / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         subprocess.run([*pip, str(REPOSITORY)], check=True)
         return measure(scripts, arguments.repeats, "fresh environment, no extra")
 
