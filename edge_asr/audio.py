@@ -176,7 +176,11 @@ class AudioFile:
             raise AudioError(
                 f"{self.name} cannot be read as sound ({error}); convert it to WAV or FLAC first"
             ) from error
-        self.sample_rate = check_sample_rate(self._file.samplerate)
+        try:
+            self.sample_rate = check_sample_rate(self._file.samplerate)
+        except AudioError as error:
+            self.close()
+            raise AudioError(f"{self.name}: {error}") from error
 
     @property
     def duration_s(self) -> float:
@@ -190,6 +194,7 @@ class AudioFile:
             AudioError: damaged data, NaN or infinity.
         """
         n_samples = max(int(block_s * self.sample_rate), 1)
+        n_read = 0
         while True:
             try:
                 block = self._file.read(n_samples, dtype="float32", always_2d=True)
@@ -200,7 +205,9 @@ class AudioFile:
             try:
                 yield mono_from_waveform(block)
             except AudioError as error:
-                raise AudioError(f"{self.name}: {error}") from error
+                begin_s = n_read / self.sample_rate
+                raise AudioError(f"{self.name}, counted from {begin_s:.3f} s on: {error}") from error
+            n_read += len(block)
 
     def close(self) -> None:
         """Close the file. May be called twice."""
