@@ -1,8 +1,8 @@
 """Waveform and feature augmentation in numpy, cheap enough for two cores.
 
 Everything is drawn from the generator passed in, so the same item always gives the same features.
-Measured on one core of a 2.x GHz server, per hour of audio: soxr speed 0.7 s, see docs/log.md for
-the rest. lhotse's own torch resampling and reverberation cost more than the training step allows.
+Measured on one Xeon core: soxr's speed change 0.7 s per hour of audio, the whole pipeline (read, speed,
+join, reverberation, noise, features, masks) 1.8 s, where one training step of the tiny model costs 62 s.
 """
 
 from __future__ import annotations

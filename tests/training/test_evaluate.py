@@ -35,7 +35,7 @@ def test_same_text_as_the_runtime_one_by_one(model: ConformerCTC, max_batch_fram
     for row in features:
         with torch.no_grad():
             log_probs, lens = model(torch.from_numpy(row)[None], torch.tensor([len(row)]))
-        ids = greedy_decode(log_probs[0, : int(lens[0])].numpy(), VOCABULARY.blank_id)[0]
-        expected.append(VOCABULARY.decode([int(i) for i in ids]))
+        runs = greedy_decode(log_probs[0, : int(lens[0])].numpy(), VOCABULARY.blank_id)
+        expected.append(VOCABULARY.decode([int(i) for i in runs.ids]))
     assert texts == expected
     assert any(texts)
