@@ -178,12 +178,23 @@ except ModuleNotFoundError as error:
 def test_public_names_are_pinned() -> None:
     assert edge_asr.__all__ == ["__version__"]
     assert edge_asr.runtime.__all__ == [
+        "AudioSource",
         "Backend",
+        "EndpointConfig",
+        "Error",
         "FeatureConfig",
         "FeatureExtractor",
         "FeatureStream",
+        "FileSource",
+        "Final",
+        "Gap",
         "GreedyDecoder",
+        "LiveConfig",
+        "LiveRecognizer",
+        "MicrophoneConfig",
+        "MicrophoneSource",
         "OnnxRuntimeBackend",
+        "Partial",
         "Recognizer",
         "Segment",
         "Token",
@@ -192,6 +203,7 @@ def test_public_names_are_pinned() -> None:
         "Word",
         "create_backend",
         "greedy_decode",
+        "list_devices",
     ]
     for name in edge_asr.runtime.__all__:
         assert getattr(edge_asr.runtime, name).__module__.startswith("edge_asr.runtime.")
