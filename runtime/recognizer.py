@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform, resample
 from edge_asr.bundle import DEFAULT_MODEL, Bundle
-from edge_asr.errors import ConfigError
+from edge_asr.errors import AudioError, ConfigError
 from edge_asr.runtime.backends import Backend, create_backend
 from edge_asr.runtime.ctc import GreedyDecoder, TokenRuns, greedy_decode, tokens_from_runs, words_from_tokens
 from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, normalize_per_feature
@@ -177,8 +177,8 @@ class Recognizer:
         for index, (waveform, sample_rate) in enumerate(clips):
             try:
                 checked.append((mono_from_waveform(waveform), check_sample_rate(sample_rate)))
-            except ValueError as error:
-                raise type(error)(f"clip {index}: {error}") from error
+            except AudioError as error:
+                raise AudioError(f"clip {index}: {error}") from error
         durations = [len(samples) / rate for samples, rate in checked]
         results: dict[int, Transcript] = {}
         for group in _group_by_length(durations, self._window_s):

@@ -81,8 +81,9 @@ def test_default_windows_on_two_minutes(tones: Any) -> None:
     assert transcript.duration_s > 110
     assert transcript.text == text
     shapes = recognizer.backend.batch_shapes
-    assert set(shapes[:-1]) == {(1, 2400)}
-    assert len(shapes) == 6
+    windows = recognizer.windows
+    assert set(shapes[:-1]) == {(1, windows.window_frames)}
+    assert len(shapes) == -(-(transcript.duration_s * 100 - windows.overlap_frames) // windows.step_frames)
 
 
 def test_how_a_file_is_blocked_changes_nothing(
