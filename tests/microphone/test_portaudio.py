@@ -33,6 +33,7 @@ import soundfile
 import soxr
 from virtual_microphone import VirtualMicrophone
 
+from edge_asr.audio import read_audio
 from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.recognizer import Recognizer
 
@@ -91,7 +92,7 @@ def clips(request: pytest.FixtureRequest, sample_path: Path) -> list[Waveform]:
     try:
         request.getfixturevalue("shared_dir")
     except pytest.skip.Exception:
-        return [soundfile.read(sample_path, dtype="float32")[0]]
+        return [read_audio(sample_path)]
     an4 = request.getfixturevalue("an4_dev")
     sentences = [
         utterance.audio_path
@@ -99,7 +100,7 @@ def clips(request: pytest.FixtureRequest, sample_path: Path) -> list[Waveform]:
         if soundfile.info(utterance.audio_path).duration < LIBRISPEECH_MAX_S
     ]
     paths = [*(an4[row].audio_path for row in AN4_ROWS), *sentences[:2]]
-    return [soundfile.read(path, dtype="float32")[0] for path in paths]
+    return [read_audio(path) for path in paths]
 
 
 @pytest.fixture(scope="module")
