@@ -79,11 +79,9 @@ def main(checkpoint: Path, clips: tuple[Path, ...], name: str, models: Path) -> 
             swap_in(Path(temporary) / part, home / part)
     print(f"{name}: {report.n_parameters} parameters, {len(report.clips)} clips")
     for step in report.steps:
-        values = summarize_step(step)
-        print(
-            f"  {step.name}: max error {values['max_log_prob_error']:.2e}, "
-            f"mean {values['mean_log_prob_error']:.2e}, same text {values['same_text']}, worst {values['worst_case']}"
-        )
+        summary = summarize_step(step)
+        errors = f"max error {summary['max_log_prob_error']:.2e}, mean {summary['mean_log_prob_error']:.2e}"
+        print(f"  {step.name}: {errors}, same text {summary['same_text']}, worst {summary['worst_case']}")
     print(f"  checkpoint {checkpoint_bytes / 1e6:.2f} MB (limit {MAX_CHECKPOINT_BYTES / 1e6:.0f})")
     print(f"  with bundle {total_bytes / 1e6:.2f} MB (limit {MAX_TOTAL_BYTES / 1e6:.0f})")
     print(f"  {time.perf_counter() - started:.0f} s; {home}")
