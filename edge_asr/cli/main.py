@@ -96,7 +96,8 @@ def _report(error: Exception, message: str, code: int) -> int:
     return code
 
 
-class _StderrHandler(logging.StreamHandler[TextIO]):
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    # StreamHandler[TextIO] would need Python 3.11 at run time.
     """Writes to what sys.stderr is now, so that a progress bar can lift the line above itself."""
 
     def __init__(self) -> None:
