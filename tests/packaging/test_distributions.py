@@ -45,16 +45,13 @@ def check_output(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def source_files(repository: Path) -> list[str]:
-    """Files of the tree that git tracks or would track, links left out."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "-co", "--exclude-standard"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    names = set(filter(None, listed.stdout.split("\0")))
-    return sorted(n for n in names if (repository / n).is_file() and not (repository / n).is_symlink())
+    """Files of the project, links and what tests and builds leave behind left out."""
+    names = [f.name for f in repository.iterdir() if f.is_file() and not f.name.startswith(".")]
+    for top in ("edge_asr", "export", "runtime", "calibration", "tests", "scripts", "docs"):
+        for folder, subfolders, files in os.walk(repository / top):
+            subfolders[:] = [name for name in subfolders if name != "__pycache__"]
+            names += [str((Path(folder) / name).relative_to(repository)) for name in files]
+    return sorted(n for n in names if not (repository / n).is_symlink())
 
 
 @pytest.fixture(scope="module")

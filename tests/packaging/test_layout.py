@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,15 +64,16 @@ def test_package_list_is_the_folders(repository: Path, project: dict) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_links_lead_to_the_stages_and_git_keeps_them_as_links(repository: Path, stage: str) -> None:
+def test_links_lead_to_the_stages(repository: Path, stage: str) -> None:
     assert os.readlink(repository / "edge_asr" / stage) == f"../{stage}"
-    listed = subprocess.run(
-        ["git", "ls-files", "-s", f"edge_asr/{stage}"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_git_keeps_the_links_as_links(repository: Path, stage: str) -> None:
+    if shutil.which("git") is None or not (repository / ".git").exists():
+        pytest.skip("needs git and its folder; this tree was unpacked, not cloned")
+    command = ["git", "ls-files", "-s", f"edge_asr/{stage}"]
+    listed = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     assert listed.stdout.startswith("120000 "), listed.stdout
 
 
