@@ -11,7 +11,7 @@ from edge_asr.model import PRESETS, ConformerConfig, ConformerCTC
 
 # d_model, layers, heads, kernel, factor, depthwise subsampling, subsampling channels: the published shapes.
 SHAPES = {
-    "tiny": (144, 10, 4, 9, 8, True, 128),
+    "tiny": (128, 8, 4, 15, 4, True, 48),
     "small": (176, 16, 4, 31, 4, False, 176),
     "medium": (256, 18, 4, 31, 4, False, 256),
     "large": (512, 18, 8, 31, 4, False, 512),
@@ -82,7 +82,7 @@ def test_options_change_the_count_as_they_should() -> None:
         with torch.device("meta"):
             return sum(p.numel() for p in ConformerCTC(config).parameters())
 
-    d, n_layers = 144, 10
+    d, n_layers = 128, 8
     assert count(conv_norm="layer_norm") == count()
     assert count(block_order="parallel") == count(block_order="convolution_first") == count()
     assert count(head="lstm") - count() == 4 * (
