@@ -46,9 +46,7 @@ def simplify_graph(model: onnx.ModelProto, n_mels: int) -> onnx.ModelProto:
     simplified: onnx.ModelProto
     # onnxsim prints what it checks on stdout, which belongs to the command's result.
     with contextlib.redirect_stdout(io.StringIO()):
-        simplified, equal = onnxsim.simplify(
-            model, check_n=0, skipped_optimizers=list(_SKIPPED_PASSES), certify=False
-        )
+        simplified, equal = onnxsim.simplify(model, check_n=0, skipped_optimizers=list(_SKIPPED_PASSES))
         differing = [
             shape
             for shape, data in zip(CHECK_SHAPES, inputs, strict=True)
