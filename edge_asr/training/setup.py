@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +123,31 @@ def prepare(
         raise TrainingError(f"no usable training utterance; bad rows: {train.count_reasons()}")
     torch.manual_seed(config.seed)
     model = ConformerCTC(model_config)
+    initialize_subsampling(model)
     if resumed is None:
         _initialize(model, config, init, train, features)
     return Prepared(features, tokenizer, model, train, targets, dev)
+
+
+@torch.no_grad()
+def initialize_subsampling(model: ConformerCTC) -> None:
+    """Initialise the subsampling so that the signal survives it (He et al. 2015), biases zero.
+
+    With torch's default, each stage shrinks the signal and keeps its biases: after the x8 stack of the
+    tiny preset 98 % of the power is a constant, on real speech, and CTC stays on its blank plateau. With
+    this it is 55 %.
+    """
+    subsampling = model.encoder.subsampling
+    for stage in subsampling.stages:
+        convolutions = [layer for layer in stage.modules() if isinstance(layer, torch.nn.Conv2d)]
+        for layer in convolutions:
+            # Only the last one of a stage is followed by a ReLU, which halves the power.
+            gain = 2.0 if layer is convolutions[-1] else 1.0
+            layer.weight.normal_(0.0, math.sqrt(gain / layer.weight[0].numel()))
+            if layer.bias is not None:
+                layer.bias.zero_()
+    subsampling.out.weight.normal_(0.0, math.sqrt(1.0 / subsampling.out.in_features))
+    subsampling.out.bias.zero_()
 
 
 def write_bad_rows(path: Path, *corpora: Corpus) -> None:

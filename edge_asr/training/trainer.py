@@ -22,102 +22,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edge_asr.errors import TrainingError, require
 from edge_asr.metrics import ErrorRates
 from edge_asr.model import ConformerCTC
-from edge_asr.training.config import OptimConfig, StreamingConfig, TrainConfig
+from edge_asr.training.config import TrainConfig
 from edge_asr.training.flat_start import IGNORED, token_weights
+from edge_asr.training.objective import CTCObjective
 from edge_asr.training.outputs import RunOutputs
 from edge_asr.training.pipeline import Batch, BatchBuilder, FlatStart, load_batches
 from edge_asr.training.plan import Position, iterate_batches
+from edge_asr.training.schedule import build_optimizer, draw_chunk, learning_rate
 from edge_asr.training.setup import Prepared
 from edge_asr.training.state import ExponentialAverage, load_optimizer, tensors_from_optimizer
 
 _LOG = logging.getLogger(__name__)
-
-
-class CTCObjective(nn.Module):
-    """Model plus loss, so that one `forward` goes through Fabric's precision and DDP."""
-
-    def __init__(self, model: ConformerCTC, intermediate_weight: float) -> None:
-        super().__init__()
-        self.model = model
-        self.intermediate_weight = intermediate_weight
-
-    def forward(
-        self,
-        features: Tensor,
-        feature_lens: Tensor,
-        targets: Tensor,
-        target_lens: Tensor,
-        chunk_frames: int | None,
-        left_chunks: int | None,
-        alignment: Tensor | None = None,
-    ) -> Tensor:
-        """Losses summed over the rows: f32 [2], (what is trained on, final CTC alone).
-
-        Trained on is CTC, weighted with the intermediate ones; with `alignment` cross-entropy instead.
-        """
-        log_probs, lens, between = self.model.forward_train(
-            features, feature_lens, chunk_frames=chunk_frames, left_chunks=left_chunks
-        )
-        blank = log_probs.shape[-1] - 1
-
-        def measure(outputs: Tensor) -> Tensor:
-            if alignment is not None:
-                labels = alignment.flatten()
-                return functional.nll_loss(outputs.float().flatten(0, 1), labels, reduction="sum")
-            return _ctc_sum(outputs, lens, targets, target_lens, blank)
-
-        total = final = measure(log_probs)
-        if alignment is not None:
-            with torch.no_grad():
-                final = _ctc_sum(log_probs, lens, targets, target_lens, blank)
-        if between and self.intermediate_weight > 0:
-            inner = torch.stack([measure(item) for item in between]).mean()
-            total = (1 - self.intermediate_weight) * total + self.intermediate_weight * inner
-        return torch.stack([total, final.detach()])
-
-
-def _ctc_sum(log_probs: Tensor, lens: Tensor, targets: Tensor, target_lens: Tensor, blank: int) -> Tensor:
-    return functional.ctc_loss(
-        log_probs.float().transpose(0, 1),
-        targets,
-        lens,
-        target_lens,
-        blank=blank,
-        reduction="sum",
-        zero_infinity=True,
-    )
-
-
-def learning_rate(config: OptimConfig, step: int, minutes: float) -> float:
-    """The rate of optimizer step `step` (from 0), `minutes` into the run."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    if config.decay_over == "minutes":
-        done = minutes / (config.max_minutes or 1.0)
-    else:
-        span = max(1, (config.max_steps or 1) - config.warmup_steps)
-        done = (step - config.warmup_steps) / span
-    done = min(max(done, 0.0), 1.0)
-    shape = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * shape)
-
-
-def draw_chunk(config: StreamingConfig, seed: int, step: int) -> tuple[int | None, int | None]:
-    """(chunk_frames, left_chunks) of a step; (None, None) is full context."""
-    rng = np.random.default_rng([seed, step, 4])
-    if rng.random() < config.full_context_prob:
-        return None, None
-    chunk = int(rng.integers(config.chunk_frames[0], config.chunk_frames[1] + 1))
-    if rng.random() < config.unlimited_left_prob:
-        return chunk, None
-    return chunk, int(rng.integers(config.left_chunks[0], config.left_chunks[1] + 1))
 
 
 def launch_fabric(config: TrainConfig) -> Any:
@@ -157,7 +76,7 @@ class Trainer:
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         objective = CTCObjective(self.model, config.optim.intermediate_weight)
-        self.optimizer = _build_optimizer(self.model, config.optim)
+        self.optimizer = build_optimizer(self.model, config.optim)
         self.objective, self.optimizer = fabric.setup(objective, self.optimizer)
         self.ema = ExponentialAverage(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
         self.step, self.n_skipped, self.minutes_before = 0, 0, 0.0
@@ -421,19 +340,6 @@ class Trainer:
 def _flat_start(prepared: Prepared) -> FlatStart:
     vocabulary = prepared.tokenizer.vocabulary
     return FlatStart(token_weights(vocabulary), prepared.model.config.subsampling_factor, vocabulary.blank_id)
-
-
-def _build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if p.ndim >= 2 and "bias" not in name]
-    plain = [p for name, p in named if not (p.ndim >= 2 and "bias" not in name)]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        foreach=True,
-    )
 
 
 def _gradient_norm(model: nn.Module) -> float:

@@ -17,6 +17,8 @@ from edge_asr.training.config_io import dump_config
 from edge_asr.training.curves import read_metrics
 from edge_asr.training.run import train
 
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2 -m edge_asr train"
+
 
 def test_two_processes_equal_one(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     common = {
@@ -31,8 +33,7 @@ def test_two_processes_equal_one(make_config: Callable[..., TrainConfig], tmp_pa
     yaml_path = tmp_path / "two.yaml"
     yaml_path.write_text(dump_config(two))
     result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + ["-m", "edge_asr", "train", str(yaml_path)],
+        [sys.executable, *TORCHRUN.split(), str(yaml_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         timeout=240,

@@ -15,12 +15,15 @@ import torch
 
 from edge_asr.checkpoints.native import load_checkpoint
 from edge_asr.errors import TrainingError
+from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.training import trainer as trainer_module
 from edge_asr.training.averaging import average_checkpoints, average_run
 from edge_asr.training.config import OptimConfig, StreamingConfig, TrainConfig
 from edge_asr.training.curves import read_metrics
+from edge_asr.training.objective import CTCObjective
 from edge_asr.training.run import train
-from edge_asr.training.trainer import CTCObjective, draw_chunk, learning_rate
+from edge_asr.training.schedule import draw_chunk, learning_rate
+from edge_asr.training.setup import initialize_subsampling
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -220,6 +223,24 @@ def test_averaging_refuses_strangers(make_config: MakeConfig, tmp_path: Path) ->
     with pytest.raises(TrainingError, match="checkpoint_every_steps"):
         average_run(tmp_path / "one", 3, tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+
+
+@pytest.mark.parametrize("factor", [4, 8])
+def test_initial_subsampling_passes_the_signal(factor: int) -> None:
+    torch.manual_seed(0)
+    config = ConformerConfig.from_preset("tiny", vocab_size=10, n_layers=1, subsampling_factor=factor)
+    model = ConformerCTC(config)
+    # Normalised log-mel frames resemble their neighbours; a random walk does too.
+    features = torch.randn(2, 400, 80).cumsum(dim=1)
+    features = (features - features.mean(dim=1, keepdim=True)) / features.std(dim=1, keepdim=True)
+
+    def signal_share() -> float:
+        y = model.encoder.subsampling(features, torch.tensor([400, 400])).flatten(0, 1)
+        return float(y.var(dim=0).mean() / y.square().mean())
+
+    before = signal_share()
+    initialize_subsampling(model)
+    assert signal_share() > max(0.3, before)
 
 
 def test_schedules() -> None:

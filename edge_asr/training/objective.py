@@ -1,0 +1,64 @@
+"""Model plus loss as one module, so that one `forward` passes through Fabric's precision and DDP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge_asr.model import ConformerCTC
+
+
+class CTCObjective(nn.Module):
+    """Model plus loss, so that one `forward` goes through Fabric's precision and DDP."""
+
+    def __init__(self, model: ConformerCTC, intermediate_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.intermediate_weight = intermediate_weight
+
+    def forward(
+        self,
+        features: Tensor,
+        feature_lens: Tensor,
+        targets: Tensor,
+        target_lens: Tensor,
+        chunk_frames: int | None,
+        left_chunks: int | None,
+        alignment: Tensor | None = None,
+    ) -> Tensor:
+        """Losses summed over the rows: f32 [2], (what is trained on, final CTC alone).
+
+        Trained on is CTC, weighted with the intermediate ones; with `alignment` cross-entropy instead.
+        """
+        log_probs, lens, between = self.model.forward_train(
+            features, feature_lens, chunk_frames=chunk_frames, left_chunks=left_chunks
+        )
+        blank = log_probs.shape[-1] - 1
+
+        def measure(outputs: Tensor) -> Tensor:
+            if alignment is not None:
+                labels = alignment.flatten()
+                return functional.nll_loss(outputs.float().flatten(0, 1), labels, reduction="sum")
+            return _ctc_sum(outputs, lens, targets, target_lens, blank)
+
+        total = final = measure(log_probs)
+        if alignment is not None:
+            with torch.no_grad():
+                final = _ctc_sum(log_probs, lens, targets, target_lens, blank)
+        if between and self.intermediate_weight > 0:
+            inner = torch.stack([measure(item) for item in between]).mean()
+            total = (1 - self.intermediate_weight) * total + self.intermediate_weight * inner
+        return torch.stack([total, final.detach()])
+
+
+def _ctc_sum(log_probs: Tensor, lens: Tensor, targets: Tensor, target_lens: Tensor, blank: int) -> Tensor:
+    return functional.ctc_loss(
+        log_probs.float().transpose(0, 1),
+        targets,
+        lens,
+        target_lens,
+        blank=blank,
+        reduction="sum",
+        zero_infinity=True,
+    )
