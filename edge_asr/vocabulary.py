@@ -53,7 +53,7 @@ class Vocabulary:
         for index, token in enumerate(self.tokens):
             if not token or any(c.isspace() for c in token):
                 raise VocabularyError(
-                    f"token {index} is {token!r}; a token may not be empty or hold white space (write a space as U+2581)"
+                    f"token {index} is {token!r}; a token is neither empty nor holds white space (a space is U+2581)"
                 )
             if token in seen:
                 raise VocabularyError(
@@ -113,7 +113,7 @@ class Vocabulary:
         unknown = sorted({c for c in normalized if c not in index})
         if unknown:
             raise VocabularyError(
-                f"{''.join(unknown)!r} not in the vocabulary (text {text!r}); normalise the text or retrain with it"
+                f"{''.join(unknown)!r} not in the vocabulary (text {text!r}); normalise it or retrain"
             )
         return [index[c] for c in normalized]
 
