@@ -197,8 +197,8 @@ class Bundle:
             raise BundleError(f"{path}: {error}") from error
         if (len(vocabulary), vocabulary.blank_id) != (info.vocabulary_size, info.blank_id):
             raise BundleError(
-                f"{path / TOKENS_NAME} has {len(vocabulary)} tokens, blank {vocabulary.blank_id}; bundle.json "
-                f"says {info.vocabulary_size} and {info.blank_id}; export the model again"
+                f"{path / TOKENS_NAME} has {len(vocabulary)} tokens, blank {vocabulary.blank_id}; "
+                f"bundle.json says {info.vocabulary_size} and {info.blank_id}; export the model again"
             )
         if not info.verified and not allow_unverified:
             raise BundleError(
@@ -233,8 +233,9 @@ class Bundle:
             size = file.stat().st_size
             if size != artifact.size_bytes or (check_hashes and sha256_of(file) != artifact.sha256):
                 raise BundleError(
-                    f"{file} ({size} bytes) is not the file that bundle.json describes "
-                    f"({artifact.size_bytes} bytes, sha256 {artifact.sha256[:12]}...); copy the bundle again or export the model again"
+                    f"{file} ({size} bytes) is not the file that bundle.json "
+                    f"describes ({artifact.size_bytes} bytes, sha256 {artifact.sha256[:12]}...); "
+                    "copy the bundle again or export the model again"
                 )
 
 
@@ -282,5 +283,6 @@ def _check_keys(where: str, data: Mapping[str, Any], cls: type) -> None:
     )
     if unknown or missing:
         raise BundleError(
-            f"{where}: unknown keys {unknown}, missing keys {missing}; another edge-asr wrote it: export again"
+            f"{where}: unknown keys {unknown}, missing keys {missing}; "
+            "another edge-asr wrote it: export again"
         )

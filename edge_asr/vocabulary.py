@@ -53,7 +53,7 @@ class Vocabulary:
         for index, token in enumerate(self.tokens):
             if not token or any(c.isspace() for c in token):
                 raise VocabularyError(
-                    f"token {index} is {token!r}; a token is neither empty nor holds white space (a space is U+2581)"
+                    f"token {index} is {token!r}; tokens hold no white space (a space is U+2581)"
                 )
             if token in seen:
                 raise VocabularyError(
