@@ -11,10 +11,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from edge_asr.manifest import Utterance, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A deadline would judge how busy the machine is, not the code.
+settings.register_profile("edge-asr", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("edge-asr")
 
 
 @pytest.fixture(scope="session")
