@@ -87,7 +87,7 @@ def test_batches_with_padding_match_pytorch(model: ConformerCTC, exported: onnx.
         {"subsampling": "striding", "subsampling_factor": 4, "xscaling": True, "conv_context": "symmetric"},
         {"head": "lstm", "conv_norm": "layer_norm", "cmvn": False},
         {"attention": "linear", "block_order": "parallel"},
-        {"block_order": "convolution_first", "conv_context": [6, 2]},
+        {"block_order": "convolution_first", "conv_kernel_size": 9, "conv_context": [6, 2]},
     ],
     ids=["nemo-x4", "lstm-layer-norm", "linear-attention", "convolution-first"],
 )

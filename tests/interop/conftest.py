@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from edge_asr.audio import read_audio
+from edge_asr.export import CasePlan, export_bundle
 from edge_asr.export.weights import store_weights_as_float16
 
 F32Array = npt.NDArray[np.float32]
@@ -48,4 +49,21 @@ def random_bundle_fp16(random_bundle: Path, tmp_path_factory: pytest.TempPathFac
 def random_folder(request: pytest.FixtureRequest) -> Path:
     """A bundle with random weights, stored as float32 and as float16."""
     folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def per_feature_checkpoint(repository: Path) -> Path:
+    """The small per-feature normalised model that the repository keeps for these tests."""
+    return repository / "tests" / "data" / "per_feature_an4"
+
+
+@pytest.fixture(scope="session")
+def per_feature_bundle(
+    per_feature_checkpoint: Path, sample_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """It, exported and proven."""
+    folder = tmp_path_factory.mktemp("interop") / "per_feature_an4"
+    plan = CasePlan(random_lengths=3, max_random_s=10.0, max_batch=4)
+    export_bundle(per_feature_checkpoint, folder, clips=[sample_path], plan=plan)
     return folder

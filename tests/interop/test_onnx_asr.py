@@ -15,7 +15,6 @@ import pytest
 
 from edge_asr.audio import read_audio
 from edge_asr.bundle import Bundle
-from edge_asr.export import CasePlan, export_bundle
 from edge_asr.manifest import Utterance
 from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.recognizer import Recognizer
@@ -23,21 +22,6 @@ from edge_asr.runtime.recognizer import Recognizer
 F32Array = npt.NDArray[np.float32]
 MODEL_TYPE = "nemo-conformer-ctc"
 MAX_BYTES = 1_500_000
-
-
-@pytest.fixture(scope="module")
-def checkpoint(repository: Path) -> Path:
-    """The per-feature model of the repository."""
-    return repository / "tests" / "data" / "per_feature_an4"
-
-
-@pytest.fixture(scope="module")
-def per_feature_bundle(checkpoint: Path, sample_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It, exported and proven."""
-    folder = tmp_path_factory.mktemp("interop") / "per_feature_an4"
-    plan = CasePlan(random_lengths=3, max_random_s=10.0, max_batch=4)
-    export_bundle(checkpoint, folder, clips=[sample_path], plan=plan)
-    return folder
 
 
 def test_every_length_is_recognised(
@@ -50,8 +34,9 @@ def test_every_length_is_recognised(
     assert len(batch) == 2
 
 
-def test_the_kept_checkpoint_is_small(checkpoint: Path) -> None:
-    assert sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()) <= MAX_BYTES
+def test_the_kept_checkpoint_is_small(per_feature_checkpoint: Path) -> None:
+    files = [p for p in per_feature_checkpoint.rglob("*") if p.is_file()]
+    assert 0 < sum(p.stat().st_size for p in files) <= MAX_BYTES
 
 
 def test_the_kept_model_is_per_feature_and_says_so(per_feature_bundle: Path) -> None:
@@ -71,7 +56,7 @@ def test_text_equals_ours_on_real_clips(per_feature_bundle: Path, an4_dev: tuple
     assert their_texts == our_texts
     # Equal text would prove little if the model said nothing.
     wer = compute_error_rates([u.text for u in an4_dev], our_texts).wer
-    assert wer < 0.6, f"the per-feature model has a WER of {wer:.3f} on AN4 dev"
+    assert wer < 0.4, f"the per-feature model has a WER of {wer:.3f} on AN4 dev"
 
 
 def test_text_equals_ours_on_the_embedded_sample(per_feature_bundle: Path, speech: F32Array) -> None:

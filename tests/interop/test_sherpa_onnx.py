@@ -56,17 +56,30 @@ def test_batches_decode(random_folder: Path, speech: F32Array) -> None:
     assert streams[0].result.text == alone
 
 
+def word_error_rates(folder: Path, utterances: tuple[Utterance, ...]) -> tuple[float, float]:
+    """Ours and sherpa-onnx's, of the same folder on the same clips."""
+    theirs = load(folder)
+    references = [u.text for u in utterances]
+    with Recognizer.load(folder) as ours:
+        our_texts = [ours.transcribe_file(u.audio_path).text for u in utterances]
+    their_texts = [recognize(theirs, read_audio(u.audio_path)).result.text.strip() for u in utterances]
+    return compute_error_rates(references, our_texts).wer, compute_error_rates(references, their_texts).wer
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dev_set", ["an4_dev", "librispeech_dev"])
 def test_wer_of_tiny_en_is_within_one_point_of_ours(dev_set: str, request: pytest.FixtureRequest) -> None:
     utterances: tuple[Utterance, ...] = request.getfixturevalue(dev_set)
     bundle = Bundle.load("tiny-en")
     assert bundle.artifact("fp32").weights == "fp16"
-    theirs = load(bundle.path)
-    references = [u.text for u in utterances]
-    with Recognizer.load("tiny-en") as ours:
-        our_texts = [ours.transcribe_file(u.audio_path).text for u in utterances]
-    their_texts = [recognize(theirs, read_audio(u.audio_path)).result.text.strip() for u in utterances]
-    our_wer = compute_error_rates(references, our_texts).wer
-    their_wer = compute_error_rates(references, their_texts).wer
-    assert abs(their_wer - our_wer) <= 0.01, f"sherpa-onnx {their_wer:.4f}, ours {our_wer:.4f}"
+    ours, theirs = word_error_rates(bundle.path, utterances)
+    assert abs(theirs - ours) <= 0.01, f"sherpa-onnx {theirs:.4f}, ours {ours:.4f}"
+
+
+@pytest.mark.slow
+def test_per_feature_normalisation_is_announced(
+    per_feature_bundle: Path, an4_dev: tuple[Utterance, ...]
+) -> None:
+    # Without normalize_type=per_feature in the metadata, sherpa-onnx's WER is near 100 %.
+    ours, theirs = word_error_rates(per_feature_bundle, an4_dev)
+    assert abs(theirs - ours) <= 0.02, f"sherpa-onnx {theirs:.4f}, ours {ours:.4f}"
