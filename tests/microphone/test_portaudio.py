@@ -1,7 +1,7 @@
 """The microphone end to end: played into a sound server, heard through PortAudio, checked to the sample.
 
-One run of `edge-asr listen` per sample rate hears ten real utterances; all that is claimed about it
-is measured on that run. What is measured:
+One run of `edge-asr listen` per sample rate hears ten real utterances and two sentences; all that
+is claimed about it is measured on that run. What is measured:
 
 - length: where each utterance lies in the recording, by cross-correlation; the distance from the
   first to each later one must be that of what was played, which a lost or doubled block changes;
@@ -43,9 +43,10 @@ MODEL = "tiny-en"
 RATE = 16_000
 RATES = (48_000, 44_100, 16_000)
 PAUSE_S = 1.2
-# Of ten real dev utterances, eight short ones and two sentences, 52 s with the pauses.
-AN4_ROWS = range(0, 88, 11)
-LIBRISPEECH_MAX_S = 9.0
+# Ten real dev utterances, then two sentences with pauses inside them; a minute with the pauses.
+AN4_ROWS = range(0, 90, 9)
+N_SENTENCES = 2
+SENTENCE_MAX_S = 9.0
 
 Waveform = npt.NDArray[np.float32]
 
@@ -88,7 +89,7 @@ def recognizer() -> Iterator[Recognizer]:
 
 @pytest.fixture(scope="module")
 def clips(request: pytest.FixtureRequest, sample_path: Path) -> list[Waveform]:
-    """Ten real dev utterances; the embedded sample alone where the shared speech is missing."""
+    """Ten real dev utterances and two sentences; without the shared speech the embedded sample alone."""
     try:
         request.getfixturevalue("shared_dir")
     except pytest.skip.Exception:
@@ -97,9 +98,9 @@ def clips(request: pytest.FixtureRequest, sample_path: Path) -> list[Waveform]:
     sentences = [
         utterance.audio_path
         for utterance in request.getfixturevalue("librispeech_dev")
-        if soundfile.info(utterance.audio_path).duration < LIBRISPEECH_MAX_S
+        if soundfile.info(utterance.audio_path).duration < SENTENCE_MAX_S
     ]
-    paths = [*(an4[row].audio_path for row in AN4_ROWS), *sentences[:2]]
+    paths = [*(an4[row].audio_path for row in AN4_ROWS), *sentences[:N_SENTENCES]]
     return [read_audio(path) for path in paths]
 
 
@@ -282,9 +283,14 @@ def test_silence_between_the_utterances_gives_nothing(listening: Listening) -> N
 def test_text_is_that_of_the_original_files(
     listening: Listening, recognizer: Recognizer, shared_dir: Path
 ) -> None:
-    """CER of the live finals against `transcribe` of the ten original utterances: at most 5 %."""
+    """CER of the live finals against `transcribe` of the ten original utterances: at most 5 %.
+
+    The utterances are of AN4, which the model knows well. Where it guesses, as on the two sentences,
+    its text changes when audio begins 20 ms earlier, and that would be measured instead.
+    """
     offset = listening.offsets[0]
-    expected = [recognizer.transcribe(clip, RATE).text for clip in listening.clips]
+    n_compared = len(AN4_ROWS)
+    expected = [recognizer.transcribe(clip, RATE).text for clip in listening.clips[:n_compared]]
     starts = np.array(listening.starts) + offset
     heard = [""] * len(starts)
     for final in listening.finals:
@@ -293,8 +299,8 @@ def test_text_is_that_of_the_original_files(
         heard[index] = f"{heard[index]} {final['text']}".strip()
     assert len(expected) == 10
     assert all(expected), expected
-    cer = compute_error_rates(expected, heard, normalization="none").cer
-    assert cer <= 0.05, "\n".join(f"{e!r} was heard as {h!r}" for e, h in zip(expected, heard, strict=True))
+    cer = compute_error_rates(expected, heard[:n_compared], normalization="none").cer
+    assert cer <= 0.05, "\n".join(f"{e!r} was heard as {h!r}" for e, h in zip(expected, heard, strict=False))
 
 
 def test_list_devices_shows_the_virtual_microphone(virtual_microphone: VirtualMicrophone) -> None:
