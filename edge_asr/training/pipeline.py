@@ -27,6 +27,7 @@ from edge_asr.training.config import AugmentConfig, SpecAugmentConfig
 from edge_asr.training.corpus import Clip
 from edge_asr.training.flat_start import IGNORED, join_labels, spread_tokens
 from edge_asr.training.plan import Item, Position
+from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary
 
 
 @dataclass(slots=True)
@@ -81,8 +82,10 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
         mask_value: npt.NDArray[np.float32],
         seed: int,
         flat_start: FlatStart | None = None,
+        separator: Sequence[int] = (),
     ) -> None:
         self.flat_start = flat_start
+        self.separator = separator
         self.clips = clips
         self.targets = targets
         self.sample_rate = features.sample_rate
@@ -107,7 +110,7 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
             if augmented:
                 features = mask_features(features, self.spec_augment, self.mask_value, rng)
             rows.append(features)
-            targets.append(np.concatenate([self.targets[clip] for clip in item.clips]))
+            targets.append(join_targets([self.targets[clip] for clip in item.clips], self.separator))
         batch = collate(rows, targets, n_samples / self.sample_rate, position)
         if labels:
             padded = np.full((len(labels), max(len(row) for row in labels)), IGNORED, np.int64)
@@ -161,6 +164,21 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
             return [self.clips[index].load(self.sample_rate) for index in chosen]
 
         return augment_waveform(waveform, self.augment, self.sample_rate, self.noise, draw_babble, rng)
+
+
+def join_targets(parts: Sequence[npt.NDArray[np.int64]], separator: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Targets of joined clips, i64 [N]; `separator` stands between two texts (see `word_separator`)."""
+    joined = [parts[0]]
+    for part in parts[1:]:
+        joined += [np.asarray(separator, np.int64), part]
+    return np.concatenate(joined)
+
+
+def word_separator(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """What parts two texts: the space of a char vocabulary; nothing where pieces begin words themselves."""
+    if vocabulary.kind == "char" and WORD_BOUNDARY in vocabulary.tokens:
+        return (vocabulary.tokens.index(WORD_BOUNDARY),)
+    return ()
 
 
 def collate(

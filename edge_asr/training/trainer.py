@@ -30,7 +30,7 @@ from edge_asr.training.config import TrainConfig
 from edge_asr.training.flat_start import IGNORED, token_weights
 from edge_asr.training.objective import CTCObjective
 from edge_asr.training.outputs import RunOutputs
-from edge_asr.training.pipeline import Batch, BatchBuilder, FlatStart, load_batches
+from edge_asr.training.pipeline import Batch, BatchBuilder, FlatStart, load_batches, word_separator
 from edge_asr.training.plan import Position, iterate_batches
 from edge_asr.training.schedule import build_optimizer, draw_chunk, learning_rate
 from edge_asr.training.setup import Prepared
@@ -95,6 +95,7 @@ class Trainer:
             prepared.mask_value,
             config.seed,
             _flat_start(prepared) if self.step < config.optim.flat_start_steps else None,
+            word_separator(prepared.tokenizer.vocabulary),
         )
 
     @property
