@@ -88,12 +88,12 @@ def recognizer() -> Iterator[Recognizer]:
 
 
 @pytest.fixture(scope="module")
-def clips(request: pytest.FixtureRequest, sample_path: Path) -> list[Waveform]:
+def clips(request: pytest.FixtureRequest) -> list[Waveform]:
     """Ten real dev utterances and two sentences; without the shared speech the embedded sample alone."""
     try:
         request.getfixturevalue("shared_dir")
     except pytest.skip.Exception:
-        return [read_audio(sample_path)]
+        return [read_audio(request.getfixturevalue("sample_path"))]
     an4 = request.getfixturevalue("an4_dev")
     sentences = [
         utterance.audio_path
