@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from edge_asr.runtime.endpointing import EndpointConfig
     from edge_asr.runtime.events import Error, Final, Gap, Partial
     from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, FeatureStream
-    from edge_asr.runtime.live import LiveConfig, LiveRecognizer
+    from edge_asr.runtime.live import LiveConfig, LiveRecognizer, LiveStats
     from edge_asr.runtime.microphone import MicrophoneConfig, MicrophoneSource, list_devices
     from edge_asr.runtime.recognizer import Recognizer
-    from edge_asr.runtime.sources import AudioSource, FileSource
+    from edge_asr.runtime.sources import AudioBlock, AudioSource, FileSource, Loss, Recorder
     from edge_asr.runtime.transcript import Segment, Transcript
 
 _HOMES = {
+    "AudioBlock": "sources",
     "AudioSource": "sources",
     "Backend": "backends",
     "EndpointConfig": "endpointing",
@@ -35,11 +36,14 @@ _HOMES = {
     "GreedyDecoder": "ctc",
     "LiveConfig": "live",
     "LiveRecognizer": "live",
+    "LiveStats": "live",
+    "Loss": "sources",
     "MicrophoneConfig": "microphone",
     "MicrophoneSource": "microphone",
     "OnnxRuntimeBackend": "backends",
     "Partial": "events",
     "Recognizer": "recognizer",
+    "Recorder": "sources",
     "Segment": "transcript",
     "Token": "ctc",
     "TokenRuns": "ctc",
@@ -51,6 +55,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AudioBlock",
     "AudioSource",
     "Backend",
     "EndpointConfig",
@@ -64,11 +69,14 @@ __all__ = [
     "GreedyDecoder",
     "LiveConfig",
     "LiveRecognizer",
+    "LiveStats",
+    "Loss",
     "MicrophoneConfig",
     "MicrophoneSource",
     "OnnxRuntimeBackend",
     "Partial",
     "Recognizer",
+    "Recorder",
     "Segment",
     "Token",
     "TokenRuns",

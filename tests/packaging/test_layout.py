@@ -180,6 +180,7 @@ except ModuleNotFoundError as error:
 def test_public_names_are_pinned() -> None:
     assert edge_asr.__all__ == ["__version__"]
     assert edge_asr.runtime.__all__ == [
+        "AudioBlock",
         "AudioSource",
         "Backend",
         "EndpointConfig",
@@ -193,11 +194,14 @@ def test_public_names_are_pinned() -> None:
         "GreedyDecoder",
         "LiveConfig",
         "LiveRecognizer",
+        "LiveStats",
+        "Loss",
         "MicrophoneConfig",
         "MicrophoneSource",
         "OnnxRuntimeBackend",
         "Partial",
         "Recognizer",
+        "Recorder",
         "Segment",
         "Token",
         "TokenRuns",

@@ -176,17 +176,3 @@ def test_the_runtime_needs_no_heavy_module_and_no_portaudio(bundle: Bundle) -> N
         [sys.executable, "-c", _BARE, str(bundle.path)], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-
-
-def test_public_names() -> None:
-    """Adding or removing a name is a decision: change this list with it."""
-    import edge_asr.runtime
-
-    assert edge_asr.runtime.__all__ == [
-        "AudioSource", "Backend", "EndpointConfig", "Error", "FeatureConfig", "FeatureExtractor",
-        "FeatureStream", "FileSource", "Final", "Gap", "GreedyDecoder", "LiveConfig", "LiveRecognizer",
-        "MicrophoneConfig", "MicrophoneSource", "OnnxRuntimeBackend", "Partial", "Recognizer", "Segment",
-        "Token", "TokenRuns", "Transcript", "Word", "create_backend", "greedy_decode", "list_devices",
-    ]  # fmt: skip
-    for name in edge_asr.runtime.__all__:
-        assert getattr(edge_asr.runtime, name).__name__ == name
