@@ -292,7 +292,8 @@ class Trainer:
             "minutes": round(self.minutes, 2),
             "epoch": self.position.epoch,
             "ema_decay": self.config.optim.ema_decay,
-            "init_from": self.config.init_from,
+            # Its last two parts: a checkpoint travels, and the folders of this machine are nobody's business.
+            "init_from": "/".join(Path(self.config.init_from).parts[-2:]) if self.config.init_from else None,
             "dev": {name: {"wer": rate.wer, "cer": rate.cer} for name, rate in rates.items()},
         }
 
