@@ -190,22 +190,23 @@ def tokens_from_runs(
         end_s: no time is later than this (an output frame can reach past the audio).
     """
     limit = float("inf") if end_s is None else end_s
+
+    def seconds(frames: I64Array) -> list[float]:
+        times: list[float] = np.round(np.minimum(offset_s + frames * frame_s, limit), 6).tolist()
+        return times
+
     rows = zip(
         runs.ids.tolist(),
-        runs.first_frames.tolist(),
-        runs.last_frames.tolist(),
+        seconds(runs.first_frames),
+        seconds(runs.last_frames + 1),
         runs.confidences.tolist(),
         strict=True,
     )
     return tuple(
         Token(
-            text=vocabulary.token_text(token_id),
-            id=token_id,
-            start_s=round(min(offset_s + first * frame_s, limit), 6),
-            end_s=round(min(offset_s + (last + 1) * frame_s, limit), 6),
-            confidence=confidence,
+            text=vocabulary.token_text(token_id), id=token_id, start_s=start, end_s=end, confidence=confidence
         )
-        for token_id, first, last, confidence in rows
+        for token_id, start, end, confidence in rows
     )
 
 
