@@ -68,12 +68,13 @@ def word_error_rates(folder: Path, utterances: tuple[Utterance, ...]) -> tuple[f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dev_set", ["an4_dev", "librispeech_dev"])
-def test_wer_of_tiny_en_is_within_one_point_of_ours(dev_set: str, request: pytest.FixtureRequest) -> None:
+def test_wer_of_tiny_en_is_at_most_one_point_above_ours(dev_set: str, request: pytest.FixtureRequest) -> None:
     utterances: tuple[Utterance, ...] = request.getfixturevalue(dev_set)
     bundle = Bundle.load("tiny-en")
     assert bundle.artifact("fp32").weights == "fp16"
     ours, theirs = word_error_rates(bundle.path, utterances)
-    assert abs(theirs - ours) <= 0.01, f"sherpa-onnx {theirs:.4f}, ours {ours:.4f}"
+    # Its features differ a little, so a few words fall either way; only being worse would be a defect of the bundle.
+    assert theirs - ours <= 0.01, f"sherpa-onnx {theirs:.4f}, ours {ours:.4f}"
 
 
 @pytest.mark.slow
