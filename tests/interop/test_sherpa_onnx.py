@@ -73,7 +73,7 @@ def test_wer_of_tiny_en_is_at_most_one_point_above_ours(dev_set: str, request: p
     bundle = Bundle.load("tiny-en")
     assert bundle.artifact("fp32").weights == "fp16"
     ours, theirs = word_error_rates(bundle.path, utterances)
-    # Its features differ a little, so a few words fall either way; only being worse would be a defect of the bundle.
+    # Its features differ a little, so some words fall either way; only being worse would be our defect.
     assert theirs - ours <= 0.01, f"sherpa-onnx {theirs:.4f}, ours {ours:.4f}"
 
 
