@@ -45,6 +45,7 @@ def make_model(**overrides: Any) -> ConformerCTC:
     """Random weights, seed 0, with norm statistics and a head that make neither of them trivial."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"d_model": 32, "n_layers": 2, "subsampling_channels": 8, "vocab_size": 28}
+    shape |= {"subsampling_factor": 8, "conv_kernel_size": 9}
     model = ConformerCTC(ConformerConfig.from_preset("tiny", **{**shape, **overrides})).eval()
     with torch.no_grad():
         for module in model.modules():
