@@ -35,6 +35,6 @@ def test_clips_end_to_end_have_the_wer_of_the_clips(
             soundfile.write(path, joined, 16000, subtype="FLOAT")
             text = recognizer.transcribe_file(path).text
             changes.append(compute_error_rates([" ".join(references)], [text]).wer - clip_wer)
-    # The mean, for where the frames fall moves the WER of a model like this by a point either way, in clips alone
-    # too. Better is welcome: in a long window the model hears more of each voice than in a clip.
+    # The mean: where the frames fall moves the WER by a point either way, as it does for the clips alone.
+    # Better is welcome: in a long window the model hears more of each voice than in a clip.
     assert np.mean(changes) <= MAX_WER_CHANGE, f"WER {clip_wer:.4f} alone, changes {changes}"
