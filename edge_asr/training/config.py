@@ -94,7 +94,6 @@ class AugmentConfig:
     """Waveform augmentation, in this order: speed, joining, reverberation, gain, noise.
 
     enabled: false trains on the clips as they are.
-    clean_epochs: so many epochs at the start are trained as if enabled were false.
     speeds: one factor is drawn for each clip (soxr; 1.1 is faster and higher).
     concat_prob: probability that a clip is joined with others until about concat_max_s.
     concat_max_s: longest joined waveform, seconds.
@@ -110,7 +109,6 @@ class AugmentConfig:
     """
 
     enabled: bool = True
-    clean_epochs: int = 0
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     concat_prob: float = 0.1
     concat_max_s: float = 15.0
@@ -129,7 +127,6 @@ class AugmentConfig:
             len(self.speeds) > 0 and all(0.5 <= speed <= 2.0 for speed in self.speeds),
             f"speeds must be factors from 0.5 to 2, got {list(self.speeds)}",
         )
-        _check(self.clean_epochs >= 0, f"clean_epochs must be >= 0, got {self.clean_epochs}")
         for name in ("concat_prob", "pad_prob", "noise_prob", "reverb_prob"):
             _check_probability(name, getattr(self, name))
         _check_range("gain_db", self.gain_db)

@@ -98,16 +98,15 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
     def __getitem__(self, planned: tuple[Position, list[Item]]) -> Batch:
         position, items = planned
         rows, targets, labels, n_samples = [], [], [], 0
-        augmented = self.augment.enabled and position.epoch >= self.augment.clean_epochs
         for item in items:
             rng = np.random.default_rng(item.seed)
             parts = self.load_parts(item)
-            waveform = self.build_waveform(item, parts, rng, augmented=augmented)
+            waveform = self.build_waveform(item, parts, rng)
             n_samples += len(waveform)
             features = self.extractor(waveform)
             if self.flat_start is not None:
                 labels.append(self.align(item, parts, len(features), self.flat_start))
-            if augmented:
+            if self.augment.enabled:
                 features = mask_features(features, self.spec_augment, self.mask_value, rng)
             rows.append(features)
             targets.append(join_targets([self.targets[clip] for clip in item.clips], self.separator))
@@ -151,12 +150,10 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
         item: Item,
         parts: Sequence[npt.NDArray[np.float32]],
         rng: np.random.Generator,
-        *,
-        augmented: bool,
     ) -> npt.NDArray[np.float32]:
-        """The joined and, if asked, augmented waveform of one item, f32 [S]."""
+        """The joined and, if enabled, augmented waveform of one item, f32 [S]."""
         waveform = join_waveforms(parts, item.gaps_s, self.sample_rate, self.noise, rng)
-        if not augmented:
+        if not self.augment.enabled:
             return waveform
 
         def draw_babble() -> list[npt.NDArray[np.float32]]:

@@ -8,7 +8,6 @@ All random numbers of an item's augmentation follow from `Item.seed`.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,8 +65,6 @@ def plan_epoch(
     Raises:
         TrainingError: no clip at all, or fewer than there are processes.
     """
-    if epoch < augment.clean_epochs:
-        augment = dataclasses.replace(augment, enabled=False)
     rng = np.random.default_rng([seed, epoch, 0])
     whole = np.floor(weights).astype(np.int64)
     counts = whole + (rng.random(len(weights)) < weights - whole)
