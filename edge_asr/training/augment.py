@@ -2,7 +2,7 @@
 
 Everything is drawn from the generator passed in, so the same item always gives the same features.
 Measured on one Xeon core: soxr's speed change 0.7 s per hour of audio, the whole pipeline (read, speed,
-join, reverberation, noise, features, masks) 1.8 s, where one training step of the tiny model costs 62 s.
+join, reverberation, noise, features, masks) 1.8 s, where one training step of a 5.3 M model costs 62 s.
 """
 
 from __future__ import annotations
