@@ -10,6 +10,7 @@ Names and layout (FIELD of sherpa-onnx and onnx-asr): `audio_signal` float32 [ba
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -29,6 +30,8 @@ DEFAULT_OPSET = 18
 MAX_OPSET = 22  # ir_version 10 is the newest that onnxruntime 1.23 reads; opset 23 asks for 11
 MAX_IR_VERSION = 10
 _EXAMPLE_FRAMES = (203, 131, 57)
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_MODULE_PREFIX = "acoustic_model"  # of the wrapper in _channels_first
 
 
 def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
@@ -40,7 +43,9 @@ def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPS
         opset: ONNX opset, 18 to 22.
 
     Returns:
-        The graph with all weights inside, as the exporter wrote it but for the debug metadata.
+        The graph with all weights inside, as the exporter wrote it but for the debug metadata and the names
+        of its nodes: `<module>/<operator>`, such as `encoder.layers.0.attention.qkv/MatMul`, numbered from
+        the second of its kind (`/MatMul_1`). Quantization groups and parser errors go by them.
 
     Raises:
         ConfigError: an opset outside 18 to 22.
@@ -71,6 +76,7 @@ def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPS
         )
     assert program is not None  # it is one whenever dynamo=True
     proto: onnx.ModelProto = program.model_proto
+    _name_nodes(proto)
     _strip_debug_metadata(proto)
     proto.ir_version = min(proto.ir_version, MAX_IR_VERSION)
     return proto
@@ -108,6 +114,18 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         exporter_log.setLevel(level)
+
+
+def _name_nodes(proto: onnx.ModelProto) -> None:
+    """Name every node after the PyTorch module that made it, as the exporter's metadata tells."""
+    used: dict[str, int] = {}
+    for node in proto.graph.node:
+        metadata = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(metadata.get(_SCOPES_KEY, "[]"))  # modules from the root, then the operation
+        module = scopes[-2].removeprefix(_MODULE_PREFIX).lstrip(".") if len(scopes) > 1 else ""
+        name = f"{module}/{node.op_type}" if module else node.op_type
+        count = used[name] = used.get(name, -1) + 1
+        node.name = f"{name}_{count}" if count else name
 
 
 def _strip_debug_metadata(proto: onnx.ModelProto) -> None:
