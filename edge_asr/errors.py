@@ -14,6 +14,7 @@ seen, and how to mend it. The command line prints it as one line and exits with 
     |-- BundleError (ValueError)              a bundle that is incomplete, altered or unverified
     |-- MissingDependencyError (ImportError)  an optional package that is not installed
     |-- BackendError (RuntimeError)           an inference backend that cannot be had or failed
+    |   `-- EngineError                       a TensorRT engine that is missing, damaged or for elsewhere
     |-- TrainingError (RuntimeError)          training that cannot start, go on or resume
     |-- GateError (RuntimeError)              an artefact that failed its proof
     `-- DeviceError (OSError)                 a microphone or accelerator
@@ -59,6 +60,10 @@ class MissingDependencyError(EdgeAsrError, ImportError):
 
 class BackendError(EdgeAsrError, RuntimeError):
     """An inference backend that is not available here, or whose run failed."""
+
+
+class EngineError(BackendError):
+    """A TensorRT engine that is missing, damaged, unproven or built for something else."""
 
 
 class TrainingError(EdgeAsrError, RuntimeError):

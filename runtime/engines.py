@@ -1,0 +1,466 @@
+"""TensorRT engines on disk: what a plan is for, where it lies, and whether it may run here.
+
+A plan is a TensorRT program for one device. It lies with a sidecar, a JSON file that says what the plan
+was made from and for, inside the bundle:
+
+    engines/<fingerprint>/model.<precision>.plan
+    engines/<fingerprint>/model.<precision>.json
+
+`check_engine` compares a sidecar with the bundle and this device; `find_engine` picks the plan that fits.
+Plans are programs: they are taken only from the bundle's own folder, never through a link that leaves it.
+
+What must be equal, and why:
+- `precision`, `onnx_file`, `onnx_sha256`: the model in the bundle is the one the plan was built from.
+- `plan_sha256`, `plan_size_bytes`: the plan is the one that was built, and proven.
+- `flavor` and the full `tensorrt_version`: TensorRT refuses plans of another version, build number included.
+- `os`, `arch`: a plan is bound to its platform.
+- `gpu_name`, `compute_capability`, `multiprocessors`: kernels are compiled for the capability and chosen by
+  timing on the very GPU. TensorRT runs a plan of a sibling GPU with a warning, perhaps slower; all Jetson
+  Orin modules are called "Orin" and differ in multiprocessors. An engine is proven on one device, so any
+  difference is refused.
+What is recorded but not compared: the CUDA driver, the CUDA version and the JetPack (L4T) release. TensorRT
+demands none of them to be equal; a driver that is too old shows as an error when the plan is loaded. They
+are named beside the differences, as likely causes.
+The one exception: a TensorRT-RTX plan built on a machine without a GPU (`gpu_name` null) holds no kernels;
+those are compiled where it runs. It may run on any GPU, of the same flavor, version, OS and architecture.
+
+What this file does not do: build plans (edge_asr.export.engine_builder) or run them (tensorrt_backend.py);
+whether an engine that was never proven may run is the backend's decision, by `EngineSidecar.proven`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from edge_asr.bundle import PRECISIONS, Bundle, Precision, sha256_of
+from edge_asr.errors import BundleError, EngineError
+from edge_asr.runtime.cuda import query_gpu
+
+SIDECAR_FORMAT_VERSION = 1
+ENGINES_FOLDER = "engines"
+NV_TEGRA_RELEASE = Path("/etc/nv_tegra_release")
+
+Flavor = Literal["tensorrt", "tensorrt-rtx"]
+FLAVORS: tuple[Flavor, ...] = get_args(Flavor)
+
+_ARCH_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceIdentity:
+    """The device that a plan was built on, or this one.
+
+    Attributes:
+        gpu_name: of the CUDA driver; None when built without a GPU (TensorRT-RTX can).
+        compute_capability: "8.7"; None without a GPU.
+        driver: newest CUDA version that the driver serves, "12.6"; None without a driver.
+        jetpack: L4T release, "R36.4.3"; None on anything but a Jetson.
+        os: "linux".
+        arch: "x86_64" or "aarch64".
+        multiprocessors: of the GPU; what tells Jetson Orin modules apart.
+    """
+
+    gpu_name: str | None
+    compute_capability: str | None
+    driver: str | None
+    jetpack: str | None
+    os: str
+    arch: str
+    multiprocessors: int | None = None
+
+    @classmethod
+    def detect(cls) -> DeviceIdentity:
+        """This machine with its first GPU; never raises for a missing GPU, driver or cuda-bindings."""
+        gpu = query_gpu()
+        machine = platform.machine().lower()
+        return cls(
+            gpu_name=None if gpu is None else gpu.name,
+            compute_capability=None if gpu is None else gpu.compute_capability,
+            driver=None if gpu is None else gpu.driver,
+            jetpack=_read_l4t_release(),
+            os=platform.system().lower(),
+            arch=_ARCH_NAMES.get(machine, machine),
+            multiprocessors=None if gpu is None else gpu.multiprocessors,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProfile:
+    """One optimization profile: what it accepts, in feature frames and rows of a batch.
+
+    Raises:
+        EngineError: not 1 <= min <= opt <= max.
+    """
+
+    min_frames: int
+    opt_frames: int
+    max_frames: int
+    min_batch: int
+    opt_batch: int
+    max_batch: int
+
+    def __post_init__(self) -> None:
+        for unit in ("frames", "batch"):
+            low, opt, high = (getattr(self, f"{edge}_{unit}") for edge in ("min", "opt", "max"))
+            if not 1 <= low <= opt <= high:
+                raise EngineError(
+                    f"an engine profile has min, opt, max {unit} {low}, {opt}, {high}; they must be at least 1 "
+                    "and must not fall"
+                )
+
+    def covers(self, n_frames: int, n_batch: int) -> bool:
+        """May an input of this shape run in this profile?"""
+        return self.min_frames <= n_frames <= self.max_frames and self.min_batch <= n_batch <= self.max_batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTensor:
+    """An input or output of an engine; -1 in `shape` is a dynamic axis, `dtype` a NumPy name."""
+
+    name: str
+    mode: Literal["input", "output"]
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSidecar:
+    """What a plan was built from, for and how; the JSON file beside it.
+
+    Attributes:
+        onnx_file, onnx_sha256, precision: the artefact of the bundle. Also where the builder worked on a
+            rewritten copy of it (opset 17 for TensorRT 8.6).
+        flavor, tensorrt_version: which library; the full version, "10.3.0.26".
+        cuda_version: that the builder used, or None if it could not be told.
+        device: where it was built.
+        profiles, tensors: what it accepts and gives.
+        flags: names of builder and network flags, such as "STRONGLY_TYPED".
+        workspace_mb: memory limit of the builder, None for TensorRT's default.
+        plan_sha256, plan_size_bytes: of the plan.
+        build_time_s, built_at: how long it took; when it ended, ISO 8601 in UTC.
+        toolkit_version: edge-asr that built it.
+        proof: result of the comparison with the fp32 ONNX, with at least `"passed": bool`; None when there
+            was no device to run it on.
+
+    Raises:
+        EngineError: a value that cannot be.
+    """
+
+    format_version: int
+    onnx_file: str
+    onnx_sha256: str
+    precision: Precision
+    flavor: Flavor
+    tensorrt_version: str
+    cuda_version: str | None
+    device: DeviceIdentity
+    profiles: tuple[EngineProfile, ...]
+    tensors: tuple[EngineTensor, ...]
+    flags: tuple[str, ...]
+    workspace_mb: int | None
+    plan_sha256: str
+    plan_size_bytes: int
+    build_time_s: float
+    built_at: str
+    toolkit_version: str
+    proof: Mapping[str, Any] | None
+
+    def __post_init__(self) -> None:
+        if self.format_version != SIDECAR_FORMAT_VERSION:
+            raise EngineError(
+                f"the engine's format_version is {self.format_version!r}, this edge-asr reads "
+                f"{SIDECAR_FORMAT_VERSION}; build the engine again"
+            )
+        for name, value, known in (
+            ("precision", self.precision, PRECISIONS),
+            ("flavor", self.flavor, FLAVORS),
+        ):
+            if value not in known:
+                raise EngineError(f"the engine's {name} is {value!r}; known are {', '.join(known)}")
+        if not self.profiles:
+            raise EngineError("the engine has no optimization profile; build it again")
+
+    @property
+    def proven(self) -> bool:
+        """The engine was compared with the fp32 ONNX on its device, and passed."""
+        return self.proof is not None and self.proof.get("passed") is True
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Content of the sidecar file."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EngineSidecar:
+        """Read the JSON form.
+
+        Raises:
+            EngineError: missing or unknown keys, which it names, or a value that cannot be.
+        """
+        if data.get("format_version") == SIDECAR_FORMAT_VERSION:  # else its own message, from __post_init__
+            _check_keys("the engine's sidecar", data, cls)
+        try:
+            _check_keys("device of the engine's sidecar", data["device"], DeviceIdentity)
+            for key, kind in (("profiles", EngineProfile), ("tensors", EngineTensor)):
+                for entry in data[key]:
+                    _check_keys(f"{key} of the engine's sidecar", entry, kind)
+            values = dict(data)
+            values["device"] = DeviceIdentity(**data["device"])
+            values["profiles"] = tuple(EngineProfile(**entry) for entry in data["profiles"])
+            values["tensors"] = tuple(
+                EngineTensor(**{**entry, "shape": tuple(entry["shape"])}) for entry in data["tensors"]
+            )
+            values["flags"] = tuple(data["flags"])
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise EngineError(
+                f"the engine's sidecar is malformed ({error}); build the engine again"
+            ) from error
+
+    @classmethod
+    def read(cls, path: Path) -> EngineSidecar:
+        """Read a sidecar file.
+
+        Raises:
+            EngineError: missing, not JSON, or as `from_dict`.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise EngineError(f"{path} cannot be read ({error}); build the engine again") from error
+        except ValueError as error:
+            raise EngineError(f"{path} is not valid JSON ({error}); build the engine again") from error
+        if not isinstance(data, dict):
+            raise EngineError(f"{path} holds a {type(data).__name__}, not an object; build the engine again")
+        try:
+            return cls.from_dict(data)
+        except EngineError as error:
+            raise EngineError(f"{path}: {error}") from error
+
+
+def fingerprint(flavor: Flavor, tensorrt_version: str, device: DeviceIdentity) -> str:
+    """Name of the folder for engines of this library and device.
+
+    "tensorrt-10.3.0.26-orin-16mp-sm87-linux-aarch64", or without a GPU
+    "tensorrt-rtx-1.7.1.116-no-gpu-linux-x86_64".
+    """
+    if device.gpu_name is None:
+        gpu = ["no-gpu"]
+    else:
+        gpu = [re.sub(r"[^a-z0-9]+", "-", device.gpu_name.lower()).strip("-")]
+        if device.multiprocessors is not None:
+            gpu.append(f"{device.multiprocessors}mp")
+        if device.compute_capability is not None:
+            gpu.append("sm" + device.compute_capability.replace(".", ""))
+    return "-".join([flavor, tensorrt_version, *gpu, device.os, device.arch])
+
+
+def plan_path_of(folder: Path, precision: Precision) -> Path:
+    """The plan of a precision in the folder of a fingerprint."""
+    return folder / f"model.{precision}.plan"
+
+
+def sidecar_path_of(plan_path: Path) -> Path:
+    """The sidecar that belongs to a plan."""
+    return plan_path.with_suffix(".json")
+
+
+def build_command(bundle: Bundle, precision: Precision, flavor: Flavor, *, force: bool = False) -> str:
+    """The command line that builds (again) an engine of `bundle` for this device."""
+    words = ["edge-asr", "build", shlex.quote(str(bundle.path)), "--precision", precision]
+    if flavor != "tensorrt":
+        words += ["--flavor", flavor]
+    if force:
+        words.append("--force")
+    return " ".join(words)
+
+
+def check_engine(
+    bundle: Bundle,
+    plan_path: Path,
+    sidecar: EngineSidecar,
+    *,
+    flavor: Flavor,
+    tensorrt_version: str,
+    device: DeviceIdentity,
+) -> None:
+    """Refuse a plan that is not for this bundle, library and device, or is not the one that was built.
+
+    Args:
+        bundle: whose artefact the plan must come from.
+        plan_path: inside the bundle's `engines` folder.
+        sidecar: of the plan.
+        flavor, tensorrt_version, device: what is here.
+
+    Raises:
+        EngineError: names each field that differs, both values and the command that builds the engine anew.
+    """
+    _check_inside(bundle, plan_path)
+    _check_inside(bundle, sidecar_path_of(plan_path))
+    differences = _differences(bundle, sidecar, flavor, tensorrt_version, device)
+    if not differences:
+        differences = _plan_differences(plan_path, sidecar)
+    if differences:
+        raise EngineError(_refusal(bundle, plan_path, sidecar, differences, flavor, tensorrt_version, device))
+
+
+def find_engine(
+    bundle: Bundle,
+    precision: Precision,
+    *,
+    flavor: Flavor,
+    tensorrt_version: str,
+    device: DeviceIdentity,
+) -> tuple[Path, EngineSidecar]:
+    """The plan of a precision that fits this library and device, and its sidecar.
+
+    Of several that fit, a proven one, then one built on this very GPU, then the newest.
+
+    Raises:
+        EngineError: none fits; names the differences of the nearest and the command that builds one.
+    """
+    candidates: list[tuple[Path, EngineSidecar]] = []
+    unreadable: list[EngineError] = []
+    for path in sorted((bundle.path / ENGINES_FOLDER).glob(f"[!.]*/model.{precision}.json")):
+        try:
+            _check_inside(bundle, path)
+            candidates.append((plan_path_of(path.parent, precision), EngineSidecar.read(path)))
+        except EngineError as error:
+            unreadable.append(error)
+    if not candidates:
+        if unreadable:
+            raise EngineError(
+                f"{unreadable[0]}; build it with: {build_command(bundle, precision, flavor, force=True)}"
+            ) from unreadable[0]
+        raise EngineError(
+            f"{bundle.path} has no {precision} engine; build one with: {build_command(bundle, precision, flavor)}"
+        )
+
+    def distance(candidate: tuple[Path, EngineSidecar]) -> int:
+        return len(_differences(bundle, candidate[1], flavor, tensorrt_version, device))
+
+    # Stable sorts, the least important first.
+    candidates.sort(key=lambda c: c[1].built_at, reverse=True)
+    candidates.sort(key=lambda c: (distance(c), not c[1].proven, c[1].device.gpu_name is None))
+    nearest = candidates[0]
+    for plan_path, sidecar in candidates:
+        if distance((plan_path, sidecar)) == 0 and not _plan_differences(plan_path, sidecar):
+            nearest = (plan_path, sidecar)
+            break
+    check_engine(bundle, *nearest, flavor=flavor, tensorrt_version=tensorrt_version, device=device)
+    return nearest
+
+
+def _differences(
+    bundle: Bundle, sidecar: EngineSidecar, flavor: Flavor, tensorrt_version: str, device: DeviceIdentity
+) -> list[str]:
+    """What differs, short of reading the plan."""
+    try:
+        artifact = bundle.artifact(sidecar.precision)
+    except BundleError as error:
+        return [f"precision: {error}"]
+    built = sidecar.device
+    pairs: list[tuple[str, Any, Any]] = [
+        ("onnx_file", sidecar.onnx_file, artifact.file),
+        ("onnx_sha256", sidecar.onnx_sha256, artifact.sha256),
+        ("flavor", sidecar.flavor, flavor),
+        ("tensorrt_version", sidecar.tensorrt_version, tensorrt_version),
+        ("os", built.os, device.os),
+        ("arch", built.arch, device.arch),
+    ]
+    if not (sidecar.flavor == "tensorrt-rtx" and built.gpu_name is None):
+        pairs += [
+            ("gpu_name", built.gpu_name, device.gpu_name),
+            ("compute_capability", built.compute_capability, device.compute_capability),
+            ("multiprocessors", built.multiprocessors, device.multiprocessors),
+        ]
+    return [
+        f"{name} is {_show(theirs)}, here {_show(ours)}" for name, theirs, ours in pairs if theirs != ours
+    ]
+
+
+def _plan_differences(plan_path: Path, sidecar: EngineSidecar) -> list[str]:
+    try:
+        size = plan_path.stat().st_size
+        if size != sidecar.plan_size_bytes:
+            return [f"plan_size_bytes is {sidecar.plan_size_bytes}, the file has {size}"]
+        sha256 = sha256_of(plan_path)
+    except OSError as error:
+        return [f"the plan cannot be read ({error})"]
+    if sha256 != sidecar.plan_sha256:
+        return [f"plan_sha256 is {sidecar.plan_sha256}, the file has {sha256}"]
+    return []
+
+
+def _refusal(
+    bundle: Bundle,
+    plan_path: Path,
+    sidecar: EngineSidecar,
+    differences: list[str],
+    flavor: Flavor,
+    tensorrt_version: str,
+    device: DeviceIdentity,
+) -> str:
+    notes = [
+        f"{name} was {_show(theirs)}, is {_show(ours)}"
+        for name, theirs, ours in (
+            ("driver", sidecar.device.driver, device.driver),
+            ("jetpack", sidecar.device.jetpack, device.jetpack),
+        )
+        if theirs != ours
+    ]
+    # The builder would find its place taken.
+    taken = plan_path.parent.name == fingerprint(flavor, tensorrt_version, device)
+    command = build_command(bundle, sidecar.precision, flavor, force=taken)
+    return (
+        f"the engine {plan_path} does not fit: {'; '.join(differences)}"
+        + (f" (also {', '.join(notes)})" if notes else "")
+        + f". Build it for this device with: {command}"
+    )
+
+
+def _check_inside(bundle: Bundle, path: Path) -> None:
+    home = bundle.path.resolve() / ENGINES_FOLDER
+    if not path.resolve().is_relative_to(home):
+        raise EngineError(
+            f"{path} lies at {path.resolve()}, outside {home}; engines run only from their bundle's own folder, "
+            "so copy the file there or build the engine again"
+        )
+
+
+def _show(value: object) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _read_l4t_release() -> str | None:
+    """L4T release of a Jetson: "# R36 (release), REVISION: 4.3, ..." -> "R36.4.3"."""
+    try:
+        text = NV_TEGRA_RELEASE.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    match = re.search(r"#\s*(R\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
+    return None if match is None else f"{match[1]}.{match[2]}"
+
+
+def _check_keys(where: str, data: Mapping[str, Any], cls: type) -> None:
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - set(known))
+    missing = sorted(
+        name for name, f in known.items() if name not in data and f.default is dataclasses.MISSING
+    )
+    if unknown or missing:
+        raise EngineError(
+            f"{where}: unknown keys {unknown}, missing keys {missing}; another edge-asr wrote it: "
+            "build the engine again"
+        )
