@@ -30,223 +30,41 @@ whether an engine that was never proven may run is the backend's decision, by `E
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import platform
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from edge_asr.bundle import PRECISIONS, Bundle, Precision, sha256_of
+from edge_asr.bundle import Bundle, Precision, sha256_of
 from edge_asr.errors import BundleError, EngineError
-from edge_asr.runtime.cuda import query_gpu
+from edge_asr.runtime.engine_sidecar import (
+    FLAVORS,
+    SIDECAR_FORMAT_VERSION,
+    DeviceIdentity,
+    EngineProfile,
+    EngineSidecar,
+    EngineTensor,
+    Flavor,
+)
 
-SIDECAR_FORMAT_VERSION = 1
+__all__ = [
+    "ENGINES_FOLDER",
+    "FLAVORS",
+    "SIDECAR_FORMAT_VERSION",
+    "DeviceIdentity",
+    "EngineProfile",
+    "EngineSidecar",
+    "EngineTensor",
+    "Flavor",
+    "build_command",
+    "check_engine",
+    "find_engine",
+    "fingerprint",
+    "plan_path_of",
+    "sidecar_path_of",
+]
+
 ENGINES_FOLDER = "engines"
-NV_TEGRA_RELEASE = Path("/etc/nv_tegra_release")
-
-Flavor = Literal["tensorrt", "tensorrt-rtx"]
-FLAVORS: tuple[Flavor, ...] = get_args(Flavor)
-
-_ARCH_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceIdentity:
-    """The device that a plan was built on, or this one.
-
-    Attributes:
-        gpu_name: of the CUDA driver; None when built without a GPU (TensorRT-RTX can).
-        compute_capability: "8.7"; None without a GPU.
-        driver: newest CUDA version that the driver serves, "12.6"; None without a driver.
-        jetpack: L4T release, "R36.4.3"; None on anything but a Jetson.
-        os: "linux".
-        arch: "x86_64" or "aarch64".
-        multiprocessors: of the GPU; what tells Jetson Orin modules apart.
-    """
-
-    gpu_name: str | None
-    compute_capability: str | None
-    driver: str | None
-    jetpack: str | None
-    os: str
-    arch: str
-    multiprocessors: int | None = None
-
-    @classmethod
-    def detect(cls) -> DeviceIdentity:
-        """This machine with its first GPU; never raises for a missing GPU, driver or cuda-bindings."""
-        gpu = query_gpu()
-        machine = platform.machine().lower()
-        return cls(
-            gpu_name=None if gpu is None else gpu.name,
-            compute_capability=None if gpu is None else gpu.compute_capability,
-            driver=None if gpu is None else gpu.driver,
-            jetpack=_read_l4t_release(),
-            os=platform.system().lower(),
-            arch=_ARCH_NAMES.get(machine, machine),
-            multiprocessors=None if gpu is None else gpu.multiprocessors,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineProfile:
-    """One optimization profile: what it accepts, in feature frames and rows of a batch.
-
-    Raises:
-        EngineError: not 1 <= min <= opt <= max.
-    """
-
-    min_frames: int
-    opt_frames: int
-    max_frames: int
-    min_batch: int
-    opt_batch: int
-    max_batch: int
-
-    def __post_init__(self) -> None:
-        for unit in ("frames", "batch"):
-            low, opt, high = (getattr(self, f"{edge}_{unit}") for edge in ("min", "opt", "max"))
-            if not 1 <= low <= opt <= high:
-                raise EngineError(
-                    f"an engine profile has min, opt, max {unit} {low}, {opt}, {high}; they must be at least 1 "
-                    "and must not fall"
-                )
-
-    def covers(self, n_frames: int, n_batch: int) -> bool:
-        """May an input of this shape run in this profile?"""
-        return self.min_frames <= n_frames <= self.max_frames and self.min_batch <= n_batch <= self.max_batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineTensor:
-    """An input or output of an engine; -1 in `shape` is a dynamic axis, `dtype` a NumPy name."""
-
-    name: str
-    mode: Literal["input", "output"]
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSidecar:
-    """What a plan was built from, for and how; the JSON file beside it.
-
-    Attributes:
-        onnx_file, onnx_sha256, precision: the artefact of the bundle. Also where the builder worked on a
-            rewritten copy of it (opset 17 for TensorRT 8.6).
-        flavor, tensorrt_version: which library; the full version, "10.3.0.26".
-        cuda_version: that the builder used, or None if it could not be told.
-        device: where it was built.
-        profiles, tensors: what it accepts and gives.
-        flags: names of builder and network flags, such as "STRONGLY_TYPED".
-        workspace_mb: memory limit of the builder, None for TensorRT's default.
-        plan_sha256, plan_size_bytes: of the plan.
-        build_time_s, built_at: how long it took; when it ended, ISO 8601 in UTC.
-        toolkit_version: edge-asr that built it.
-        proof: result of the comparison with the fp32 ONNX, with at least `"passed": bool`; None when there
-            was no device to run it on.
-
-    Raises:
-        EngineError: a value that cannot be.
-    """
-
-    format_version: int
-    onnx_file: str
-    onnx_sha256: str
-    precision: Precision
-    flavor: Flavor
-    tensorrt_version: str
-    cuda_version: str | None
-    device: DeviceIdentity
-    profiles: tuple[EngineProfile, ...]
-    tensors: tuple[EngineTensor, ...]
-    flags: tuple[str, ...]
-    workspace_mb: int | None
-    plan_sha256: str
-    plan_size_bytes: int
-    build_time_s: float
-    built_at: str
-    toolkit_version: str
-    proof: Mapping[str, Any] | None
-
-    def __post_init__(self) -> None:
-        if self.format_version != SIDECAR_FORMAT_VERSION:
-            raise EngineError(
-                f"the engine's format_version is {self.format_version!r}, this edge-asr reads "
-                f"{SIDECAR_FORMAT_VERSION}; build the engine again"
-            )
-        for name, value, known in (
-            ("precision", self.precision, PRECISIONS),
-            ("flavor", self.flavor, FLAVORS),
-        ):
-            if value not in known:
-                raise EngineError(f"the engine's {name} is {value!r}; known are {', '.join(known)}")
-        if not self.profiles:
-            raise EngineError("the engine has no optimization profile; build it again")
-
-    @property
-    def proven(self) -> bool:
-        """The engine was compared with the fp32 ONNX on its device, and passed."""
-        return self.proof is not None and self.proof.get("passed") is True
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, the inverse of `from_dict`."""
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """Content of the sidecar file."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> EngineSidecar:
-        """Read the JSON form.
-
-        Raises:
-            EngineError: missing or unknown keys, which it names, or a value that cannot be.
-        """
-        if data.get("format_version") == SIDECAR_FORMAT_VERSION:  # else its own message, from __post_init__
-            _check_keys("the engine's sidecar", data, cls)
-        try:
-            _check_keys("device of the engine's sidecar", data["device"], DeviceIdentity)
-            for key, kind in (("profiles", EngineProfile), ("tensors", EngineTensor)):
-                for entry in data[key]:
-                    _check_keys(f"{key} of the engine's sidecar", entry, kind)
-            values = dict(data)
-            values["device"] = DeviceIdentity(**data["device"])
-            values["profiles"] = tuple(EngineProfile(**entry) for entry in data["profiles"])
-            values["tensors"] = tuple(
-                EngineTensor(**{**entry, "shape": tuple(entry["shape"])}) for entry in data["tensors"]
-            )
-            values["flags"] = tuple(data["flags"])
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise EngineError(
-                f"the engine's sidecar is malformed ({error}); build the engine again"
-            ) from error
-
-    @classmethod
-    def read(cls, path: Path) -> EngineSidecar:
-        """Read a sidecar file.
-
-        Raises:
-            EngineError: missing, not JSON, or as `from_dict`.
-        """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise EngineError(f"{path} cannot be read ({error}); build the engine again") from error
-        except ValueError as error:
-            raise EngineError(f"{path} is not valid JSON ({error}); build the engine again") from error
-        if not isinstance(data, dict):
-            raise EngineError(f"{path} holds a {type(data).__name__}, not an object; build the engine again")
-        try:
-            return cls.from_dict(data)
-        except EngineError as error:
-            raise EngineError(f"{path}: {error}") from error
 
 
 def fingerprint(flavor: Flavor, tensorrt_version: str, device: DeviceIdentity) -> str:
@@ -344,7 +162,8 @@ def find_engine(
                 f"{unreadable[0]}; build it with: {build_command(bundle, precision, flavor, force=True)}"
             ) from unreadable[0]
         raise EngineError(
-            f"{bundle.path} has no {precision} engine; build one with: {build_command(bundle, precision, flavor)}"
+            f"{bundle.path} has no {precision} engine; "
+            f"build one with: {build_command(bundle, precision, flavor)}"
         )
 
     def distance(candidate: tuple[Path, EngineSidecar]) -> int:
@@ -434,33 +253,10 @@ def _check_inside(bundle: Bundle, path: Path) -> None:
     home = bundle.path.resolve() / ENGINES_FOLDER
     if not path.resolve().is_relative_to(home):
         raise EngineError(
-            f"{path} lies at {path.resolve()}, outside {home}; engines run only from their bundle's own folder, "
-            "so copy the file there or build the engine again"
+            f"{path} lies at {path.resolve()}, outside {home}; engines run only from their bundle's own "
+            "folder, so copy the file there or build the engine again"
         )
 
 
 def _show(value: object) -> str:
     return "unknown" if value is None else str(value)
-
-
-def _read_l4t_release() -> str | None:
-    """L4T release of a Jetson: "# R36 (release), REVISION: 4.3, ..." -> "R36.4.3"."""
-    try:
-        text = NV_TEGRA_RELEASE.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    match = re.search(r"#\s*(R\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
-    return None if match is None else f"{match[1]}.{match[2]}"
-
-
-def _check_keys(where: str, data: Mapping[str, Any], cls: type) -> None:
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - set(known))
-    missing = sorted(
-        name for name, f in known.items() if name not in data and f.default is dataclasses.MISSING
-    )
-    if unknown or missing:
-        raise EngineError(
-            f"{where}: unknown keys {unknown}, missing keys {missing}; another edge-asr wrote it: "
-            "build the engine again"
-        )

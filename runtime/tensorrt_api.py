@@ -1,0 +1,122 @@
+"""TensorRT's Python module as builder and runtime share it: import, versions, and its log.
+
+Both flavors, `tensorrt` and `tensorrt_rtx`, have one interface under two names. Nothing is imported before
+`load_tensorrt` is called. Features are probed where they are used, not looked up by version. What this file
+does not do: build (edge_asr.export.engine_builder) or run (tensorrt_backend.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import logging
+from collections import deque
+from types import ModuleType
+from typing import Any
+
+from edge_asr.errors import EngineError, MissingDependencyError
+from edge_asr.runtime.engine_sidecar import NV_TEGRA_RELEASE, Flavor
+
+logger = logging.getLogger(__name__)
+
+_MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_INSTALL: dict[Flavor, str] = {
+    "tensorrt": "pip install 'edge-asr[tensorrt]'",
+    "tensorrt-rtx": "pip install tensorrt-rtx-cu13",
+}
+_INSTALL_ON_JETSON = (
+    "it comes with JetPack (sudo apt install nvidia-jetpack) and is seen from a virtual environment made "
+    "with `python3 -m venv --system-site-packages`; pip's is not for Jetson"
+)
+_KEPT_ERRORS = 20
+_LEVELS = {
+    "INTERNAL_ERROR": logging.INFO,
+    "ERROR": logging.INFO,
+    "WARNING": logging.WARNING,
+    "INFO": logging.DEBUG,
+    "VERBOSE": logging.DEBUG,
+}
+
+
+def load_tensorrt(flavor: Flavor) -> ModuleType:
+    """Import the Python module of a flavor.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        EngineError: it is installed and does not load (its libraries or the driver are missing or too old).
+    """
+    name = _MODULES[flavor]
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise EngineError(_broken(name, error)) from error
+        jetson = flavor == "tensorrt" and NV_TEGRA_RELEASE.exists()
+        mend = _INSTALL_ON_JETSON if jetson else f"install it with: {_INSTALL[flavor]}"
+        raise MissingDependencyError(f"{name} is needed here and is not installed; {mend}") from error
+    except Exception as error:  # a missing libnvinfer is an ImportError, OSError or RuntimeError by version
+        raise EngineError(_broken(name, error)) from error
+    if not hasattr(module, "ICudaEngine"):
+        raise EngineError(_broken(name, "it has no ICudaEngine"))
+    return module
+
+
+def version_of(trt: ModuleType) -> str:
+    """Full version, "10.3.0.26".
+
+    The module's own `__version__` has the build number in most releases and lacks it in some; then the
+    installed distribution is asked.
+    """
+    version = str(trt.__version__)
+    if version.count(".") < 3:
+        for distribution in importlib.metadata.packages_distributions().get(trt.__name__, []):
+            full = importlib.metadata.version(distribution)
+            if full.startswith(version + "."):
+                return full
+    return version
+
+
+def cuda_version() -> str | None:
+    """CUDA version that cuda-bindings was made for, "13.0"; None where it is not installed.
+
+    TensorRT does not tell which CUDA it was built with, so this is a record, not a thing to compare.
+    """
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return None
+    code, version = runtime.cudaRuntimeGetVersion()
+    return f"{version // 1000}.{version % 1000 // 10}" if int(code) == 0 else None
+
+
+def create_logger(trt: ModuleType) -> Any:
+    """A TensorRT logger that forwards to `logging` and keeps the last error messages.
+
+    Where TensorRT fails, it returns None or False and says why only in its log. `take_errors()` gives these
+    messages, oldest first, and forgets them; they belong into the exception, so they are forwarded as INFO.
+    TensorRT calls the logger from its own threads. Keep it as long as anything made with it lives.
+    """
+
+    class ForwardingLogger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity.name in ("INTERNAL_ERROR", "ERROR"):
+                self._errors.append(msg.strip())
+            logger.log(_LEVELS.get(severity.name, logging.DEBUG), "%s: %s", trt.__name__, msg.strip())
+
+        def take_errors(self) -> list[str]:
+            taken = list(self._errors)
+            self._errors.clear()
+            return taken
+
+    return ForwardingLogger()
+
+
+def _broken(name: str, reason: object) -> str:
+    return (
+        f"{name} is installed but does not load ({reason}); its libraries, CUDA or the driver are missing "
+        "or of another version: run `edge-asr doctor`"
+    )
