@@ -1,0 +1,215 @@
+"""SmoothQuant: move the spread of activation channels into weights, where it can be done exactly.
+
+Activations have a few large channels that spoil the one scale they share; weights have a scale a column.
+Dividing channel j of a product's input by s_j and multiplying row j of its weight by s_j changes nothing
+in exact arithmetic (Xiao et al. 2023, "SmoothQuant", arXiv 2211.10438, equations 3 and 4), and costs
+nothing where a LayerNormalization makes that input: the division goes into gamma and beta. Only such
+places are touched, found by the graph's structure. Ranges must be collected again on the smoothed graph;
+quantising is elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    import onnx
+
+F32Array = npt.NDArray[np.float32]
+_SUFFIX = "_smoothed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothedLinear:
+    """One LayerNormalization whose scale moved into the products that read it."""
+
+    tensor: str
+    """The normalization's output."""
+    normalization: str
+    """Name of its node."""
+    linears: tuple[str, ...]
+    """Names of the MatMul and Gemm nodes whose weights took the scale."""
+    amax_before: float
+    """Largest magnitude of the tensor over the calibration clips."""
+    amax_after: float
+    """The same after smoothing; compare it with the median channel's, not with `amax_before`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "tensor": self.tensor,
+            "normalization": self.normalization,
+            "linears": list(self.linears),
+            "amax_before": self.amax_before,
+            "amax_after": self.amax_after,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Site:
+    normalization: onnx.NodeProto
+    linears: tuple[onnx.NodeProto, ...]
+
+    @property
+    def tensor(self) -> str:
+        name: str = self.normalization.output[0]
+        return name
+
+
+def find_smoothable_tensors(model: onnx.ModelProto) -> list[str]:
+    """Outputs of LayerNormalizations that only products with constant weights read, in graph order.
+
+    These are the tensors that `smooth_model` wants the channel ranges of (`collect_channel_amax`).
+    """
+    return [site.tensor for site in _find_sites(model.graph)]
+
+
+def smooth_model(
+    model: onnx.ModelProto, channel_amax: Mapping[str, F32Array], alpha: float = 0.5
+) -> tuple[onnx.ModelProto, list[SmoothedLinear]]:
+    """Fold s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) into each LayerNormalization and its products.
+
+    max|W_j| is taken over row j of all the products that share the input, for they share s. A channel that
+    is always 0, or that no product reads, keeps s = 1.
+
+    Args:
+        model: float32 graph with its weights inside.
+        channel_amax: [C] by tensor, for some or all of `find_smoothable_tensors(model)`.
+        alpha: 0 leaves all difficulty to the activations, 1 moves it all to the weights.
+
+    Returns:
+        A new model, equal in exact arithmetic, and what was changed, in graph order.
+
+    Raises:
+        ConfigError: alpha outside 0 to 1, or channel ranges of an unknown tensor, another size or not finite.
+        MissingDependencyError: onnx is not installed.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ConfigError(f"alpha is {alpha}; give 0 to 1, such as 0.5")
+    onnx_module = require("onnx", extra="export")
+    copy: onnx.ModelProto = onnx_module.ModelProto()
+    copy.CopyFrom(model)
+    sites = {site.tensor: site for site in _find_sites(copy.graph)}
+    unknown = [name for name in channel_amax if name not in sites]
+    if unknown:
+        raise ConfigError(
+            f"tensor {unknown[0]!r} is no LayerNormalization output read only by constant products; "
+            "give ranges of find_smoothable_tensors(model)"
+        )
+    weights = _Weights(copy.graph)
+    smoothed = [
+        _smooth_site(site, np.asarray(channel_amax[name], np.float64), alpha, weights)
+        for name, site in sites.items()
+        if name in channel_amax
+    ]
+    return copy, smoothed
+
+
+def _smooth_site(
+    site: _Site, activation: npt.NDArray[np.float64], alpha: float, weights: _Weights
+) -> SmoothedLinear:
+    rows = [np.abs(_rows_first(node, weights.read(node.input[1]))).max(axis=1) for node in site.linears]
+    weight = np.max(rows, axis=0).astype(np.float64)  # (C,)
+    if activation.shape != weight.shape or not np.isfinite(activation).all():
+        raise ConfigError(
+            f"channel ranges of {site.tensor!r} have shape {activation.shape}, and must be "
+            f"{weight.shape[0]} finite numbers; collect them again with collect_channel_amax"
+        )
+    alive = (activation > 0) & (weight > 0)
+    scale = np.ones_like(weight)
+    scale[alive] = activation[alive] ** alpha / weight[alive] ** (1.0 - alpha)
+
+    for position in range(1, len(site.normalization.input)):  # gamma and, where there is one, beta
+        if site.normalization.input[position]:
+            weights.scale(site.normalization, position, 1.0 / scale)
+    for node in site.linears:
+        weights.scale(node, 1, scale[None, :] if _is_transposed(node) else scale[:, None])
+    return SmoothedLinear(
+        tensor=site.tensor,
+        normalization=site.normalization.name,
+        linears=tuple(node.name for node in site.linears),
+        amax_before=float(activation.max()),
+        amax_after=float((activation / scale).max()),
+    )
+
+
+class _Weights:
+    """The initializers of a graph, changed in place unless another node reads them too."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._by_name = {initializer.name: initializer for initializer in graph.initializer}
+        self._n_readers = Counter(name for node in graph.node for name in node.input)
+
+    def read(self, name: str) -> F32Array:
+        numpy_helper = require("onnx.numpy_helper", extra="export")
+        values: F32Array = numpy_helper.to_array(self._by_name[name])
+        return values
+
+    def scale(self, node: onnx.NodeProto, position: int, factor: npt.NDArray[np.float64]) -> None:
+        """Multiply the weight at an input of `node`; a shared one is copied for this node first."""
+        numpy_helper = require("onnx.numpy_helper", extra="export")
+        name = node.input[position]
+        values = (self.read(name).astype(np.float64) * factor).astype(np.float32)
+        if self._n_readers[name] == 1:
+            self._by_name[name].CopyFrom(numpy_helper.from_array(values, name))
+            return
+        self._n_readers[name] -= 1
+        own = f"{name}{_SUFFIX}_{self._n_readers[name]}"
+        self._graph.initializer.append(numpy_helper.from_array(values, own))
+        node.input[position] = own
+
+
+def _find_sites(graph: onnx.GraphProto) -> list[_Site]:
+    """Every LayerNormalization over the last axis whose readers are all products with constant weights."""
+    dims = {i.name: tuple(i.dims) for i in graph.initializer if i.data_type == 1}  # TensorProto.FLOAT
+    outputs = {value.name for value in graph.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            readers.setdefault(name, []).append(node)
+    sites = []
+    for node in graph.node:
+        if node.op_type != "LayerNormalization" or node.output[0] in outputs:
+            continue
+        gamma = dims.get(node.input[1])
+        constant = all(name in dims for name in node.input[1:] if name)
+        linears = readers.get(node.output[0], [])
+        if gamma is None or len(gamma) != 1 or not constant or not linears:
+            continue
+        if all(_is_linear(linear, node.output[0], gamma[0], dims) for linear in linears):
+            sites.append(_Site(normalization=node, linears=tuple(linears)))
+    return sites
+
+
+def _is_linear(
+    node: onnx.NodeProto, tensor: str, n_channels: int, dims: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Whether `node` multiplies `tensor` from the right by a constant matrix, and reads it nowhere else."""
+    if node.op_type not in ("MatMul", "Gemm") or list(node.input).count(tensor) != 1:
+        return False
+    shape = dims.get(node.input[1], ())
+    if node.input[0] != tensor or len(shape) != 2 or _attribute(node, "transA"):
+        return False
+    return shape[1 if _is_transposed(node) else 0] == n_channels
+
+
+def _rows_first(node: onnx.NodeProto, weight: F32Array) -> F32Array:
+    """[C_in, C_out], however the node stores it."""
+    return weight.T if _is_transposed(node) else weight
+
+
+def _is_transposed(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Gemm" and bool(_attribute(node, "transB"))
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)
