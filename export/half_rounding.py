@@ -1,0 +1,164 @@
+"""Run a typed FP16 graph with half's rounding, and measure a float32 one, both on onnxruntime's CPU provider.
+
+That provider computes float16 graphs in float32 and rounds only where it must (FIELD: an overflow does
+not show), so running the FP16 file there proves little. Here the graph is rewritten to float32 with each
+value that was float16 cast to float16 and back as soon as it is computed: one node's own arithmetic
+is float32 (as tensor cores accumulate), its result is a half. What is concluded: fp16_proof.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.errors import GateError, require
+from edge_asr.export.onnx_export import INPUT_NAMES, OUTPUT_NAME
+
+if TYPE_CHECKING:
+    import onnx
+
+F32Array = npt.NDArray[np.float32]
+
+
+def float16_values(fp16_model: onnx.ModelProto) -> list[str]:
+    """Names of all float16 values that nodes compute, in order."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(fp16_model, check_type=True, strict_mode=True)
+    half = {
+        value.name
+        for value in (*inferred.graph.value_info, *inferred.graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    }
+    return [name for node in fp16_model.graph.node for name in node.output if name in half]
+
+
+def round_every_value(fp16_model: onnx.ModelProto) -> onnx.ModelProto:
+    """The FP16 graph in float32, each formerly float16 value rounded to half where it is computed.
+
+    Args:
+        fp16_model: from `fp16.convert_to_fp16`.
+
+    Returns:
+        A graph with the same inputs and outputs, and one more output: the last rounded value.
+    """
+    require("onnx", extra="export")
+    from onnx import TensorProto, helper, numpy_helper
+
+    values = float16_values(fp16_model)
+    half = set(values)
+    rounded = type(fp16_model)()
+    rounded.CopyFrom(fp16_model)
+    graph = rounded.graph
+    del graph.value_info[:]
+    for initializer in graph.initializer:
+        if initializer.data_type == TensorProto.FLOAT16:
+            widened = numpy_helper.to_array(initializer).astype(np.float32)
+            initializer.CopyFrom(numpy_helper.from_array(widened, initializer.name))
+    nodes = []
+    for node in list(graph.node):
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if name not in half:
+                continue
+            exact, narrow = f"{name}_exact", f"{name}_narrow"
+            node.output[index] = exact
+            if node.op_type == "Cast":
+                next(a for a in node.attribute if a.name == "to").i = TensorProto.FLOAT
+            nodes.append(helper.make_node("Cast", [exact], [narrow], to=TensorProto.FLOAT16))
+            nodes.append(helper.make_node("Cast", [narrow], [name], to=TensorProto.FLOAT))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.output.append(helper.make_tensor_value_info(values[-1], TensorProto.FLOAT, None))
+    return rounded
+
+
+class RoundedModel:
+    """The FP16 graph with half's rounding, as a `LogProbModel`."""
+
+    def __init__(self, fp16_model: onnx.ModelProto) -> None:
+        rounded = round_every_value(fp16_model)
+        self._session = unoptimized_session(rounded)
+        self._witness = rounded.graph.output[-1].name
+
+    def log_probs(self, features: F32Array, feature_lens: npt.NDArray[np.int64]) -> F32Array:
+        """See `LogProbModel`.
+
+        Raises:
+            GateError: onnxruntime took the rounding out of the graph.
+        """
+        log_probs: F32Array
+        log_probs, witness = self._session.run(
+            [OUTPUT_NAME, self._witness], _feed(features.transpose(0, 2, 1), feature_lens)
+        )
+        with np.errstate(over="ignore"):
+            halved = witness.astype(np.float16).astype(np.float32)
+        if not np.array_equal(halved, witness, equal_nan=True):
+            raise GateError(
+                f"onnxruntime removed the rounding of {self._witness}, so this run proves nothing about FP16; "
+                "use another onnxruntime and report its version"
+            )
+        return log_probs
+
+
+def measure_peaks(
+    float32_model: onnx.ModelProto, fp16_model: onnx.ModelProto, features: Iterable[F32Array]
+) -> dict[str, float]:
+    """The largest magnitude that each float16 value of the FP16 graph has in the float32 graph.
+
+    Args:
+        float32_model: what `fp16_model` was made from.
+        fp16_model: from `fp16.convert_to_fp16`.
+        features: clips, each [T, F] float32.
+
+    Returns:
+        By name, the largest first; NaN counts as infinite. Weights are in it.
+    """
+    require("onnx", extra="export")
+    from onnx import TensorProto, helper, numpy_helper
+
+    computed = {name for node in float32_model.graph.node for name in node.output}
+    sources = {n.output[0]: n.input[0] for n in fp16_model.graph.node if n.op_type == "Cast"}
+    # What the float32 graph does not have is a Cast of something it has.
+    origins = {name: name if name in computed else sources[name] for name in float16_values(fp16_model)}
+    measured = type(float32_model)()
+    measured.CopyFrom(float32_model)
+    graph = measured.graph
+    del graph.output[:]
+    tensors = list(dict.fromkeys(origins.values()))
+    for index, name in enumerate(tensors):
+        graph.node.append(helper.make_node("Abs", [name], [f"magnitude_{index}"]))
+        graph.node.append(
+            helper.make_node("ReduceMax", [f"magnitude_{index}"], [f"peak_{index}"], keepdims=0)
+        )
+        graph.output.append(helper.make_tensor_value_info(f"peak_{index}", TensorProto.FLOAT, []))
+    session = unoptimized_session(measured)
+    peaks = np.zeros(len(tensors))
+    for clip in features:
+        found = session.run(None, _feed(clip.T[None], np.asarray([len(clip)], np.int64)))
+        peaks = np.maximum(peaks, np.nan_to_num(np.asarray(found, np.float64), nan=np.inf, posinf=np.inf))
+    by_tensor = dict(zip(tensors, peaks.tolist(), strict=True))
+    result = {name: by_tensor[origin] for name, origin in origins.items()}
+    for initializer in fp16_model.graph.initializer:
+        if initializer.data_type == TensorProto.FLOAT16:
+            weights = numpy_helper.to_array(initializer).astype(np.float64)
+            result[initializer.name] = float(np.max(np.abs(weights), initial=0.0))
+    return dict(sorted(result.items(), key=lambda item: -item[1]))
+
+
+def unoptimized_session(model: onnx.ModelProto) -> Any:
+    """An onnxruntime CPU session that runs the graph as it is written."""
+    onnxruntime = require("onnxruntime", extra="cpu")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _feed(channels_first: F32Array, lengths: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+    return {INPUT_NAMES[0]: np.ascontiguousarray(channels_first), INPUT_NAMES[1]: lengths}
