@@ -1,0 +1,57 @@
+"""The TensorRT engines of a bundle: which fit this device, and why the others do not.
+
+What this file does not do: load a plan; the runtime does, after the same comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edge_asr.diagnostics.check import Check
+from edge_asr.diagnostics.tensorrt import TensorRTState
+from edge_asr.errors import EdgeAsrError
+
+
+def check_engines(model: str | None, libraries: Sequence[TensorRTState]) -> list[Check]:
+    """One line a precision that has an engine in the bundle; nothing where no TensorRT works.
+
+    Args:
+        model: folder of a bundle or name of an embedded model; None for the default one.
+        libraries: the flavors that work here.
+    """
+    from edge_asr.bundle import DEFAULT_MODEL, Bundle
+    from edge_asr.runtime.engines import ENGINES_FOLDER, DeviceIdentity, build_command, find_engine
+
+    try:
+        # The hashes are check_model's.
+        bundle = Bundle.load(DEFAULT_MODEL if model is None else model, check_hashes=False)
+    except (EdgeAsrError, OSError):
+        return []  # check_model has said so
+    checks = []
+    device = DeviceIdentity.detect()
+    for artifact in bundle.info.artifacts:
+        if not any((bundle.path / ENGINES_FOLDER).glob(f"[!.]*/model.{artifact.precision}.json")):
+            continue
+        name = f"engine {artifact.precision}"
+        refusals = []
+        for library in libraries:
+            try:
+                path, sidecar = find_engine(
+                    bundle,
+                    artifact.precision,
+                    flavor=library.flavor,
+                    tensorrt_version=library.version,
+                    device=device,
+                )
+            except EdgeAsrError as error:
+                refusals.append(str(error))
+                continue
+            proof = "proven" if sidecar.proven else "not proven: it was built without a device to run on"
+            detail = f"{path.parent.name}, {proof}"
+            checks.append(Check(name=name, status="ok", detail=detail))
+            break
+        else:
+            if refusals:
+                command = build_command(bundle, artifact.precision, libraries[0].flavor, force=True)
+                checks.append(Check(name=name, status="missing", detail=refusals[0], mend=command))
+    return checks

@@ -1,0 +1,72 @@
+"""A bundle, whole, and a real transcription with the embedded one.
+
+What this file does not do: engines (`engines.py`); error rates (`edge-asr evaluate`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+
+from edge_asr.diagnostics.check import Check, first_line
+from edge_asr.errors import EdgeAsrError
+
+_MIN_SIMILARITY = 0.8
+"""Of the sample's transcription to its text: recognisers err, broken installs give noise or nothing."""
+
+
+def check_model(model: str | None) -> list[Check]:
+    """The embedded model (None) or a named bundle, whole: every artefact compared with its hash."""
+    name = "embedded model" if model is None else "model"
+    try:
+        from edge_asr.bundle import DEFAULT_MODEL, Bundle
+
+        bundle = Bundle.load(DEFAULT_MODEL if model is None else model)
+    except (EdgeAsrError, ImportError, OSError) as error:
+        reinstall = "pip install --force-reinstall --no-deps edge-asr"
+        return [
+            Check(
+                name=name,
+                status="broken",
+                detail=first_line(str(error)),
+                mend=reinstall if model is None else "copy the bundle again, or export the model again",
+                required=True,
+            )
+        ]
+    files = ", ".join(
+        f"{a.file} {a.size_bytes / 1e6:.1f} MB sha256 {a.sha256[:12]}" for a in bundle.info.artifacts
+    )
+    return [Check(name=name, status="ok", detail=f"{bundle.info.name}: {files}", required=True)]
+
+
+def check_sample() -> list[Check]:
+    """A real transcription of the embedded sample with the embedded model, compared with its text."""
+    name = "transcription"
+    try:
+        from edge_asr.bundle import EMBEDDED_MODELS
+        from edge_asr.runtime.recognizer import Recognizer
+
+        sample = EMBEDDED_MODELS / "samples" / "robot_commands.flac"
+        expected = sample.with_suffix(".txt").read_text(encoding="utf-8")
+        with Recognizer.load() as recognizer:
+            started = time.perf_counter()
+            transcript = recognizer.transcribe_file(sample)
+            elapsed_s = time.perf_counter() - started
+    except (EdgeAsrError, ImportError, OSError) as error:
+        mend = "mend what is above, then run edge-asr doctor again"
+        return [Check(name=name, status="broken", detail=first_line(str(error)), mend=mend, required=True)]
+    heard = f"{transcript.text!r}, {transcript.duration_s:.1f} s of audio in {elapsed_s:.2f} s"
+    words = [re.sub(r"[^\w' ]", " ", text.lower()).split() for text in (expected, transcript.text)]
+    similarity = difflib.SequenceMatcher(None, " ".join(words[0]), " ".join(words[1]), autojunk=False).ratio()
+    if similarity >= _MIN_SIMILARITY:
+        return [Check(name=name, status="ok", detail=heard, required=True)]
+    return [
+        Check(
+            name=name,
+            status="broken",
+            detail=f"heard {heard}; the sample says {' '.join(words[0])!r}",
+            mend="pip install --force-reinstall edge-asr; if that does not help, report it with this output",
+            required=True,
+        )
+    ]

@@ -1,0 +1,40 @@
+"""Native libraries are tried in a process of their own: one that crashes or hangs becomes a line.
+
+What this file does not do: know any library; the areas bring the code.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_S = 60.0
+
+
+def run_probe(code: str, *arguments: str) -> tuple[dict[str, Any] | None, str]:
+    """The JSON object that `code` prints last in a fresh Python, or None and what went wrong.
+
+    Args:
+        code: a Python program; it runs in the home folder, so that no folder here shadows a package.
+        arguments: its `sys.argv[1:]`.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            cwd=Path.home(),
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"did not answer within {TIMEOUT_S:g} s"
+    if done.returncode == 0:
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return result, ""
+    if done.returncode < 0:
+        return None, f"crashed with signal {-done.returncode}"
+    lines = done.stderr.strip().splitlines()
+    return None, lines[-1] if lines else f"exit code {done.returncode}"
