@@ -1,15 +1,21 @@
 """The few CUDA calls that engines need, over cuda-bindings, with every error code checked.
 
-It owns no memory and keeps no state. cuda-bindings is imported when a function is called, so this
-file costs nothing on a machine without a GPU.
+`Cuda` wraps the runtime API on one device: memory, one kind of stream, copies, graphs. Addresses are plain
+integers; who allocates also frees. `query_gpu` asks the driver what GPU there is. cuda-bindings is imported
+when it is used, so this file costs nothing on a machine without a GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edge_asr.errors import DeviceError
+from edge_asr.errors import DeviceError, require
+
+DEVICE_ORDINAL = 0
+"""The first GPU that CUDA_VISIBLE_DEVICES lets this process see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +28,8 @@ class Gpu:
     driver: str
 
 
-def query_gpu(ordinal: int = 0) -> Gpu | None:
-    """A GPU of this machine; None without one, without a driver or without cuda-bindings."""
+def query_gpu() -> Gpu | None:
+    """The GPU that engines run on; None without one, without a driver or without cuda-bindings."""
     try:
         from cuda.bindings import driver
     except ImportError:
@@ -31,7 +37,7 @@ def query_gpu(ordinal: int = 0) -> Gpu | None:
     try:
         check(driver.cuInit(0))
         version = check(driver.cuDriverGetVersion())
-        device = check(driver.cuDeviceGet(ordinal))
+        device = check(driver.cuDeviceGet(DEVICE_ORDINAL))
         name = check(driver.cuDeviceGetName(256, device))
         attribute = driver.CUdevice_attribute
         major, minor, multiprocessors = (
@@ -66,3 +72,109 @@ def check(returned: tuple[Any, ...]) -> Any:
     if len(values) == 1:
         return values[0]
     return tuple(values) if values else None
+
+
+class Cuda:
+    """The CUDA runtime API on the device of engines. Keeps no state; safe from several threads.
+
+    Args:
+        extra: extra of edge-asr that brings cuda-bindings, for the message when it is missing.
+
+    Raises:
+        MissingDependencyError: cuda-bindings is not installed.
+        DeviceError: no usable GPU or driver.
+    """
+
+    def __init__(self, *, extra: str = "tensorrt") -> None:
+        self._api = require("cuda.bindings.runtime", extra=extra)
+        count = self._call("cudaGetDeviceCount")
+        if count < 1:
+            raise DeviceError("CUDA sees no GPU; check CUDA_VISIBLE_DEVICES, or run `edge-asr doctor`")
+
+    @contextlib.contextmanager
+    def current_device(self) -> Iterator[None]:
+        """Make the device current in this thread, and the one before it again afterwards."""
+        before = self._call("cudaGetDevice")
+        if before == DEVICE_ORDINAL:
+            yield
+            return
+        self._call("cudaSetDevice", DEVICE_ORDINAL)
+        try:
+            yield
+        finally:
+            self._call("cudaSetDevice", before)
+
+    def allocate(self, n_bytes: int) -> int:
+        """Address of new device memory, aligned to at least 256 bytes."""
+        return int(self._call("cudaMalloc", n_bytes))
+
+    def free(self, address: int) -> None:
+        """Give device memory back."""
+        self._call("cudaFree", address)
+
+    def allocate_pinned(self, n_bytes: int) -> int:
+        """Address of new page-locked host memory."""
+        return int(self._call("cudaHostAlloc", n_bytes, self._api.cudaHostAllocDefault))
+
+    def free_pinned(self, address: int) -> None:
+        """Give page-locked memory back."""
+        self._call("cudaFreeHost", address)
+
+    def create_stream(self) -> Any:
+        """A stream that does not wait for the default stream."""
+        return self._call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking)
+
+    def destroy_stream(self, stream: Any) -> None:
+        """Give a stream back."""
+        self._call("cudaStreamDestroy", stream)
+
+    def synchronize(self, stream: Any) -> None:
+        """Wait for all work of a stream."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def copy_to_device(self, device: int, host: int, n_bytes: int, stream: Any) -> None:
+        """Queue a copy from page-locked memory to the device."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", device, host, n_bytes, kind, stream)
+
+    def copy_to_host(self, host: int, device: int, n_bytes: int, stream: Any) -> None:
+        """Queue a copy from the device to page-locked memory."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", host, device, n_bytes, kind, stream)
+
+    def capture(self, stream: Any, queue_work: Callable[[], None]) -> Any:
+        """Record what `queue_work` queues on `stream`, without running it, as a graph for `launch`.
+
+        Only calls of this thread are watched, so other threads may use CUDA meanwhile. On an exception the
+        recording is ended and thrown away, and the stream is as before.
+        """
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", stream, mode)
+        try:
+            queue_work()
+        except BaseException:
+            code, recorded = self._api.cudaStreamEndCapture(stream)
+            if int(code) == 0:
+                self._call("cudaGraphDestroy", recorded)
+            raise
+        recorded = self._call("cudaStreamEndCapture", stream)
+        try:
+            return self._call("cudaGraphInstantiate", recorded, 0)
+        finally:
+            self._call("cudaGraphDestroy", recorded)
+
+    def launch(self, graph: Any, stream: Any) -> None:
+        """Queue a recorded graph."""
+        self._call("cudaGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: Any) -> None:
+        """Give a graph back."""
+        self._call("cudaGraphExecDestroy", graph)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        try:
+            return check(getattr(self._api, name)(*arguments))
+        except DeviceError as error:
+            raise DeviceError(f"{name}: {error}") from None
+        except RuntimeError as error:  # no libcuda
+            raise DeviceError(f"{name}: {error}; run `edge-asr doctor` to see driver and GPU") from error

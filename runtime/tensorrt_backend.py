@@ -1,0 +1,230 @@
+"""The TensorRT backend: any batch within an engine's profiles, on the `Backend` protocol.
+
+It finds the engine of a bundle that may run here (engines.py), gives each request a profile and a shape, and
+runs it (tensorrt_engine.py). Needs `tensorrt` (or `tensorrt_rtx`, when asked for) and cuda-bindings, not
+PyTorch.
+
+Shapes. A batch with more rows than a profile takes is run in parts. Frames are padded up to the profile's
+minimum and, with CUDA graphs, to a bucket, so that shapes and with them recordings repeat; rows are padded up
+to the smallest batch. `length` stays as it was, and the graphs of a bundle mask what lies behind it, so a
+valid frame has the same log-probs with and without padding, but for rounding: the export's proof compares
+padded batches with rows alone and unpadded, and the engine's proof does so again. More frames than any
+profile takes is an error: the recogniser's windows (24 s) bound the length, below the 30 s that a default
+build takes.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.bundle import Bundle, Precision
+from edge_asr.errors import BackendError, DeviceError, EngineError
+from edge_asr.runtime.cuda import Cuda
+from edge_asr.runtime.engine_sidecar import (
+    NV_TEGRA_RELEASE,
+    DeviceIdentity,
+    EngineProfile,
+    EngineSidecar,
+    Flavor,
+)
+from edge_asr.runtime.engines import build_command, check_engine, find_engine
+from edge_asr.runtime.tensorrt_api import load_tensorrt, version_of
+from edge_asr.runtime.tensorrt_engine import EngineRunner, RunShape
+
+F32Array = npt.NDArray[np.float32]
+I64Array = npt.NDArray[np.int64]
+
+_BUCKETS_PER_OCTAVE = 8
+_SMALLEST_STEP_FRAMES = 8
+
+
+class TensorRTBackend:
+    """Runs an engine of a bundle. Thread-safe: calls wait for each other, one runs at a time.
+
+    Args:
+        bundle: a loaded bundle.
+        precision: of the engine.
+        flavor: "tensorrt", or "tensorrt-rtx".
+        use_cuda_graphs: record runs of shapes that repeat, and launch them at once.
+        allow_unverified: also run an engine that was not proven, or failed.
+        engine: plan and sidecar inside the bundle's folder; None finds the one that fits. Either is checked.
+
+    Attributes:
+        name: the flavor.
+        precision: of the engine.
+        plan_path, sidecar: the engine.
+
+    Raises:
+        MissingDependencyError: TensorRT or cuda-bindings is not installed.
+        EngineError: no engine fits, it is not proven, or TensorRT refuses it.
+        BackendError: no usable GPU, or not enough of its memory.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: Precision,
+        *,
+        flavor: Flavor = "tensorrt",
+        use_cuda_graphs: bool = True,
+        allow_unverified: bool = False,
+        engine: tuple[Path, EngineSidecar] | None = None,
+    ) -> None:
+        trt = load_tensorrt(flavor)
+        self._bundle = bundle
+        self._lock = threading.Lock()
+        self._factor = bundle.info.subsampling_factor
+        self._n_mels = bundle.info.features.n_mels
+        self._use_buckets = use_cuda_graphs
+        self.name: str = flavor
+        self.precision: str = precision
+        try:
+            # First of all, so that a missing GPU is not told as one of another name.
+            self._cuda = Cuda(extra="jetson" if NV_TEGRA_RELEASE.exists() else "tensorrt")
+            device, version = DeviceIdentity.detect(), version_of(trt)
+            if engine is None:
+                engine = find_engine(
+                    bundle, precision, flavor=flavor, tensorrt_version=version, device=device
+                )
+            else:
+                check_engine(bundle, *engine, flavor=flavor, tensorrt_version=version, device=device)
+            self.plan_path, self.sidecar = engine
+            if not (self.sidecar.proven or allow_unverified):
+                raise EngineError(self._unproven())
+            with self._cuda.current_device():
+                runner = EngineRunner(
+                    self.plan_path.read_bytes(),
+                    self.sidecar,
+                    trt=trt,
+                    cuda=self._cuda,
+                    n_mels=self._n_mels,
+                    use_cuda_graphs=use_cuda_graphs,
+                )
+        except DeviceError as error:
+            raise BackendError(f"backend {flavor!r} cannot run here: {error}") from error
+        self._runner = runner
+        # Also for a backend that nobody closed; at exit the process gives everything back, and another
+        # thread may still be running.
+        self._release = weakref.finalize(self, runner.close)
+        self._release.atexit = False
+
+    @property
+    def max_frames(self) -> int:
+        """Most feature frames of one row."""
+        return max(profile.max_frames for profile in self.sidecar.profiles)
+
+    def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
+        """See `Backend.log_probs`.
+
+        Raises:
+            EngineError: more frames than any profile takes, or TensorRT failed.
+            BackendError: features or lengths of a wrong shape, closed, or CUDA failed.
+        """
+        n_rows, n_frames = self._check_inputs(features, feature_lens)
+        n_out = -(-n_frames // self._factor)
+        parts: list[F32Array] = []
+        try:
+            with self._lock, self._cuda.current_device():
+                if not self._release.alive:
+                    raise BackendError("this backend was closed; load the recogniser again")
+                row = 0
+                while row < n_rows:
+                    shape = self._shape_for(n_frames, n_rows - row)
+                    rows = slice(row, row + shape.n_batch)
+                    parts.append(self._runner.run(shape, features[rows], feature_lens[rows])[:, :n_out])
+                    row += shape.n_batch
+        except DeviceError as error:
+            raise BackendError(
+                f"the engine {self.plan_path} failed on features of shape {list(features.shape)}: {error}"
+            ) from error
+        log_probs = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if log_probs.shape[1] != n_out:
+            raise EngineError(
+                f"the engine {self.plan_path} gives {log_probs.shape[1]} frames for {n_frames}, "
+                f"expected {n_out}; build it again with: {self._build_again()}"
+            )
+        return log_probs
+
+    def close(self) -> None:
+        """Release engine, memory and stream. May be called twice, also while other threads run."""
+        with self._lock:
+            self._release()
+
+    def _check_inputs(self, features: F32Array, feature_lens: I64Array) -> tuple[int, int]:
+        if features.ndim != 3 or features.shape[2] != self._n_mels or 0 in features.shape:
+            raise BackendError(
+                f"features have the shape {list(features.shape)}; the engine takes [B, T, {self._n_mels}], "
+                "none of them zero"
+            )
+        n_rows, n_frames, _ = features.shape
+        if feature_lens.shape != (n_rows,) or not 1 <= feature_lens.min() <= feature_lens.max() <= n_frames:
+            raise BackendError(
+                f"feature_lens is {feature_lens.tolist()} for features of shape {list(features.shape)}; "
+                f"give one length a row, from 1 to {n_frames}"
+            )
+        return n_rows, n_frames
+
+    def _shape_for(self, n_frames: int, n_rows: int) -> RunShape:
+        profiles = self.sidecar.profiles
+        index = choose_profile(profiles, n_frames, n_rows)
+        if index is None:
+            raise EngineError(self._too_long(n_frames))
+        profile = profiles[index]
+        padded = bucket_frames(n_frames) if self._use_buckets else n_frames
+        return RunShape(
+            profile=index,
+            n_batch=min(max(n_rows, profile.min_batch), profile.max_batch),
+            n_frames=min(max(padded, profile.min_frames), profile.max_frames),
+        )
+
+    def _too_long(self, n_frames: int) -> str:
+        front_end = self._bundle.info.features
+        frame_s = front_end.hop_length / front_end.sample_rate
+        ranges = ", ".join(f"{p.min_frames} to {p.max_frames}" for p in self.sidecar.profiles)
+        edges = sorted({n for p in self.sidecar.profiles for n in (p.min_frames, p.max_frames)} | {n_frames})
+        seconds = ",".join(f"{edge * frame_s:g}" for edge in edges)
+        return (
+            f"{n_frames} feature frames ({n_frames * frame_s:g} s) fit no profile of the engine "
+            f"{self.plan_path}, which take {ranges}; give shorter pieces, or build with: "
+            f"{self._build_again()} --profile-seconds {seconds}"
+        )
+
+    def _unproven(self) -> str:
+        why = "was never compared with its model" if self.sidecar.proof is None else "failed its proof"
+        return (
+            f"the engine {self.plan_path} {why}; build it on this device with: {self._build_again()}, "
+            "or pass allow_unverified=True to run it all the same"
+        )
+
+    def _build_again(self) -> str:
+        return build_command(self._bundle, self.sidecar.precision, self.sidecar.flavor, force=True)
+
+
+def bucket_frames(n_frames: int) -> int:
+    """`n_frames` rounded up to one of eight shapes an octave: less than 1/8 more, or less than 8 frames."""
+    octave = 1 << (n_frames.bit_length() - 1)
+    step = max(octave // _BUCKETS_PER_OCTAVE, _SMALLEST_STEP_FRAMES)
+    return -(-n_frames // step) * step
+
+
+def choose_profile(profiles: tuple[EngineProfile, ...], n_frames: int, n_rows: int) -> int | None:
+    """Index of the profile for a batch; None when none takes as many frames.
+
+    The one with the fewest frames that are enough; among equals the one with the fewest rows that are
+    enough, or else with the most, for the batch is then run in parts.
+    """
+    enough = [i for i, profile in enumerate(profiles) if profile.max_frames >= n_frames]
+    if not enough:
+        return None
+
+    def cost(index: int) -> tuple[int, bool, int]:
+        profile = profiles[index]
+        split = profile.max_batch < n_rows
+        return profile.max_frames, split, -profile.max_batch if split else profile.max_batch
+
+    return min(enough, key=cost)
