@@ -49,7 +49,8 @@ class MagnitudeHistogram:
     @property
     def counts(self) -> npt.NDArray[np.int64]:
         """[4096] int64: values with i * bin_width <= |x| < (i + 1) * bin_width."""
-        return self._counts.copy()
+        counts: npt.NDArray[np.int64] = self._counts.copy()
+        return counts
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
         """Count every element of a tensor.

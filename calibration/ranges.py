@@ -178,10 +178,9 @@ def _run(
     total = len(batches) if isinstance(batches, Sized) else 0
     clip = 0
     for clip, batch in enumerate(batches, start=1):
-        outputs = session.run(fetched, dict(batch)) if fetched else []
-        values = dict(zip(fetched, outputs, strict=True))
-        for name in names:
-            yield clip, name, batch[name] if name in inputs else values[name]
+        outputs = dict(zip(fetched, session.run(fetched, dict(batch)) if fetched else [], strict=True))
+        for name in names:  # popped, so that a clip's activations are gone before the next one runs
+            yield clip, name, batch[name] if name in inputs else outputs.pop(name)
         if progress is not None:
             progress(clip, total)
     if clip == 0:
