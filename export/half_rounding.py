@@ -91,28 +91,28 @@ class RoundedModel:
             GateError: onnxruntime took the rounding out of the graph.
         """
         log_probs: F32Array
-        log_probs, witness = self._session.run(
-            [OUTPUT_NAME, self._witness], _feed(features.transpose(0, 2, 1), feature_lens)
-        )
+        log_probs, witness = self._session.run([OUTPUT_NAME, self._witness], _feed(features, feature_lens))
         with np.errstate(over="ignore"):
             halved = witness.astype(np.float16).astype(np.float32)
         if not np.array_equal(halved, witness, equal_nan=True):
             raise GateError(
-                f"onnxruntime removed the rounding of {self._witness}, so this run proves nothing about FP16; "
-                "use another onnxruntime and report its version"
+                f"onnxruntime removed the rounding of {self._witness}, so its run proves nothing about FP16; "
+                "report its version and use another"
             )
         return log_probs
 
 
 def measure_peaks(
-    float32_model: onnx.ModelProto, fp16_model: onnx.ModelProto, features: Iterable[F32Array]
+    float32_model: onnx.ModelProto,
+    fp16_model: onnx.ModelProto,
+    batches: Iterable[tuple[F32Array, npt.NDArray[np.int64]]],
 ) -> dict[str, float]:
     """The largest magnitude that each float16 value of the FP16 graph has in the float32 graph.
 
     Args:
         float32_model: what `fp16_model` was made from.
         fp16_model: from `fp16.convert_to_fp16`.
-        features: clips, each [T, F] float32.
+        batches: features [B, T, F] float32 and their lengths [B] int64.
 
     Returns:
         By name, the largest first; NaN counts as infinite. Weights are in it.
@@ -137,8 +137,8 @@ def measure_peaks(
         graph.output.append(helper.make_tensor_value_info(f"peak_{index}", TensorProto.FLOAT, []))
     session = unoptimized_session(measured)
     peaks = np.zeros(len(tensors))
-    for clip in features:
-        found = session.run(None, _feed(clip.T[None], np.asarray([len(clip)], np.int64)))
+    for features, lengths in batches:
+        found = session.run(None, _feed(features, lengths))
         peaks = np.maximum(peaks, np.nan_to_num(np.asarray(found, np.float64), nan=np.inf, posinf=np.inf))
     by_tensor = dict(zip(tensors, peaks.tolist(), strict=True))
     result = {name: by_tensor[origin] for name, origin in origins.items()}
@@ -160,5 +160,5 @@ def unoptimized_session(model: onnx.ModelProto) -> Any:
     )
 
 
-def _feed(channels_first: F32Array, lengths: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-    return {INPUT_NAMES[0]: np.ascontiguousarray(channels_first), INPUT_NAMES[1]: lengths}
+def _feed(features: F32Array, lengths: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+    return {INPUT_NAMES[0]: np.ascontiguousarray(features.transpose(0, 2, 1)), INPUT_NAMES[1]: lengths}

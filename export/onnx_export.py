@@ -121,7 +121,9 @@ def _name_nodes(proto: onnx.ModelProto) -> None:
     used: dict[str, int] = {}
     for node in proto.graph.node:
         metadata = {entry.key: entry.value for entry in node.metadata_props}
-        scopes = ast.literal_eval(metadata.get(_SCOPES_KEY, "[]"))  # modules from the root, then the operation
+        scopes = ast.literal_eval(
+            metadata.get(_SCOPES_KEY, "[]")
+        )  # modules from the root, then the operation
         module = scopes[-2].removeprefix(_MODULE_PREFIX).lstrip(".") if len(scopes) > 1 else ""
         name = f"{module}/{node.op_type}" if module else node.op_type
         count = used[name] = used.get(name, -1) + 1

@@ -20,7 +20,6 @@ from edge_asr.errors import ConfigError, GateError, require
 from edge_asr.export.atomic import check_target, replacing_folder
 from edge_asr.export.bundle_writer import onnx_metadata, write_manifest, write_model, write_token_files
 from edge_asr.export.clips import find_clips, load_clips
-from edge_asr.export.fold import fold_batch_norm
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_onnx
 from edge_asr.export.optimize import check_graph, count_operators, set_metadata, simplify_graph
 from edge_asr.export.proof import (
@@ -126,10 +125,12 @@ def export_bundle(
         config, features, vocabulary = loaded.model_config, loaded.features, loaded.vocabulary
         model = loaded.build_model()
         waveforms = load_clips(find_clips(clips), features.sample_rate)
-    with run.stage("fold"):
-        folded = fold_batch_norm(model)
+    with run.stage("rewrite"):
+        from edge_asr.export.inference_form import to_inference_form
+
+        rewritten = to_inference_form(model)
     with run.stage("export"):
-        exported = export_onnx(folded, features.n_mels, opset=opset)
+        exported = export_onnx(rewritten, features.n_mels, opset=opset)
     with run.stage("simplify"):
         simplified = simplify_graph(exported, features.n_mels)
         set_metadata(simplified, onnx_metadata(name, features, vocabulary, config.subsampling_factor))

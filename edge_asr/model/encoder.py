@@ -23,6 +23,7 @@ class ConformerBlock(nn.Module):
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
         self.order = config.block_order
+        self.half_step = 0.5
         self.feed_forward_in = FeedForward(config)
         self.attention_norm = nn.LayerNorm(config.d_model)
         self.attention = attention_from_config(config)
@@ -33,7 +34,7 @@ class ConformerBlock(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
         """See `RelPosAttention.forward` for the arguments."""
-        x = x + 0.5 * self.feed_forward_in(x)
+        x = x + self.half_step * self.feed_forward_in(x)
         if self.order == "attention_first":
             x = x + self._attend(x, bias, positions, valid)
             x = x + self.convolution(x, valid)
@@ -42,7 +43,7 @@ class ConformerBlock(nn.Module):
             x = x + self._attend(x, bias, positions, valid)
         else:
             x = x + self._attend(x, bias, positions, valid) + self.convolution(x, valid)
-        x = x + 0.5 * self.feed_forward_out(x)
+        x = x + self.half_step * self.feed_forward_out(x)
         return cast(Tensor, self.final_norm(x))
 
     def _attend(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:

@@ -1,0 +1,171 @@
+"""The inference form of a model: the same function, arranged to be fast and easy to quantize.
+
+Ahead of export, on a copy, all exact in real arithmetic (the proof compares with the original):
+- BatchNorm is folded into the depthwise convolution (fold.py), the half-step factor of the
+  feed-forward modules into their projection, 1 / sqrt(d_head) and the biases u, v into the queries.
+- Relative positions without the relative shift: by the angle sums a score by distance is a plain product
+  with one table of sines and cosines, shared by heads and layers (`ProductAttention`).
+- Padding is masked inside the first subsampling convolution; no pass over its large output is left, and
+  the flattening behind the last one is a view in channels-last layout.
+Nothing here can be trained. Which parts become INT8 is edge_asr.calibration's affair.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edge_asr.export.fold import fold_batch_norm
+from edge_asr.model.attention import RelPosAttention
+from edge_asr.model.convolution import FeedForward
+from edge_asr.model.ctc import ConformerCTC
+from edge_asr.model.encoder import ConformerBlock
+from edge_asr.model.masks import MASKED_SCORE, valid_frames
+from edge_asr.model.subsampling import ConvSubsampling
+
+# A score by distance costs d_model multiplications as a product and 2 * d_head with the shift, whose two copies
+# of the scores cost about as much as 66 more in float32 and 200 in INT8 (docs/log.md, 2026-11-23).
+MAX_PRODUCT_HEADS = 4
+
+
+def to_inference_form(model: nn.Module) -> nn.Module:
+    """A copy of `model` for export; other modules than those of `edge_asr.model` only lose their BatchNorm.
+
+    Args:
+        model: in eval mode.
+
+    Raises:
+        CheckpointError: see `fold_batch_norm`.
+    """
+    folded = fold_batch_norm(model)
+    if not isinstance(folded, ConformerCTC):
+        return folded
+    encoder = folded.encoder
+    config = folded.config
+    if config.attention == "rel_pos" and config.n_heads <= MAX_PRODUCT_HEADS:
+        encoder.positions = AnglePositions(config.d_model)  # type: ignore[assignment]
+    encoder.subsampling = MaskedSubsampling(encoder.subsampling)  # type: ignore[assignment]
+    for layer in encoder.layers:
+        block = cast(ConformerBlock, layer)
+        for feed_forward in (block.feed_forward_in, block.feed_forward_out):
+            _scale_projection(feed_forward, block.half_step)
+        block.half_step = 1.0
+        if isinstance(encoder.positions, AnglePositions):
+            block.attention = ProductAttention(cast(RelPosAttention, block.attention))  # type: ignore[assignment]
+    return folded.eval()
+
+
+def _scale_projection(feed_forward: FeedForward, factor: float) -> None:
+    with torch.no_grad():
+        feed_forward.project.weight.mul_(factor)
+        feed_forward.project.bias.mul_(factor)
+
+
+class AnglePositions(nn.Module):
+    """Sines and cosines of the position of every frame, for `ProductAttention`."""
+
+    inverse_frequency: Tensor
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        frequency = torch.exp(
+            torch.arange(0, d_model, 2, dtype=torch.float32) * -(math.log(10000.0) / d_model)
+        )
+        self.register_buffer("inverse_frequency", frequency, persistent=False)
+
+    def forward(self, n_frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """float32 (T, D) of [sin, sin], (T, D) of [cos, cos], and (D, T) of [cos; sin]."""
+        position = torch.arange(n_frames, device=self.inverse_frequency.device).to(torch.float32)
+        angle = position[:, None] * self.inverse_frequency[None, :]  # (T, D / 2)
+        sine, cosine = torch.sin(angle), torch.cos(angle)
+        table = torch.cat((cosine, sine), dim=-1).transpose(0, 1)
+        return torch.cat((sine, sine), dim=-1), torch.cat((cosine, cosine), dim=-1), table
+
+
+class ProductAttention(nn.Module):
+    """`RelPosAttention` without the relative shift.
+
+    The score by distance, (q_i + v) . W_pos r(i - j), is linear in r = [sin(w m), cos(w m)] of m = i - j: with
+    [a, b] = (q_i + v) W_pos it is the sum over the frequencies w of a sin(w (i - j)) + b cos(w (i - j)), and by
+    sin(x - y) = sin x cos y - cos x sin y, cos(x - y) = cos x cos y + sin x sin y that is
+    (a sin wi + b cos wi) cos wj + (b sin wi - a cos wi) sin wj.
+    """
+
+    by_sine: Tensor
+    by_cosine: Tensor
+
+    def __init__(self, attention: RelPosAttention) -> None:
+        super().__init__()
+        self.n_heads, self.d_head = attention.n_heads, attention.d_head
+        d_model = self.n_heads * self.d_head
+        scale = self.d_head**-0.5
+        with torch.no_grad():
+            query, key, value = attention.qkv.weight.chunk(3)
+            query_bias, key_bias, value_bias = attention.qkv.bias.chunk(3)
+            by_content = (query_bias + attention.pos_bias_u.flatten()) * scale
+            by_distance = (query_bias + attention.pos_bias_v.flatten()) * scale
+            self.qqkv = nn.Linear(d_model, 4 * d_model)
+            self.qqkv.weight.copy_(torch.cat((query * scale, query * scale, key, value)))
+            self.qqkv.bias.copy_(torch.cat((by_content, by_distance, key_bias, value_bias)))
+            position = attention.position.weight.reshape(self.n_heads, self.d_head, d_model)
+            sine, cosine = position[:, :, 0::2], position[:, :, 1::2]  # interleaved, as in NeMo
+            self.register_buffer("by_sine", torch.cat((sine, cosine), dim=-1).contiguous())  # (H, d, D)
+            self.register_buffer("by_cosine", torch.cat((cosine, -sine), dim=-1).contiguous())
+        self.out = attention.out
+
+    def forward(
+        self, x: Tensor, bias: Tensor, positions: tuple[Tensor, Tensor, Tensor], valid: Tensor
+    ) -> Tensor:
+        """See `RelPosAttention.forward`; positions come from `AnglePositions`."""
+        batch, n_frames, _ = x.shape
+        sine, cosine, table = positions
+        split = self.qqkv(x).reshape(batch, n_frames, 4, self.n_heads, self.d_head)
+        query_u, query_v, key, value = split.unbind(2)
+        query_v = query_v.transpose(1, 2)  # (B, H, T, d)
+        rotated = torch.matmul(query_v, self.by_sine) * sine + torch.matmul(query_v, self.by_cosine) * cosine
+        by_content = torch.matmul(query_u.transpose(1, 2), key.permute(0, 2, 3, 1))  # (B, H, T, T)
+        scores = by_content + torch.matmul(rotated, table)
+        weights = torch.softmax(scores + bias, dim=-1)
+        context = torch.matmul(weights, value.transpose(1, 2))  # (B, H, T, d)
+        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_frames, -1)))
+
+
+class MaskedSubsampling(nn.Module):
+    """`ConvSubsampling` in two exact steps less over its largest tensors.
+
+    The first convolution gets a second channel, 1 on padding, whose only weight is MASKED_SCORE at the center: a
+    padded output frame is far below 0 and the ReLU makes it 0, which the next convolution needs. What
+    comes after the last one is only ever read frame by frame, so it needs no mask.
+    """
+
+    def __init__(self, subsampling: ConvSubsampling) -> None:
+        super().__init__()
+        first = cast(nn.Conv2d, cast(nn.Sequential, subsampling.stages[0])[0])
+        self.first = nn.Conv2d(2, first.out_channels, 3, stride=2, padding=1)
+        self.stages = nn.ModuleList(copy.deepcopy(stage) for stage in list(subsampling.stages)[1:])
+        self.out = copy.deepcopy(subsampling.out)
+        n_bands = subsampling.out.in_features // first.out_channels
+        with torch.no_grad():
+            self.first.weight.zero_()
+            self.first.weight[:, :1] = first.weight
+            self.first.weight[:, 1, 1, 1] = MASKED_SCORE
+            self.first.bias.copy_(cast(Tensor, first.bias))  # type: ignore[union-attr]
+            weight = subsampling.out.weight.unflatten(1, (first.out_channels, n_bands))
+            self.out.weight.copy_(weight.transpose(1, 2).flatten(1))  # band-major: see forward
+
+    def forward(self, features: Tensor, lens: Tensor) -> Tensor:
+        """See `ConvSubsampling.forward`; frames past a row's end mean nothing."""
+        valid = valid_frames(lens, features.shape[1])
+        padding = (~valid).to(features.dtype)[:, :, None].expand(-1, -1, features.shape[2])
+        x = F.relu(self.first(torch.stack((features, padding), dim=1)))  # (B, C, T / 2, F / 2)
+        for number, stage in enumerate(self.stages, start=2):
+            x = stage(x)
+            if number <= len(self.stages):
+                x = x * valid_frames(lens, x.shape[2], 2**number)[:, None, :, None].to(x.dtype)
+            x = F.relu(x)
+        return cast(Tensor, self.out(x.permute(0, 2, 3, 1).flatten(2)))  # (B, T', F' * C)
