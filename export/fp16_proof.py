@@ -1,0 +1,218 @@
+"""The proof of a typed FP16 graph that a machine without a GPU can give.
+
+Three parts: no float16 value comes near half's end of range (measured on the float32 graph, over speech,
+full-scale noise and silence); the graph agrees with float32 when every value is rounded to half where
+it is computed (half_rounding.py); the file loads on onnxruntime's CPU provider, which computes it in
+float32, and agrees there. What a GPU's own kernels do with it is the engine's proof.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_asr.export.fp16 import FLOAT16_MAX
+from edge_asr.export.half_rounding import F32Array, RoundedModel, measure_peaks
+from edge_asr.export.proof import Outputs, Progress, ProofStep, Tolerance, compare_outputs, run_cases
+from edge_asr.export.proof_cases import ProofCase
+from edge_asr.export.report import summarize_step
+from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import onnx
+
+PEAK_LIMIT = FLOAT16_MAX / 4
+MIN_AGREEMENT = 0.995
+ROUNDED = "FP16 rounded after every node"
+SHIPPED = "FP16 file on onnxruntime's CPU provider"
+_LISTED = 12
+# Half's rounding moves numbers in the third decimal: a case fails only on an error, NaN or a wrong shape.
+_TOLERANCE = Tolerance(max_error=None, text_families=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fp16Proof:
+    """What was found.
+
+    Attributes:
+        peaks: largest magnitude by float16 value, weights included, the largest first.
+        peak_limit: what they must stay below.
+        rounded, shipped: the two runs against float32, case by case.
+        rounded_agreement, shipped_agreement: fraction of the valid frames of all cases with the same most
+            likely token; 0.0 when a case could not be compared.
+        min_agreement: what these must reach.
+        n_clips: clips and batches that the peaks were measured on.
+        duration_s: of all three parts.
+    """
+
+    peaks: Mapping[str, float]
+    peak_limit: float
+    rounded: ProofStep
+    rounded_agreement: float
+    shipped: ProofStep
+    shipped_agreement: float
+    min_agreement: float
+    n_clips: int
+    duration_s: float
+
+    @property
+    def passed(self) -> bool:
+        """All three parts hold."""
+        return not self._failures()
+
+    def failure_message(self) -> str:
+        """Every part that failed, in one line; for a proof that did not pass."""
+        return "; ".join(self._failures())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: all peaks with four digits, both runs in a few numbers."""
+        return {
+            "passed": self.passed,
+            "run": ROUNDED,
+            "peak_limit": self.peak_limit,
+            "peaks": {n: float(f"{p:.4g}") if np.isfinite(p) else None for n, p in self.peaks.items()},
+            "min_agreement": self.min_agreement,
+            "rounded": {**summarize_step(self.rounded), "pooled_agreement": self.rounded_agreement},
+            "shipped": {**summarize_step(self.shipped), "pooled_agreement": self.shipped_agreement},
+            "n_clips": self.n_clips,
+            "duration_s": round(self.duration_s, 3),
+        }
+
+    def markdown_lines(self) -> list[str]:
+        """A section of report.md."""
+        lines = [
+            f"## FP16: {'passed' if self.passed else 'FAILED'}",
+            "",
+            "Made without a GPU. onnxruntime's CPU provider computes FP16 files in float32, so the first run "
+            "below is that graph with every FP16 value rounded to half where it is computed (sums inside "
+            "a node in float32); the proof on a GPU is the engine's.",
+            "",
+            "| run | cases | frames agreeing (pooled) | asked | max error | mean error | cases failed |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+            self._row(self.rounded, self.rounded_agreement),
+            self._row(self.shipped, self.shipped_agreement),
+            "",
+            f"Largest magnitudes of {len(self.peaks)} FP16 values in a float32 run over {self.n_clips} "
+            "inputs: speech, full-scale noise, silence, padded batches. "
+            f"Asked: below {self.peak_limit:g}. Masked attention scores lie near 1e4, the mask.",
+            "",
+            "| value | largest magnitude |",
+            "|---|---:|",
+            *[f"| `{name}` | {peak:.4g} |" for name, peak in list(self.peaks.items())[:_LISTED]],
+        ]
+        if not self.passed:
+            lines += ["", f"Failed: {self.failure_message()}."]
+        return lines
+
+    def _row(self, step: ProofStep, agreement: float) -> str:
+        found = summarize_step(step)
+        errors = [found["max_log_prob_error"], found["mean_log_prob_error"]]
+        shown = " | ".join("-" if e is None else f"{e:.2e}" for e in errors)
+        return (
+            f"| {step.candidate} | {len(step.results)} | {agreement:.5f} | {self.min_agreement:.3f} "
+            f"| {shown} | {len(step.failures)} |"
+        )
+
+    def _failures(self) -> list[str]:
+        failures = []
+        name, peak = next(iter(self.peaks.items()))
+        if not peak < self.peak_limit:
+            failures.append(
+                f"FP16 value {name} reaches {peak:.4g}; the limit is {self.peak_limit:g}, a quarter of "
+                "half's range: ship fp32 or int8, or scale that layer's weights"
+            )
+        runs = ((self.rounded, self.rounded_agreement), (self.shipped, self.shipped_agreement))
+        for step, agreement in runs:
+            if not step.passed:
+                failures.append(step.failure_message())
+            elif not agreement >= self.min_agreement:
+                failures.append(
+                    f"{step.name}: {agreement:.3%} of the frames agree, "
+                    f"{self.min_agreement:.1%} are needed: ship fp32 or int8"
+                )
+        return failures
+
+
+def prove_fp16(
+    float32_model: onnx.ModelProto,
+    fp16_model: onnx.ModelProto,
+    cases: Sequence[ProofCase],
+    reference: Outputs,
+    vocabulary: Vocabulary,
+    subsampling_factor: int,
+    *,
+    calibration: Iterable[F32Array] = (),
+    progress: Progress | None = None,
+) -> Fp16Proof:
+    """Prove the FP16 graph of a float32 graph.
+
+    Args:
+        float32_model: the graph that was converted.
+        fp16_model: from `fp16.convert_to_fp16`.
+        cases: from `proof_cases.build_cases`; their speech, signals and padded batches give the peaks too.
+        reference: what the float32 graph gave for `cases` (`proof.run_cases`).
+        vocabulary: of the model.
+        subsampling_factor: feature frames per output frame.
+        calibration: features of more speech for the peaks, each [T, F] float32.
+        progress: called after each case of both runs.
+
+    Raises:
+        GateError: the reference itself failed, or onnxruntime removed the rounding.
+        MissingDependencyError: onnx or onnxruntime is not installed.
+    """
+    started = time.perf_counter()
+    batches = [case.batch() for case in cases if case.family in ("real", "signal", "padded")]
+    batches += [(clip[None], np.asarray([len(clip)], np.int64)) for clip in calibration]
+    peaks = measure_peaks(float32_model, fp16_model, batches)
+
+    def report(offset: int) -> Progress | None:
+        return progress and (lambda done, total: progress(offset + done, 2 * total))
+
+    rounded = run_cases(RoundedModel(fp16_model), cases, subsampling_factor, progress=report(0))
+    with tempfile.TemporaryDirectory(prefix="edge-asr-fp16-") as folder:
+        path = Path(folder) / "model.fp16.onnx"
+        path.write_bytes(fp16_model.SerializeToString())
+        backend = OnnxRuntimeBackend(path, precision="fp16")
+        try:
+            shipped = run_cases(backend, cases, subsampling_factor, progress=report(len(cases)))
+        finally:
+            backend.close()
+
+    def compare(outputs: Outputs, name: str) -> ProofStep:
+        return compare_outputs(
+            reference,
+            outputs,
+            cases,
+            vocabulary,
+            reference_name="ONNX fp32",
+            candidate_name=name,
+            tolerance=_TOLERANCE,
+        )
+
+    return Fp16Proof(
+        peaks=peaks,
+        peak_limit=PEAK_LIMIT,
+        rounded=compare(rounded, ROUNDED),
+        rounded_agreement=_pooled_agreement(reference, rounded),
+        shipped=compare(shipped, SHIPPED),
+        shipped_agreement=_pooled_agreement(reference, shipped),
+        min_agreement=MIN_AGREEMENT,
+        n_clips=len(batches),
+        duration_s=time.perf_counter() - started,
+    )
+
+
+def _pooled_agreement(reference: Outputs, candidate: Outputs) -> float:
+    equal = []
+    for expected, given in zip(reference, candidate, strict=True):
+        if isinstance(expected, str) or isinstance(given, str):
+            return 0.0
+        equal += [e.argmax(axis=1) == g.argmax(axis=1) for e, g in zip(expected, given, strict=True)]
+    return float(np.mean(np.concatenate(equal)))
