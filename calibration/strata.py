@@ -22,6 +22,7 @@ from edge_asr.manifest import BadRow, Manifest, Reason, Utterance
 
 N_DURATION_STRATA, N_LEVEL_STRATA = 4, 3
 MIN_CLIP_S = 0.1
+_TOO_SHORT = f"{{:.3f}} s; at least {MIN_CLIP_S:g} s are needed"
 
 _MIN_ROWS = 2000
 """Rows whose duration is looked at, at least (if there are as many): enough for the quantiles."""
@@ -64,6 +65,9 @@ def deal_rows(
         except AudioError as error:
             bad.append(_bad_row(source, utterance, error))
             continue
+        if duration_s < MIN_CLIP_S:
+            bad.append(_bad_row(source, utterance, _TOO_SHORT.format(duration_s)))
+            continue
         duration_s = min(duration_s, MAX_CLIP_S)
         rows.append(SpeechRow(source=source, utterance=utterance, duration_s=duration_s))
         total_s += duration_s
@@ -99,12 +103,12 @@ def measure_levels(
                 bad.append(_bad_row(row.source, row.utterance, error))
                 continue
             if heard.duration_s < MIN_CLIP_S:
-                detail = f"{heard.duration_s:.3f} s; at least {MIN_CLIP_S:g} s are needed"
-                bad.append(_bad_row(row.source, row.utterance, detail))
+                bad.append(_bad_row(row.source, row.utterance, _TOO_SHORT.format(heard.duration_s)))
                 continue
             measured.append(heard)
             total_s += heard.duration_s
-        for cell in _split(measured, N_LEVEL_STRATA, by=lambda row: row.rms_dbfs):
+        # Rounded, so that what decoders round differently does not move a clip to another stratum.
+        for cell in _split(measured, N_LEVEL_STRATA, by=lambda row: round(row.rms_dbfs, 1)):
             seconds, levels = [row.duration_s for row in cell], [row.rms_dbfs for row in cell]
             label = f"{min(seconds):.1f} to {max(seconds):.1f} s, {min(levels):.1f} to {max(levels):.1f} dBFS"
             strata.append([dataclasses.replace(row, stratum=label) for row in cell])
