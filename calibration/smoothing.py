@@ -37,10 +37,10 @@ class SmoothedLinear:
     """Name of its node."""
     linears: tuple[str, ...]
     """Names of the MatMul and Gemm nodes whose weights took the scale."""
-    amax_before: float
-    """Largest magnitude of the tensor over the calibration clips."""
-    amax_after: float
-    """The same after smoothing; compare it with the median channel's, not with `amax_before`."""
+    spread_before: float
+    """Largest channel amax over the median one, in the calibration clips: what one scale has to bear."""
+    spread_after: float
+    """The same after smoothing."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -48,8 +48,8 @@ class SmoothedLinear:
             "tensor": self.tensor,
             "normalization": self.normalization,
             "linears": list(self.linears),
-            "amax_before": self.amax_before,
-            "amax_after": self.amax_after,
+            "spread_before": self.spread_before,
+            "spread_after": self.spread_after,
         }
 
 
@@ -136,9 +136,15 @@ def _smooth_site(
         tensor=site.tensor,
         normalization=site.normalization.name,
         linears=tuple(node.name for node in site.linears),
-        amax_before=float(activation.max()),
-        amax_after=float((activation / scale).max()),
+        spread_before=_spread(activation),
+        spread_after=_spread(activation / scale),
     )
+
+
+def _spread(channel_amax: npt.NDArray[np.float64]) -> float:
+    """Largest over median; 1 where most channels are dead."""
+    median = float(np.median(channel_amax))
+    return float(channel_amax.max()) / median if median > 0 else 1.0
 
 
 class _Weights:
@@ -150,13 +156,15 @@ class _Weights:
         self._n_readers = Counter(name for node in graph.node for name in node.input)
 
     def read(self, name: str) -> F32Array:
-        numpy_helper = require("onnx.numpy_helper", extra="export")
+        from onnx import numpy_helper
+
         values: F32Array = numpy_helper.to_array(self._by_name[name])
         return values
 
     def scale(self, node: onnx.NodeProto, position: int, factor: npt.NDArray[np.float64]) -> None:
         """Multiply the weight at an input of `node`; a shared one is copied for this node first."""
-        numpy_helper = require("onnx.numpy_helper", extra="export")
+        from onnx import numpy_helper
+
         name = node.input[position]
         values = (self.read(name).astype(np.float64) * factor).astype(np.float32)
         if self._n_readers[name] == 1:
@@ -170,7 +178,9 @@ class _Weights:
 
 def _find_sites(graph: onnx.GraphProto) -> list[_Site]:
     """Every LayerNormalization over the last axis whose readers are all products with constant weights."""
-    dims = {i.name: tuple(i.dims) for i in graph.initializer if i.data_type == 1}  # TensorProto.FLOAT
+    from onnx import TensorProto
+
+    dims = {i.name: tuple(i.dims) for i in graph.initializer if i.data_type == TensorProto.FLOAT}
     outputs = {value.name for value in graph.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:

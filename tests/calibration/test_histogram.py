@@ -93,7 +93,7 @@ def test_entropy_is_the_argmin_of_the_method_written_out(kind: str) -> None:
     counts = histogram.counts[: int(histogram.peak / histogram.bin_width) + 1].astype(float)
     counts[0] = counts[1]
     ends = np.arange(len(counts), 127, -2)
-    divergences = [divergence_written_out(counts, end) for end in ends]
+    divergences = [divergence_written_out(counts, int(end)) for end in ends]
     chosen = divergence_written_out(counts, round(found / histogram.bin_width))
     if found == histogram.peak:
         chosen = divergences[0]
