@@ -1,0 +1,179 @@
+"""`edge-asr build`: TensorRT engines of a bundle, for this device, proven on it.
+
+It parses, shows the stages on stderr and prints one line an engine or, with --json, the reports. What this
+file does not do: build or prove anything (edge_asr.export.engine_builder).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_asr.errors import EdgeAsrError
+
+if TYPE_CHECKING:
+    from edge_asr.bundle import Precision
+    from edge_asr.export.engine_report import EngineReport
+    from edge_asr.runtime.engines import Flavor
+
+_PRECISIONS = ("fp32", "fp16", "int8")
+
+
+class _NumberList(click.ParamType):  # type: ignore[type-arg]
+    """Comma-separated numbers, such as 0.1,2,8,30."""
+
+    name = "list"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int | float, ...]:
+        """The numbers, or a usage error."""
+        if not isinstance(value, str):
+            return tuple(value)
+        try:
+            return tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a comma-separated list of numbers", param, ctx)
+
+
+@click.command(name="build")
+@click.argument("bundle", metavar="BUNDLE")
+@click.option(
+    "-p",
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="LIST",
+    help="fp32, fp16, int8: a comma-separated list, may be repeated. By default the smaller precisions that "
+    "the bundle has, else fp32.",
+)
+@click.option(
+    "--profile-seconds",
+    type=_NumberList(float),
+    default="0.1,2,8,30",
+    show_default=True,
+    metavar="EDGES",
+    help="Lengths of sound; each neighbouring pair is one optimization profile, tuned for its upper edge.",
+)
+@click.option(
+    "--batch",
+    type=_NumberList(int),
+    default="1,1,8",
+    show_default=True,
+    metavar="MIN,OPT,MAX",
+    help="Rows of a batch.",
+)
+@click.option(
+    "--workspace-mb",
+    type=click.IntRange(min=1),
+    metavar="MB",
+    help="Limit of the builder's scratch memory; by default TensorRT's own, all of the GPU.",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Timings to start from and to add to; by default those beside the engine.",
+)
+@click.option(
+    "--flavor",
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    default="tensorrt",
+    show_default=True,
+    help="Which TensorRT; TensorRT-RTX builds without a GPU, and does not serve Jetson.",
+)
+@click.option(
+    "--clips",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="MANIFEST|FILE|DIR",
+    help="Real speech for the proof, may be repeated; by default the embedded samples.",
+)
+@click.option(
+    "--manifest",
+    type=click.Path(exists=True, path_type=Path),
+    help="Speech with its text: the proof compares word errors too.",
+)
+@click.option("--force", is_flag=True, help="Replace existing engines, once the new ones are proven.")
+@click.option("--json", "as_json", is_flag=True, help="The reports as one JSON document.")
+def command(
+    bundle: str,
+    precisions: tuple[str, ...],
+    profile_seconds: tuple[float, ...],
+    batch: tuple[int, ...],
+    workspace_mb: int | None,
+    timing_cache: Path | None,
+    flavor: Flavor,
+    clips: tuple[Path, ...],
+    manifest: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build TensorRT engines of BUNDLE for this device and prove them on it.
+
+    BUNDLE is a folder that `edge-asr export` wrote. Engines go into its folder engines/, each with a
+    JSON file that says for which device, library and model it is. The proof compares each engine with the
+    fp32 model on onnxruntime; when it fails the exit code is 3 and the engine is deleted. The first build
+    of a model can take many minutes on a Jetson.
+
+    \b
+    edge-asr build mine
+    edge-asr build mine -p fp16,int8 --profile-seconds 0.1,1,4,30 --batch 1,1,1
+    """
+    wanted = _parse_precisions(precisions)
+    from edge_asr.bundle import Bundle
+    from edge_asr.cli.export import _stage_display
+    from edge_asr.export.engine_builder import build_engine, default_precisions
+
+    loaded = Bundle.load(bundle)
+    reports: list[EngineReport] = []
+    try:
+        with _stage_display() as progress:
+            for precision in wanted or default_precisions(loaded):
+                report = build_engine(
+                    loaded,
+                    precision,
+                    flavor=flavor,
+                    profile_seconds=profile_seconds,
+                    batch=batch,
+                    workspace_mb=workspace_mb,
+                    timing_cache=timing_cache,
+                    clips=clips,
+                    manifest=manifest,
+                    force=force,
+                    progress=progress,
+                )
+                reports.append(report)
+    except EdgeAsrError:
+        _print_reports(reports, as_json)  # what is built stays built
+        raise
+    _print_reports(reports, as_json)
+
+
+def _parse_precisions(values: tuple[str, ...]) -> list[Precision]:
+    names = [name.strip() for value in values for name in value.split(",")]
+    found: list[Precision] = []
+    for name in names:
+        if name not in _PRECISIONS:
+            raise click.BadParameter(
+                f"{name!r} is not one of {', '.join(_PRECISIONS)}", param_hint="'-p' / '--precision'"
+            )
+        if name not in found:
+            found.append(name)  # type: ignore[arg-type]
+    return found
+
+
+def _print_reports(reports: list[EngineReport], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"engines": [report.to_dict() for report in reports]}, ensure_ascii=False))
+        return
+    for report in reports:
+        click.echo(report.describe())
+    for note in dict.fromkeys(note for report in reports for note in report.notes):
+        click.echo(f"edge-asr: {note}", err=True)

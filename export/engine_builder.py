@@ -1,0 +1,292 @@
+"""`edge-asr build` as a function: bundle -> TensorRT engine for this device, proven, beside its model.
+
+Only the order of things is here: parse and build (engine_plan.py), write (engine_files.py), prove
+(engine_proof.py). The plan appears at its place proven, or not at all; where no GPU can run it (TensorRT-RTX
+builds without one), its sidecar says so and the runtime refuses it. An older engine stays until then.
+onnx and PyTorch are not needed, except for TensorRT 8.6, which takes a copy of the model at opset 17.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edge_asr
+from edge_asr.bundle import Artifact, Bundle, Precision
+from edge_asr.errors import ConfigError, EngineError, GateError, ManifestError, require
+from edge_asr.export.clips import find_clips, load_clips
+from edge_asr.export.engine_cases import build_engine_cases
+from edge_asr.export.engine_files import TIMING_CACHE_NAME, adding_files, check_place, write_file
+from edge_asr.export.engine_plan import Plan, is_strongly_typed, make_plan
+from edge_asr.export.engine_profiles import DEFAULT_BATCH, DEFAULT_PROFILE_SECONDS, build_profiles
+from edge_asr.export.engine_proof import EngineProof, prove_engine
+from edge_asr.export.engine_report import EngineReport
+from edge_asr.export.proof import Progress
+from edge_asr.manifest import Utterance, read_manifest
+from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.runtime.engines import (
+    ENGINES_FOLDER,
+    FLAVORS,
+    SIDECAR_FORMAT_VERSION,
+    DeviceIdentity,
+    EngineProfile,
+    EngineSidecar,
+    Flavor,
+    fingerprint,
+    plan_path_of,
+    sidecar_path_of,
+)
+from edge_asr.runtime.tensorrt_api import create_logger, cuda_version, load_tensorrt, version_of
+from edge_asr.runtime.windows import WINDOW_S
+
+if TYPE_CHECKING:
+    from edge_asr.export.pipeline import StageProgress
+
+_MAX_OPSET_8_6 = 17
+NOT_RUN = (
+    "the plan was built but not run, for this machine has no GPU: a TensorRT-RTX plan needs its proof on the "
+    "device, so run the same command there"
+)
+OPSET_17 = (
+    f"this TensorRT has no strongly typed networks (8.6), so it was given a copy of the model at opset "
+    f"{_MAX_OPSET_8_6}; edge-asr has not yet been run on 8.6"
+)
+NO_TIMING_CACHE = "this TensorRT keeps no timing cache, so none was read or written"
+
+
+def default_precisions(bundle: Bundle) -> list[Precision]:
+    """What to build when nobody says: the smaller precisions that the bundle has, else fp32."""
+    have = [artifact.precision for artifact in bundle.info.artifacts]
+    return [precision for precision in have if precision != "fp32"] or have
+
+
+def build_engine(
+    bundle: Bundle,
+    precision: Precision,
+    *,
+    flavor: Flavor = "tensorrt",
+    profile_seconds: Sequence[float] = DEFAULT_PROFILE_SECONDS,
+    batch: Sequence[int] = DEFAULT_BATCH,
+    workspace_mb: int | None = None,
+    timing_cache: str | Path | None = None,
+    clips: Sequence[str | Path] | None = None,
+    manifest: str | Path | None = None,
+    force: bool = False,
+    progress: StageProgress | None = None,
+) -> EngineReport:
+    """Build the engine of one precision for this device, prove it there, and put it into the bundle.
+
+    Args:
+        bundle: a loaded bundle.
+        precision: "fp32", "fp16" or "int8"; the bundle must have that ONNX file.
+        flavor: "tensorrt", or "tensorrt-rtx".
+        profile_seconds: edges; each neighbouring pair is one optimization profile.
+        batch: smallest, best and largest batch.
+        workspace_mb: limit of the builder's scratch memory, MiB; None for TensorRT's own.
+        timing_cache: file to read and to write back, beside the copy that lies with the engine.
+        clips: real recordings for the proof: sound files, folders, manifests; the embedded samples when None.
+        manifest: speech with its text: word errors join the proof.
+        force: replace an existing engine, once the new one is proven.
+        progress: called as stages begin and advance.
+
+    Raises:
+        MissingDependencyError: TensorRT, or onnxruntime for the proof, is not installed.
+        EngineError: the model, a profile or the place is refused, or the build failed.
+        GateError: the engine failed its proof and was deleted.
+        BundleError: the bundle lacks the precision, or the fp32 model that a proof needs.
+        ConfigError, ManifestError, AudioError: options, manifest or clips that cannot be used.
+    """
+    if flavor not in FLAVORS:
+        raise ConfigError(f"flavor is {flavor!r}; it must be one of {', '.join(FLAVORS)}")
+    if workspace_mb is not None and workspace_mb < 1:
+        raise ConfigError(f"workspace_mb is {workspace_mb}; give 1 or more, or leave it out")
+    artifact = bundle.artifact(precision)
+    profiles = build_profiles(bundle.info.features, profile_seconds, batch)
+    trt = load_tensorrt(flavor)
+    version, device = version_of(trt), DeviceIdentity.detect()
+    if device.gpu_name is None and flavor == "tensorrt":
+        raise EngineError(
+            "no GPU was found (or no CUDA driver, or no cuda-bindings), and TensorRT builds engines on the "
+            "device that will run them; run `edge-asr doctor`"
+        )
+    folder = bundle.path / ENGINES_FOLDER / fingerprint(flavor, version, device)
+    check_place(bundle, folder, precision, force=force)
+    can_run = device.gpu_name is not None
+    proof = _ProofInputs.load(bundle, clips, manifest) if can_run else None
+    stages = _Stages(progress)
+    notes = [note for note in (_window_note(bundle, profiles), None if can_run else NOT_RUN) if note]
+    model = bundle.artifact_path(precision).read_bytes()
+    if not is_strongly_typed(trt) and artifact.opset > _MAX_OPSET_8_6:
+        with stages.stage(f"write opset {_MAX_OPSET_8_6}"):
+            model = _opset_17_copy(model, bundle.info.features.n_mels)
+        notes.append(OPSET_17)
+    cache_path = folder / TIMING_CACHE_NAME if timing_cache is None else Path(timing_cache)
+    with stages.stage(f"build {precision} engine") as advance:
+        plan = make_plan(
+            trt,
+            _shared_logger(flavor),
+            model,
+            artifact.file,
+            precision=precision,
+            profiles=profiles,
+            n_mels=bundle.info.features.n_mels,
+            workspace_mb=workspace_mb,
+            timing_cache=cache_path.read_bytes() if cache_path.is_file() else b"",
+            progress=advance,
+        )
+    if plan.timing_cache is None and timing_cache is not None:
+        notes.append(NO_TIMING_CACHE)
+    sidecar = EngineSidecar(
+        format_version=SIDECAR_FORMAT_VERSION,
+        onnx_file=artifact.file,
+        onnx_sha256=artifact.sha256,
+        precision=precision,
+        flavor=flavor,
+        tensorrt_version=version,
+        cuda_version=cuda_version(),
+        device=device,
+        profiles=profiles,
+        tensors=plan.tensors,
+        flags=plan.flags,
+        workspace_mb=workspace_mb,
+        plan_sha256=hashlib.sha256(plan.data).hexdigest(),
+        plan_size_bytes=len(plan.data),
+        build_time_s=round(plan.build_time_s, 3),
+        built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        toolkit_version=edge_asr.__version__,
+        proof=None,
+    )
+    with adding_files(folder) as partial:
+        path = plan_path_of(partial, precision)
+        path.write_bytes(plan.data)
+        sidecar_path_of(path).write_text(sidecar.to_json(), encoding="utf-8")
+        if proof is not None:
+            with stages.stage(f"prove {precision} engine") as advance:
+                result = proof.run(bundle, path, sidecar, advance)
+            if not result.passed:
+                raise GateError(_failed(bundle, precision, result))
+            sidecar = dataclasses.replace(sidecar, proof=result.to_dict())
+            sidecar_path_of(path).write_text(sidecar.to_json(), encoding="utf-8")
+        _write_timing_cache(plan, partial / TIMING_CACHE_NAME, timing_cache)
+    return EngineReport(plan=plan_path_of(folder, precision), sidecar=sidecar, notes=tuple(notes))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _ProofInputs:
+    """What a proof needs, read before the long build so that a wrong path shows at once."""
+
+    reference: Artifact
+    waveforms: dict[str, Any]
+    utterances: tuple[Utterance, ...]
+
+    @classmethod
+    def load(
+        cls, bundle: Bundle, clips: Sequence[str | Path] | None, manifest: str | Path | None
+    ) -> _ProofInputs:
+        require("onnxruntime", extra="cpu")
+        utterances: tuple[Utterance, ...] = ()
+        if manifest is not None:
+            require("jiwer", extra="eval")
+            listed = read_manifest(manifest)
+            if listed.bad_rows or not listed.utterances:
+                raise ManifestError(
+                    f"{manifest} has {len(listed.utterances)} usable rows and {len(listed.bad_rows)} others; "
+                    "mend the manifest (see `edge-asr evaluate`)"
+                )
+            utterances = listed.utterances
+        return cls(
+            reference=bundle.artifact("fp32"),
+            waveforms=load_clips(find_clips(clips), bundle.info.features.sample_rate),
+            utterances=utterances,
+        )
+
+    def run(self, bundle: Bundle, plan: Path, sidecar: EngineSidecar, progress: Progress) -> EngineProof:
+        """Run the plan, which is not at its place yet, against the fp32 model."""
+        from edge_asr.runtime.tensorrt_backend import TensorRTBackend
+
+        engine = TensorRTBackend(
+            bundle, sidecar.precision, flavor=sidecar.flavor, allow_unverified=True, engine=(plan, sidecar)
+        )
+        try:
+            reference = OnnxRuntimeBackend(bundle.path / self.reference.file, precision="fp32")
+            try:
+                return prove_engine(
+                    engine,
+                    reference,
+                    build_engine_cases(self.waveforms, bundle.info, sidecar.profiles),
+                    precision=sidecar.precision,
+                    info=bundle.info,
+                    vocabulary=bundle.vocabulary,
+                    utterances=self.utterances,
+                    longest_frames=max(profile.max_frames for profile in sidecar.profiles),
+                    progress=progress,
+                )
+            finally:
+                reference.close()
+        finally:
+            engine.close()
+
+
+class _Stages:
+    """Tells the caller which stage runs and how far it is."""
+
+    def __init__(self, progress: StageProgress | None) -> None:
+        self._progress = progress
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Progress]:
+        def report(done: int, total: int) -> None:
+            if self._progress is not None:
+                self._progress(name, done, total)
+
+        report(0, 0)
+        yield report
+
+
+@functools.cache
+def _shared_logger(flavor: Flavor) -> Any:
+    """One logger a flavor and process: TensorRT keeps the first that it is given and ignores others."""
+    return create_logger(load_tensorrt(flavor))
+
+
+def _opset_17_copy(model: bytes, n_mels: int) -> bytes:
+    onnx = require("onnx", extra="export")
+    from edge_asr.export.opset17 import check_opset17, convert_to_opset17
+
+    original = onnx.load_from_string(model)
+    converted = convert_to_opset17(original)
+    check_opset17(original, converted, n_mels)
+    content: bytes = converted.SerializeToString()
+    return content
+
+
+def _window_note(bundle: Bundle, profiles: Sequence[EngineProfile]) -> str | None:
+    features = bundle.info.features
+    longest_s = max(profile.max_frames for profile in profiles) * features.hop_length / features.sample_rate
+    if longest_s >= WINDOW_S:
+        return None
+    return (
+        f"the longest profile takes {longest_s:g} s and `edge-asr transcribe` gives pieces of up to "
+        f"{WINDOW_S:g} s: this engine serves programs that give shorter ones"
+    )
+
+
+def _write_timing_cache(plan: Plan, path: Path, extra: str | Path | None) -> None:
+    if plan.timing_cache is not None:
+        path.write_bytes(plan.timing_cache)
+        if extra is not None:
+            write_file(Path(extra), plan.timing_cache)
+
+
+def _failed(bundle: Bundle, precision: Precision, proof: EngineProof) -> str:
+    return (
+        f"the {precision} engine of {bundle.path} failed its proof and was deleted: {len(proof.failures)} "
+        f"findings, first {proof.failures[0]}; try another precision, and report it with the output of "
+        "`edge-asr doctor`"
+    )

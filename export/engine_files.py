@@ -1,0 +1,132 @@
+"""Engines on disk: where one may be written, and how its files appear all at once.
+
+The folder of a fingerprint holds the plans of several precisions. New files join it by a swap of folders
+(export/atomic.py), the others being linked into the new one: a reader sees the old engine or the new one,
+and an interrupted build leaves the old one. What this file does not do: know what is in the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge_asr.bundle import Bundle, Precision
+from edge_asr.errors import EngineError
+from edge_asr.export.atomic import (
+    _exchange,
+    _partial_prefix,
+    _remove_abandoned,
+    _sync_folder,
+    _sync_tree,
+    _umask,
+)
+from edge_asr.runtime.engines import plan_path_of
+
+TIMING_CACHE_NAME = "timing.cache"
+
+
+def check_place(bundle: Bundle, folder: Path, precision: Precision, *, force: bool) -> None:
+    """Refuse, before any work is done, a place where the engine may not be written.
+
+    Args:
+        bundle: that the engine is for.
+        folder: of the fingerprint, `<bundle>/engines/<fingerprint>`.
+        precision: of the engine.
+        force: an existing engine may be replaced.
+
+    Raises:
+        EngineError: there is one and `force` is false, the bundle cannot be written, or a link or file is in
+            the way.
+    """
+    for place in (folder.parent, folder):
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            raise EngineError(
+                f"{place} is a {'link' if place.is_symlink() else 'file'}; engines lie in folders inside "
+                "their bundle: remove it"
+            )
+    existing = next(p for p in (folder, folder.parent, bundle.path) if p.is_dir())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise EngineError(
+            f"engines lie inside their bundle, and {existing} cannot be written; copy the bundle to a folder "
+            f"of yours and build there: cp -r {bundle.path} my-model && edge-asr build my-model"
+        )
+    plan = plan_path_of(folder, precision)
+    if plan.exists() and not force:
+        raise EngineError(f"{plan} exists; add --force to replace it, once the new one is proven")
+
+
+@contextlib.contextmanager
+def adding_files(folder: Path) -> Iterator[Path]:
+    """A new empty folder whose files join (or replace) those of `folder` when the block ends without error.
+
+    On an exception (Ctrl-C too) the new files are removed and `folder` stays as it was.
+
+    Args:
+        folder: `<bundle>/engines/<fingerprint>`; made when missing.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    engines = folder.parent
+    engines.mkdir(exist_ok=True)
+    _remove_abandoned(folder)
+    partial = Path(tempfile.mkdtemp(prefix=_partial_prefix(folder), dir=engines))
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        with _locked(engines):  # two builds, of two precisions, may end together
+            if folder.exists():
+                _link_others(folder, partial)
+            _sync_tree(partial)
+            if folder.exists():
+                _exchange(partial, folder)  # `partial` is now the old folder
+            else:
+                os.rename(partial, folder)
+            _sync_folder(engines)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
+        with contextlib.suppress(OSError):  # not empty, mostly
+            engines.rmdir()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace one file atomically, making its folder when missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(name).chmod(0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _link_others(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        copy = target / path.name
+        if copy.exists() or not path.is_file():
+            continue
+        try:
+            os.link(path, copy)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, copy)

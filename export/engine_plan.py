@@ -1,0 +1,242 @@
+"""A TensorRT plan from ONNX bytes: network, configuration, build.
+
+It probes what the TensorRT at hand has and never looks at version numbers:
+- a strongly typed network where that flag exists: precision is what the ONNX file says. Only TensorRT 8.6
+  lacks it; there the FP16 and INT8 builder flags allow what the file holds;
+- the explicit-batch flag, IProgressMonitor and a timing cache where they exist and do something;
+- fp32 engines compute in float32: TF32, which keeps 10 bits of the mantissa, is off for them.
+What this file does not do: files, sidecars, proof (engine_builder.py).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edge_asr.bundle import Precision
+from edge_asr.errors import EngineError
+from edge_asr.export.engine_parser import parse_network
+from edge_asr.export.engine_profiles import add_profiles
+from edge_asr.runtime.engines import EngineProfile, EngineTensor
+
+#: Called with (steps done, steps in all) of the whole build.
+BuildProgress = Callable[[int, int], None]
+
+_PROGRESS_STEPS = 1000
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "BOOL": "bool",
+}
+_ADVICE = (
+    (("memory", "workspace"), "give it less or more with --workspace-mb, or close other programs"),
+    (("cuda", "driver"), "run `edge-asr doctor` to see driver and GPU"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a build gave.
+
+    Attributes:
+        data: the serialized engine.
+        tensors: its inputs and outputs.
+        flags: names of the network and builder flags that were set.
+        timing_cache: serialized, for the next build; None where this TensorRT has none.
+        build_time_s: of parsing and building.
+    """
+
+    data: bytes
+    tensors: tuple[EngineTensor, ...]
+    flags: tuple[str, ...]
+    timing_cache: bytes | None
+    build_time_s: float
+
+
+def is_strongly_typed(trt: Any) -> bool:
+    """Does this TensorRT take precision from the ONNX file? All but 8.6, which has only builder flags."""
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(
+        trt.BuilderFlag, "FP16"
+    )
+
+
+def make_plan(
+    trt: Any,
+    logger: Any,
+    model: bytes,
+    file: str,
+    *,
+    precision: Precision,
+    profiles: Sequence[EngineProfile],
+    n_mels: int,
+    workspace_mb: int | None = None,
+    timing_cache: bytes = b"",
+    progress: BuildProgress | None = None,
+) -> Plan:
+    """Parse and build.
+
+    Args:
+        trt, logger: TensorRT's module and `create_logger` of it.
+        model, file: bytes of the ONNX file, and its name for messages.
+        precision: of the file.
+        profiles: at least one.
+        n_mels: channels of `audio_signal`.
+        workspace_mb: limit of the builder's scratch memory; None leaves TensorRT's own, the whole GPU.
+        timing_cache: of an earlier build, or empty.
+        progress: called while it builds; from TensorRT's threads.
+
+    Raises:
+        EngineError: the parser, a profile or the builder refuses; the message has TensorRT's errors.
+        KeyboardInterrupt: Ctrl-C during the build, where TensorRT can be stopped.
+    """
+    started = time.perf_counter()
+    logger.take_errors()
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # TypeError: pybind11's way to say that it got no object
+        raise EngineError(_failure(trt, file, logger.take_errors() or [str(error)])) from error
+    network_flags, flags = _network_flags(trt)
+    network = builder.create_network(network_flags)
+    parse_network(trt, network, model, file)
+    config = builder.create_builder_config()
+    flags += _set_builder_flags(trt, config, precision)
+    if workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
+    add_profiles(builder, config, network, profiles, n_mels, file)
+    cache = _attach_timing_cache(config, timing_cache)
+    monitor = _attach_monitor(trt, config, progress)
+    serialized = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.stopped_by is not None:
+        raise monitor.stopped_by
+    if serialized is None:
+        raise EngineError(_failure(trt, file, logger.take_errors()))
+    if progress is not None:
+        progress(_PROGRESS_STEPS, _PROGRESS_STEPS)
+    return Plan(
+        data=bytes(serialized),
+        tensors=_read_tensors(network),
+        flags=tuple(flags),
+        timing_cache=None if cache is None else bytes(cache.serialize()),
+        build_time_s=time.perf_counter() - started,
+    )
+
+
+def _network_flags(trt: Any) -> tuple[int, list[str]]:
+    known = trt.NetworkDefinitionCreationFlag
+    names = [name for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH") if hasattr(known, name)]
+    return sum(1 << int(getattr(known, name)) for name in names), names
+
+
+def _set_builder_flags(trt: Any, config: Any, precision: Precision) -> list[str]:
+    names = []
+    if not is_strongly_typed(trt) and precision != "fp32":
+        name = precision.upper()
+        config.set_flag(getattr(trt.BuilderFlag, name))
+        names.append(name)
+    tf32 = getattr(trt.BuilderFlag, "TF32", None)
+    if tf32 is not None:
+        if precision == "fp32":
+            config.clear_flag(tf32)
+        elif config.get_flag(tf32):
+            names.append("TF32")
+    return names
+
+
+def _attach_timing_cache(config: Any, content: bytes) -> Any | None:
+    """The cache that the build will fill; None where TensorRT says that it would do nothing (RTX 1.2)."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cache = config.create_timing_cache(content)
+        if not cache and content:  # of another version, or damaged: it only saves time
+            cache = config.create_timing_cache(b"")
+        accepted = bool(cache) and config.set_timing_cache(cache, ignore_mismatch=False)
+    useless = any("no-op" in str(warning.message) for warning in caught)
+    return cache if accepted and not useless else None
+
+
+def _attach_monitor(trt: Any, config: Any, progress: BuildProgress | None) -> Any | None:
+    """Report the share of the build that is done, and let Ctrl-C stop it; None where TensorRT cannot."""
+    if not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Phases nest; TensorRT calls from several threads. No exception may cross its C++."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.stopped_by: BaseException | None = None
+            self._lock = threading.Lock()
+            self._phases: dict[str, tuple[str | None, int, int]] = {}  # name -> parent, steps done, steps
+            self._reported = 0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._set(phase_name, (parent_phase, 0, max(num_steps, 1)))
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            parent, _, n_steps = self._phases.get(phase_name, (None, 0, 1))
+            self._set(phase_name, (parent, min(step + 1, n_steps), n_steps))
+            return self.stopped_by is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._set(phase_name, None)
+
+        def _set(self, phase: str, state: tuple[str | None, int, int] | None) -> None:
+            try:
+                with self._lock:
+                    if state is None:
+                        self._phases.pop(phase, None)
+                    else:
+                        self._phases[phase] = state
+                        self._report()
+            except BaseException as error:  # noqa: BLE001 - Ctrl-C; raised again when the build has ended
+                self.stopped_by = error
+
+        def _report(self) -> None:
+            done = int(_PROGRESS_STEPS * max(map(self._share, self._roots()), default=0.0))
+            if progress is not None and done > self._reported:
+                self._reported = done
+                progress(done, _PROGRESS_STEPS)
+
+        def _roots(self) -> list[str]:
+            return [name for name, (parent, _, _) in self._phases.items() if parent not in self._phases]
+
+        def _share(self, phase: str) -> float:
+            _, done, n_steps = self._phases[phase]
+            inner = [n for n, (parent, _, _) in self._phases.items() if parent == phase and n != phase]
+            running = max(map(self._share, inner), default=0.0) if done < n_steps else 0.0
+            return (done + running) / n_steps
+
+    monitor = Monitor()
+    config.progress_monitor = monitor
+    return monitor
+
+
+def _read_tensors(network: Any) -> tuple[EngineTensor, ...]:
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    return (*(_describe(t, "input") for t in inputs), *(_describe(t, "output") for t in outputs))
+
+
+def _describe(tensor: Any, mode: Literal["input", "output"]) -> EngineTensor:
+    dtype = tensor.dtype.name
+    return EngineTensor(
+        name=tensor.name, mode=mode, dtype=_DTYPES.get(dtype, dtype.lower()), shape=tuple(tensor.shape)
+    )
+
+
+def _failure(trt: Any, file: str, errors: list[str]) -> str:
+    said = "; ".join(" ".join(error.split()) for error in errors) or "it does not say why"
+    advice = next(
+        (advice for words, advice in _ADVICE if any(word in said.lower() for word in words)),
+        "run again with -vv to see TensorRT's log",
+    )
+    return (
+        f"{trt.__name__} {trt.__version__} cannot build an engine of {file}: {said}. What may help: {advice}"
+    )

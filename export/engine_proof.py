@@ -1,0 +1,316 @@
+"""The proof of an engine: on its own device, against the fp32 ONNX on onnxruntime's CPU.
+
+Miscompiled engines exist that give wrong numbers or NaN without an error (TensorRT issue 4822, NeMo issue
+14531), at some lengths or batch sizes only. So every profile is tried at its edges, in batches, padded with
+zeros and with noise, on speech, silence and noise. The bar:
+- no NaN or infinity, no failed run, on anything;
+- on speech, the most likely token of a frame agrees with the reference in nearly all frames: of all cases
+  together, and of each case alone (those below `_MIN_CASE_FRAMES` output frames count together), for a
+  fault at one shape must not drown in the rest;
+- what fills the padding changes nothing;
+- with a manifest: hardly more word errors than the reference.
+Only a `Backend` is needed, so the tests use stand-ins. The inputs come from engine_cases.py. What this file
+does not do: build or run engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.bundle import BundleInfo, Precision
+from edge_asr.export.proof import Outputs, Progress, ProofStep, Tolerance, compare_outputs, run_cases
+from edge_asr.export.proof_cases import ProofCase
+from edge_asr.manifest import Utterance
+from edge_asr.metrics import compute_error_rates
+from edge_asr.runtime.backends import Backend
+from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.windows import WINDOW_S, WindowGeometry
+from edge_asr.vocabulary import Vocabulary
+
+F32Array = npt.NDArray[np.float32]
+
+_MIN_CASE_FRAMES = 20  # below it, one frame that differs is more than any useful bar
+_NOT_SPEECH = "signal"  # the family whose text means nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineBar:
+    """When an engine passes; fractions.
+
+    Attributes:
+        min_agreement: of the frames of all speech cases together.
+        min_case_agreement: of each case alone.
+        max_error: largest log-prob difference on speech; None: not judged.
+        max_padding_error: largest log-prob difference between padding with zeros and with noise.
+        max_wer_loss: word error rate over the reference's; one word more is always allowed.
+    """
+
+    min_agreement: float
+    min_case_agreement: float = 0.9
+    max_error: float | None = None
+    max_padding_error: float = 1e-3
+    max_wer_loss: float = 0.003
+
+
+#: fp32 differs by the order of sums alone. fp16 and int8 have the bars of their ONNX files.
+BARS: dict[Precision, EngineBar] = {
+    "fp32": EngineBar(min_agreement=0.999, max_error=1e-2),
+    "fp16": EngineBar(min_agreement=0.995),
+    "int8": EngineBar(min_agreement=0.985, max_wer_loss=0.006),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordErrors:
+    """Word errors of reference and engine on one manifest; rates are fractions."""
+
+    n_utterances: int
+    n_words: int
+    reference_errors: int
+    engine_errors: int
+
+    @property
+    def loss(self) -> float:
+        """Word error rate of the engine over the reference's."""
+        return (self.engine_errors - self.reference_errors) / max(self.n_words, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProof:
+    """Result of a proof.
+
+    Attributes:
+        step: every case, compared.
+        bar: what was asked.
+        frame_agreement: over all speech cases that could be compared.
+        max_error: largest log-prob difference on speech.
+        padding_error: largest difference that the content of padding made; None: no batch to pad.
+        words: on the manifest, or None.
+        failures: sentences; empty when the engine passed.
+    """
+
+    step: ProofStep
+    bar: EngineBar
+    frame_agreement: float
+    max_error: float
+    padding_error: float | None
+    words: WordErrors | None
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Nothing failed."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, for the sidecar and the report."""
+        words = self.words
+        return {
+            "passed": self.passed,
+            "reference": self.step.reference,
+            "engine": self.step.candidate,
+            "n_cases": len(self.step.results),
+            "frame_agreement": round(self.frame_agreement, 6),
+            "min_agreement": self.bar.min_agreement,
+            "max_log_prob_error": float(f"{self.max_error:.4g}"),
+            "padding_error": None if self.padding_error is None else float(f"{self.padding_error:.4g}"),
+            "wer": None
+            if words is None
+            else {
+                "n_utterances": words.n_utterances,
+                "n_words": words.n_words,
+                "reference": round(words.reference_errors / max(words.n_words, 1), 6),
+                "engine": round(words.engine_errors / max(words.n_words, 1), 6),
+            },
+            "failures": list(self.failures),
+        }
+
+
+def prove_engine(
+    engine: Backend,
+    reference: Backend,
+    cases: Sequence[ProofCase],
+    *,
+    precision: Precision,
+    info: BundleInfo,
+    vocabulary: Vocabulary,
+    utterances: Sequence[Utterance] = (),
+    longest_frames: int | None = None,
+    bar: EngineBar | None = None,
+    progress: Progress | None = None,
+) -> EngineProof:
+    """Compare an engine with the fp32 ONNX.
+
+    Args:
+        engine, reference: what to compare; neither is closed.
+        cases: of `engine_cases.build_engine_cases`.
+        precision: of the engine.
+        info, vocabulary: of the bundle.
+        utterances: speech with its text, for word errors.
+        longest_frames: feature frames that the engine takes at once; recordings are cut to it.
+        bar: what to ask; by default that of the precision.
+        progress: called after each case of both and each utterance.
+
+    Returns:
+        The result; look at `passed`.
+
+    Raises:
+        GateError: the reference itself failed.
+        AudioError: an utterance that cannot be read.
+        MissingDependencyError: utterances are given and jiwer is not installed.
+    """
+    bar = bar or BARS[precision]
+    total = 2 * (len(cases) + len(utterances))
+    done = 0
+
+    def advance(*_: int) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    factor = info.subsampling_factor
+    expected = run_cases(reference, cases, factor, rows_alone=True, progress=advance)
+    given = run_cases(engine, cases, factor, progress=advance)
+    step = compare_outputs(
+        expected,
+        given,
+        cases,
+        vocabulary,
+        reference_name="fp32 ONNX on onnxruntime",
+        candidate_name=f"{precision} engine on {engine.name}",
+        tolerance=Tolerance(max_error=None, text_families=()),
+    )
+    agreement, failures = _judge_agreement(step, cases, factor, bar)
+    speech = [r.max_error for r in step.results if r.family != _NOT_SPEECH and r.max_error is not None]
+    max_error = max(speech, default=0.0)
+    if bar.max_error is not None and max_error > bar.max_error:
+        failures.append(
+            f"a log-prob differs by {max_error:.2e}, more than {bar.max_error:g} (worst {step.worst.name})"
+        )
+    padding_error = _padding_error(cases, given)
+    if padding_error is not None and not padding_error <= bar.max_padding_error:
+        failures.append(f"what fills the padding changes log-probs by {padding_error:.2e}")
+    words = None
+    if utterances:
+        words = _count_word_errors(engine, reference, utterances, info, vocabulary, longest_frames, advance)
+        if words.engine_errors > words.reference_errors + max(1.0, bar.max_wer_loss * words.n_words):
+            failures.append(
+                f"{words.engine_errors} word errors in {words.n_words} words, the reference makes "
+                f"{words.reference_errors} (loss {words.loss:.4f}, allowed {bar.max_wer_loss:g})"
+            )
+    return EngineProof(
+        step=step,
+        bar=bar,
+        frame_agreement=agreement,
+        max_error=max_error,
+        padding_error=padding_error,
+        words=words,
+        failures=tuple(failures),
+    )
+
+
+def _judge_agreement(
+    step: ProofStep, cases: Sequence[ProofCase], factor: int, bar: EngineBar
+) -> tuple[float, list[str]]:
+    """Agreement over all speech, and what failed: runs, NaN, one case, or all together."""
+    failures = [f"{r.family} / {r.name}: {r.failure}" for r in step.failures]
+    agreeing = frames = short_agreeing = short_frames = 0.0
+    for case, result in zip(cases, step.results, strict=True):
+        if result.frame_agreement is None or case.family == _NOT_SPEECH:
+            continue
+        n_frames = sum(-(-length // factor) for length in case.lengths)
+        agreeing += result.frame_agreement * n_frames
+        frames += n_frames
+        if n_frames < _MIN_CASE_FRAMES:
+            short_agreeing += result.frame_agreement * n_frames
+            short_frames += n_frames
+        elif result.frame_agreement < bar.min_case_agreement:
+            failures.append(
+                f"{case.family} / {case.name}: only {result.frame_agreement:.3f} of the frames agree with "
+                f"the reference, at least {bar.min_case_agreement:g} must"
+            )
+    if short_frames and short_agreeing / short_frames < bar.min_case_agreement:
+        failures.append(
+            f"in inputs below {_MIN_CASE_FRAMES} output frames only {short_agreeing / short_frames:.3f} of "
+            f"the frames agree with the reference, at least {bar.min_case_agreement:g} must"
+        )
+    pooled = agreeing / frames if frames else 0.0
+    if pooled < bar.min_agreement:
+        failures.append(
+            f"{pooled:.4f} of all frames agree with the reference, at least {bar.min_agreement:g} must"
+        )
+    return pooled, failures
+
+
+def _padding_error(cases: Sequence[ProofCase], given: Outputs) -> float | None:
+    """Largest difference between the outputs of cases that differ in their padding only."""
+    zeros: dict[tuple[int, ...], tuple[F32Array, ...]] = {}
+    worst: float | None = None
+    for case, output in zip(cases, given, strict=True):
+        if isinstance(output, str) or len(case.features) < 2:
+            continue
+        key = tuple(id(row) for row in case.features)
+        if case.padding == "zeros":
+            zeros[key] = output
+        elif key in zeros:
+            differences = [
+                float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(zeros[key], output, strict=True)
+            ]
+            # NaN is larger than all: it must not be lost in max().
+            worst = float(np.max([worst or 0.0, *differences]))
+    return worst
+
+
+def _count_word_errors(
+    engine: Backend,
+    reference: Backend,
+    utterances: Sequence[Utterance],
+    info: BundleInfo,
+    vocabulary: Vocabulary,
+    longest_frames: int | None,
+    advance: Progress,
+) -> WordErrors:
+    texts = [utterance.text for utterance in utterances]
+    counts = []
+    for backend in (reference, engine):
+        recognizer = Recognizer(
+            backend,
+            features=info.features,
+            vocabulary=vocabulary,
+            subsampling_factor=info.subsampling_factor,
+            windows=_windows(info, longest_frames),
+        )
+        hypotheses = []
+        for utterance in utterances:
+            hypotheses.append(recognizer.transcribe_file(utterance.audio_path).text)
+            advance(0, 0)
+        rates = compute_error_rates(texts, hypotheses, normalization="none")
+        counts.append((rates.substitutions + rates.deletions + rates.insertions, rates.n_words))
+    (reference_errors, n_words), (engine_errors, _) = counts
+    return WordErrors(
+        n_utterances=len(texts),
+        n_words=n_words,
+        reference_errors=reference_errors,
+        engine_errors=engine_errors,
+    )
+
+
+def _windows(info: BundleInfo, longest_frames: int | None) -> WindowGeometry | None:
+    """The recogniser's windows, shortened where the engine takes less."""
+    frame_s = info.features.hop_length / info.features.sample_rate
+    if longest_frames is None or longest_frames * frame_s >= WINDOW_S:
+        return None
+    window_s = longest_frames * frame_s
+    return WindowGeometry.from_seconds(
+        feature_frame_s=frame_s,
+        subsampling_factor=info.subsampling_factor,
+        window_s=window_s,
+        overlap_s=window_s / 4,
+        margin_s=window_s / 16,
+    )
