@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.microphone import MicrophoneConfig, MicrophoneSource, list_devices
     from edge_asr.runtime.recognizer import Recognizer
     from edge_asr.runtime.sources import AudioBlock, AudioSource, FileSource, Loss, Recorder
+    from edge_asr.runtime.tensorrt_backend import TensorRTBackend
     from edge_asr.runtime.transcript import Segment, Transcript
 
 _HOMES = {
@@ -45,6 +46,7 @@ _HOMES = {
     "Recognizer": "recognizer",
     "Recorder": "sources",
     "Segment": "transcript",
+    "TensorRTBackend": "tensorrt_backend",
     "Token": "ctc",
     "TokenRuns": "ctc",
     "Transcript": "transcript",
@@ -78,6 +80,7 @@ __all__ = [
     "Recognizer",
     "Recorder",
     "Segment",
+    "TensorRTBackend",
     "Token",
     "TokenRuns",
     "Transcript",

@@ -1,14 +1,16 @@
 """Inference backends: features in, CTC log-probs out, behind one small protocol.
 
-`create_backend` is the seam: it picks the artefact of a bundle and the library that runs it. A
+`choose_backend` is the seam: it picks the artefact of a bundle and the library that runs it. A
 backend that is asked for by name and cannot be had is an error that says why; only "auto" chooses
-by itself, and logs its choice. What this file does not do: features, decoding, batching policy.
+by itself: an engine that fits this device, else onnxruntime on CUDA, else the CPU, and it says why.
+What this file does not do: features, decoding, batching policy, TensorRT itself (tensorrt_backend.py).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,21 +18,25 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.bundle import Bundle, Precision
-from edge_asr.errors import BackendError, require
+from edge_asr.errors import BackendError, EngineError, MissingDependencyError, require
+from edge_asr.runtime.engine_sidecar import Flavor
+from edge_asr.runtime.engines import has_engine
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
 
 # Which precision "auto" takes first. CPUs compute fp16 graphs in float32, so fp16 comes last there.
 _PREFERENCE: dict[str, tuple[Precision, ...]] = {
     "cpu": ("int8", "fp32", "fp16"),
     "cuda": ("fp16", "fp32", "int8"),
+    "tensorrt": ("fp16", "int8", "fp32"),
 }
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
 
 class Backend(Protocol):
@@ -38,7 +44,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """Short name, such as "cpu"."""
+        """Short name, one of `BACKENDS` but "auto"."""
         ...
 
     @property
@@ -178,6 +184,8 @@ def check_device(device: str) -> None:
 def choose_precision(bundle: Bundle, precision: str, device: str) -> Precision:
     """The artefact to run: `precision` itself, or for "auto" the best the bundle has for `device`.
 
+    On the CPU "auto" passes over an artefact that was measured not to be faster there than fp32.
+
     Raises:
         BundleError: the bundle lacks it.
         BackendError: no precision by that name.
@@ -187,8 +195,83 @@ def choose_precision(bundle: Bundle, precision: str, device: str) -> Precision:
             if precision == known:
                 return bundle.artifact(known).precision
         raise BackendError(f"precision {precision!r} is unknown; use auto, fp32, fp16 or int8")
-    have = {artifact.precision for artifact in bundle.info.artifacts}
-    return next(p for p in _PREFERENCE[device] if p in have)
+    artifacts = {artifact.precision: artifact for artifact in bundle.info.artifacts}
+    ordered = [artifacts[p] for p in _PREFERENCE[device] if p in artifacts]
+    for artifact in ordered:
+        ratio = artifact.cpu_time_over_fp32
+        if device == "cpu" and artifact.precision != "fp32" and ratio is not None and ratio >= 1:
+            logger.info("auto precision: not %s, its time is %.2f of fp32's", artifact.precision, ratio)
+            continue
+        return artifact.precision
+    return ordered[0].precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendChoice:
+    """A backend and how it was chosen.
+
+    Attributes:
+        backend: runs the model.
+        reason: for people; for "auto" also why not the ones before it.
+        max_frames: most feature frames of one row; None when there is no limit.
+    """
+
+    backend: Backend
+    reason: str
+    max_frames: int | None = None
+
+
+def choose_backend(
+    bundle: Bundle,
+    *,
+    precision: str = "auto",
+    backend: str = "auto",
+    num_threads: int | None = None,
+    allow_unverified: bool = False,
+) -> BackendChoice:
+    """The backend that runs `bundle`, and why it.
+
+    Args:
+        bundle: a loaded bundle.
+        precision: "auto", "fp32", "fp16" or "int8". On a CPU "auto" prefers int8, then fp32; on CUDA fp16,
+            then fp32; of engines fp16, then int8, then fp32.
+        backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", or "auto": a TensorRT engine in the bundle that
+            was built and proven for this device, else CUDA when onnxruntime can start it, else the CPU.
+        num_threads: see `OnnxRuntimeBackend`; TensorRT does not use it.
+        allow_unverified: also run engines that were not proven; proven ones come first.
+
+    Raises:
+        MissingDependencyError: the library of a named backend, or onnxruntime, is not installed.
+        EngineError: TensorRT was named and no engine may run here.
+        BackendError: a backend asked for by name that cannot be had here, or an unknown name.
+        BundleError: the bundle has no such precision.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(f"backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+    if backend != "auto":
+        choice = _create(bundle, precision, backend, num_threads, allow_unverified)
+        logger.info("backend: %s", choice.reason)
+        return choice
+    passed_over: list[str] = []
+    for name in ("tensorrt", "cuda", "cpu"):
+        chosen = choose_precision(bundle, precision, name)  # a wrong precision is an error, not a reason
+        try:
+            if name == "tensorrt" and not has_engine(bundle):
+                raise EngineError("the bundle has no engine")
+            if name == "cuda":
+                check_device(name)
+            choice = _create(
+                bundle, precision if name == "tensorrt" else chosen, name, num_threads, allow_unverified
+            )
+        except (BackendError, MissingDependencyError) as error:
+            if name == "cpu":
+                raise
+            passed_over.append(f"not {name}: {error}")
+            continue
+        reason = "; ".join([f"auto chose {choice.reason}", *passed_over])
+        logger.info("backend: %s", reason)
+        return BackendChoice(backend=choice.backend, reason=reason, max_frames=choice.max_frames)
+    raise AssertionError("the CPU either returns or raises")
 
 
 def create_backend(
@@ -197,36 +280,52 @@ def create_backend(
     precision: str = "auto",
     backend: str = "auto",
     num_threads: int | None = None,
+    allow_unverified: bool = False,
 ) -> Backend:
-    """The backend that runs `bundle`.
+    """The backend of `choose_backend`, with its arguments and errors."""
+    return choose_backend(
+        bundle,
+        precision=precision,
+        backend=backend,
+        num_threads=num_threads,
+        allow_unverified=allow_unverified,
+    ).backend
 
-    Args:
-        bundle: a loaded bundle.
-        precision: "auto", "fp32", "fp16" or "int8". On a CPU "auto" prefers int8, then fp32.
-        backend: "cpu", "cuda", or "auto": CUDA when onnxruntime can start it, else the CPU.
-        num_threads: see `OnnxRuntimeBackend`.
+
+def _create(
+    bundle: Bundle, precision: str, backend: str, num_threads: int | None, allow_unverified: bool
+) -> BackendChoice:
+    if backend in _FLAVORS:
+        return _create_tensorrt(bundle, precision, _FLAVORS[backend], allow_unverified)
+    chosen = choose_precision(bundle, precision, backend)
+    runner = OnnxRuntimeBackend(
+        bundle.artifact_path(chosen), precision=chosen, device=backend, num_threads=num_threads
+    )
+    return BackendChoice(backend=runner, reason=f"{backend}, {chosen}, {runner.num_threads} threads")
+
+
+def _create_tensorrt(bundle: Bundle, precision: str, flavor: Flavor, allow_unverified: bool) -> BackendChoice:
+    """The first engine that may run here, of a named precision or in order of preference, proven ones first.
 
     Raises:
-        MissingDependencyError: onnxruntime is not installed.
-        BackendError: a backend asked for by name that cannot be had here, or an unknown name.
-        BundleError: the bundle has no such precision.
+        EngineError: none may; of several reasons the first.
     """
-    if backend not in BACKENDS:
-        raise BackendError(f"backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
-    devices = ("cuda", "cpu") if backend == "auto" else (backend,)
-    for device in devices:
-        chosen = choose_precision(bundle, precision, device)
-        try:
-            if len(devices) > 1:
-                check_device(device)
-            runner = OnnxRuntimeBackend(
-                bundle.artifact_path(chosen), precision=chosen, device=device, num_threads=num_threads
-            )
-        except BackendError as error:
-            if device == devices[-1]:
-                raise
-            logger.info("auto backend: no %s (%s)", device, error)
-            continue
-        logger.info("backend %s, %s, %d threads", device, chosen, runner.num_threads)
-        return runner
-    raise AssertionError("the last device either returns or raises")
+    from edge_asr.runtime.tensorrt_backend import TensorRTBackend
+
+    best = choose_precision(bundle, precision, "tensorrt")
+    have = {artifact.precision for artifact in bundle.info.artifacts}
+    candidates = [best]
+    if precision == "auto":
+        candidates = [p for p in _PREFERENCE["tensorrt"] if p in have and has_engine(bundle, p)] or [best]
+    errors: list[EngineError] = []
+    for unproven_too in (False, True) if allow_unverified else (False,):
+        errors.clear()
+        for candidate in candidates:
+            try:
+                runner = TensorRTBackend(bundle, candidate, flavor=flavor, allow_unverified=unproven_too)
+            except EngineError as error:
+                errors.append(error)
+                continue
+            reason = f"{flavor}, {candidate}, {runner.plan_path.relative_to(bundle.path)}"
+            return BackendChoice(backend=runner, reason=reason, max_frames=runner.max_frames)
+    raise errors[0]

@@ -60,6 +60,7 @@ __all__ = [
     "check_engine",
     "find_engine",
     "fingerprint",
+    "has_engine",
     "plan_path_of",
     "sidecar_path_of",
 ]
@@ -126,11 +127,20 @@ def check_engine(
     """
     _check_inside(bundle, plan_path)
     _check_inside(bundle, sidecar_path_of(plan_path))
-    differences = _differences(bundle, sidecar, flavor, tensorrt_version, device)
-    if not differences:
-        differences = _plan_differences(plan_path, sidecar)
+    differences = _differences(bundle, plan_path, sidecar, flavor, tensorrt_version, device)
+    differences = differences or _plan_differences(plan_path, sidecar)
     if differences:
         raise EngineError(_refusal(bundle, plan_path, sidecar, differences, flavor, tensorrt_version, device))
+
+
+def has_engine(bundle: Bundle, precision: Precision | None = None) -> bool:
+    """Is there any engine (of a precision) in the bundle, whether it fits or not? Reads no file."""
+    return any(_sidecar_paths(bundle, precision or "*"))
+
+
+def _sidecar_paths(bundle: Bundle, precision: str) -> list[Path]:
+    # Hidden folders are builds under way.
+    return sorted((bundle.path / ENGINES_FOLDER).glob(f"[!.]*/model.{precision}.json"))
 
 
 def find_engine(
@@ -148,43 +158,48 @@ def find_engine(
     Raises:
         EngineError: none fits; names the differences of the nearest and the command that builds one.
     """
-    candidates: list[tuple[Path, EngineSidecar]] = []
+    candidates: list[tuple[list[str], Path, EngineSidecar]] = []
     unreadable: list[EngineError] = []
-    for path in sorted((bundle.path / ENGINES_FOLDER).glob(f"[!.]*/model.{precision}.json")):
+    for path in _sidecar_paths(bundle, precision):
+        plan_path = plan_path_of(path.parent, precision)
         try:
             _check_inside(bundle, path)
-            candidates.append((plan_path_of(path.parent, precision), EngineSidecar.read(path)))
+            _check_inside(bundle, plan_path)
+            sidecar = EngineSidecar.read(path)
         except EngineError as error:
             unreadable.append(error)
+            continue
+        differences = _differences(bundle, plan_path, sidecar, flavor, tensorrt_version, device)
+        candidates.append((differences or _plan_differences(plan_path, sidecar), plan_path, sidecar))
+    if not candidates and unreadable:
+        raise EngineError(
+            f"{unreadable[0]}; build it with: {build_command(bundle, precision, flavor, force=True)}"
+        ) from unreadable[0]
     if not candidates:
-        if unreadable:
-            raise EngineError(
-                f"{unreadable[0]}; build it with: {build_command(bundle, precision, flavor, force=True)}"
-            ) from unreadable[0]
         raise EngineError(
             f"{bundle.path} has no {precision} engine; "
             f"build one with: {build_command(bundle, precision, flavor)}"
         )
-
-    def distance(candidate: tuple[Path, EngineSidecar]) -> int:
-        return len(_differences(bundle, candidate[1], flavor, tensorrt_version, device))
-
     # Stable sorts, the least important first.
-    candidates.sort(key=lambda c: c[1].built_at, reverse=True)
-    candidates.sort(key=lambda c: (distance(c), not c[1].proven, c[1].device.gpu_name is None))
-    nearest = candidates[0]
-    for plan_path, sidecar in candidates:
-        if distance((plan_path, sidecar)) == 0 and not _plan_differences(plan_path, sidecar):
-            nearest = (plan_path, sidecar)
-            break
-    check_engine(bundle, *nearest, flavor=flavor, tensorrt_version=tensorrt_version, device=device)
-    return nearest
+    candidates.sort(key=lambda c: c[2].built_at, reverse=True)
+    candidates.sort(key=lambda c: (len(c[0]), not c[2].proven, c[2].device.gpu_name is None))
+    differences, plan_path, sidecar = candidates[0]
+    if differences:
+        raise EngineError(_refusal(bundle, plan_path, sidecar, differences, flavor, tensorrt_version, device))
+    return plan_path, sidecar
 
 
 def _differences(
-    bundle: Bundle, sidecar: EngineSidecar, flavor: Flavor, tensorrt_version: str, device: DeviceIdentity
+    bundle: Bundle,
+    plan_path: Path,
+    sidecar: EngineSidecar,
+    flavor: Flavor,
+    tensorrt_version: str,
+    device: DeviceIdentity,
 ) -> list[str]:
     """What differs, short of reading the plan."""
+    if plan_path != plan_path_of(plan_path.parent, sidecar.precision):
+        return [f"precision is {sidecar.precision}, the file is {plan_path.name}"]
     try:
         artifact = bundle.artifact(sidecar.precision)
     except BundleError as error:

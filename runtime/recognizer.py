@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform, resample
 from edge_asr.bundle import DEFAULT_MODEL, Bundle
-from edge_asr.errors import AudioError, ConfigError
-from edge_asr.runtime.backends import Backend, create_backend
+from edge_asr.errors import AudioError, BackendError, ConfigError
+from edge_asr.runtime.backends import Backend, choose_backend
 from edge_asr.runtime.ctc import GreedyDecoder, TokenRuns, greedy_decode, tokens_from_runs, words_from_tokens
 from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, normalize_per_feature
 from edge_asr.runtime.transcript import Transcript, split_segments
@@ -51,6 +51,7 @@ class Recognizer:
         subsampling_factor: feature frames per output frame.
         windows: how long recordings are cut; None means 24 s with 4 s of overlap.
         bundle: where the model came from, if from a bundle.
+        backend_reason: how the backend was chosen, for people.
 
     Raises:
         ConfigError: windows for another subsampling factor.
@@ -65,8 +66,10 @@ class Recognizer:
         subsampling_factor: int,
         windows: WindowGeometry | None = None,
         bundle: Bundle | None = None,
+        backend_reason: str = "given by the caller",
     ) -> None:
         self.backend = backend
+        self.backend_reason = backend_reason
         self.features = features
         self.vocabulary = vocabulary
         self.subsampling_factor = subsampling_factor
@@ -101,23 +104,38 @@ class Recognizer:
         Args:
             path_or_name: folder written by `edge-asr export`, or "tiny-en".
             precision: "auto", "fp32", "fp16" or "int8".
-            backend: "auto", "cpu" or "cuda".
+            backend: "auto", "tensorrt", "tensorrt-rtx", "cuda" or "cpu". "auto" takes a TensorRT engine of
+                the bundle that fits this device, else CUDA, else the CPU; `backend_reason` says why. A
+                backend asked for by name is never replaced by another.
             num_threads: threads of the backend; None lets it choose.
-            allow_unverified: accept a bundle whose proof failed.
+            allow_unverified: accept a bundle or an engine whose proof failed, or an engine without one.
 
         Raises:
             BundleError: no such bundle, or a damaged or unverified one.
-            BackendError: the backend cannot be had here.
-            MissingDependencyError: onnxruntime is not installed.
+            BackendError: the backend cannot be had here; an EngineError if for its engine.
+            MissingDependencyError: the backend's library is not installed.
         """
         bundle = Bundle.load(path_or_name, allow_unverified=allow_unverified)
-        return cls(
-            create_backend(bundle, precision=precision, backend=backend, num_threads=num_threads),
-            features=bundle.info.features,
-            vocabulary=bundle.vocabulary,
-            subsampling_factor=bundle.info.subsampling_factor,
-            bundle=bundle,
+        choice = choose_backend(
+            bundle,
+            precision=precision,
+            backend=backend,
+            num_threads=num_threads,
+            allow_unverified=allow_unverified,
         )
+        try:
+            return cls(
+                choice.backend,
+                features=bundle.info.features,
+                vocabulary=bundle.vocabulary,
+                subsampling_factor=bundle.info.subsampling_factor,
+                windows=_windows_within(choice.max_frames, bundle),
+                bundle=bundle,
+                backend_reason=choice.reason,
+            )
+        except BaseException:
+            choice.backend.close()
+            raise
 
     def transcribe(self, waveform: npt.ArrayLike, sample_rate: int) -> Transcript:
         """Transcribe a waveform of any length.
@@ -268,6 +286,25 @@ class Recognizer:
             segments=split_segments(words),
             duration_s=duration_s,
         )
+
+
+def _windows_within(max_frames: int | None, bundle: Bundle) -> WindowGeometry:
+    """The usual windows, made shorter for an engine that takes less.
+
+    Raises:
+        BackendError: it takes less than two overlaps.
+    """
+    features, factor = bundle.info.features, bundle.info.subsampling_factor
+    frame_s = features.hop_length / features.sample_rate
+    windows = WindowGeometry.from_seconds(feature_frame_s=frame_s, subsampling_factor=factor)
+    if max_frames is None or max_frames >= windows.window_frames:
+        return windows
+    if max_frames < 2 * windows.overlap_frames:
+        raise BackendError(
+            f"the engine takes {max_frames * frame_s:g} s at most, recordings are cut into windows of at "
+            f"least {2 * windows.overlap_frames * frame_s:g} s; build it with longer --profile-seconds"
+        )
+    return dataclasses.replace(windows, window_frames=max_frames // factor * factor)
 
 
 def _split_blocks(samples: F32Array, sample_rate: int) -> Iterator[F32Array]:

@@ -14,6 +14,9 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+#: Those of edge_asr.runtime.backends, which is not imported for `--help`; a test compares them.
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -41,10 +44,10 @@ def recognizer_options(function: _Function) -> _Function:
         ),
         click.option(
             "--backend",
-            metavar="NAME",
+            type=click.Choice(BACKENDS),
             default="auto",
             show_default=True,
-            help="What runs the model: auto, cpu or cuda.",
+            help="What runs the model; auto takes an engine built for this device, else CUDA, else the CPU.",
         ),
         click.option(
             "--threads",
@@ -53,7 +56,9 @@ def recognizer_options(function: _Function) -> _Function:
             help="CPU threads of the model; by default what the backend chooses.",
         ),
         click.option(
-            "--allow-unverified", is_flag=True, help="Also run a bundle that failed its proof when exported."
+            "--allow-unverified",
+            is_flag=True,
+            help="Also run a bundle or engine that failed its proof, or an engine that has none.",
         ),
     ]
     for option in reversed(options):
