@@ -1,12 +1,13 @@
 """Ranges of activations: run a float32 graph over calibration clips and keep what INT8 needs to know.
 
 The graph gains an output for every tensor asked for; onnxruntime runs one clip at a time and each tensor
-goes straight into a fixed-size histogram (histogram.py), so memory is that of one clip, whatever their
-number and lengths. One pass serves every method. Which tensors matter, choosing the clips and inserting
-Q/DQ nodes are elsewhere.
+goes straight into a fixed-size histogram (histogram.py). Memory is that of the asked tensors of one clip,
+whatever the number of clips, and grows with the square of a clip's length where attention scores are
+among them. One pass serves every method. Which tensors matter, choosing the clips and inserting Q/DQ
+nodes are elsewhere.
 
-onnxruntime's own calibrators were measured and left: their min-max drops NaN without a word, their
-histograms grow without limit when a quiet clip comes first, and the entropy search takes minutes.
+onnxruntime's own calibrators were tried (1.32) and left: min-max drops NaN without a word, a quiet clip
+ahead of a loud one makes histograms of many thousands of bins or fails, and both steps are slower.
 """
 
 from __future__ import annotations
