@@ -364,7 +364,8 @@ class EngineRunner:
 
     def _give_up_graphs(self, error: Exception) -> None:
         self._use_cuda_graphs = False
-        logger.warning("going on without CUDA graphs, runs may take longer to start: %s", error)
+        # As text: a log record that is kept would keep the context through the error's traceback.
+        logger.warning("going on without CUDA graphs, runs may take longer to start: %s", str(error))
 
     def _drop_oldest_graph(self) -> None:
         _, graph = self._graphs.popitem(last=False)
@@ -395,4 +396,4 @@ def _release(release: Callable[[Any], None], resource: Any) -> None:
     try:
         release(resource)
     except DeviceError as error:
-        logger.warning("while releasing the engine: %s", error)
+        logger.warning("while releasing the engine: %s", str(error))
