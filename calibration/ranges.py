@@ -24,7 +24,7 @@ from edge_asr.errors import ConfigError, GateError, require
 if TYPE_CHECKING:
     import onnx
 
-RangeMethod = Literal["minmax", "entropy", "percentile"]
+RangeMethod = Literal["minmax", "entropy", "percentile", "mse"]
 DEFAULT_PERCENTILE = 99.99
 
 #: One clip, unpadded: the graph's inputs by name.
@@ -46,7 +46,7 @@ class ActivationStatistics:
 
         Args:
             method: "minmax", the largest magnitude; "entropy", the least Kullback-Leibler divergence;
-                "percentile", what that share of the values stays within.
+                "percentile", what that share of the values stays within; "mse", the least squared error.
             percentile: in per cent, for "percentile".
 
         Returns:
@@ -63,6 +63,8 @@ class ActivationStatistics:
             return {name: max(h.peak, MIN_AMAX) for name, h in self.histograms.items()}
         if method == "entropy":
             return {name: h.entropy_amax() for name, h in self.histograms.items()}
+        if method == "mse":
+            return {name: h.mse_amax() for name, h in self.histograms.items()}
         return {name: h.percentile_amax(percentile) for name, h in self.histograms.items()}
 
     def to_dict(self, *, percentile: float = DEFAULT_PERCENTILE) -> dict[str, Any]:
