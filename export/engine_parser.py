@@ -27,27 +27,41 @@ _QUANTIZED_OPERATOR = re.compile(r"QLinear[A-Z]\w*|QGemm|QAttention")
 _ZERO_POINT = re.compile(r"zero[ _]?point|shiftIsAllZeros", re.IGNORECASE)
 _UNSIGNED = re.compile(r"uint8", re.IGNORECASE)
 
-ASYMMETRIC = (
-    "its activations are quantized asymmetrically (a zero point that is not 0, or unsigned QUInt8), and "
-    "TensorRT takes symmetric signed int8 only; with onnxruntime's quantize_static give activation_type "
-    f"QInt8 and ActivationSymmetric=True, or {_REQUANTIZE}"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why TensorRT takes a file not: in a few words, and in a sentence that says how to mend it."""
+
+    title: str
+    advice: str
+
+
+ASYMMETRIC = Refusal(
+    title="asymmetric activations",
+    advice="its activations are quantized asymmetrically (a zero point that is not 0, or unsigned QUInt8), "
+    "and TensorRT takes symmetric signed int8 only; with onnxruntime's quantize_static give activation_type "
+    f"QInt8 and ActivationSymmetric=True, or {_REQUANTIZE}",
 )
-QUANTIZED_BIAS = (
-    "its biases are quantized (an int32 DequantizeLinear), and TensorRT takes biases in floating point only; "
-    f"with onnxruntime's quantize_static give QuantizeBias=False, or {_REQUANTIZE}"
+QUANTIZED_BIAS = Refusal(
+    title="quantized bias",
+    advice="its biases are quantized (an int32 DequantizeLinear), and TensorRT takes biases in floating "
+    f"point only; with onnxruntime's quantize_static give QuantizeBias=False, or {_REQUANTIZE}",
 )
-DYNAMIC = (
-    "it was quantized dynamically (quantize_dynamic: scales that are computed while it runs), and TensorRT "
-    f"needs scales that are in the file; {_REQUANTIZE}, which calibrates on speech"
+DYNAMIC = Refusal(
+    title="dynamically quantized",
+    advice="it was quantized dynamically (quantize_dynamic: scales that are computed while it runs), and "
+    f"TensorRT needs scales that are in the file; {_REQUANTIZE}, which calibrates on speech",
 )
-OPERATOR_FORMAT = (
-    "it was quantized into operators such as QLinearConv, and TensorRT reads pairs of QuantizeLinear and "
-    "DequantizeLinear only; with onnxruntime's quantize_static give quant_format=QuantFormat.QDQ, or "
-    f"{_REQUANTIZE}"
+OPERATOR_FORMAT = Refusal(
+    title="quantized operator",
+    advice="it was quantized into operators such as QLinearConv, and TensorRT reads pairs of QuantizeLinear "
+    "and DequantizeLinear only; with onnxruntime's quantize_static give quant_format=QuantFormat.QDQ, or "
+    f"{_REQUANTIZE}",
 )
-UNKNOWN = (
-    "the parser of this TensorRT cannot take the nodes named; export the model again with `edge-asr export`, "
-    "or use a newer TensorRT"
+UNKNOWN = Refusal(
+    title="not supported",
+    advice="the parser of this TensorRT cannot take the nodes named; export the model again with "
+    "`edge-asr export`, or use a newer TensorRT",
 )
 
 
@@ -59,16 +73,18 @@ class ParserIssue:
         node: number of the node in the file, -1 when unknown.
         name, operator: of the node; empty where this TensorRT does not say (8.6).
         message: TensorRT's words.
-        advice: what makes the file wrong, and how to mend it; one of the constants above.
+        refusal: what makes the file wrong, and how to mend it; one of the constants above.
     """
 
     node: int
     name: str
     operator: str
     message: str
-    advice: str
+    refusal: Refusal
 
     def __str__(self) -> str:
+        if self.node < 0:
+            return self.message
         operator = f" ({self.operator})" if self.operator else ""
         where = f"node {self.node}" + (f" {self.name!r}" if self.name else "") + operator
         return f"{where}: {self.message}"
@@ -95,10 +111,10 @@ def parse_network(trt: Any, network: Any, model: bytes, file: str) -> None:
         message for message in log.warnings if _ZERO_POINT.search(message) and _UNSIGNED.search(message)
     ]
     if unsigned and not issues:
-        issues = [ParserIssue(node=-1, name="", operator="", message=unsigned[0], advice=ASYMMETRIC)]
+        issues = [ParserIssue(node=-1, name="", operator="", message=unsigned[0], refusal=ASYMMETRIC)]
     if issues or not parsed:
         for issue in issues:
-            _log.error("%s, %s; %s", file, issue, issue.advice)
+            _log.error("%s, %s: %s", file, issue.refusal.title, issue)
         raise EngineError(_refusal(trt, file, issues))
 
 
@@ -106,14 +122,13 @@ def _refusal(trt: Any, file: str, issues: list[ParserIssue]) -> str:
     who = f"{trt.__name__} {trt.__version__} refuses {file}"
     if not issues:
         return f"{who} and does not say why; export the model again with `edge-asr export`"
-    kinds = list(dict.fromkeys(issue.advice for issue in issues))
-    # What is understood first: it often is the cause of the rest.
-    kinds.sort(key=lambda advice: advice == UNKNOWN)
+    kinds = list(dict.fromkeys(issue.refusal for issue in issues))
+    kinds.sort(key=lambda refusal: refusal == UNKNOWN)  # what is understood often causes the rest
     parts = []
-    for advice in kinds:
-        found = [issue for issue in issues if issue.advice == advice]
+    for refusal in kinds:
+        found = [issue for issue in issues if issue.refusal == refusal]
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        parts.append(f"{advice}. At {found[0]}{more}")
+        parts.append(f"{refusal.advice}. At {found[0]}{more}")
     return f"{who}: " + "; ".join(parts)
 
 
@@ -129,7 +144,7 @@ def _read_issue(error: Any) -> ParserIssue:
         name=_call(error, "node_name"),
         operator=operator,
         message=message,
-        advice=_advise(operator, text),
+        refusal=_classify(operator, text),
     )
 
 
@@ -139,7 +154,7 @@ def _call(error: Any, name: str) -> str:
     return "" if method is None else method()
 
 
-def _advise(operator: str, text: str) -> str:
+def _classify(operator: str, text: str) -> Refusal:
     if operator in _DYNAMIC_OPERATORS or any(name in text for name in _DYNAMIC_OPERATORS):
         return DYNAMIC
     if _QUANTIZED_OPERATOR.fullmatch(operator) or _QUANTIZED_OPERATOR.search(text):

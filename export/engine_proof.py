@@ -187,12 +187,13 @@ def prove_engine(
         tolerance=Tolerance(max_error=None, text_families=()),
     )
     agreement, failures = _judge_agreement(step, cases, factor, bar)
-    speech = [r.max_error for r in step.results if r.family != _NOT_SPEECH and r.max_error is not None]
-    max_error = max(speech, default=0.0)
+    errors = {
+        r.name: r.max_error for r in step.results if r.family != _NOT_SPEECH and r.max_error is not None
+    }
+    worst = max(errors, key=errors.__getitem__, default="none")
+    max_error = errors.get(worst, 0.0)
     if bar.max_error is not None and max_error > bar.max_error:
-        failures.append(
-            f"a log-prob differs by {max_error:.2e}, more than {bar.max_error:g} (worst {step.worst.name})"
-        )
+        failures.append(f"log-probs differ by {max_error:.2e}, more than {bar.max_error:g}, at {worst}")
     padding_error = _padding_error(cases, given)
     if padding_error is not None and not padding_error <= bar.max_padding_error:
         failures.append(f"what fills the padding changes log-probs by {padding_error:.2e}")

@@ -1,0 +1,108 @@
+"""Seconds and batch sizes become shapes: by the front end's own count of frames, or a clear error."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_asr.errors import ConfigError, EngineError
+from edge_asr.export.engine_profiles import add_profiles, build_profiles, check_inputs, input_ranges
+from edge_asr.runtime.engines import EngineProfile
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+
+NEMO = FeatureConfig.from_preset("nemo")
+
+
+def frames(profiles: tuple[EngineProfile, ...]) -> list[tuple[int, int, int]]:
+    return [(p.min_frames, p.opt_frames, p.max_frames) for p in profiles]
+
+
+def test_default_edges_are_three_profiles_tuned_for_their_upper_edge() -> None:
+    profiles = build_profiles(NEMO)
+    assert frames(profiles) == [(10, 200, 200), (200, 800, 800), (800, 3000, 3000)]
+    assert {(p.min_batch, p.opt_batch, p.max_batch) for p in profiles} == {(1, 1, 8)}
+
+
+@pytest.mark.parametrize("preset", ["nemo", "nemo-2.4", "kaldi"])
+def test_edges_are_what_the_front_end_gives_for_so_much_sound(preset: str) -> None:
+    config = FeatureConfig.from_preset(preset)
+    (profile,) = build_profiles(config, (0.5, 2.5))
+    for edge_s, n_frames in ((0.5, profile.min_frames), (2.5, profile.max_frames)):
+        sound = np.zeros(round(edge_s * config.sample_rate), np.float32)
+        assert n_frames == len(FeatureExtractor(config)(sound))
+
+
+def test_profiles_leave_no_length_out() -> None:
+    profiles = build_profiles(NEMO, (0, 1, 1.5, 7))
+    assert all(any(p.covers(n, 1) for p in profiles) for n in range(1, 701))
+    assert not any(p.covers(701, 1) for p in profiles)
+
+
+@pytest.mark.parametrize(
+    "edges", [(), (2,), (0.1, 2, 2), (2, 1), (1, 1.001), (-1, 2), (1, float("inf")), (1, float("nan"))]
+)
+def test_edges_that_do_not_rise_are_refused(edges: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="profile seconds are"):
+        build_profiles(NEMO, edges)
+
+
+@pytest.mark.parametrize("batch", [(), (1, 8), (0, 1, 8), (2, 1, 8), (1, 8, 4), (1, 1, 1, 1)])
+def test_batches_that_fall_are_refused(batch: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="such as 1,1,8"):
+        build_profiles(NEMO, (0.1, 2), batch)
+
+
+def test_every_input_has_a_range() -> None:
+    profile = EngineProfile(min_frames=1, opt_frames=2, max_frames=3, min_batch=4, opt_batch=5, max_batch=6)
+    assert input_ranges(profile, 80) == {
+        "audio_signal": ((4, 80, 1), (5, 80, 2), (6, 80, 3)),
+        "length": ((4,), (5,), (6,)),
+    }
+
+
+def network(**shapes: Any) -> Any:
+    """A fake TensorRT network: inputs by name and shape; those called `shape_...` are shape tensors."""
+    inputs = [
+        SimpleNamespace(name=name, shape=shape, is_shape_tensor=name.startswith("shape_"))
+        for name, shape in shapes.items()
+    ]
+    return SimpleNamespace(num_inputs=len(inputs), get_input=lambda index: inputs[index])
+
+
+RANGES = input_ranges(build_profiles(NEMO, (0.1, 2))[0], 80)
+
+
+def test_inputs_that_are_covered_pass() -> None:
+    check_inputs(network(audio_signal=(-1, 80, -1), length=(-1,), constant=(3, 4)), RANGES, "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ({"audio_signal": (-1, 80, -1), "cache": (-1, 4)}, "input cache .* has no optimization profile"),
+        ({"audio_signal": (-1, 64, -1)}, r"is \[-1, 64, -1\] .* smallest shape is \[1, 80, 10\]"),
+        ({"audio_signal": (1, 80, -1)}, r"largest shape is \[8, 80, 200\]"),
+        ({"audio_signal": (-1, 80)}, "shape is"),
+        ({"shape_length": (-1,)}, "sets the shape of other tensors"),
+    ],
+)
+def test_inputs_that_are_not_covered_are_named(shapes: dict[str, Any], words: str) -> None:
+    with pytest.raises(EngineError, match=words):
+        check_inputs(network(**shapes), RANGES, "m.onnx")
+
+
+def test_fake_tensorrt_that_refuses_a_profile() -> None:
+    set_shapes: list[str] = []
+    builder = SimpleNamespace(
+        create_optimization_profile=lambda: SimpleNamespace(
+            set_shape=lambda name, *_: set_shapes.append(name)
+        )
+    )
+    config = SimpleNamespace(add_optimization_profile=lambda profile: -1)
+    inputs = network(audio_signal=(-1, 80, -1), length=(-1,))
+    with pytest.raises(EngineError, match="does not take optimization profile 0"):
+        add_profiles(builder, config, inputs, build_profiles(NEMO), 80, "m.onnx")
+    assert set_shapes == ["audio_signal", "length"]
