@@ -1,0 +1,1 @@
+"""Parts of scripts/gpu_acceptance.py: settings, runners, measuring, sections, the report."""

@@ -1,0 +1,131 @@
+"""Comparing outputs and timing runners.
+
+Time is from features in host memory to log-probs in host memory, for every runner alike. Runners of one
+table take turns within a round, in turning order, so that a slow moment hits all; ratios are taken within
+a round. What this file does not do: know what a runner is; it has `log_probs(features, feature_lens)`.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.bundle import Bundle
+from edge_asr.export.clips import find_clips, load_clips
+from edge_asr.export.proof import LogProbModel, Outputs, run_cases
+from edge_asr.export.proof_cases import CasePlan, ProofCase, build_cases
+from edge_asr.runtime.features import FeatureExtractor
+
+F32Array = npt.NDArray[np.float32]
+I64Array = npt.NDArray[np.int64]
+
+
+def proof_cases(bundle: Bundle, max_batch: int) -> list[ProofCase]:
+    """The cases of an export's proof: real speech, lengths around every edge, padding, silence, noise."""
+    info = bundle.info
+    clips = load_clips(find_clips(), info.features.sample_rate)
+    plan = CasePlan(random_lengths=4, max_batch=max_batch)
+    return build_cases(clips, info.features, info.subsampling_factor, plan)
+
+
+def compare(
+    reference: Outputs, model: LogProbModel, cases: Sequence[ProofCase], bundle: Bundle
+) -> dict[str, Any]:
+    """Outputs of `model` against `reference`: failures, pooled frame-argmax agreement, largest error.
+
+    Frames are valid output frames of all rows of all cases, pooled.
+    """
+    outputs = run_cases(model, cases, bundle.info.subsampling_factor)
+    same = total = 0
+    largest = 0.0
+    failures = []
+    for case, expected, given in zip(cases, reference, outputs, strict=True):
+        if isinstance(expected, str) or isinstance(given, str):
+            failures.append(
+                f"{case.family} / {case.name}: {expected if isinstance(expected, str) else given}"
+            )
+            continue
+        for wanted, got in zip(expected, given, strict=True):
+            if wanted.shape != got.shape or not np.isfinite(got).all():
+                failures.append(f"{case.family} / {case.name}: wrong shape, NaN or infinity")
+                continue
+            same += int((wanted.argmax(axis=1) == got.argmax(axis=1)).sum())
+            total += len(wanted)
+            largest = max(largest, float(np.abs(wanted - got).max()))
+    return {
+        "n_cases": len(cases),
+        "failures": failures,
+        "agreement": same / total if total else 0.0,
+        "n_frames": total,
+        "max_log_prob_error": largest,
+    }
+
+
+def speech_batch(bundle: Bundle, seconds: float, n_rows: int) -> tuple[F32Array, I64Array]:
+    """Features [n_rows, T, F] of the embedded sample, repeated to `seconds`, and their lengths [n_rows]."""
+    config = bundle.info.features
+    (waveform,) = list(load_clips(find_clips(), config.sample_rate).values())[:1]
+    n_samples = round(seconds * config.sample_rate)
+    features = FeatureExtractor(config)(np.resize(waveform, n_samples))
+    return np.repeat(features[None], n_rows, axis=0), np.full(n_rows, len(features), np.int64)
+
+
+def time_runners(
+    runners: Mapping[str, LogProbModel],
+    features: F32Array,
+    lengths: I64Array,
+    *,
+    rounds: int,
+    warm_up: int,
+    on_error: Callable[[str, str], None],
+) -> dict[str, list[float]]:
+    """Seconds of each measured call by runner; one that fails is reported to `on_error` and left out."""
+    working = dict(runners)
+    times: dict[str, list[float]] = {name: [] for name in working}
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(warm_up + rounds):
+            names = list(working)
+            turn = number % max(len(names), 1)
+            for name in names[turn:] + names[:turn]:
+                started = time.perf_counter()
+                try:
+                    working[name].log_probs(features, lengths)
+                except Exception as error:  # noqa: BLE001 - any failure of a runner is a result here
+                    on_error(name, f"{type(error).__name__}: {error}")
+                    del working[name], times[name]
+                    continue
+                if number >= warm_up:
+                    times[name].append(time.perf_counter() - started)
+    finally:
+        gc.enable()
+    return times
+
+
+def latency_rows(
+    times: Mapping[str, Sequence[float]], audio_s: float, baseline: str
+) -> list[dict[str, float | str | None]]:
+    """One row a runner: median, p90 and minimum in ms, RTFx, and how many times faster than `baseline`."""
+    rows: list[dict[str, float | str | None]] = []
+    for name, seconds in times.items():
+        median, p90 = np.percentile(seconds, [50, 90])
+        faster: float | None = None
+        if baseline in times and len(times[baseline]) == len(seconds):
+            faster = float(np.median(np.array(times[baseline]) / np.array(seconds)))
+        rows.append(
+            {
+                "runner": name,
+                "median_ms": round(float(median) * 1e3, 4),
+                "p90_ms": round(float(p90) * 1e3, 4),
+                "min_ms": round(min(seconds) * 1e3, 4),
+                "rtfx": round(audio_s / float(median), 1),
+                "times_faster": None if faster is None else round(faster, 2),
+            }
+        )
+    return rows

@@ -1,0 +1,227 @@
+"""The sections of an acceptance run; each runs in a process of its own and returns what it found.
+
+A section's answer is a dictionary: `status` ("ran" or "not run"), `why`, `gates` (what, value, limit,
+passed), `rows` (one table), `runners` (names that gave right results, for the sections that time them).
+The reference is always the fp32 ONNX on onnxruntime's CPU provider, each row alone and unpadded. Speed is
+reported and is no gate. What this file does not do: start processes, write the report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from acceptance import measure
+from acceptance.runners import (
+    BASELINE,
+    engine_names,
+    onnxruntime_name,
+    open_runner,
+    torch_names,
+)
+from acceptance.settings import Settings
+from edge_asr.bundle import PRECISIONS, Bundle, Precision
+from edge_asr.errors import ConfigError, EdgeAsrError, MissingDependencyError
+from edge_asr.export.proof import run_cases
+from edge_asr.runtime.backends import OnnxRuntimeBackend, check_device
+from edge_asr.runtime.engine_sidecar import FLAVORS, DeviceIdentity, Flavor
+
+Answer = dict[str, Any]
+Save = Callable[[Answer], None]
+
+MIN_AGREEMENT = {"fp32": 0.995, "fp16": 0.995, "int8": 0.985}
+"""Pooled frame-argmax agreement with the fp32 reference; the bars of the export's own proof."""
+
+NOT_FOR_RTX = {"8.7": "Orin", "9.0": "Hopper", "11.0": "Thor"}
+"""Compute capabilities that TensorRT-RTX does not target: a refusal there is recorded, not a failure."""
+
+COMPILED_CASES = 2
+"""So many of the cases are tried with torch.compile."""
+
+
+def section_names(settings: Settings) -> list[str]:
+    """All sections, in the order in which they run."""
+    engines = [f"{flavor} {p}" for flavor in FLAVORS for p in settings.precisions]
+    return ["onnxruntime", *engines, "torch", "latency", "batch scaling"]
+
+
+def run_section(name: str, settings: Settings, runners: Sequence[str], save: Save) -> Answer:
+    """Run one section.
+
+    Args:
+        name: one of `section_names`.
+        settings: of the run.
+        runners: names that earlier sections found to be right.
+        save: keeps an answer so far, in case the process ends before the section does.
+    """
+    bundle = Bundle.load(settings.bundle)
+    if name == "onnxruntime":
+        return _onnxruntime(settings, bundle)
+    if name == "torch":
+        return _torch(settings, bundle)
+    if name == "latency":
+        return _latency(settings, bundle, runners, save)
+    if name == "batch scaling":
+        return _batch_scaling(settings, bundle, runners, save)
+    for flavor in FLAVORS:
+        for precision in PRECISIONS:
+            if name == f"{flavor} {precision}":
+                return _engine(flavor, precision, settings, bundle)
+    raise ConfigError(f"no section is called {name!r}; known are {', '.join(section_names(settings))}")
+
+
+def not_run(why: str) -> Answer:
+    """The answer of a section that could not run here."""
+    return {"status": "not run", "why": why, "gates": [], "rows": [], "runners": []}
+
+
+def gate(what: str, value: object, limit: object, passed: bool) -> Answer:
+    """One thing that must hold."""
+    return {"what": what, "value": value, "limit": limit, "passed": passed}
+
+
+def _parity(names: Sequence[str], settings: Settings, bundle: Bundle) -> Answer:
+    cases = measure.proof_cases(bundle, settings.max_batch)
+    reference = OnnxRuntimeBackend(bundle.artifact_path("fp32"), precision="fp32", device="cpu")
+    expected = run_cases(reference, cases, bundle.info.subsampling_factor, rows_alone=True)
+    answer: Answer = {"status": "ran", "why": "", "gates": [], "rows": [], "runners": []}
+    missing = []
+    for name in names:
+        limit = MIN_AGREEMENT[next(p for p in MIN_AGREEMENT if p in name)]
+        try:
+            runner = open_runner(name, settings, bundle)
+        except ImportError as error:
+            missing.append(f"{name}: {error}")
+            continue
+        except EdgeAsrError as error:
+            answer["gates"].append(gate(f"{name} starts", str(error), "starts", False))
+            continue
+        # Each recompilation takes long.
+        n_cases = COMPILED_CASES if "compile" in name else len(cases)
+        found = measure.compare(expected[:n_cases], runner, cases[:n_cases], bundle)
+        right = not found["failures"] and found["agreement"] >= limit
+        answer["gates"].append(gate(f"{name}: frames like fp32's", found["agreement"], limit, right))
+        answer["rows"].append(
+            {
+                "runner": name,
+                "cases": found["n_cases"],
+                "failures": len(found["failures"]),
+                "agreement": round(found["agreement"], 6),
+                "max_log_prob_error": float(f"{found['max_log_prob_error']:.3g}"),
+                "first_failure": (found["failures"] or [""])[0],
+            }
+        )
+        if right:
+            answer["runners"].append(name)
+    answer["why"] = "; ".join(missing)
+    if not answer["gates"]:
+        return not_run(answer["why"])
+    return answer
+
+
+def _onnxruntime(settings: Settings, bundle: Bundle) -> Answer:
+    try:
+        check_device(settings.device)
+    except EdgeAsrError as error:  # onnxruntime, or its CUDA provider, is not installed
+        return not_run(str(error))
+    return _parity([onnxruntime_name(p) for p in settings.precisions], settings, bundle)
+
+
+def _torch(settings: Settings, bundle: Bundle) -> Answer:
+    if settings.checkpoint is None:
+        return not_run("no checkpoint was named; give --checkpoint")
+    return _parity(torch_names(settings), settings, bundle)
+
+
+def _engine(flavor: Flavor, precision: Precision, settings: Settings, bundle: Bundle) -> Answer:
+    from edge_asr.export.engine_builder import build_engine
+
+    if settings.rehearsal and flavor == "tensorrt":
+        return not_run("a rehearsal has no GPU, and TensorRT builds on the GPU that will run the engine")
+    name = f"{flavor} {precision}"
+    try:
+        built = build_engine(
+            bundle,
+            precision,
+            flavor=flavor,
+            batch=(1, 1, settings.max_batch),
+            manifest=settings.manifest,
+            force=True,
+        )
+    except MissingDependencyError as error:
+        return not_run(str(error))
+    except EdgeAsrError as error:
+        capability = DeviceIdentity.detect().compute_capability
+        if flavor == "tensorrt-rtx" and capability in NOT_FOR_RTX:
+            return not_run(f"TensorRT-RTX refused {NOT_FOR_RTX[capability]} ({capability}): {error}")
+        failed = gate(f"{name} builds and passes its proof", str(error), "passes", False)
+        return {**not_run(""), "status": "ran", "gates": [failed]}
+    sidecar = built.sidecar
+    build = {
+        "engine": name,
+        "version": sidecar.tensorrt_version,
+        "build_s": round(sidecar.build_time_s, 1),
+        "plan_mb": round(sidecar.plan_size_bytes / 1e6, 2),
+        "profiles": len(sidecar.profiles),
+        "flags": ", ".join(sidecar.flags),
+        "proof": json.dumps(dict(sidecar.proof)) if sidecar.proof else "none",
+    }
+    if settings.rehearsal:
+        gates = [gate(f"{name} builds", True, True, True)]
+        return {**not_run("; ".join(built.notes)), "status": "ran", "gates": gates, "build": [build]}
+    proven = gate(f"{name} builds and passes its proof", built.proven, True, built.proven)
+    answer = _parity(engine_names(flavor, precision), settings, bundle)
+    return {**answer, "gates": [proven, *answer["gates"]], "build": [build]}
+
+
+def _latency(settings: Settings, bundle: Bundle, names: Sequence[str], save: Save) -> Answer:
+    shapes = [(seconds, 1) for seconds in settings.buckets_s]
+    return _time(shapes, settings, bundle, names, save)
+
+
+def _batch_scaling(settings: Settings, bundle: Bundle, names: Sequence[str], save: Save) -> Answer:
+    shapes = [(settings.batch_s, n_rows) for n_rows in settings.batches]
+    return _time(shapes, settings, bundle, names, save)
+
+
+def _time(
+    shapes: Sequence[tuple[float, int]], settings: Settings, bundle: Bundle, names: Sequence[str], save: Save
+) -> Answer:
+    if not names:
+        return not_run("no runner gave right results, see the sections above")
+    errors: list[str] = []
+    runners = {}
+    for name in names:
+        try:
+            runners[name] = open_runner(name, settings, bundle)
+        except (EdgeAsrError, ImportError) as error:
+            errors.append(f"{name}: {error}")
+    answer: Answer = {"status": "ran", "why": "", "gates": [], "rows": [], "runners": []}
+    for seconds, n_rows in shapes:
+        features, lengths = measure.speech_batch(bundle, seconds, n_rows)
+        times = measure.time_runners(
+            runners,
+            features,
+            lengths,
+            rounds=settings.rounds,
+            warm_up=settings.warm_up,
+            on_error=lambda name, why: errors.append(f"{name}: {why}"),
+        )
+        for row in measure.latency_rows(times, seconds * n_rows, BASELINE):
+            answer["rows"].append({"audio_s": seconds, "batch": n_rows, **row})
+        answer["why"] = "; ".join(errors)
+        save(answer)
+    answer["gates"] = [gate("every runner was measured", len(errors), 0, not errors)]
+    return answer
+
+
+def child_main(section: str, settings_path: Path, runners_path: Path, answer_path: Path) -> None:
+    """What the process of a section does: run it, and leave the answer in a file."""
+
+    def save(answer: Answer) -> None:
+        answer_path.write_text(json.dumps(answer), encoding="utf-8")
+
+    runners = json.loads(runners_path.read_text(encoding="utf-8"))
+    save(run_section(section, Settings.read(settings_path), runners, save))
