@@ -87,10 +87,10 @@ class AnglePositions(nn.Module):
         return torch.cat((sine, sine), dim=-1), torch.cat((cosine, cosine), dim=-1), table
 
 
-class ProductAttention(nn.Module):
-    """`RelPosAttention` without the relative shift.
+class DistanceProduct(nn.Module):
+    """Scores by distance as a product, in a module of its own so that its nodes can be told by name.
 
-    The score by distance, (q_i + v) . W_pos r(i - j), is linear in r = [sin(w m), cos(w m)] of m = i - j: with
+    The score (q_i + v) . W_pos r(i - j) is linear in r = [sin(w m), cos(w m)] of m = i - j: with
     [a, b] = (q_i + v) W_pos it is the sum over the frequencies w of a sin(w (i - j)) + b cos(w (i - j)), and by
     sin(x - y) = sin x cos y - cos x sin y, cos(x - y) = cos x cos y + sin x sin y that is
     (a sin wi + b cos wi) cos wj + (b sin wi - a cos wi) sin wj.
@@ -98,6 +98,22 @@ class ProductAttention(nn.Module):
 
     by_sine: Tensor
     by_cosine: Tensor
+
+    def __init__(self, position: Tensor) -> None:
+        """From W_pos (H, d, D), whose columns are sine and cosine interleaved, as in NeMo."""
+        super().__init__()
+        sine, cosine = position.detach()[:, :, 0::2], position.detach()[:, :, 1::2]
+        self.register_buffer("by_sine", torch.cat((sine, cosine), dim=-1).contiguous())
+        self.register_buffer("by_cosine", torch.cat((cosine, -sine), dim=-1).contiguous())
+
+    def forward(self, query: Tensor, sine: Tensor, cosine: Tensor, table: Tensor) -> Tensor:
+        """(B, H, T, d) and what `AnglePositions` gives -> (B, H, T, T)."""
+        rotated = torch.matmul(query, self.by_sine) * sine + torch.matmul(query, self.by_cosine) * cosine
+        return torch.matmul(rotated, table)
+
+
+class ProductAttention(nn.Module):
+    """`RelPosAttention` without the relative shift, see `DistanceProduct`."""
 
     def __init__(self, attention: RelPosAttention) -> None:
         super().__init__()
@@ -113,9 +129,7 @@ class ProductAttention(nn.Module):
             self.qqkv.weight.copy_(torch.cat((query * scale, query * scale, key, value)))
             self.qqkv.bias.copy_(torch.cat((by_content, by_distance, key_bias, value_bias)))
             position = attention.position.weight.reshape(self.n_heads, self.d_head, d_model)
-            sine, cosine = position[:, :, 0::2], position[:, :, 1::2]  # interleaved, as in NeMo
-            self.register_buffer("by_sine", torch.cat((sine, cosine), dim=-1).contiguous())  # (H, d, D)
-            self.register_buffer("by_cosine", torch.cat((cosine, -sine), dim=-1).contiguous())
+        self.by_distance = DistanceProduct(position)
         self.out = attention.out
 
     def forward(
@@ -126,10 +140,8 @@ class ProductAttention(nn.Module):
         sine, cosine, table = positions
         split = self.qqkv(x).reshape(batch, n_frames, 4, self.n_heads, self.d_head)
         query_u, query_v, key, value = split.unbind(2)
-        query_v = query_v.transpose(1, 2)  # (B, H, T, d)
-        rotated = torch.matmul(query_v, self.by_sine) * sine + torch.matmul(query_v, self.by_cosine) * cosine
         by_content = torch.matmul(query_u.transpose(1, 2), key.permute(0, 2, 3, 1))  # (B, H, T, T)
-        scores = by_content + torch.matmul(rotated, table)
+        scores = by_content + self.by_distance(query_v.transpose(1, 2), sine, cosine, table)
         weights = torch.softmax(scores + bias, dim=-1)
         context = torch.matmul(weights, value.transpose(1, 2))  # (B, H, T, d)
         return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_frames, -1)))

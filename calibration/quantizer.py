@@ -1,0 +1,132 @@
+"""Static INT8: explicit Q/DQ nodes around the chosen nodes of a float32 graph.
+
+onnxruntime's QDQQuantizer inserts the nodes; what is quantized, where and with which ranges is decided here.
+Symmetric int8 (zero point 0) for activations and weights, one scale per output channel of a weight, biases in
+float32: what TensorRT's parser accepts, and what onnxruntime fuses into integer kernels on a CPU.
+- MatMul and Gemm keep a float32 output: onnxruntime then runs one kernel that scales as it writes.
+- Conv gets a quantized output, without which it has no integer kernel there.
+Ranges come from ranges.py, the choice of groups from sensitivity.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_asr.calibration.groups import QUANTIZABLE, Group, nodes_of
+from edge_asr.errors import ConfigError, require
+from edge_asr.export.onnx_export import MAX_IR_VERSION
+
+if TYPE_CHECKING:
+    import onnx
+
+_FLOAT_OUTPUT = ["MatMul", "Gemm"]
+
+
+def activation_tensors(model: onnx.ModelProto, groups: Collection[Group]) -> list[str]:
+    """Names of the activations whose range the quantization of `groups` needs, in the order of the graph."""
+    initializers = {initializer.name for initializer in model.graph.initializer}
+    chosen = set(nodes_of(model, groups))
+    tensors: dict[str, None] = {}
+    for node in model.graph.node:
+        if node.name in chosen:
+            inputs = node.input[:2]  # the third is a bias
+            outputs = node.output if node.op_type == "Conv" else ()
+            tensors |= dict.fromkeys(t for t in (*inputs, *outputs) if t not in initializers)
+    return list(tensors)
+
+
+def quantize_model(
+    model: onnx.ModelProto, amax: Mapping[str, float], groups: Collection[Group]
+) -> onnx.ModelProto:
+    """A copy of `model` in which the nodes of `groups` compute in INT8.
+
+    Args:
+        model: float32 graph with its weights inside, as exported by edge-asr.
+        amax: largest magnitude to represent of every tensor of `activation_tensors(model, groups)`, > 0.
+        groups: what to quantize; none gives an unchanged copy.
+
+    Returns:
+        The Q/DQ graph; inputs, outputs and metadata are those of `model`.
+
+    Raises:
+        ConfigError: the range of a tensor is missing, or not a positive number.
+        MissingDependencyError: onnx or onnxruntime is not installed.
+    """
+    require("onnx", extra="export")
+    require("onnxruntime", extra="cpu")
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes = nodes_of(model, groups)
+    if not nodes:
+        return copy
+    ranges = {}
+    for tensor in activation_tensors(model, groups):
+        bound = amax.get(tensor, 0.0)
+        if not (np.isfinite(bound) and bound > 0):
+            raise ConfigError(f"the range of {tensor} is {bound!r}; collect it before quantizing")
+        ranges[tensor] = (np.float32(-bound), np.float32(bound))
+    quantizer = QDQQuantizer(
+        copy,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+        nodes_to_quantize=nodes,
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(QUANTIZABLE),
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUT,
+            "TensorQuantOverrides": _per_tensor_weights(copy, nodes),
+        },
+    )
+    quantized: onnx.ModelProto = _quietly(quantizer.quantize_model)
+    quantized.ir_version = min(quantized.ir_version, MAX_IR_VERSION)
+    _drop_unused_domains(quantized)
+    return quantized
+
+
+def _per_tensor_weights(model: onnx.ModelProto, nodes: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """Batched weights (more than two axes) of a MatMul: onnxruntime's kernel takes one scale for them all."""
+    from onnxruntime.quantization import QuantType
+
+    chosen = set(nodes)
+    ranks = {initializer.name: len(initializer.dims) for initializer in model.graph.initializer}
+    return {
+        tensor: [{"quant_type": QuantType.QInt8, "symmetric": True}]
+        for node in model.graph.node
+        if node.name in chosen and node.op_type == "MatMul"
+        for tensor in node.input
+        if ranks.get(tensor, 0) > 2
+    }
+
+
+def _quietly(function: Any) -> Any:
+    """Call without onnxruntime's remarks about what it leaves alone, which is by choice here."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        return function()
+    finally:
+        root.setLevel(level)
+
+
+def _drop_unused_domains(model: onnx.ModelProto) -> None:
+    """onnxruntime adds its own operator set to every graph; other runtimes need not know it."""
+    used = {node.domain for node in model.graph.node}
+    kept = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx") or entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)

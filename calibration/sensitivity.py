@@ -1,0 +1,201 @@
+"""Which groups of a model become INT8: each is measured alone, then as many as the budget allows.
+
+The rule, reproducible from the table in report.md: begin with every group in INT8; while the loss is over
+the budget, the group that adds the most divergence per multiply-add goes back to float32. Loss is measured on
+clips that were not calibrated on. Divergence ranks, because it moves long before a word does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.calibration.groups import Group, group_nodes
+from edge_asr.calibration.measure import Loss, Reference, time_graphs
+from edge_asr.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    import onnx
+
+F32Array = npt.NDArray[np.float32]
+
+#: Makes the graph in which the given groups are INT8.
+Quantize = Callable[[Sequence[Group]], "onnx.ModelProto"]
+#: Called with (candidates measured, candidates at most).
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What INT8 may lose.
+
+    Attributes:
+        max_wer_loss: absolute, as a fraction; looked at only where clips have texts.
+        min_agreement: fraction of frames that must keep their most likely token.
+    """
+
+    max_wer_loss: float = 0.003
+    min_agreement: float = 0.985
+
+    def __post_init__(self) -> None:
+        if not self.max_wer_loss >= 0:
+            raise ConfigError(f"max_wer_loss is {self.max_wer_loss}; give a fraction of 0 or more, as 0.003")
+        if not 0 <= self.min_agreement <= 1:
+            raise ConfigError(f"min_agreement is {self.min_agreement}; give a fraction from 0 to 1")
+
+    def allows(self, loss: Loss) -> bool:
+        """Both bounds hold."""
+        return self.exceeded_by(loss) is None
+
+    def exceeded_by(self, loss: Loss) -> str | None:
+        """What is over the budget, in words; None when nothing is."""
+        if loss.wer_loss is not None and loss.wer_loss > self.max_wer_loss:
+            return f"WER loss {100 * loss.wer_loss:.2f} points, at most {100 * self.max_wer_loss:.2f} allowed"
+        if loss.agreement < self.min_agreement:
+            return (
+                f"{100 * loss.agreement:.2f} % of the frames keep their most likely token, "
+                f"at least {100 * self.min_agreement:.2f} % asked for"
+            )
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One choice of INT8 groups and what it costs.
+
+    Attributes:
+        int8: the groups in INT8; all others are float32.
+        loss: against float32.
+        size_bytes: of the graph's file.
+        time_ratio: median encoder time over that of float32, one thread, in the same run.
+    """
+
+    int8: tuple[Group, ...]
+    loss: Loss
+    size_bytes: int
+    time_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """How the choice was made.
+
+    Attributes:
+        budget: what was allowed.
+        multiply_adds: by group, of a clip of `clip_s` seconds.
+        clip_s: length of the clip that was timed.
+        alone: one candidate a group, with that group alone in INT8.
+        steps: all groups first, then one less each; the last is the choice, within the budget or empty.
+    """
+
+    budget: Budget
+    multiply_adds: dict[Group, int]
+    clip_s: float
+    alone: dict[Group, Candidate]
+    steps: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> Candidate:
+        """The first step within the budget; the last when none is."""
+        return self.steps[-1]
+
+
+def choose_groups(
+    model: onnx.ModelProto,
+    quantize: Quantize,
+    reference: Reference,
+    timed: F32Array,
+    clip_s: float,
+    budget: Budget,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Measure every group, then leave out as few as the budget demands.
+
+    Args:
+        model: the float32 graph.
+        quantize: makes a candidate.
+        reference: the float32 run over clips outside the calibration set.
+        timed: features [T, n_mels] of the clip that is timed.
+        clip_s: its length.
+        budget: what may be lost.
+        progress: called after each candidate.
+    """
+    groups: tuple[Group, ...] = tuple(group_nodes(model))
+    n_done = 0
+
+    def measure(int8: tuple[Group, ...]) -> Candidate:
+        nonlocal n_done
+        candidate = quantize(int8)
+        float32_s, int8_s = time_graphs([model, candidate], timed)
+        measured = Candidate(
+            int8=int8,
+            loss=reference.measure(candidate),
+            size_bytes=candidate.ByteSize(),
+            time_ratio=float(np.median(int8_s) / np.median(float32_s)),
+        )
+        n_done += 1
+        if progress is not None:
+            progress(n_done, 2 * len(groups))
+        return measured
+
+    multiply_adds = count_multiply_adds(model, timed)
+    alone = {group: measure((group,)) for group in groups}
+    costliest_first = sorted(groups, key=lambda g: -alone[g].loss.divergence / max(multiply_adds[g], 1))
+    left = groups
+    steps = [measure(left)]
+    for group in costliest_first[:-1]:
+        if budget.allows(steps[-1].loss):
+            break
+        left = tuple(g for g in left if g != group)
+        steps.append(measure(left))
+    return Sensitivity(
+        budget=budget, multiply_adds=multiply_adds, clip_s=clip_s, alone=alone, steps=tuple(steps)
+    )
+
+
+def count_multiply_adds(model: onnx.ModelProto, features: F32Array) -> dict[Group, int]:
+    """Multiply-adds of every group on one clip, from the shapes that a run gives.
+
+    Args:
+        model: float32 graph.
+        features: [T, n_mels].
+    """
+    onnxruntime = require("onnxruntime", extra="cpu")
+    import onnx
+
+    group_of = {name: group for group, names in group_nodes(model).items() for name in names}
+    nodes = [node for node in model.graph.node if node.name in group_of]
+    weights = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    shaped = onnx.ModelProto()
+    shaped.CopyFrom(model)
+    del shaped.graph.output[:]
+    wanted = dict.fromkeys(t for n in nodes for t in (*n.input[:2], n.output[0]) if t not in weights)
+    for tensor in wanted:  # the shape of each tensor, not the tensor, is what leaves the graph
+        shaped.graph.node.append(onnx.helper.make_node("Shape", [tensor], [f"{tensor}_shape"]))
+        shaped.graph.output.append(
+            onnx.helper.make_tensor_value_info(f"{tensor}_shape", onnx.TensorProto.INT64, [None])
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        shaped.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feeds = {
+        "audio_signal": np.ascontiguousarray(features.T[None]),
+        "length": np.asarray([len(features)], np.int64),
+    }
+    shapes = dict(zip(wanted, (tuple(map(int, s)) for s in session.run(None, feeds)), strict=True)) | weights
+    counts: dict[Group, int] = dict.fromkeys(group_of.values(), 0)
+    for node in nodes:
+        n_outputs = int(np.prod(shapes[node.output[0]]))
+        if node.op_type == "Conv":  # weight [C_out, C_in / groups, ...]
+            depth = int(np.prod(shapes[node.input[1]][1:]))
+        else:
+            transposed = any(a.name == "transA" and a.i for a in node.attribute)
+            depth = shapes[node.input[0]][-2 if transposed else -1]
+        counts[group_of[node.name]] += n_outputs * depth
+    return counts

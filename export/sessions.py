@@ -1,0 +1,39 @@
+"""An ONNX graph in memory, run by the runtime's own onnxruntime backend: for proofs and measurements."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_asr.runtime.backends import OnnxRuntimeBackend
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@contextmanager
+def open_graph(
+    model: onnx.ModelProto, *, precision: str = "fp32", num_threads: int | None = None
+) -> Iterator[OnnxRuntimeBackend]:
+    """The graph as a backend, closed at the end of the block.
+
+    Args:
+        model: with the bundle's input and output names.
+        precision: of the graph, for messages.
+        num_threads: as for `OnnxRuntimeBackend`.
+
+    Raises:
+        BackendError: onnxruntime cannot load it.
+    """
+    with tempfile.TemporaryDirectory(prefix="edge-asr-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        backend = OnnxRuntimeBackend(path, precision=precision, num_threads=num_threads)
+        path.unlink()  # loaded: a large model need not lie on the disk as well
+    try:
+        yield backend
+    finally:
+        backend.close()
