@@ -20,7 +20,7 @@ import numpy.typing as npt
 from edge_asr.bundle import Bundle, Precision
 from edge_asr.errors import BackendError, EngineError, MissingDependencyError, require
 from edge_asr.runtime.engine_sidecar import Flavor
-from edge_asr.runtime.engines import has_engine
+from edge_asr.runtime.engines import build_command, has_engine
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
@@ -228,6 +228,7 @@ def choose_backend(
     backend: str = "auto",
     num_threads: int | None = None,
     allow_unverified: bool = False,
+    min_frames: int = 1,
 ) -> BackendChoice:
     """The backend that runs `bundle`, and why it.
 
@@ -239,6 +240,7 @@ def choose_backend(
             was built and proven for this device, else CUDA when onnxruntime can start it, else the CPU.
         num_threads: see `OnnxRuntimeBackend`; TensorRT does not use it.
         allow_unverified: also run engines that were not proven; proven ones come first.
+        min_frames: feature frames that one row must be able to have; an engine that takes less is refused.
 
     Raises:
         MissingDependencyError: the library of a named backend, or onnxruntime, is not installed.
@@ -248,21 +250,23 @@ def choose_backend(
     """
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+
+    def create(name: str) -> BackendChoice:
+        if name in _FLAVORS:
+            flavor = _FLAVORS[name]
+            return _create_tensorrt(bundle, precision, flavor, allow_unverified, min_frames)
+        return _create_onnxruntime(bundle, precision, name, num_threads)
+
     if backend != "auto":
-        choice = _create(bundle, precision, backend, num_threads, allow_unverified)
+        choice = create(backend)
         logger.info("backend: %s", choice.reason)
         return choice
     passed_over: list[str] = []
     for name in ("tensorrt", "cuda", "cpu"):
-        chosen = choose_precision(bundle, precision, name)  # a wrong precision is an error, not a reason
         try:
             if name == "tensorrt" and not has_engine(bundle):
                 raise EngineError("the bundle has no engine")
-            if name == "cuda":
-                check_device(name)
-            choice = _create(
-                bundle, precision if name == "tensorrt" else chosen, name, num_threads, allow_unverified
-            )
+            choice = create(name)
         except (BackendError, MissingDependencyError) as error:
             if name == "cpu":
                 raise
@@ -292,19 +296,19 @@ def create_backend(
     ).backend
 
 
-def _create(
-    bundle: Bundle, precision: str, backend: str, num_threads: int | None, allow_unverified: bool
+def _create_onnxruntime(
+    bundle: Bundle, precision: str, device: str, num_threads: int | None
 ) -> BackendChoice:
-    if backend in _FLAVORS:
-        return _create_tensorrt(bundle, precision, _FLAVORS[backend], allow_unverified)
-    chosen = choose_precision(bundle, precision, backend)
+    chosen = choose_precision(bundle, precision, device)
     runner = OnnxRuntimeBackend(
-        bundle.artifact_path(chosen), precision=chosen, device=backend, num_threads=num_threads
+        bundle.artifact_path(chosen), precision=chosen, device=device, num_threads=num_threads
     )
-    return BackendChoice(backend=runner, reason=f"{backend}, {chosen}, {runner.num_threads} threads")
+    return BackendChoice(backend=runner, reason=f"{device}, {chosen}, {runner.num_threads} threads")
 
 
-def _create_tensorrt(bundle: Bundle, precision: str, flavor: Flavor, allow_unverified: bool) -> BackendChoice:
+def _create_tensorrt(
+    bundle: Bundle, precision: str, flavor: Flavor, allow_unverified: bool, min_frames: int
+) -> BackendChoice:
     """The first engine that may run here, of a named precision or in order of preference, proven ones first.
 
     Raises:
@@ -325,6 +329,16 @@ def _create_tensorrt(bundle: Bundle, precision: str, flavor: Flavor, allow_unver
                 runner = TensorRTBackend(bundle, candidate, flavor=flavor, allow_unverified=unproven_too)
             except EngineError as error:
                 errors.append(error)
+                continue
+            if runner.max_frames < min_frames:
+                runner.close()
+                errors.append(
+                    EngineError(
+                        f"the engine {runner.plan_path} takes {runner.max_frames} feature frames at most, "
+                        f"{min_frames} are needed; build it with longer --profile-seconds: "
+                        f"{build_command(bundle, candidate, flavor, force=True)}"
+                    )
+                )
                 continue
             reason = f"{flavor}, {candidate}, {runner.plan_path.relative_to(bundle.path)}"
             return BackendChoice(backend=runner, reason=reason, max_frames=runner.max_frames)

@@ -147,11 +147,7 @@ class EngineSidecar:
     proof: Mapping[str, Any] | None
 
     def __post_init__(self) -> None:
-        if self.format_version != SIDECAR_FORMAT_VERSION:
-            raise EngineError(
-                f"the engine's format_version is {self.format_version!r}, this edge-asr reads "
-                f"{SIDECAR_FORMAT_VERSION}; build the engine again"
-            )
+        _check_format(self.format_version)
         for name, value, known in (
             ("precision", self.precision, PRECISIONS),
             ("flavor", self.flavor, FLAVORS),
@@ -181,8 +177,8 @@ class EngineSidecar:
         Raises:
             EngineError: missing or unknown keys, which it names, or a value that cannot be.
         """
-        if data.get("format_version") == SIDECAR_FORMAT_VERSION:  # else its own message, from __post_init__
-            _check_keys("the engine's sidecar", data, cls)
+        _check_format(data.get("format_version"))
+        _check_keys("the engine's sidecar", data, cls)
         try:
             _check_keys("device of the engine's sidecar", data["device"], DeviceIdentity)
             for key, kind in (("profiles", EngineProfile), ("tensors", EngineTensor)):
@@ -230,6 +226,14 @@ def _read_l4t_release() -> str | None:
         return None
     match = re.search(r"#\s*(R\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
     return None if match is None else f"{match[1]}.{match[2]}"
+
+
+def _check_format(version: object) -> None:
+    if version != SIDECAR_FORMAT_VERSION:
+        raise EngineError(
+            f"the engine's format_version is {version!r}, this edge-asr reads {SIDECAR_FORMAT_VERSION}; "
+            "build the engine again"
+        )
 
 
 def _check_keys(where: str, data: Mapping[str, Any], cls: type) -> None:

@@ -173,7 +173,7 @@ def find_engine(
         candidates.append((differences or _plan_differences(plan_path, sidecar), plan_path, sidecar))
     if not candidates and unreadable:
         raise EngineError(
-            f"{unreadable[0]}; build it with: {build_command(bundle, precision, flavor, force=True)}"
+            f"{unreadable[0]}: {build_command(bundle, precision, flavor, force=True)}"
         ) from unreadable[0]
     if not candidates:
         raise EngineError(

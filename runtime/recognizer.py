@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform, resample
 from edge_asr.bundle import DEFAULT_MODEL, Bundle
-from edge_asr.errors import AudioError, BackendError, ConfigError
+from edge_asr.errors import AudioError, ConfigError
 from edge_asr.runtime.backends import Backend, choose_backend
 from edge_asr.runtime.ctc import GreedyDecoder, TokenRuns, greedy_decode, tokens_from_runs, words_from_tokens
 from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, normalize_per_feature
@@ -116,20 +116,27 @@ class Recognizer:
             MissingDependencyError: the backend's library is not installed.
         """
         bundle = Bundle.load(path_or_name, allow_unverified=allow_unverified)
+        features, factor = bundle.info.features, bundle.info.subsampling_factor
+        windows = WindowGeometry.from_seconds(
+            feature_frame_s=features.hop_length / features.sample_rate, subsampling_factor=factor
+        )
         choice = choose_backend(
             bundle,
             precision=precision,
             backend=backend,
             num_threads=num_threads,
             allow_unverified=allow_unverified,
+            min_frames=2 * windows.overlap_frames,
         )
+        if choice.max_frames is not None and choice.max_frames < windows.window_frames:
+            windows = dataclasses.replace(windows, window_frames=choice.max_frames // factor * factor)
         try:
             return cls(
                 choice.backend,
-                features=bundle.info.features,
+                features=features,
                 vocabulary=bundle.vocabulary,
-                subsampling_factor=bundle.info.subsampling_factor,
-                windows=_windows_within(choice.max_frames, bundle),
+                subsampling_factor=factor,
+                windows=windows,
                 bundle=bundle,
                 backend_reason=choice.reason,
             )
@@ -286,25 +293,6 @@ class Recognizer:
             segments=split_segments(words),
             duration_s=duration_s,
         )
-
-
-def _windows_within(max_frames: int | None, bundle: Bundle) -> WindowGeometry:
-    """The usual windows, made shorter for an engine that takes less.
-
-    Raises:
-        BackendError: it takes less than two overlaps.
-    """
-    features, factor = bundle.info.features, bundle.info.subsampling_factor
-    frame_s = features.hop_length / features.sample_rate
-    windows = WindowGeometry.from_seconds(feature_frame_s=frame_s, subsampling_factor=factor)
-    if max_frames is None or max_frames >= windows.window_frames:
-        return windows
-    if max_frames < 2 * windows.overlap_frames:
-        raise BackendError(
-            f"the engine takes {max_frames * frame_s:g} s at most, recordings are cut into windows of at "
-            f"least {2 * windows.overlap_frames * frame_s:g} s; build it with longer --profile-seconds"
-        )
-    return dataclasses.replace(windows, window_frames=max_frames // factor * factor)
 
 
 def _split_blocks(samples: F32Array, sample_rate: int) -> Iterator[F32Array]:

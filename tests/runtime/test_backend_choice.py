@@ -1,0 +1,316 @@
+"""Which backend and precision a bundle gets, and what is said about it; engines run on the fake TensorRT."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import fake_tensorrt as fake
+import soundfile
+from fake_tensorrt import FakeGpu
+
+from edge_asr.bundle import Bundle
+from edge_asr.cli import options
+from edge_asr.errors import BackendError, BundleError, EngineError, MissingDependencyError
+from edge_asr.runtime import backends
+from edge_asr.runtime.backends import choose_backend, choose_precision, create_backend
+from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.tensorrt_backend import TensorRTBackend
+
+PROFILES = ((10, 200, 200, 1, 1, 8), (200, 800, 800, 1, 1, 8), (800, 3000, 3000, 1, 1, 8))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    return FakeGpu().install(monkeypatch)
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    return lambda *precisions, **artifact: fake.copy_bundle(tmp_path / "bundle", *precisions, **artifact)
+
+
+@pytest.fixture
+def no_cuda_provider() -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA; the test is about one that lacks it")
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize(("ratio", "cpu"), [(None, "int8"), (0.99, "int8"), (1.0, "fp32"), (1.7, "fp32")])
+def test_auto_on_a_cpu_passes_over_an_int8_that_is_not_faster(
+    make_bundle: Callable[..., Bundle],
+    ratio: float | None,
+    cpu: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bundle = make_bundle("int8", cpu_time_over_fp32=ratio)
+    with caplog.at_level(logging.INFO):
+        assert choose_precision(bundle, "auto", "cpu") == cpu
+    assert ("not int8, its time is" in caplog.text) is (cpu == "fp32")
+    assert choose_precision(bundle, "int8", "cpu") == "int8"  # by name, always
+    assert choose_precision(bundle, "auto", "cuda") == "fp32"
+
+
+def test_a_bundle_with_only_a_slow_precision_runs_it(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_bundle("int8", cpu_time_over_fp32=1.2)
+    only = dataclasses.replace(
+        bundle, info=dataclasses.replace(bundle.info, artifacts=bundle.info.artifacts[1:])
+    )
+    assert choose_precision(only, "auto", "cpu") == "int8"
+
+
+def test_fp16_comes_last_on_a_cpu_and_first_on_a_gpu(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_bundle("fp16", "int8")
+    chosen = {device: choose_precision(bundle, "auto", device) for device in ("cpu", "cuda", "tensorrt")}
+    assert chosen == {"cpu": "int8", "cuda": "fp16", "tensorrt": "fp16"}
+
+
+# --- auto ---
+
+
+def test_auto_without_engines_touches_no_tensorrt(
+    make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, no_cuda_provider: None
+) -> None:
+    for name in ("tensorrt", "tensorrt_rtx", "cuda"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import would raise
+    monkeypatch.delitem(sys.modules, "edge_asr.runtime.tensorrt_backend")
+    choice = choose_backend(make_bundle(), num_threads=1)
+    assert choice.backend.name == "cpu"
+    assert choice.max_frames is None
+    assert choice.reason.startswith(
+        "auto chose cpu, fp32, 1 threads; not tensorrt: the bundle has no engine; "
+    )
+    assert "not cuda: backend 'cuda' needs CUDAExecutionProvider" in choice.reason
+    assert "edge_asr.runtime.tensorrt_backend" not in sys.modules
+
+
+def test_fake_tensorrt_auto_takes_an_engine_that_fits(
+    gpu: FakeGpu, make_bundle: Callable[..., Bundle], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = make_bundle()
+    path = fake.add_engine(bundle, gpu)
+    with caplog.at_level(logging.INFO):
+        choice = choose_backend(bundle)
+    assert isinstance(choice.backend, TensorRTBackend)
+    assert choice.reason == f"auto chose tensorrt, fp32, {path.relative_to(bundle.path)}"
+    assert choice.max_frames == 400
+    assert choice.reason in caplog.text
+    choice.backend.close()
+
+
+def test_fake_tensorrt_auto_prefers_fp16_then_int8_and_what_was_proven(
+    gpu: FakeGpu, make_bundle: Callable[..., Bundle]
+) -> None:
+    bundle = make_bundle("fp16", "int8")
+
+    def chosen(**arguments: Any) -> str:
+        backend = create_backend(bundle, **arguments)
+        backend.close()
+        return f"{backend.name} {backend.precision}"
+
+    fake.add_engine(bundle, gpu, "fp32")
+    assert chosen() == "tensorrt fp32"
+    fake.add_engine(bundle, gpu, "int8")
+    assert chosen() == "tensorrt int8"
+    fake.add_engine(bundle, gpu, "fp16", proof=None)
+    assert chosen() == "tensorrt int8"
+    assert chosen(allow_unverified=True) == "tensorrt int8"
+    assert chosen(precision="fp16", allow_unverified=True) == "tensorrt fp16"
+    fake.add_engine(bundle, gpu, "fp16")
+    assert chosen() == "tensorrt fp16"
+    assert chosen(backend="tensorrt", precision="fp32") == "tensorrt fp32"
+
+
+@pytest.mark.parametrize("fault", ["other GPU", "unproven", "no tensorrt", "no GPU", "broken plan"])
+def test_fake_tensorrt_auto_says_why_not_the_engine(
+    gpu: FakeGpu,
+    make_bundle: Callable[..., Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+    no_cuda_provider: None,
+    fault: str,
+) -> None:
+    bundle = make_bundle()
+    fake.add_engine(
+        bundle,
+        gpu,
+        device={"gpu_name": "Thor"} if fault == "other GPU" else {},
+        proof=None if fault == "unproven" else {"passed": True},
+    )
+    why = {
+        "other GPU": "gpu_name is Thor, here Orin",
+        "unproven": "was never compared with its model",
+        "no tensorrt": "tensorrt is needed here and is not installed",
+        "no GPU": "cudaErrorNoDevice",
+        "broken plan": "TensorRT refuses the plan: magicTag is wrong",
+    }[fault]
+    if fault == "no tensorrt":
+        monkeypatch.delitem(sys.modules, "tensorrt")
+        pytest.importorskip("edge_asr")
+        monkeypatch.setattr(sys, "meta_path", [_Absent("tensorrt"), *sys.meta_path])
+    elif fault == "no GPU":
+        gpu.devices = 0
+    elif fault == "broken plan":
+        gpu.fail("deserialize")
+    choice = choose_backend(bundle, num_threads=1)
+    assert choice.backend.name == "cpu"
+    assert "; not tensorrt: " in choice.reason
+    assert why in choice.reason
+    choice.backend.close()
+    # By name it is an error that says the same, never another backend.
+    if fault == "broken plan":
+        gpu.fail("deserialize")
+    with pytest.raises((EngineError, BackendError, MissingDependencyError), match=why):
+        create_backend(bundle, backend="tensorrt")
+
+
+class _Absent:
+    """An importer that knows a module is not installed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == self.name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_a_wrong_precision_is_an_error_also_for_auto(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_bundle()
+    with pytest.raises(BundleError, match="no fp16 model"):
+        choose_backend(bundle, precision="fp16")
+    with pytest.raises(BackendError, match="'fp8' is unknown"):
+        choose_backend(bundle, precision="fp8")
+
+
+# --- by name ---
+
+
+def test_an_unknown_name_lists_the_known(make_bundle: Callable[..., Bundle]) -> None:
+    with pytest.raises(
+        BackendError, match="'openvino' is unknown; use one of auto, tensorrt, tensorrt-rtx, cuda, cpu"
+    ):
+        create_backend(make_bundle(), backend="openvino")
+
+
+def test_fake_tensorrt_rtx_only_by_name(
+    make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, no_cuda_provider: None
+) -> None:
+    gpu = FakeGpu("rtx").install(monkeypatch)
+    monkeypatch.setattr(sys, "meta_path", [_Absent("tensorrt"), *sys.meta_path])
+    bundle = make_bundle()
+    fake.add_engine(bundle, gpu, profiles=PROFILES)
+    assert create_backend(bundle, num_threads=1).name == "cpu"
+    with create_recognizer(bundle, backend="tensorrt-rtx") as recognizer:
+        assert recognizer.backend.name == "tensorrt-rtx"
+        assert recognizer.backend_reason.startswith("tensorrt-rtx, fp32, engines/tensorrt-rtx-1.7.1.116-orin")
+
+
+def test_tensorrt_by_name_without_an_engine_names_the_command(
+    gpu: FakeGpu, make_bundle: Callable[..., Bundle]
+) -> None:
+    bundle = make_bundle("fp16")
+    with pytest.raises(EngineError, match="has no fp16 engine; build one with: edge-asr build"):
+        create_backend(bundle, backend="tensorrt")
+
+
+def test_tensorrt_by_name_where_it_is_not_installed(
+    make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", [_Absent("tensorrt"), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'edge-asr\[tensorrt\]'"):
+        create_backend(make_bundle(), backend="tensorrt")
+
+
+def test_the_command_line_offers_the_same_names() -> None:
+    @click.command()
+    @options.recognizer_options
+    def command(**_: Any) -> None: ...
+
+    (backend,) = (parameter for parameter in command.params if parameter.name == "backend")
+    assert tuple(backend.type.choices) == backends.BACKENDS  # type: ignore[attr-defined]
+
+
+# --- the recogniser ---
+
+
+def create_recognizer(bundle: Bundle, **arguments: Any) -> Recognizer:
+    return Recognizer.load(bundle.path, **arguments)
+
+
+def test_fake_tensorrt_a_recognizer_gives_the_text_of_the_cpu(
+    gpu: FakeGpu, make_bundle: Callable[..., Bundle], sample_path: Path
+) -> None:
+    """The embedded sample three times over (longer than a window), and a batch of its pieces."""
+    bundle = make_bundle()
+    fake.add_engine(bundle, gpu, profiles=PROFILES)
+    samples, rate = soundfile.read(sample_path, dtype="float32")
+    long = np.tile(samples, 3)
+    clips = [(samples[: rate * n], rate) for n in (1, 2, 3)] + [(samples[:80], rate)]
+    with (
+        create_recognizer(bundle, backend="cpu", num_threads=1) as cpu,
+        create_recognizer(bundle, backend="tensorrt") as engine,
+    ):
+        assert engine.windows == cpu.windows
+        assert engine.transcribe(long, rate).text == cpu.transcribe(long, rate).text != ""
+        expected = [transcript.text for transcript in cpu.transcribe_batch(clips)]
+        assert [transcript.text for transcript in engine.transcribe_batch(clips)] == expected
+    gpu.assert_all_released()
+
+
+def test_default_windows_fit_the_default_profiles(gpu: FakeGpu, make_bundle: Callable[..., Bundle]) -> None:
+    from edge_asr.export.engine_profiles import DEFAULT_PROFILE_SECONDS
+
+    with create_recognizer(make_bundle(), backend="cpu", num_threads=1) as recognizer:
+        assert recognizer.windows.window_frames * 0.01 <= DEFAULT_PROFILE_SECONDS[-1]
+
+
+def test_fake_tensorrt_windows_shrink_to_a_short_engine(
+    gpu: FakeGpu, make_bundle: Callable[..., Bundle], sample_path: Path
+) -> None:
+    bundle = make_bundle()
+    fake.add_engine(bundle, gpu, profiles=PROFILES[:2])
+    samples, rate = soundfile.read(sample_path, dtype="float32")
+    with create_recognizer(bundle, backend="tensorrt") as recognizer:
+        assert (recognizer.windows.window_frames, recognizer.windows.overlap_frames) == (800, 400)
+        assert recognizer.transcribe(np.tile(samples, 2), rate).text
+
+
+def test_fake_tensorrt_an_engine_too_short_for_windows(
+    gpu: FakeGpu, make_bundle: Callable[..., Bundle]
+) -> None:
+    bundle = make_bundle()
+    fake.add_engine(bundle, gpu, profiles=PROFILES[:1])
+    told = r"takes 200 feature frames at most, 800 are needed; .* edge-asr build .* --force"
+    with pytest.raises(EngineError, match=told):
+        create_recognizer(bundle, backend="tensorrt")
+    gpu.assert_all_released()
+    with create_recognizer(bundle, num_threads=1) as recognizer:
+        assert "200 feature frames at most" in recognizer.backend_reason
+        assert recognizer.backend.name != "tensorrt"
+
+
+def test_fake_tensorrt_allow_unverified_reaches_the_engine(
+    gpu: FakeGpu, make_bundle: Callable[..., Bundle]
+) -> None:
+    bundle = make_bundle()
+    fake.add_engine(bundle, gpu, profiles=PROFILES, proof=None)
+    with pytest.raises(EngineError, match="was never compared"):
+        create_recognizer(bundle, backend="tensorrt")
+    with create_recognizer(bundle, backend="tensorrt", allow_unverified=True) as recognizer:
+        assert recognizer.backend.name == "tensorrt"
