@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import edge_asr
@@ -130,7 +131,7 @@ def build_engine(
     with stages.stage(f"build {precision} engine") as advance:
         plan = make_plan(
             trt,
-            _shared_logger(flavor),
+            _shared_logger(trt),
             model,
             artifact.file,
             precision=precision,
@@ -194,10 +195,11 @@ class _ProofInputs:
         if manifest is not None:
             require("jiwer", extra="eval")
             listed = read_manifest(manifest)
-            if listed.bad_rows or not listed.utterances:
+            missing = [u.audio_path for u in listed.utterances if not u.audio_path.is_file()]
+            if listed.bad_rows or missing or not listed.utterances:
                 raise ManifestError(
-                    f"{manifest} has {len(listed.utterances)} usable rows and {len(listed.bad_rows)} others; "
-                    "mend the manifest (see `edge-asr evaluate`)"
+                    f"{manifest} has {len(listed.utterances)} usable rows, {len(listed.bad_rows)} others and "
+                    f"{len(missing)} whose sound is missing; mend it (see `edge-asr evaluate`)"
                 )
             utterances = listed.utterances
         return cls(
@@ -250,9 +252,9 @@ class _Stages:
 
 
 @functools.cache
-def _shared_logger(flavor: Flavor) -> Any:
-    """One logger a flavor and process: TensorRT keeps the first that it is given and ignores others."""
-    return create_logger(load_tensorrt(flavor))
+def _shared_logger(trt: ModuleType) -> Any:
+    """One logger a process: TensorRT keeps the first that it is given and ignores others."""
+    return create_logger(trt)
 
 
 def _opset_17_copy(model: bytes, n_mels: int) -> bytes:

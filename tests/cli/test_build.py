@@ -1,0 +1,172 @@
+"""`edge-asr build`: options, exit codes, one-line errors, JSON alone on stdout.
+
+Real plans are built by TensorRT-RTX (RTX builder on CPU: execution not tested); elsewhere the builder is
+replaced, and only the command is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from edge_asr.bundle import Bundle
+from edge_asr.errors import GateError
+from edge_asr.export import engine_builder
+from edge_asr.export.engine_report import EngineReport
+from edge_asr.runtime.engines import DeviceIdentity, EngineProfile, EngineSidecar
+
+Run = Callable[..., Result]
+
+NO_GPU = DeviceIdentity(
+    gpu_name=None, compute_capability=None, driver=None, jetpack=None, os="linux", arch="x86_64"
+)
+
+
+@pytest.fixture
+def bundle_path(tmp_path: Path) -> Path:
+    """The embedded model in a folder that a test may write into."""
+    ignored = shutil.ignore_patterns("engines")
+    return Path(shutil.copytree(Bundle.load("tiny-en").path, tmp_path / "mine", ignore=ignored))
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Arguments of every call of `build_engine`, which is replaced; int8 fails its proof."""
+    calls: list[dict[str, Any]] = []
+
+    def build(bundle: Bundle, precision: Any, **options: Any) -> EngineReport:
+        calls.append({"precision": precision, **options})
+        if precision == "int8":
+            raise GateError("the int8 engine failed its proof")
+        options["progress"]("build engine", 0, 0)
+        sidecar = EngineSidecar(
+            format_version=1,
+            onnx_file="model.onnx",
+            onnx_sha256="0",
+            precision=precision,
+            flavor=options["flavor"],
+            tensorrt_version="10.3.0.26",
+            cuda_version=None,
+            device=NO_GPU,
+            profiles=(
+                EngineProfile(
+                    min_frames=1, opt_frames=2, max_frames=3, min_batch=1, opt_batch=1, max_batch=1
+                ),
+            ),
+            tensors=(),
+            flags=(),
+            workspace_mb=None,
+            plan_sha256="0",
+            plan_size_bytes=2_500_000,
+            build_time_s=12.3,
+            built_at="2026-11-23T00:00:00+00:00",
+            toolkit_version="0",
+            proof=None,
+        )
+        return EngineReport(plan=Path(f"model.{precision}.plan"), sidecar=sidecar, notes=("a note",))
+
+    monkeypatch.setattr(engine_builder, "build_engine", build)
+    return calls
+
+
+def test_options_reach_the_builder(
+    run: Run, builds: list[dict[str, Any]], bundle_path: Path, tmp_path: Path
+) -> None:
+    result = run(
+        *("build", bundle_path, "-p", "fp32,fp16", "--precision", "fp32", "--profile-seconds", "0,1.5,7"),
+        *("--batch", "1,2,4", "--workspace-mb", "100", "--timing-cache", tmp_path / "t", "--force"),
+        *("--flavor", "tensorrt-rtx", "--clips", bundle_path, "--manifest", bundle_path / "bundle.json"),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert [call["precision"] for call in builds] == ["fp32", "fp16"]
+    expected = {
+        "flavor": "tensorrt-rtx",
+        "profile_seconds": (0.0, 1.5, 7.0),
+        "batch": (1, 2, 4),
+        "workspace_mb": 100,
+        "timing_cache": tmp_path / "t",
+        "clips": (bundle_path,),
+        "manifest": bundle_path / "bundle.json",
+        "force": True,
+    }
+    assert {name: builds[0][name] for name in expected} == expected
+    assert result.stdout.splitlines() == [
+        "model.fp32.plan: fp32, 2.5 MB, 1 profiles, 12.3 s, not proven",
+        "model.fp16.plan: fp16, 2.5 MB, 1 profiles, 12.3 s, not proven",
+    ]
+    assert result.stderr.splitlines().count("edge-asr: a note") == 1
+
+
+def test_defaults(run: Run, builds: list[dict[str, Any]], bundle_path: Path) -> None:
+    result = run("build", bundle_path)
+    assert builds[0]["profile_seconds"] == (0.1, 2.0, 8.0, 30.0)
+    assert builds[0]["batch"] == (1, 1, 8)
+    assert builds[0]["flavor"] == "tensorrt"
+    wanted = engine_builder.default_precisions(Bundle.load(bundle_path))
+    assert builds[0]["precision"] == wanted[0]
+    assert result.exit_code == (3 if "int8" in wanted else 0)
+
+
+def test_a_failed_proof_is_exit_3_and_what_is_built_is_told(
+    run: Run, builds: list[dict[str, Any]], bundle_path: Path
+) -> None:
+    result = run("build", bundle_path, "-p", "fp16,int8", "--json")
+    assert result.exit_code == 3
+    assert [engine["precision"] for engine in json.loads(result.stdout)["engines"]] == ["fp16"]
+    assert result.stderr.splitlines()[-1] == "edge-asr: the int8 engine failed its proof"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-p", "int4"],
+        ["--profile-seconds", "1,two"],
+        ["--batch", "1,1.5,2"],
+        ["--workspace-mb", "0"],
+        ["--flavor", "openvino"],
+    ],
+)
+def test_wrong_usage_is_exit_2(
+    arguments: list[str], run: Run, builds: list[dict[str, Any]], bundle_path: Path
+) -> None:
+    result = run("build", bundle_path, *arguments)
+    assert result.exit_code == 2
+    assert not builds
+
+
+def test_without_tensorrt_is_exit_1_in_one_line(
+    run: Run, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    result = run("build", bundle_path)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "tensorrt is needed here and is not installed" in line
+    assert not (bundle_path / "engines").exists()
+
+
+@pytest.mark.tensorrt
+def test_rtx_builder_on_cpu_execution_not_tested_command(
+    run: Run, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (extra: test, Linux x86-64)")
+    monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: NO_GPU))
+    arguments = ("build", bundle_path, "-p", "fp32", "--flavor", "tensorrt-rtx", "--profile-seconds", "0.1,1")
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    (engine,) = json.loads(result.stdout)["engines"]
+    assert len(result.stdout.splitlines()) == 1
+    assert Path(engine["plan"]).stat().st_size == engine["plan_size_bytes"]
+    assert engine["proof"] is None
+    assert engine_builder.NOT_RUN in engine["notes"]
+    assert "edge-asr: build fp32 engine ..." in result.stderr
+    again = run(*arguments)
+    assert again.exit_code == 1
+    assert "exists; add --force" in again.stderr

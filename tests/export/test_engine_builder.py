@@ -1,0 +1,512 @@
+"""The engine builder: real plans by TensorRT-RTX on the CPU, and all else with a fake TensorRT.
+
+RTX builder on CPU: execution not tested. The fake (fake_tensorrt_builder.py) shows what we ask of 8.6, 10
+and 11 and what happens around the build; engines are stand-ins there, run by onnxruntime.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from edge_asr.bundle import Bundle, Precision, sha256_of
+from edge_asr.errors import (
+    AudioError,
+    BundleError,
+    ConfigError,
+    EngineError,
+    GateError,
+    ManifestError,
+    MissingDependencyError,
+)
+from edge_asr.export import engine_builder
+from edge_asr.export.engine_builder import build_engine, default_precisions
+from edge_asr.export.engine_plan import make_plan
+from edge_asr.export.engine_profiles import build_profiles
+from edge_asr.export.engine_report import EngineReport
+from edge_asr.export.fold import fold_batch_norm
+from edge_asr.export.fp16 import convert_to_fp16
+from edge_asr.export.onnx_export import export_onnx
+from edge_asr.export.optimize import simplify_graph
+from edge_asr.export.proof_cases import CasePlan
+from edge_asr.model import ConformerConfig, ConformerCTC
+from edge_asr.runtime import tensorrt_backend
+from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.runtime.engines import DeviceIdentity, EngineSidecar, find_engine
+from edge_asr.runtime.features import FeatureConfig
+from edge_asr.runtime.tensorrt_api import create_logger
+
+sys.path.insert(0, str(Path(__file__).parent))
+from engine_models import quantize
+from fake_tensorrt_builder import PLAN, VERSIONS, FakeBuilder, Style
+
+NO_GPU = DeviceIdentity(
+    gpu_name=None, compute_capability=None, driver=None, jetpack=None, os="linux", arch="x86_64"
+)
+ORIN = DeviceIdentity(
+    gpu_name="Orin",
+    compute_capability="8.7",
+    driver="12.6",
+    jetpack="R36.4.3",
+    os="linux",
+    arch="aarch64",
+    multiprocessors=8,
+)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+
+@pytest.fixture(scope="session")
+def three_precisions(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random bundle with an fp16 and an int8 model, made as the project makes them, but not proven."""
+    folder = tmp_path_factory.mktemp("three") / "bundle"
+    shutil.copytree(random_bundle, folder)
+    data = json.loads((folder / "bundle.json").read_text())
+    fp32 = onnx.load(folder / "model.onnx")
+    models = {
+        "fp16": convert_to_fp16(fp32),
+        "int8": quantize(fp32, tmp_path_factory.mktemp("quantized"), "good"),
+    }
+    for precision, model in models.items():
+        path = folder / f"model.{precision}.onnx"
+        path.write_bytes(model.SerializeToString())
+        changes = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+        data["artifacts"].append(
+            {**data["artifacts"][0], "file": path.name, "precision": precision, **changes}
+        )
+    (folder / "bundle.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.fixture
+def bundle(three_precisions: Path, tmp_path: Path) -> Bundle:
+    """A copy that a test may write into."""
+    return Bundle.load(shutil.copytree(three_precisions, tmp_path / "bundle"))
+
+
+def files_in(bundle: Bundle) -> dict[str, bytes]:
+    engines = bundle.path / "engines"
+    return {str(p.relative_to(engines)): p.read_bytes() for p in engines.rglob("*") if p.is_file()}
+
+
+# --- TensorRT-RTX ---
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """TensorRT-RTX, with whatever GPU this machine has out of sight."""
+    module = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (extra: test, Linux x86-64)")
+    monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: NO_GPU))
+    return module
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rtx_builder_on_cpu_execution_not_tested_plan_and_sidecar(
+    precision: Precision, rtx: ModuleType, bundle: Bundle
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+    report = build_engine(
+        bundle,
+        precision,
+        flavor="tensorrt-rtx",
+        profile_seconds=(0.1, 0.5, 2),
+        batch=(1, 2, 4),
+        progress=lambda *step: seen.append(step),
+    )
+    folder = bundle.path / "engines" / f"tensorrt-rtx-{rtx.__version__}-no-gpu-linux-x86_64"
+    assert report.plan == folder / f"model.{precision}.plan"
+    assert sorted(p.name for p in folder.iterdir()) == [f"model.{precision}.json", f"model.{precision}.plan"]
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # nothing temporary is left
+    sidecar = EngineSidecar.read(folder / f"model.{precision}.json")
+    assert sidecar == report.sidecar
+    assert sidecar.onnx_sha256 == bundle.artifact(precision).sha256
+    assert sidecar.plan_sha256 == hashlib.sha256(report.plan.read_bytes()).hexdigest()
+    assert [(p.min_frames, p.max_frames) for p in sidecar.profiles] == [(10, 50), (50, 200)]
+    tensors = {t.name: (t.mode, t.dtype, t.shape) for t in sidecar.tensors}
+    assert tensors == {
+        "audio_signal": ("input", "float32", (-1, 80, -1)),
+        "length": ("input", "int64", (-1,)),
+        "logprobs": ("output", "float32", (-1, -1, len(bundle.vocabulary))),
+    }
+    assert "STRONGLY_TYPED" in sidecar.flags
+    assert ("TF32" in sidecar.flags) == (precision != "fp32")
+    assert sidecar.proof is None
+    assert engine_builder.NOT_RUN in report.notes
+    found = find_engine(
+        bundle, precision, flavor="tensorrt-rtx", tensorrt_version=sidecar.tensorrt_version, device=NO_GPU
+    )
+    assert found == (report.plan, sidecar)
+    assert [step for step in seen if step[0] == f"build {precision} engine"][-1][1:] == (1000, 1000)
+    assert [done for _, done, total in seen if total] == sorted(done for _, done, total in seen if total)
+
+
+@pytest.mark.tensorrt
+def test_rtx_builder_on_cpu_execution_not_tested_timing_cache_does_nothing(
+    rtx: ModuleType, bundle: Bundle, tmp_path: Path
+) -> None:
+    cache = tmp_path / "timing.cache"
+    report = build_engine(
+        bundle,
+        "fp32",
+        flavor="tensorrt-rtx",
+        profile_seconds=(0.1, 0.5),
+        timing_cache=cache,
+        workspace_mb=256,
+    )
+    assert engine_builder.NO_TIMING_CACHE in report.notes
+    assert not cache.exists()
+    assert report.sidecar.workspace_mb == 256
+
+
+@pytest.mark.tensorrt
+def test_rtx_builder_on_cpu_execution_not_tested_ctrl_c_ends_the_build(
+    rtx: ModuleType, bundle: Bundle
+) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done > 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(bundle, "fp32", flavor="tensorrt-rtx", profile_seconds=(0.1, 0.5), progress=interrupt)
+    assert not (bundle.path / "engines").exists()
+
+
+@pytest.mark.tensorrt
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rtx_builder_on_cpu_execution_not_tested_tiny_en(
+    precision: Precision, rtx: ModuleType, tmp_path: Path
+) -> None:
+    bundle = Bundle.load(
+        shutil.copytree(Bundle.load("tiny-en").path, tmp_path / "b", ignore=shutil.ignore_patterns("engines"))
+    )
+    if precision not in {artifact.precision for artifact in bundle.info.artifacts}:
+        pytest.skip(f"the embedded tiny-en has no {precision} model")
+    report = build_engine(bundle, precision, flavor="tensorrt-rtx")
+    assert [p.max_frames for p in report.sidecar.profiles] == [200, 800, 3000]
+    assert report.sidecar.plan_size_bytes > bundle.artifact(precision).size_bytes
+
+
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
+    """The `small` preset (13 M parameters) with random weights, by precision."""
+    torch.manual_seed(0)
+    model = ConformerCTC(ConformerConfig.from_preset("small", vocab_size=129)).eval()
+    fp32 = simplify_graph(export_onnx(fold_batch_norm(model), 80), 80)
+    return {
+        "fp32": fp32,
+        "fp16": convert_to_fp16(fp32),
+        "int8": quantize(fp32, tmp_path_factory.mktemp("small"), "good"),
+    }
+
+
+@pytest.mark.tensorrt
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rtx_builder_on_cpu_execution_not_tested_small_preset(
+    precision: Precision, rtx: ModuleType, small_models: dict[str, onnx.ModelProto]
+) -> None:
+    """Dynamic batch and time; one profile, for the time it takes."""
+    plan = make_plan(
+        rtx,
+        create_logger(rtx),
+        small_models[precision].SerializeToString(),
+        "small.onnx",
+        precision=precision,
+        profiles=build_profiles(FeatureConfig.from_preset("nemo"), (0.1, 8)),
+        n_mels=80,
+    )
+    # The weights are in it, in the size of their precision: 13 million of 4, 2 and about 1 byte.
+    assert len(plan.data) > {"fp32": 50e6, "fp16": 25e6, "int8": 12e6}[precision]
+    assert all(-1 in tensor.shape for tensor in plan.tensors)
+    print(f"RTX on CPU, small {precision}: {plan.build_time_s:.1f} s, {len(plan.data) / 1e6:.1f} MB")
+
+
+# --- fake TensorRT ---
+
+
+class StandInEngine(OnnxRuntimeBackend):
+    """What the builder takes for an engine: its plan's model on onnxruntime."""
+
+    offset = 0.0
+
+    def __init__(self, bundle: Bundle, precision: str, **options: Any) -> None:
+        plan, sidecar = options["engine"]
+        content = plan.read_bytes()
+        assert content.startswith(PLAN)
+        assert hashlib.sha256(content).hexdigest() == sidecar.plan_sha256
+        assert options["allow_unverified"] is True
+        path = plan.with_suffix(".onnx")
+        path.write_bytes(content[len(PLAN) :])
+        super().__init__(path, precision=precision)
+        path.unlink()
+        self.name = options["flavor"]
+
+    def log_probs(self, features: Any, feature_lens: Any) -> Any:
+        log_probs = super().log_probs(features, feature_lens)
+        return np.roll(log_probs, 1, axis=1) if self.offset else log_probs
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Style], FakeBuilder]:
+    """Put a fake TensorRT and an Orin in place; engines run on onnxruntime and the proof is short."""
+
+    def put(style: Style) -> FakeBuilder:
+        fake = FakeBuilder(style)
+        monkeypatch.setitem(sys.modules, "tensorrt", fake.module())
+        return fake
+
+    monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: ORIN))
+    monkeypatch.setattr(tensorrt_backend, "TensorRTBackend", StandInEngine)
+    short = CasePlan(random_lengths=1, max_random_s=0.5, max_batch=2)
+    build_cases = engine_builder.build_engine_cases
+    monkeypatch.setattr(engine_builder, "build_engine_cases", lambda *a: build_cases(*a, short))
+    # int8 of random weights says little about the model; what is tested here is the road.
+    bars = engine_builder.prove_engine.__globals__["BARS"]
+    monkeypatch.setitem(
+        bars, "int8", dataclasses.replace(bars["int8"], min_agreement=0.0, min_case_agreement=0.0)
+    )
+    return put
+
+
+OPTIONS: dict[str, Any] = {"profile_seconds": (0.1, 0.5, 1), "batch": (1, 1, 2)}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("style", ["8.6", "10", "11"])
+def test_fake_tensorrt_is_asked_for_what_it_has(
+    style: Style, precision: Precision, install: Callable[[Style], FakeBuilder], bundle: Bundle
+) -> None:
+    fake = install(style)
+    report = build_engine(bundle, precision, workspace_mb=512, **OPTIONS)
+    given = onnx.load_from_string(fake.model)
+    onnx.checker.check_model(given)
+    if style == "8.6":
+        assert fake.network_flags == ["EXPLICIT_BATCH"]
+        wanted = {"fp32": set(), "fp16": {"FP16", "TF32"}, "int8": {"INT8", "TF32"}}[precision]
+        assert given.opset_import[0].version == 17
+        assert engine_builder.OPSET_17 in report.notes
+    else:
+        assert "STRONGLY_TYPED" in fake.network_flags
+        wanted = set() if precision == "fp32" else {"TF32"}
+        assert fake.model == bundle.artifact_path(precision).read_bytes()
+        assert report.notes == (engine_builder._window_note(bundle, report.sidecar.profiles),)
+    assert fake.builder_flags == wanted
+    assert set(report.sidecar.flags) == {*fake.network_flags, *wanted}
+    assert fake.limits == {"WORKSPACE": 512 << 20}
+    assert fake.monitored == (style != "8.6")
+    assert fake.profiles == [
+        {"audio_signal": ((1, 80, 10), (1, 80, 50), (2, 80, 50)), "length": ((1,), (1,), (2,))},
+        {"audio_signal": ((1, 80, 50), (1, 80, 100), (2, 80, 100)), "length": ((1,), (1,), (2,))},
+    ]
+    folder = f"tensorrt-{VERSIONS[style]}-orin-8mp-sm87-linux-aarch64"
+    assert set(files_in(bundle)) == {
+        f"{folder}/model.{precision}.plan",
+        f"{folder}/model.{precision}.json",
+        f"{folder}/timing.cache",
+    }
+    sidecar = EngineSidecar.read(report.plan.with_suffix(".json"))
+    assert sidecar.onnx_sha256 == bundle.artifact(precision).sha256  # of the bundle's file, not of the copy
+    assert sidecar.proven
+    assert sidecar.proof is not None
+    assert sidecar.proof["n_cases"] > 20
+    assert "proven: " in report.describe()
+
+
+def test_fake_tensorrt_engine_that_fails_its_proof_is_deleted(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("10")
+    monkeypatch.setattr(StandInEngine, "offset", 1.0)
+    with pytest.raises(GateError, match=r"fp16 engine of .* failed its proof and was deleted: \d+ findings"):
+        build_engine(bundle, "fp16", **OPTIONS)
+    assert not (bundle.path / "engines").exists()
+
+
+@pytest.mark.parametrize("failure", ["proof", "build", "parse", "ctrl-c"])
+def test_fake_tensorrt_old_engine_survives_a_failed_build(
+    failure: str,
+    install: Callable[[Style], FakeBuilder],
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = install("10")
+    build_engine(bundle, "fp32", **OPTIONS)
+    before = files_in(bundle)
+    options = dict(OPTIONS)
+    expected: type[BaseException] = EngineError
+    if failure == "proof":
+        monkeypatch.setattr(StandInEngine, "offset", 1.0)
+        expected = GateError
+    elif failure == "build":
+        fake.fails = "Error Code 2: OutOfMemory (no further information)"
+    elif failure == "parse":
+        parser = sys.modules["tensorrt"].OnnxParser
+        monkeypatch.setattr(parser, "parse", lambda self, model: False)
+    else:
+        expected = KeyboardInterrupt
+
+        def interrupt(stage: str, done: int, total: int) -> None:
+            if total == 1000:
+                raise KeyboardInterrupt
+
+        options["progress"] = interrupt
+    with pytest.raises(expected):
+        build_engine(bundle, "fp32", force=True, **options)
+    assert files_in(bundle) == before
+
+
+def test_fake_tensorrt_precisions_share_a_folder_and_its_timing_cache(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle
+) -> None:
+    fake = install("10")
+    first = build_engine(bundle, "fp32", **OPTIONS)
+    assert fake.cache_in == b""
+    second = build_engine(bundle, "fp16", **OPTIONS)
+    assert fake.cache_in == b"+"
+    assert first.plan.parent == second.plan.parent
+    assert {p.name for p in first.plan.parent.iterdir()} == {
+        *("model.fp32.plan", "model.fp32.json", "model.fp16.plan", "model.fp16.json", "timing.cache"),
+    }
+    assert (first.plan.parent / "timing.cache").read_bytes() == b"++"
+
+
+def test_fake_tensorrt_timing_cache_of_the_users_own(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle, tmp_path: Path
+) -> None:
+    fake = install("10")
+    cache = tmp_path / "caches" / "mine.cache"
+    build_engine(bundle, "fp32", timing_cache=cache, **OPTIONS)
+    assert cache.read_bytes() == b"+"
+    cache.write_bytes(b"damaged")
+    build_engine(bundle, "fp32", timing_cache=cache, force=True, **OPTIONS)
+    assert fake.cache_in == b""  # a damaged one only costs time
+    assert cache.read_bytes() == b"+"
+
+
+def test_fake_tensorrt_existing_engine_needs_force(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle
+) -> None:
+    install("10")
+    first = build_engine(bundle, "fp32", **OPTIONS)
+    with pytest.raises(EngineError, match=r"model\.fp32\.plan exists; add --force"):
+        build_engine(bundle, "fp32", **OPTIONS)
+    second = build_engine(bundle, "fp32", force=True, profile_seconds=(0.1, 0.5))
+    assert (
+        len(EngineSidecar.read(first.plan.with_suffix(".json")).profiles) == len(second.sidecar.profiles) == 1
+    )
+
+
+def test_fake_tensorrt_says_what_failed_and_what_may_help(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle
+) -> None:
+    fake = install("10")
+    for said, advice in (
+        ("Error Code 2: OutOfMemory (requested size 123)", "--workspace-mb"),
+        ("CUDA initialization failure with error: 35", "`edge-asr doctor`"),
+        ("Could not find any implementation for node X", "-vv"),
+    ):
+        fake.fails = said
+        with pytest.raises(EngineError, match=r"cannot build an engine of model\.onnx") as caught:
+            build_engine(bundle, "fp32", **OPTIONS)
+        assert said in str(caught.value)
+        assert advice in str(caught.value)
+
+
+def test_fake_tensorrt_without_a_gpu_does_not_build(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("10")
+    monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: NO_GPU))
+    with pytest.raises(EngineError, match="no GPU was found"):
+        build_engine(bundle, "fp32", **OPTIONS)
+
+
+def test_fake_tensorrt_wrong_inputs_show_before_the_build(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle, tmp_path: Path
+) -> None:
+    fake = install("10")
+    manifest = tmp_path / "bad.jsonl"
+    manifest.write_text('{"audio_filepath": "none.wav", "text": "a"}\n')
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"flavor": "tensorflow"}, ConfigError, "flavor is 'tensorflow'"),
+        ({"workspace_mb": 0}, ConfigError, "workspace_mb is 0"),
+        ({"profile_seconds": (3, 2)}, ConfigError, "profile seconds are 3,2"),
+        ({"manifest": manifest}, ManifestError, "1 whose sound is missing"),
+        ({"clips": [tmp_path / "none.wav"]}, AudioError, "check --clips"),
+    ]
+    for options, error, words in cases:
+        with pytest.raises(error, match=words):
+            build_engine(bundle, "fp32", **{**OPTIONS, **options})
+    assert fake.model == b""
+
+
+def test_fake_tensorrt_needs_the_fp32_model_for_its_proof(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle
+) -> None:
+    install("10")
+    artifacts = tuple(a for a in bundle.info.artifacts if a.precision != "fp32")
+    without = dataclasses.replace(bundle, info=dataclasses.replace(bundle.info, artifacts=artifacts))
+    with pytest.raises(BundleError, match="no fp32 model"):
+        build_engine(without, "fp16", **OPTIONS)
+
+
+# --- without any TensorRT ---
+
+
+def test_missing_tensorrt_is_one_sentence(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingDependencyError, match=r"tensorrt is needed here and is not installed; .*pip"):
+        build_engine(bundle, "fp32")
+
+
+@pytest.mark.parametrize("obstacle", ["file", "link", "read-only"])
+def test_fake_tensorrt_places_that_cannot_be_written(
+    obstacle: str,
+    install: Callable[[Style], FakeBuilder],
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    install("10")
+    engines = bundle.path / "engines"
+    if obstacle == "file":
+        engines.write_text("")
+        words = "engines is a file"
+    elif obstacle == "link":
+        (tmp_path / "elsewhere").mkdir()
+        engines.symlink_to(tmp_path / "elsewhere")
+        words = "engines is a link"
+    else:  # root may write anywhere, so the system's answer is replaced
+        monkeypatch.setattr(os, "access", lambda path, mode: path != bundle.path)
+        words = f"{bundle.path} cannot be written; copy the bundle"
+    with pytest.raises(EngineError, match=words):
+        build_engine(bundle, "fp32", **OPTIONS)
+
+
+def test_default_precisions(bundle: Bundle) -> None:
+    assert default_precisions(bundle) == ["fp16", "int8"]
+    assert default_precisions(Bundle.load("tiny-en"))[:1] in (["fp32"], ["fp16"], ["int8"])
+
+
+def test_report_is_json(install: Callable[[Style], FakeBuilder], bundle: Bundle) -> None:
+    install("10")
+    report = build_engine(bundle, "fp32", **OPTIONS)
+    assert isinstance(report, EngineReport)
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["plan"] == str(report.plan)
+    assert data["device"]["gpu_name"] == "Orin"
+    assert data["proof"]["passed"] is True
