@@ -157,7 +157,7 @@ class _Plan:
         if node.op_type in _STATISTICS:
             return False, "wide"
         if node.op_type in _LAYERS:
-            has_weights = any(name in self.constants for name in node.input[1:])
+            has_weights = any(name in self.constants for name in node.input[:2])
             wide = wide_constant if has_weights else "wide" in states or self._sums_freely(node)
             return (False, "wide") if wide else (True, "half")
         if "wide" in states:

@@ -149,6 +149,7 @@ def prove_fp16(
     subsampling_factor: int,
     *,
     calibration: Iterable[F32Array] = (),
+    min_agreement: float = MIN_AGREEMENT,
     progress: Progress | None = None,
 ) -> Fp16Proof:
     """Prove the FP16 graph of a float32 graph.
@@ -161,6 +162,7 @@ def prove_fp16(
         vocabulary: of the model.
         subsampling_factor: feature frames per output frame.
         calibration: features of more speech for the peaks, each [T, F] float32.
+        min_agreement: fraction of all valid frames that must keep their most likely token.
         progress: called after each case of both runs.
 
     Raises:
@@ -203,7 +205,7 @@ def prove_fp16(
         rounded_agreement=_pooled_agreement(reference, rounded),
         shipped=compare(shipped, SHIPPED),
         shipped_agreement=_pooled_agreement(reference, shipped),
-        min_agreement=MIN_AGREEMENT,
+        min_agreement=min_agreement,
         n_clips=len(batches),
         duration_s=time.perf_counter() - started,
     )

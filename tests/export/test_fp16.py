@@ -28,9 +28,7 @@ FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
     """Element type of every value."""
     graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
-    types = {
-        v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)
-    }
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     return types | {i.name: i.data_type for i in graph.initializer}
 
 
@@ -311,6 +309,20 @@ def test_averages_over_time_may_be_half_and_free_sums_may_not() -> None:
     assert (types["scores"], types["weights"], types["context"]) == (FLOAT16, FLOAT16, FLOAT)
 
 
+def test_product_with_a_constant_on_the_left_is_a_layer() -> None:
+    model = graph_of(
+        [
+            helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+            helper.make_node("MatMul", ["w", "t"], ["h"]),
+            helper.make_node("Relu", ["h"], ["y"]),
+        ],
+        {"w": WEIGHT},
+        shape=("n", "time", 8),
+    )
+    types = types_of(convert_to_fp16(model))
+    assert (types["t"], types["w"], types["h"]) == (FLOAT, FLOAT16, FLOAT16)
+
+
 def test_resize_keeps_its_float32_scales() -> None:
     model = graph_of(
         [LAYER, helper.make_node("Resize", ["h", "", "scales"], ["y"], mode="nearest")],
@@ -357,3 +369,30 @@ def test_graph_that_cannot_be_converted_is_refused_by_name(what: str) -> None:
     model, message = refused()[what]
     with pytest.raises(GateError, match=message):
         convert_to_fp16(model)
+
+
+def test_rtx_builder_on_cpu_execution_not_tested_builds_a_strongly_typed_engine(
+    fp16: onnx.ModelProto,
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (Linux x86-64 only)")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    parsed = parser.parse(fp16.SerializeToString())
+    assert parsed, [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    types: dict[Any, set[Any]] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        types.setdefault(layer.type, set()).add(layer.get_output(0).dtype)
+    # The parser took the types of the file: the islands too, and LayerNormalization as one half layer.
+    assert types[trt.LayerType.MATRIX_MULTIPLY] == types[trt.LayerType.CONVOLUTION] == {trt.float16}
+    assert types[trt.LayerType.NORMALIZATION] == {trt.float16}
+    assert types[trt.LayerType.SOFTMAX] == {trt.float32}
+    assert network.get_output(0).dtype == trt.float32
+    profile = builder.create_optimization_profile()
+    profile.set_shape("audio_signal", (1, 80, 9), (1, 80, 200), (4, 80, 800))
+    profile.set_shape("length", (1,), (1,), (4,))
+    config = builder.create_builder_config()
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config) is not None

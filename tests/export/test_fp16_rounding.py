@@ -90,7 +90,9 @@ def test_overflow_shows_that_onnxruntime_hides() -> None:
     hidden = unoptimized_session(converted).run(
         [OUTPUT_NAME], {INPUT_NAMES[0]: features.transpose(0, 2, 1).copy(), INPUT_NAMES[1]: lengths}
     )[0]
-    assert np.isfinite(hidden).all()  # when this fails, onnxruntime has begun to round: simplify half_rounding.py
+    assert np.isfinite(
+        hidden
+    ).all()  # when this fails, onnxruntime has begun to round: simplify half_rounding.py
 
 
 def test_run_without_its_rounding_is_refused(
@@ -117,7 +119,7 @@ def test_peaks_are_the_largest_magnitudes_of_all_batches_and_weights() -> None:
     assert peaks == pytest.approx(
         {"large": 13000.0, "factor": 1000.0, "h": 13.0, "t_float16": 13.0, "small": 13.0, "w": 1.0}
     )
-    assert list(peaks)[0] == "large"
+    assert next(iter(peaks)) == "large"
 
 
 def test_values_that_are_not_numbers_are_infinite_peaks() -> None:
