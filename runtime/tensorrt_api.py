@@ -7,8 +7,8 @@ does not do: build (edge_asr.export.engine_builder) or run (tensorrt_backend.py)
 
 from __future__ import annotations
 
+import ctypes
 import importlib
-import importlib.metadata
 import logging
 from collections import deque
 from types import ModuleType
@@ -62,18 +62,20 @@ def load_tensorrt(flavor: Flavor) -> ModuleType:
 
 
 def version_of(trt: ModuleType) -> str:
-    """Full version, "10.3.0.26".
+    """Full version, "10.3.0.30".
 
-    The module's own `__version__` has the build number in most releases and lacks it in some; then the
-    installed distribution is asked.
+    Some releases leave the build number out of `__version__` (JetPack 6's says "10.3.0"); then the loaded
+    library is asked, and where it cannot tell, three numbers have to do.
     """
     version = str(trt.__version__)
-    if version.count(".") < 3:
-        for distribution in importlib.metadata.packages_distributions().get(trt.__name__, []):
-            full = importlib.metadata.version(distribution)
-            if full.startswith(version + "."):
-                return full
-    return version
+    if version.count(".") >= 3:
+        return version
+    library = "libtensorrt_rtx" if trt.__name__ == "tensorrt_rtx" else "libnvinfer"
+    try:
+        build = ctypes.CDLL(f"{library}.so.{version.split('.')[0]}").getInferLibBuildVersion()
+    except (OSError, AttributeError):
+        return version
+    return f"{version}.{build}"
 
 
 def cuda_version() -> str | None:
