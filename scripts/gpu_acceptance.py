@@ -99,10 +99,12 @@ def main() -> int:
         started = time.perf_counter()
         before = query_nvidia_smi()
         sections = run_sections(settings, arguments.only, arguments.section_timeout, Path(folder))
+    n_ran = sum(section["status"] == "ran" for section in sections)
     result = {
         "what": "gpu acceptance",
         "rehearsal": settings.rehearsal,
         "verdict": judge(sections),
+        "sections_ran": f"{n_ran} of {len(sections)} sections ran",
         "bundle": f"{bundle.info.name} ({', '.join(settings.precisions)})",
         "seconds": round(time.perf_counter() - started, 1),
         "machine": describe_machine(lines, settings, before),
@@ -113,7 +115,7 @@ def main() -> int:
     (output / "gpu_acceptance.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (output / "gpu_acceptance.md").write_text(markdown(result), encoding="utf-8")
     mark = "rehearsal on a CPU: " if settings.rehearsal else ""
-    print(f"{mark}{result['verdict']}; see {output / 'gpu_acceptance.md'}")
+    print(f"{mark}{result['verdict']}, {result['sections_ran']}; see {output / 'gpu_acceptance.md'}")
     return {"passed": 0, "nothing ran": 1}.get(str(result["verdict"]), 3)
 
 
@@ -151,7 +153,10 @@ def split(text: str) -> list[str]:
 def make_settings(arguments: argparse.Namespace, bundle: Bundle, working: Path) -> Settings:
     """What the sections are told."""
     embedded = str(arguments.bundle) if str(arguments.bundle) in list_embedded_models() else None
-    have = [artifact.precision for artifact in bundle.info.artifacts]
+    have: list[str] = [artifact.precision for artifact in bundle.info.artifacts]
+    unknown = [precision for precision in arguments.precisions or [] if precision not in have]
+    if unknown:
+        fail(f"{bundle.path} has no {', '.join(unknown)}; --precisions may name {', '.join(have)}")
     return Settings(
         bundle=str(working),
         checkpoint=arguments.checkpoint or embedded,

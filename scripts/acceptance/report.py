@@ -29,7 +29,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             "stands for CUDA, PyTorch ran on the CPU, engines were built and not run.**",
             "",
         ]
-    lines += [f"Verdict: **{result['verdict']}**. {machine['date']}, {result['seconds']:.0f} s.", ""]
+    verdict = f"Verdict: **{result['verdict']}**, {result['sections_ran']}."
+    lines += [f"{verdict} {machine['date']}, {result['seconds']:.0f} s.", ""]
     lines += ["## Machine", ""]
     lines += [f"- {check['name']}: {check['detail']} ({check['status']})" for check in machine["doctor"]]
     lines += [f"- clocks and power, before: {machine['gpu_before'] or 'nvidia-smi does not tell'}"]

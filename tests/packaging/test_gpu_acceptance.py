@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,38 +104,113 @@ class Shifted:
         return log_probs
 
 
-@pytest.mark.parametrize(("shift", "right"), [(0.0, True), (100.0, False), (float("nan"), False)])
-def test_a_fake_runner_that_is_wrong_fails_its_gate(
-    acceptance, monkeypatch, shift: float, right: bool
-) -> None:
-    from acceptance import measure, sections
+@pytest.fixture
+def settings(acceptance):
+    """`settings(device=...)`: of a run on the embedded model."""
     from acceptance.settings import Settings
+
+    def make(device: str = "cpu", max_batch: int = 2):
+        return Settings(
+            bundle="tiny-en",
+            checkpoint=None,
+            device=device,
+            precisions=("fp32",),
+            buckets_s=(1.0,),
+            max_batch=max_batch,
+            batch_s=1.0,
+            rounds=1,
+            warm_up=0,
+            compile=False,
+            manifest=None,
+        )
+
+    return make
+
+
+@pytest.fixture
+def few_cases(acceptance, monkeypatch: pytest.MonkeyPatch) -> None:
+    from acceptance import measure
 
     cases = measure.proof_cases(Bundle.load("tiny-en"), 2)[:6]
     monkeypatch.setattr(measure, "proof_cases", lambda bundle, max_batch: cases)
+
+
+@pytest.mark.parametrize(("shift", "right"), [(0.0, True), (100.0, False), (float("nan"), False)])
+def test_a_fake_runner_that_is_wrong_fails_its_gate(
+    acceptance, settings, few_cases, monkeypatch, shift: float, right: bool
+) -> None:
+    from acceptance import sections
+
     monkeypatch.setattr(sections, "open_runner", lambda name, settings, bundle: Shifted(bundle, shift))
-    settings = Settings(
-        bundle="tiny-en", checkpoint=None, device="cpu", precisions=("fp32",), buckets_s=(1.0,), max_batch=2,
-        batch_s=1.0, rounds=1, warm_up=0, compile=False, manifest=None,
-    )  # fmt: skip
-    answer = sections.run_section("onnxruntime", settings, [], lambda answer: None)
+    answer = sections.run_section("onnxruntime", settings(), [], lambda answer: None)
     assert [check["passed"] for check in answer["gates"]] == [right]
     assert answer["runners"] == (["onnxruntime fp32"] if right else [])
     assert acceptance.judge([answer]) == ("passed" if right else "failed")
 
 
-def test_a_section_that_crashes_or_hangs_is_an_answer(acceptance, tmp_path: Path) -> None:
-    from acceptance.settings import Settings
+@pytest.mark.parametrize(("shift", "right"), [(0.0, True), (100.0, False)])
+def test_fake_tensorrt_engine_is_measured_with_and_without_cuda_graphs(
+    settings, few_cases, monkeypatch, shift: float, right: bool
+) -> None:
+    from acceptance import sections
 
-    settings = Settings(
-        bundle="tiny-en", checkpoint=None, device="cpu", precisions=("fp32",), buckets_s=(1.0,), max_batch=3,
-        batch_s=1.0, rounds=1, warm_up=0, compile=False, manifest=None,
+    from edge_asr.export import engine_builder
+
+    sidecar = SimpleNamespace(
+        tensorrt_version="10.13.3.9", build_time_s=61.0, plan_size_bytes=9_000_000, profiles=(1, 2, 3),
+        flags=("STRONGLY_TYPED",), proof={"passed": True},
     )  # fmt: skip
-    assert settings.batches == (1, 2, 3)
-    crashed = acceptance.run_child("no such section", settings, [], 60.0, tmp_path)
+    asked = {}
+
+    def fake_build(bundle, precision, **options):
+        asked.update(options, precision=precision)
+        return SimpleNamespace(sidecar=sidecar, proven=True, notes=())
+
+    monkeypatch.setattr(engine_builder, "build_engine", fake_build)
+    monkeypatch.setattr(sections, "open_runner", lambda name, settings, bundle: Shifted(bundle, shift))
+    answer = sections.run_section("tensorrt fp32", settings("cuda", 4), [], lambda answer: None)
+    assert (asked["precision"], asked["flavor"], asked["batch"]) == ("fp32", "tensorrt", (1, 1, 4))
+    names = ["tensorrt fp32", "tensorrt fp32 without CUDA graphs"]
+    assert [row["runner"] for row in answer["rows"]] == names
+    assert answer["runners"] == (names if right else [])
+    assert [check["passed"] for check in answer["gates"]] == [True, right, right]
+    assert answer["build"][0]["build_s"] == 61.0
+
+
+@pytest.mark.parametrize(
+    ("flavor", "capability", "status"),
+    [("tensorrt-rtx", "9.0", "not run"), ("tensorrt-rtx", "12.0", "ran"), ("tensorrt", "9.0", "ran")],
+)
+def test_fake_tensorrt_refusal_is_kept_and_fails_unless_rtx_does_not_serve_the_gpu(
+    settings, monkeypatch, flavor: str, capability: str, status: str
+) -> None:
+    from acceptance import sections
+
+    from edge_asr.errors import EngineError
+    from edge_asr.export import engine_builder
+
+    def refuse(bundle, precision, **options):
+        raise EngineError("Target GPU SM 90 is not supported by this TensorRT release")
+
+    monkeypatch.setattr(engine_builder, "build_engine", refuse)
+    device = SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(sections, "DeviceIdentity", SimpleNamespace(detect=lambda: device))
+    answer = sections.run_section(f"{flavor} fp32", settings("cuda"), [], lambda answer: None)
+    assert answer["status"] == status
+    said = answer["why"] if status == "not run" else answer["gates"][0]["value"]
+    assert "Target GPU SM 90 is not supported" in said
+    assert [check["passed"] for check in answer["gates"]] == ([] if status == "not run" else [False])
+
+
+def test_batches_double_up_to_the_largest(settings) -> None:
+    assert [settings(max_batch=n).batches for n in (1, 3, 8)] == [(1,), (1, 2, 3), (1, 2, 4, 8)]
+
+
+def test_a_section_that_crashes_or_hangs_is_an_answer(acceptance, settings, tmp_path: Path) -> None:
+    crashed = acceptance.run_child("no such section", settings(), [], 60.0, tmp_path)
     assert crashed["status"] == "crashed"
     assert "no such section" in crashed["why"]
-    hung = acceptance.run_child("onnxruntime", settings, [], 0.01, tmp_path)
+    hung = acceptance.run_child("onnxruntime", settings(), [], 0.01, tmp_path)
     assert "did not end within 0.01 s" in hung["why"]
     assert acceptance.judge([crashed]) == acceptance.judge([hung]) == "failed"
     assert acceptance.judge([{"status": "not run", "gates": []}]) == "nothing ran"
