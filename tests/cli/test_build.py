@@ -10,13 +10,16 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import Result
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle import Bundle, sha256_of
 from edge_asr.errors import GateError
 from edge_asr.export import engine_builder
 from edge_asr.export.engine_report import EngineReport
@@ -170,3 +173,48 @@ def test_rtx_builder_on_cpu_execution_not_tested_command(
     again = run(*arguments)
     assert again.exit_code == 1
     assert "exists; add --force" in again.stderr
+
+
+@pytest.mark.tensorrt
+def test_rtx_builder_on_cpu_execution_not_tested_every_parser_error_is_a_line(
+    run: Run, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dynamically quantized model: each node on stderr, and last the one line that says how to mend it."""
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (extra: test, Linux x86-64)")
+    from onnxruntime.quantization import quantize_dynamic
+
+    monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: NO_GPU))
+    model = bundle_path / "model.int8.onnx"
+    n_products = 12
+    weight = onnx.numpy_helper.from_array(np.eye(80, dtype=np.float32), "weight")
+    names = ["audio_signal", *(f"x{index}" for index in range(n_products - 1)), "logprobs"]
+    nodes = [
+        onnx.helper.make_node("MatMul", [source, "weight"], [target], f"product{index}")
+        for index, (source, target) in enumerate(pairwise(names))
+    ]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["B", 80, 80])
+        for name in ("audio_signal", "logprobs")
+    ]
+    graph = onnx.helper.make_graph(nodes, "products", ends[:1], ends[1:], [weight])
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "fp32.onnx")
+    quantize_dynamic(tmp_path / "fp32.onnx", model)
+    n_nodes = sum(
+        node.op_type in ("DynamicQuantizeLinear", "MatMulInteger") for node in onnx.load(model).graph.node
+    )
+    data = json.loads((bundle_path / "bundle.json").read_text())
+    fp32 = next(entry for entry in data["artifacts"] if entry["precision"] == "fp32")
+    changes = {"sha256": sha256_of(model), "size_bytes": model.stat().st_size}
+    data["artifacts"] = [fp32, {**fp32, "file": model.name, "precision": "int8", **changes}]
+    (bundle_path / "bundle.json").write_text(json.dumps(data))
+    result = run("build", bundle_path, "-p", "int8", "--flavor", "tensorrt-rtx")
+    assert result.exit_code == 1
+    *_, last = result.stderr.splitlines()
+    lines = [line for line in result.stderr.splitlines() if "ERROR" in line]
+    assert n_nodes == 2 * n_products
+    assert len(lines) == n_nodes
+    assert all("model.int8.onnx, dynamically quantized: node " in line for line in lines)
+    assert "it was quantized dynamically" in last
+    assert f"and {n_nodes - 1} more" in last
+    assert not (bundle_path / "engines").exists()

@@ -232,7 +232,6 @@ def test_rtx_builder_on_cpu_execution_not_tested_small_preset(
     # The weights are in it, in the size of their precision: 13 million of 4, 2 and about 1 byte.
     assert len(plan.data) > {"fp32": 50e6, "fp16": 25e6, "int8": 12e6}[precision]
     assert all(-1 in tensor.shape for tensor in plan.tensors)
-    print(f"RTX on CPU, small {precision}: {plan.build_time_s:.1f} s, {len(plan.data) / 1e6:.1f} MB")
 
 
 # --- fake TensorRT ---
