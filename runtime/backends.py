@@ -264,8 +264,8 @@ def choose_backend(
     passed_over: list[str] = []
     for name in ("tensorrt", "cuda", "cpu"):
         try:
-            if name == "tensorrt" and not has_engine(bundle):
-                raise EngineError("the bundle has no engine")
+            if name == "tensorrt" and not has_engine(bundle, "tensorrt"):
+                raise EngineError("the bundle has no engine")  # and nothing is imported
             choice = create(name)
         except (BackendError, MissingDependencyError) as error:
             if name == "cpu":
@@ -320,7 +320,8 @@ def _create_tensorrt(
     have = {artifact.precision for artifact in bundle.info.artifacts}
     candidates = [best]
     if precision == "auto":
-        candidates = [p for p in _PREFERENCE["tensorrt"] if p in have and has_engine(bundle, p)] or [best]
+        built = [p for p in _PREFERENCE["tensorrt"] if p in have and has_engine(bundle, flavor, p)]
+        candidates = built or [best]
     errors: list[EngineError] = []
     for unproven_too in (False, True) if allow_unverified else (False,):
         errors.clear()

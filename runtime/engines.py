@@ -133,14 +133,13 @@ def check_engine(
         raise EngineError(_refusal(bundle, plan_path, sidecar, differences, flavor, tensorrt_version, device))
 
 
-def has_engine(bundle: Bundle, precision: Precision | None = None) -> bool:
-    """Is there any engine (of a precision) in the bundle, whether it fits or not? Reads no file."""
-    return any(_sidecar_paths(bundle, precision or "*"))
+def has_engine(bundle: Bundle, flavor: Flavor, precision: Precision | None = None) -> bool:
+    """Is there an engine of a flavor (and a precision) in the bundle, fitting or not? Reads no file."""
+    return any(_sidecar_paths(bundle, f"{flavor}-[0-9]*", precision or "*"))
 
 
-def _sidecar_paths(bundle: Bundle, precision: str) -> list[Path]:
-    # Hidden folders are builds under way.
-    return sorted((bundle.path / ENGINES_FOLDER).glob(f"[!.]*/model.{precision}.json"))
+def _sidecar_paths(bundle: Bundle, folder: str, precision: str) -> list[Path]:
+    return sorted((bundle.path / ENGINES_FOLDER).glob(f"{folder}/model.{precision}.json"))
 
 
 def find_engine(
@@ -160,7 +159,7 @@ def find_engine(
     """
     candidates: list[tuple[list[str], Path, EngineSidecar]] = []
     unreadable: list[EngineError] = []
-    for path in _sidecar_paths(bundle, precision):
+    for path in _sidecar_paths(bundle, "[!.]*", precision):  # hidden folders are builds under way
         plan_path = plan_path_of(path.parent, precision)
         try:
             _check_inside(bundle, path)

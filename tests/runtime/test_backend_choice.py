@@ -160,7 +160,6 @@ def test_fake_tensorrt_auto_says_why_not_the_engine(
     }[fault]
     if fault == "no tensorrt":
         monkeypatch.delitem(sys.modules, "tensorrt")
-        pytest.importorskip("edge_asr")
         monkeypatch.setattr(sys, "meta_path", [_Absent("tensorrt"), *sys.meta_path])
     elif fault == "no GPU":
         gpu.devices = 0
@@ -211,10 +210,12 @@ def test_fake_tensorrt_rtx_only_by_name(
     make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, no_cuda_provider: None
 ) -> None:
     gpu = FakeGpu("rtx").install(monkeypatch)
-    monkeypatch.setattr(sys, "meta_path", [_Absent("tensorrt"), *sys.meta_path])
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     bundle = make_bundle()
     fake.add_engine(bundle, gpu, profiles=PROFILES)
-    assert create_backend(bundle, num_threads=1).name == "cpu"
+    choice = choose_backend(bundle, num_threads=1)
+    assert choice.backend.name == "cpu"
+    assert "not tensorrt: the bundle has no engine;" in choice.reason
     with create_recognizer(bundle, backend="tensorrt-rtx") as recognizer:
         assert recognizer.backend.name == "tensorrt-rtx"
         assert recognizer.backend_reason.startswith("tensorrt-rtx, fp32, engines/tensorrt-rtx-1.7.1.116-orin")

@@ -172,13 +172,14 @@ def test_an_engine_that_fits_is_found_and_accepted(bundle: Bundle) -> None:
     found, sidecar = find_engine(bundle, "fp32", **HERE)
     assert found == path
     check_engine(bundle, found, sidecar, **HERE)
-    assert has_engine(bundle)
-    assert has_engine(bundle, "fp32")
-    assert not has_engine(bundle, "fp16")
+    assert has_engine(bundle, "tensorrt")
+    assert has_engine(bundle, "tensorrt", "fp32")
+    assert not has_engine(bundle, "tensorrt", "fp16")
+    assert not has_engine(bundle, "tensorrt-rtx")
 
 
 def test_no_engine_names_the_command(bundle: Bundle) -> None:
-    assert not has_engine(bundle)
+    assert not has_engine(bundle, "tensorrt")
     command = f"edge-asr build {bundle.path} --precision fp16"
     with pytest.raises(EngineError) as caught:
         find_engine(bundle, "fp16", **HERE)
