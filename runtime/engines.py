@@ -12,15 +12,16 @@ Plans are programs: they are taken only from the bundle's own folder, never thro
 What must be equal, and why:
 - `precision`, `onnx_file`, `onnx_sha256`: the model in the bundle is the one the plan was built from.
 - `plan_sha256`, `plan_size_bytes`: the plan is the one that was built, and proven.
-- `flavor` and the full `tensorrt_version`: TensorRT refuses plans of another version, build number included.
+- `flavor` and the full `tensorrt_version`: TensorRT promises nothing for a plan of another version, and
+  refuses most.
 - `os`, `arch`: a plan is bound to its platform.
 - `gpu_name`, `compute_capability`, `multiprocessors`: kernels are compiled for the capability and chosen by
-  timing on the very GPU. TensorRT runs a plan of a sibling GPU with a warning, perhaps slower; all Jetson
-  Orin modules are called "Orin" and differ in multiprocessors. An engine is proven on one device, so any
-  difference is refused.
+  timing on the very GPU. TensorRT runs a plan of a sibling GPU with a warning, slower or with errors. All
+  Jetson Orin modules are called "Orin"; they differ in multiprocessors, and so do power modes of one module.
+  An engine is proven on one device, so any difference is refused.
 What is recorded but not compared: the CUDA driver, the CUDA version and the JetPack (L4T) release. TensorRT
-demands none of them to be equal; a driver that is too old shows as an error when the plan is loaded. They
-are named beside the differences, as likely causes.
+demands none of them to be equal; a driver that is too old shows as an error when the plan is loaded. Driver
+and JetPack are named beside the differences, as likely causes.
 The one exception: a TensorRT-RTX plan built on a machine without a GPU (`gpu_name` null) holds no kernels;
 those are compiled where it runs. It may run on any GPU, of the same flavor, version, OS and architecture.
 

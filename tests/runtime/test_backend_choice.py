@@ -15,8 +15,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import fake_tensorrt as fake
 import soundfile
+from engine_bundles import add_engine, copy_bundle
 from fake_tensorrt import FakeGpu
 
 from edge_asr.bundle import Bundle
@@ -37,7 +37,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
-    return lambda *precisions, **artifact: fake.copy_bundle(tmp_path / "bundle", *precisions, **artifact)
+    return lambda *precisions, **artifact: copy_bundle(tmp_path / "bundle", *precisions, **artifact)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_fake_tensorrt_auto_takes_an_engine_that_fits(
     gpu: FakeGpu, make_bundle: Callable[..., Bundle], caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = make_bundle()
-    path = fake.add_engine(bundle, gpu)
+    path = add_engine(bundle, gpu)
     with caplog.at_level(logging.INFO):
         choice = choose_backend(bundle)
     assert isinstance(choice.backend, TensorRTBackend)
@@ -123,15 +123,15 @@ def test_fake_tensorrt_auto_prefers_fp16_then_int8_and_what_was_proven(
         backend.close()
         return f"{backend.name} {backend.precision}"
 
-    fake.add_engine(bundle, gpu, "fp32")
+    add_engine(bundle, gpu, "fp32")
     assert chosen() == "tensorrt fp32"
-    fake.add_engine(bundle, gpu, "int8")
+    add_engine(bundle, gpu, "int8")
     assert chosen() == "tensorrt int8"
-    fake.add_engine(bundle, gpu, "fp16", proof=None)
+    add_engine(bundle, gpu, "fp16", proof=None)
     assert chosen() == "tensorrt int8"
     assert chosen(allow_unverified=True) == "tensorrt int8"
     assert chosen(precision="fp16", allow_unverified=True) == "tensorrt fp16"
-    fake.add_engine(bundle, gpu, "fp16")
+    add_engine(bundle, gpu, "fp16")
     assert chosen() == "tensorrt fp16"
     assert chosen(backend="tensorrt", precision="fp32") == "tensorrt fp32"
 
@@ -145,7 +145,7 @@ def test_fake_tensorrt_auto_says_why_not_the_engine(
     fault: str,
 ) -> None:
     bundle = make_bundle()
-    fake.add_engine(
+    add_engine(
         bundle,
         gpu,
         device={"gpu_name": "Thor"} if fault == "other GPU" else {},
@@ -212,7 +212,7 @@ def test_fake_tensorrt_rtx_only_by_name(
     gpu = FakeGpu("rtx").install(monkeypatch)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     bundle = make_bundle()
-    fake.add_engine(bundle, gpu, profiles=PROFILES)
+    add_engine(bundle, gpu, profiles=PROFILES)
     choice = choose_backend(bundle, num_threads=1)
     assert choice.backend.name == "cpu"
     assert "not tensorrt: the bundle has no engine;" in choice.reason
@@ -259,7 +259,7 @@ def test_fake_tensorrt_a_recognizer_gives_the_text_of_the_cpu(
 ) -> None:
     """The embedded sample three times over (longer than a window), and a batch of its pieces."""
     bundle = make_bundle()
-    fake.add_engine(bundle, gpu, profiles=PROFILES)
+    add_engine(bundle, gpu, profiles=PROFILES)
     samples, rate = soundfile.read(sample_path, dtype="float32")
     long = np.tile(samples, 3)
     clips = [(samples[: rate * n], rate) for n in (1, 2, 3)] + [(samples[:80], rate)]
@@ -285,7 +285,7 @@ def test_fake_tensorrt_windows_shrink_to_a_short_engine(
     gpu: FakeGpu, make_bundle: Callable[..., Bundle], sample_path: Path
 ) -> None:
     bundle = make_bundle()
-    fake.add_engine(bundle, gpu, profiles=PROFILES[:2])
+    add_engine(bundle, gpu, profiles=PROFILES[:2])
     samples, rate = soundfile.read(sample_path, dtype="float32")
     with create_recognizer(bundle, backend="tensorrt") as recognizer:
         assert (recognizer.windows.window_frames, recognizer.windows.overlap_frames) == (800, 400)
@@ -296,7 +296,7 @@ def test_fake_tensorrt_an_engine_too_short_for_windows(
     gpu: FakeGpu, make_bundle: Callable[..., Bundle]
 ) -> None:
     bundle = make_bundle()
-    fake.add_engine(bundle, gpu, profiles=PROFILES[:1])
+    add_engine(bundle, gpu, profiles=PROFILES[:1])
     told = r"takes 200 feature frames at most, 800 are needed; .* edge-asr build .* --force"
     with pytest.raises(EngineError, match=told):
         create_recognizer(bundle, backend="tensorrt")
@@ -310,7 +310,7 @@ def test_fake_tensorrt_allow_unverified_reaches_the_engine(
     gpu: FakeGpu, make_bundle: Callable[..., Bundle]
 ) -> None:
     bundle = make_bundle()
-    fake.add_engine(bundle, gpu, profiles=PROFILES, proof=None)
+    add_engine(bundle, gpu, profiles=PROFILES, proof=None)
     with pytest.raises(EngineError, match="was never compared"):
         create_recognizer(bundle, backend="tensorrt")
     with create_recognizer(bundle, backend="tensorrt", allow_unverified=True) as recognizer:

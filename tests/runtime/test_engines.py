@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import fake_tensorrt as fake
+from engine_bundles import add_engine, copy_bundle
 from fake_tensorrt import FakeGpu
 
 from edge_asr.bundle import Bundle, sha256_of
@@ -50,12 +50,12 @@ HERE: dict[str, Any] = {"flavor": "tensorrt", "tensorrt_version": "10.3.0.30", "
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    return fake.copy_bundle(tmp_path / "bundle", "fp16")
+    return copy_bundle(tmp_path / "bundle", "fp16")
 
 
 def add(bundle: Bundle, device: DeviceIdentity = ORIN, **sidecar: Any) -> Path:
     """An engine that fits `HERE`, but for what is given."""
-    return fake.add_engine(bundle, FakeGpu(), device=dataclasses.asdict(device), **sidecar)
+    return add_engine(bundle, FakeGpu(), device=dataclasses.asdict(device), **sidecar)
 
 
 # --- the sidecar ---
