@@ -57,7 +57,7 @@ def convert_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The typed FP16 graph of a float32 graph.
 
     Args:
-        model: float32, simplified, one file, without quantisation, functions or control flow.
+        model: float32, simplified, one file, without quantization, functions or control flow.
 
     Returns:
         A new model: the same inputs, outputs, names, opset and metadata; float16 inside.
@@ -91,7 +91,7 @@ def _refuse_what_is_not_float32(model: onnx.ModelProto) -> None:
         )
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            raise GateError(f"{node.name} quantises; the FP16 graph is made from the float32 one")
+            raise GateError(f"{node.name} quantizes; the FP16 graph is made from the float32 one")
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             raise GateError(
                 f"{node.op_type} {node.name} has a graph inside, which has no typed FP16 form here; "
@@ -100,7 +100,7 @@ def _refuse_what_is_not_float32(model: onnx.ModelProto) -> None:
         if node.domain not in ("", "ai.onnx"):
             raise GateError(
                 f"{node.op_type} {node.name} is of the domain {node.domain}; convert the graph before a "
-                "runtime's own optimisation"
+                "runtime's own optimization"
             )
 
 
@@ -109,6 +109,7 @@ class _Plan:
 
     Attributes:
         states: by name of each float32 value, constants included.
+        constants: names of all initializers.
         wanted: by node index, for each input: the type it is read in, or None where it is not float32.
     """
 

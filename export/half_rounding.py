@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.errors import GateError, require
+from edge_asr.errors import BackendError, GateError, require
 from edge_asr.export.onnx_export import INPUT_NAMES, OUTPUT_NAME
 
 if TYPE_CHECKING:
@@ -88,10 +88,17 @@ class RoundedModel:
         """See `LogProbModel`.
 
         Raises:
+            BackendError: onnxruntime failed.
             GateError: onnxruntime took the rounding out of the graph.
         """
         log_probs: F32Array
-        log_probs, witness = self._session.run([OUTPUT_NAME, self._witness], _feed(features, feature_lens))
+        feed = _feed(features, feature_lens)
+        try:
+            log_probs, witness = self._session.run([OUTPUT_NAME, self._witness], feed)
+        except Exception as error:  # onnxruntime raises a dozen classes without a common base
+            raise BackendError(
+                f"onnxruntime failed on features of shape {list(features.shape)}: {error}"
+            ) from error
         with np.errstate(over="ignore"):
             halved = witness.astype(np.float16).astype(np.float32)
         if not np.array_equal(halved, witness, equal_nan=True):
@@ -150,14 +157,23 @@ def measure_peaks(
 
 
 def unoptimized_session(model: onnx.ModelProto) -> Any:
-    """An onnxruntime CPU session that runs the graph as it is written."""
+    """An onnxruntime CPU session that runs the graph as it is written.
+
+    Raises:
+        GateError: onnxruntime cannot load it.
+    """
     onnxruntime = require("onnxruntime", extra="cpu")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # see RoundedModel.log_probs
+        raise GateError(
+            f"onnxruntime {onnxruntime.__version__} cannot load a rewritten graph: {error}"
+        ) from error
 
 
 def _feed(features: F32Array, lengths: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:

@@ -357,7 +357,7 @@ def refused() -> dict[str, tuple[onnx.ModelProto, str]]:
     )
     return {
         "float16 weights": (half, "weight w is float16 already"),
-        "Q/DQ": (quantized, "quantize quantises; the FP16 graph is made from the float32 one"),
+        "Q/DQ": (quantized, "quantize quantizes; the FP16 graph is made from the float32 one"),
         "control flow": (control, "If choice has a graph inside"),
         "other domain": (foreign, "of the domain com.microsoft"),
         "function": (called, "calls the function swish"),

@@ -52,7 +52,7 @@ def outputs_of(model: onnx.ModelProto, x: Any = X) -> list[Any]:
 
 
 def quantize(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """Symmetric, per-channel Q/DQ by onnxruntime's quantiser, calibrated on noise."""
+    """Symmetric, per-channel Q/DQ by onnxruntime's quantizer, calibrated on noise."""
     from onnxruntime import quantization
 
     class Noise(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -284,4 +284,11 @@ def test_copy_that_differs_is_refused(simplified: onnx.ModelProto) -> None:
     values[3] += np.float32(1e-3)
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
     with pytest.raises(GateError, match="the opset-17 copy differs at batch 1, 1 frames"):
+        check_opset17(simplified, copy, 80)
+
+
+def test_copy_that_onnxruntime_cannot_load_is_refused(simplified: onnx.ModelProto) -> None:
+    copy = convert_to_opset17(simplified)
+    next(n for n in copy.graph.node if n.op_type == "LogSoftmax").op_type = "NoSuchOperator"
+    with pytest.raises(GateError, match="cannot load a rewritten graph"):
         check_opset17(simplified, copy, 80)
