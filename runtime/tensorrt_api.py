@@ -8,6 +8,7 @@ does not do: build (edge_asr.export.engine_builder) or run (tensorrt_backend.py)
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import logging
 from collections import deque
@@ -91,12 +92,16 @@ def cuda_version() -> str | None:
     return f"{version // 1000}.{version % 1000 // 10}" if int(code) == 0 else None
 
 
+@functools.cache
 def create_logger(trt: ModuleType) -> Any:
-    """A TensorRT logger that forwards to `logging` and keeps the last error messages.
+    """The TensorRT logger of this process: it forwards to `logging` and keeps the last error messages.
+
+    One for all builders and runtimes, created on first use and never released, because TensorRT goes on
+    using the first it is given and warns about any other.
 
     Where TensorRT fails, it returns None or False and says why only in its log. `take_errors()` gives these
     messages, oldest first, and forgets them; they belong into the exception, so they are forwarded as INFO.
-    TensorRT calls the logger from its own threads. Keep it as long as anything made with it lives.
+    TensorRT calls the logger from its own threads.
     """
 
     class ForwardingLogger(trt.ILogger):  # type: ignore[misc, name-defined]

@@ -169,6 +169,7 @@ class EngineRunner:
 
     def _load(self, plan: bytes, sidecar: EngineSidecar) -> None:
         self._stream = self._own(self._cuda.create_stream(), self._cuda.destroy_stream)
+        self._log.take_errors()  # of others; the log is shared
         self._runtime = self._trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         # Contexts, engine and runtime end in this order, when nothing refers to them any more.

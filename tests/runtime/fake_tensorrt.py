@@ -3,7 +3,7 @@
 An execution reads its inputs from the fake device memory, computes the true answer with onnxruntime on an
 ONNX file, and writes it there. The rules that a real TensorRT states and does not check are assertions here:
 enough activation memory, all addresses set, a context's shape unchanged since it was recorded, an ordinary
-run before a recording. `FakeGpu.install` puts the modules in place; bundles with fake plans: engine_bundles.py.
+run before a recording. `FakeGpu.install` puts the modules in place; bundles with plans: engine_bundles.py.
 """
 
 from __future__ import annotations

@@ -113,6 +113,8 @@ def test_the_log_goes_to_logging_and_its_errors_are_kept(
         FakeGpu().install(monkeypatch)
         trt, severities = load_tensorrt("tensorrt"), Severity
     log = create_logger(trt)
+    assert create_logger(trt) is log
+    log.take_errors()  # of other tests
     with caplog.at_level(logging.DEBUG):
         for severity in Severity:
             log.log(getattr(severities, severity.name), f" about {severity.name}\n")
