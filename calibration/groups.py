@@ -30,8 +30,8 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 #: Operators that have an INT8 kernel on onnxruntime and TensorRT alike.
 QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 
-# The first convolution of the subsampling stays in floating point: one channel in, and a weight of -1e4 for the
-# mask (edge_asr.export.inference_form) that would leave the real ones a single step.
+# The first convolution of the subsampling stays in floating point: one channel in, and a weight of -1e4 for
+# the mask (edge_asr.export.inference_form) that would leave the real ones a single step.
 _FLOAT = re.compile(r"^encoder\.subsampling\.first/")
 _PATTERNS: tuple[tuple[Group, re.Pattern[str]], ...] = (
     ("subsampling", re.compile(r"^encoder\.subsampling\.")),

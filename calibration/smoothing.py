@@ -2,10 +2,10 @@
 
 Activations have a few large channels that spoil the one scale they share; weights have a scale a column.
 Dividing channel j of a product's input by s_j and multiplying row j of its weight by s_j changes nothing
-in exact arithmetic (Xiao et al. 2023, "SmoothQuant", arXiv 2211.10438, equations 3 and 4), and costs
-nothing where a LayerNormalization makes that input: the division goes into gamma and beta. Only such
-places are touched, found by the graph's structure. Ranges must be collected again on the smoothed graph;
-quantising is elsewhere.
+in exact arithmetic (Xiao et al. 2023, "SmoothQuant", arXiv 2211.10438, equations 3 and 4). It costs nothing
+where a LayerNormalization makes that input: the division goes into gamma and beta. Behind a SiLU, whose
+tail is the longest in a Conformer, it is one more multiplication. Only these places are touched, found by
+the graph's structure. Ranges must be collected again on the smoothed graph; quantising is elsewhere.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _SUFFIX = "_smoothed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmoothedLinear:
-    """One LayerNormalization whose scale moved into the products that read it."""
+    """One tensor whose spread of channels moved into the products that read it."""
 
     tensor: str
-    """The normalization's output."""
-    normalization: str
-    """Name of its node."""
+    """What the products read: the output of a LayerNormalization or of a SiLU."""
+    producer: str
+    """Name of the node that makes it."""
     linears: tuple[str, ...]
     """Names of the MatMul and Gemm nodes whose weights took the scale."""
     spread_before: float
@@ -46,7 +46,7 @@ class SmoothedLinear:
         """JSON-ready."""
         return {
             "tensor": self.tensor,
-            "normalization": self.normalization,
+            "producer": self.producer,
             "linears": list(self.linears),
             "spread_before": self.spread_before,
             "spread_after": self.spread_after,
@@ -55,17 +55,17 @@ class SmoothedLinear:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Site:
-    normalization: onnx.NodeProto
+    producer: onnx.NodeProto
     linears: tuple[onnx.NodeProto, ...]
 
     @property
     def tensor(self) -> str:
-        name: str = self.normalization.output[0]
+        name: str = self.producer.output[0]
         return name
 
 
 def find_smoothable_tensors(model: onnx.ModelProto) -> list[str]:
-    """Outputs of LayerNormalizations that only products with constant weights read, in graph order.
+    """Outputs of LayerNormalizations and SiLUs that only products with constant weights read, in graph order.
 
     These are the tensors that `smooth_model` wants the channel ranges of (`collect_channel_amax`).
     """
@@ -75,7 +75,7 @@ def find_smoothable_tensors(model: onnx.ModelProto) -> list[str]:
 def smooth_model(
     model: onnx.ModelProto, channel_amax: Mapping[str, F32Array], alpha: float = 0.5
 ) -> tuple[onnx.ModelProto, list[SmoothedLinear]]:
-    """Fold s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) into each LayerNormalization and its products.
+    """Move s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) from activations into the products that read them.
 
     max|W_j| is taken over row j of all the products that share the input, for they share s. A channel that
     is always 0, or that no product reads, keeps s = 1.
@@ -101,8 +101,8 @@ def smooth_model(
     unknown = [name for name in channel_amax if name not in sites]
     if unknown:
         raise ConfigError(
-            f"tensor {unknown[0]!r} is no LayerNormalization output read only by constant products; "
-            "give ranges of find_smoothable_tensors(model)"
+            f"tensor {unknown[0]!r} is no output of a LayerNormalization or SiLU that only constant products "
+            "read; give ranges of find_smoothable_tensors(model)"
         )
     weights = _Weights(copy.graph)
     smoothed = [
@@ -127,14 +127,18 @@ def _smooth_site(
     scale = np.ones_like(weight)
     scale[alive] = activation[alive] ** alpha / weight[alive] ** (1.0 - alpha)
 
-    for position in range(1, len(site.normalization.input)):  # gamma and, where there is one, beta
-        if site.normalization.input[position]:
-            weights.scale(site.normalization, position, 1.0 / scale)
+    tensor = site.tensor
+    if site.producer.op_type == "LayerNormalization":
+        for position in range(1, len(site.producer.input)):  # gamma and, where there is one, beta
+            if site.producer.input[position]:
+                weights.scale(site.producer, position, 1.0 / scale)
+    else:
+        weights.insert_product(site, 1.0 / scale)
     for node in site.linears:
         weights.scale(node, 1, scale[None, :] if _is_transposed(node) else scale[:, None])
     return SmoothedLinear(
-        tensor=site.tensor,
-        normalization=site.normalization.name,
+        tensor=tensor,
+        producer=site.producer.name,
         linears=tuple(node.name for node in site.linears),
         spread_before=_spread(activation),
         spread_after=_spread(activation / scale),
@@ -175,9 +179,22 @@ class _Weights:
         self._graph.initializer.append(numpy_helper.from_array(values, own))
         node.input[position] = own
 
+    def insert_product(self, site: _Site, factor: npt.NDArray[np.float64]) -> None:
+        """Let the products of a site read its tensor times `factor` (C,)."""
+        from onnx import helper, numpy_helper
+
+        scaled, constant = f"{site.tensor}{_SUFFIX}", f"{site.tensor}{_SUFFIX}_factor"
+        self._graph.initializer.append(numpy_helper.from_array(factor.astype(np.float32), constant))
+        node = helper.make_node(
+            "Mul", [site.tensor, constant], [scaled], name=f"{site.linears[0].name}/Smooth"
+        )
+        for linear in site.linears:
+            linear.input[0] = scaled
+        self._graph.node.insert(list(self._graph.node).index(site.producer) + 1, node)
+
 
 def _find_sites(graph: onnx.GraphProto) -> list[_Site]:
-    """Every LayerNormalization over the last axis whose readers are all products with constant weights."""
+    """Every LayerNormalization over the last axis, and every SiLU, that only constant products read."""
     from onnx import TensorProto
 
     dims = {i.name: tuple(i.dims) for i in graph.initializer if i.data_type == TensorProto.FLOAT}
@@ -186,18 +203,31 @@ def _find_sites(graph: onnx.GraphProto) -> list[_Site]:
     for node in graph.node:
         for name in dict.fromkeys(node.input):
             readers.setdefault(name, []).append(node)
+    sigmoids = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Sigmoid"}
     sites = []
     for node in graph.node:
-        if node.op_type != "LayerNormalization" or node.output[0] in outputs:
+        if not node.output or node.output[0] in outputs:
             continue
-        gamma = dims.get(node.input[1])
-        constant = all(name in dims for name in node.input[1:] if name)
         linears = readers.get(node.output[0], [])
-        if gamma is None or len(gamma) != 1 or not constant or not linears:
+        n_channels = None
+        if node.op_type == "LayerNormalization" and all(name in dims for name in node.input[1:] if name):
+            gamma = dims[node.input[1]]
+            n_channels = gamma[0] if len(gamma) == 1 else None
+        elif _is_silu(node, sigmoids) and linears:
+            shape = dims.get(linears[0].input[1], ()) if len(linears[0].input) > 1 else ()
+            n_channels = shape[1 if _is_transposed(linears[0]) else 0] if len(shape) == 2 else None
+        if n_channels is None or not linears:
             continue
-        if all(_is_linear(linear, node.output[0], gamma[0], dims) for linear in linears):
-            sites.append(_Site(normalization=node, linears=tuple(linears)))
+        if all(_is_linear(linear, node.output[0], n_channels, dims) for linear in linears):
+            sites.append(_Site(producer=node, linears=tuple(linears)))
     return sites
+
+
+def _is_silu(node: onnx.NodeProto, sigmoids: Mapping[str, str]) -> bool:
+    """Whether `node` is x * sigmoid(x); `sigmoids` maps the output of each Sigmoid to its input."""
+    return node.op_type == "Mul" and any(
+        sigmoids.get(gate) == x for x, gate in (node.input[:2], reversed(node.input[:2]))
+    )
 
 
 def _is_linear(

@@ -28,8 +28,8 @@ from edge_asr.model.encoder import ConformerBlock
 from edge_asr.model.masks import MASKED_SCORE, valid_frames
 from edge_asr.model.subsampling import ConvSubsampling
 
-# A score by distance costs d_model multiplications as a product and 2 * d_head with the shift, whose two copies
-# of the scores cost about as much as 66 more in float32 and 200 in INT8 (docs/log.md, 2026-11-23).
+# A score by distance costs d_model multiplications as a product and 2 * d_head with the shift, whose two
+# copies of the scores cost about as much as 66 more in float32 and 200 in INT8 (docs/log.md, 2026-11-23).
 MAX_PRODUCT_HEADS = 4
 
 
@@ -46,17 +46,19 @@ def to_inference_form(model: nn.Module) -> nn.Module:
     if not isinstance(folded, ConformerCTC):
         return folded
     encoder = folded.encoder
-    config = folded.config
-    if config.attention == "rel_pos" and config.n_heads <= MAX_PRODUCT_HEADS:
-        encoder.positions = AnglePositions(config.d_model)  # type: ignore[assignment]
-    encoder.subsampling = MaskedSubsampling(encoder.subsampling)  # type: ignore[assignment]
-    for layer in encoder.layers:
-        block = cast(ConformerBlock, layer)
-        for feed_forward in (block.feed_forward_in, block.feed_forward_out):
-            _scale_projection(feed_forward, block.half_step)
-        block.half_step = 1.0
-        if isinstance(encoder.positions, AnglePositions):
-            block.attention = ProductAttention(cast(RelPosAttention, block.attention))  # type: ignore[assignment]
+    blocks = [cast(ConformerBlock, layer) for layer in encoder.layers]
+    # Exact types: what a subclass does differently is not known here.
+    if type(encoder.subsampling) is ConvSubsampling:
+        encoder.add_module("subsampling", MaskedSubsampling(encoder.subsampling))
+    if all(type(b.attention) is RelPosAttention and b.attention.n_heads <= MAX_PRODUCT_HEADS for b in blocks):
+        encoder.add_module("positions", AnglePositions(folded.config.d_model))
+        for block in blocks:
+            block.add_module("attention", ProductAttention(cast(RelPosAttention, block.attention)))
+    for block in blocks:
+        if type(block.feed_forward_in) is type(block.feed_forward_out) is FeedForward:
+            for feed_forward in (block.feed_forward_in, block.feed_forward_out):
+                _scale_projection(feed_forward, block.half_step)
+            block.half_step = 1.0
     return folded.eval()
 
 
@@ -150,9 +152,9 @@ class ProductAttention(nn.Module):
 class MaskedSubsampling(nn.Module):
     """`ConvSubsampling` in two exact steps less over its largest tensors.
 
-    The first convolution gets a second channel, 1 on padding, whose only weight is MASKED_SCORE at the center: a
-    padded output frame is far below 0 and the ReLU makes it 0, which the next convolution needs. What
-    comes after the last one is only ever read frame by frame, so it needs no mask.
+    The first convolution gets a second channel, 1 on padding, whose only weight is MASKED_SCORE at the
+    center: a padded output frame is far below 0 and the ReLU makes it 0, which the next convolution needs.
+    What comes after the last one is only ever read frame by frame, so it needs no mask.
     """
 
     def __init__(self, subsampling: ConvSubsampling) -> None:
@@ -167,7 +169,7 @@ class MaskedSubsampling(nn.Module):
             self.first.weight[:, :1] = first.weight
             self.first.weight[:, 1, 1, 1] = MASKED_SCORE
             self.first.bias.copy_(cast(Tensor, first.bias))  # type: ignore[union-attr]
-            weight = subsampling.out.weight.unflatten(1, (first.out_channels, n_bands))
+            weight = subsampling.out.weight.reshape(-1, first.out_channels, n_bands)
             self.out.weight.copy_(weight.transpose(1, 2).flatten(1))  # band-major: see forward
 
     def forward(self, features: Tensor, lens: Tensor) -> Tensor:

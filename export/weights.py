@@ -1,4 +1,4 @@
-"""Store the weights of a float32 ONNX graph as float16, cast back to float32 when it is loaded.
+"""Store the weights of a float32 ONNX graph as float16, cast back to float32 when it is loaded; and undo it.
 
 The graph still computes in float32; the file is about half the size. onnxruntime folds the casts
 when it loads the model, so speed and memory are those of the float32 file. Only the large matrices
@@ -9,6 +9,7 @@ This is not an FP16 graph (that is a precision of its own) and needs no calibrat
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,6 +65,29 @@ def store_weights_as_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend([*casts, *nodes])
     return copy
+
+
+def load_float32(path: Path) -> onnx.ModelProto:
+    """Read a float32 graph from a file, its weights float32 whichever way they are stored.
+
+    Args:
+        path: a bundle's model.onnx.
+
+    Returns:
+        The graph that `store_weights_as_float16` got, its weights rounded to float16 if they were stored so.
+    """
+    require("onnx", extra="export")
+    import onnx
+
+    model = onnx.load(path)
+    stored = {i.name: i for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT16}
+    casts = [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in stored]
+    for cast in casts:
+        initializer = stored[cast.input[0]]
+        values = onnx.numpy_helper.to_array(initializer).astype(np.float32)
+        initializer.CopyFrom(onnx.numpy_helper.from_array(values, cast.output[0]))
+        model.graph.node.remove(cast)
+    return model
 
 
 def _select_weights(model: onnx.ModelProto) -> set[str]:

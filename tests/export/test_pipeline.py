@@ -166,7 +166,7 @@ def test_keep_failed_writes_an_unverified_bundle_elsewhere(
 def test_existing_output_is_refused_before_any_work(
     report: ExportReport, folder: Path, export_arguments: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "fold_batch_norm", lambda model: pytest.fail("work began"))
+    monkeypatch.setattr(pipeline, "export_onnx", lambda model: pytest.fail("work began"))
     with pytest.raises(BundleError, match="exists; add --force"):
         export_bundle(**export_arguments(folder))
 

@@ -1,0 +1,271 @@
+"""A float32 graph becomes INT8: smooth, collect ranges, choose groups, quantize, and pass the gate.
+
+The order of things and nothing else; each step has its file. Half of the speech of the calibration set gives
+the ranges, the other half measures the groups; the gate looks at manifests of the caller's, if any were named,
+else at that other half. Writing the result into a bundle is pipeline.py's affair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.audio import read_audio
+from edge_asr.calibration.calibration_set import (
+    CalibrationSet,
+    embedded_calibration_set,
+    select_calibration_set,
+)
+from edge_asr.calibration.groups import GROUPS, Group
+from edge_asr.calibration.measure import Loss, MeasuredClip, Reference
+from edge_asr.calibration.quantizer import activation_tensors, quantize_model
+from edge_asr.calibration.ranges import (
+    DEFAULT_PERCENTILE,
+    Batch,
+    RangeMethod,
+    collect_channel_amax,
+    collect_statistics,
+)
+from edge_asr.calibration.sensitivity import Budget, Sensitivity, choose_groups
+from edge_asr.calibration.smoothing import find_smoothable_tensors, smooth_model
+from edge_asr.errors import AudioError, GateError, ManifestError
+from edge_asr.export.onnx_export import INPUT_NAMES
+from edge_asr.manifest import read_manifest
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import onnx
+
+F32Array = npt.NDArray[np.float32]
+TIMED_S = 10.0
+
+#: Called with the name of a stage as it begins, and with (stage, done, total) while it runs.
+StageProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Options:
+    """How to quantize.
+
+    Attributes:
+        calibration: manifests to choose speech from; empty takes the embedded, synthesised one.
+        evaluation: manifests whose every utterance the gate looks at; empty: half of the calibration speech.
+        minutes: length of the calibration set; None is 10, or all that is embedded.
+        seed: of its choice.
+        range_method: how a range is found from the values of a tensor.
+        percentile: for the range method of that name.
+        smoothing: SmoothQuant's alpha, 0 to 1; None leaves the scales where they are.
+        budget: what may be lost.
+    """
+
+    calibration: tuple[Path, ...] = ()
+    evaluation: tuple[Path, ...] = ()
+    minutes: float | None = None
+    seed: int = 0
+    range_method: RangeMethod = "mse"
+    percentile: float = DEFAULT_PERCENTILE
+    smoothing: float | None = 0.7
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Result:
+    """The INT8 graph and all that led to it.
+
+    Attributes:
+        model: the Q/DQ graph.
+        options: how it was made.
+        calibration: the set, `is_synthetic` included.
+        calibrated_on, measured_on: names of its clips on either side.
+        n_smoothed: tensors whose scales were moved.
+        sensitivity: the groups, and the choice.
+        evaluation: loss by manifest, and over all of them together under "pooled"; empty without manifests.
+    """
+
+    model: onnx.ModelProto
+    options: Int8Options
+    calibration: CalibrationSet
+    calibrated_on: tuple[str, ...]
+    measured_on: tuple[str, ...]
+    n_smoothed: int
+    sensitivity: Sensitivity
+    evaluation: Mapping[str, Loss]
+
+    @property
+    def gate(self) -> Loss:
+        """The loss that the gate looked at."""
+        return self.evaluation.get("pooled", self.sensitivity.chosen.loss)
+
+    @property
+    def time_ratio(self) -> float:
+        """Encoder time over float32's, one thread, on the machine that quantized."""
+        return self.sensitivity.chosen.time_ratio
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the graph."""
+        options = {
+            name: getattr(self.options, name)
+            for name in ("minutes", "seed", "range_method", "percentile", "smoothing")
+        }
+        return {
+            **options,
+            "calibration": self.calibration.to_dict(),
+            "calibrated_on": list(self.calibrated_on),
+            "measured_on": list(self.measured_on),
+            "n_smoothed": self.n_smoothed,
+            "int8_groups": list(self.sensitivity.chosen.int8),
+            "sensitivity": dataclasses.asdict(self.sensitivity),
+            "evaluation": {name: dataclasses.asdict(loss) for name, loss in self.evaluation.items()},
+        }
+
+
+def quantize_to_int8(
+    model: onnx.ModelProto,
+    features: FeatureConfig,
+    vocabulary: Vocabulary,
+    options: Int8Options,
+    progress: StageProgress | None = None,
+) -> Int8Result:
+    """Quantize a float32 graph within a budget.
+
+    Args:
+        model: with the bundle's inputs and outputs, its nodes named by edge-asr's exporter.
+        features: front end of the model.
+        vocabulary: of the model.
+        options: see `Int8Options`.
+        progress: called as stages begin and advance.
+
+    Raises:
+        GateError: over the budget whatever is left in float32, or a value that is not finite.
+        ManifestError, AudioError, ConfigError: speech or options that cannot be used.
+        BundleError: the graph's nodes have no names to choose by.
+    """
+    report = progress or (lambda stage, done, total: None)
+    report("int8: choose speech", 0, 0)
+    chosen = _choose_set(options, features.sample_rate)
+    ranged, measured = _halve(chosen, features)
+    report("int8: smooth", 0, 0)
+    smoothed, n_smoothed = model, 0
+    if options.smoothing is not None:
+        tensors = find_smoothable_tensors(model)
+        smoothed, sites = smooth_model(
+            model, collect_channel_amax(model, tensors, _feeds(ranged)), options.smoothing
+        )
+        n_smoothed = len(sites)
+    with _stage(report, "int8: collect ranges") as advance:
+        statistics = collect_statistics(
+            smoothed, activation_tensors(smoothed, GROUPS), _feeds(ranged), progress=advance
+        )
+        amax = statistics.amax(options.range_method, percentile=options.percentile)
+    with _stage(report, "int8: measure float32") as advance:
+        reference = Reference(model, measured, vocabulary)
+
+    def quantize(groups: Sequence[Group]) -> onnx.ModelProto:
+        return quantize_model(smoothed, amax, groups)
+
+    with _stage(report, "int8: choose groups") as advance:
+        sensitivity = choose_groups(
+            model, quantize, reference, _timed_clip(measured, features), TIMED_S, options.budget, advance
+        )
+    final = quantize(sensitivity.chosen.int8)
+    evaluation = {}
+    if options.evaluation:
+        with _stage(report, "int8: evaluate") as advance:
+            evaluation = _evaluate(model, final, options.evaluation, features, vocabulary)
+    result = Int8Result(
+        model=final,
+        options=options,
+        calibration=chosen,
+        calibrated_on=tuple(clip.name for clip in ranged),
+        measured_on=tuple(clip.name for clip in measured),
+        n_smoothed=n_smoothed,
+        sensitivity=sensitivity,
+        evaluation=evaluation,
+    )
+    over = options.budget.exceeded_by(sensitivity.chosen.loss) or options.budget.exceeded_by(result.gate)
+    if over is not None:
+        raise GateError(
+            f"INT8 of {', '.join(sensitivity.chosen.int8)} is over the budget: {over}; calibrate on speech "
+            "nearer to yours, try another range method, or allow more with --max-wer-loss or --min-agreement"
+        )
+    return result
+
+
+def _choose_set(options: Int8Options, sample_rate: int) -> CalibrationSet:
+    arguments: dict[str, Any] = {"seed": options.seed, "sample_rate": sample_rate}
+    if not options.calibration:
+        if options.minutes is not None:
+            arguments["minutes"] = options.minutes
+        return embedded_calibration_set(**arguments)
+    return select_calibration_set(
+        options.calibration, minutes=10.0 if options.minutes is None else options.minutes, **arguments
+    )
+
+
+def _halve(
+    chosen: CalibrationSet, config: FeatureConfig
+) -> tuple[tuple[MeasuredClip, ...], tuple[MeasuredClip, ...]]:
+    """Every other plain recording measures; all else, silence, noise and joined clips too, gives ranges."""
+    ranged, measured = [], []
+    n_speech = 0
+    for clip, features in zip(chosen.clips, chosen.features(config), strict=True):
+        entry = MeasuredClip(name=clip.name, features=features, text=clip.text)
+        n_speech += clip.kind == "speech"
+        (measured if clip.kind == "speech" and n_speech % 2 == 0 else ranged).append(entry)
+    if not measured:
+        raise AudioError(
+            "the calibration set holds a single recording, and there is none left to measure the loss on; "
+            "give a manifest with more speech"
+        )
+    return tuple(ranged), tuple(measured)
+
+
+def _feeds(clips: Sequence[MeasuredClip]) -> list[Batch]:
+    """Views, so that a list costs nothing; the graph wants channels first."""
+    audio, length = INPUT_NAMES
+    return [{audio: c.features.T[None], length: np.asarray([len(c.features)], np.int64)} for c in clips]
+
+
+def _timed_clip(clips: Sequence[MeasuredClip], config: FeatureConfig) -> F32Array:
+    """Speech laid end to end and cut at ten seconds."""
+    n_frames = round(TIMED_S * config.sample_rate / config.hop_length)
+    speech = np.concatenate([clip.features for clip in clips])
+    repeats = -(-n_frames // len(speech))
+    return np.ascontiguousarray(np.tile(speech, (repeats, 1))[:n_frames])
+
+
+def _evaluate(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    manifests: Sequence[Path],
+    config: FeatureConfig,
+    vocabulary: Vocabulary,
+) -> dict[str, Loss]:
+    """Loss on every manifest and, when there are several, on all of them together."""
+    extractor = FeatureExtractor(config)
+    clips: dict[str, list[MeasuredClip]] = {}
+    for path in manifests:
+        listed = read_manifest(path)
+        clips[path.stem] = [
+            MeasuredClip(name=u.id, features=extractor(read_audio(u.audio_path, config.sample_rate)), text=u.text)
+            for u in listed.utterances
+        ]
+        if not clips[path.stem]:
+            raise ManifestError(f"{path} has no usable utterance to evaluate on")
+    losses = {name: Reference(model, some, vocabulary).measure(quantized) for name, some in clips.items()}
+    everything = [clip for some in clips.values() for clip in some]
+    return {**losses, "pooled": Reference(model, everything, vocabulary).measure(quantized)}
+
+
+@contextmanager
+def _stage(report: StageProgress, name: str) -> Iterator[Callable[[int, int], None]]:
+    report(name, 0, 0)
+    yield lambda done, total: report(name, done, total)
