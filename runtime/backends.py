@@ -265,7 +265,7 @@ def choose_backend(
     for name in ("tensorrt", "cuda", "cpu"):
         try:
             if name == "tensorrt" and not has_engine(bundle, "tensorrt"):
-                raise EngineError("the bundle has no engine")  # and nothing is imported
+                raise EngineError("the bundle has no engine for it")  # and nothing is imported
             choice = create(name)
         except (BackendError, MissingDependencyError) as error:
             if name == "cpu":

@@ -93,7 +93,7 @@ def test_auto_without_engines_touches_no_tensorrt(
     assert choice.backend.name == "cpu"
     assert choice.max_frames is None
     assert choice.reason.startswith(
-        "auto chose cpu, fp32, 1 threads; not tensorrt: the bundle has no engine; "
+        "auto chose cpu, fp32, 1 threads; not tensorrt: the bundle has no engine for it; "
     )
     assert "not cuda: backend 'cuda' needs CUDAExecutionProvider" in choice.reason
     assert "edge_asr.runtime.tensorrt_backend" not in sys.modules
@@ -215,7 +215,7 @@ def test_fake_tensorrt_rtx_only_by_name(
     add_engine(bundle, gpu, profiles=PROFILES)
     choice = choose_backend(bundle, num_threads=1)
     assert choice.backend.name == "cpu"
-    assert "not tensorrt: the bundle has no engine;" in choice.reason
+    assert "not tensorrt: the bundle has no engine for it;" in choice.reason
     with create_recognizer(bundle, backend="tensorrt-rtx") as recognizer:
         assert recognizer.backend.name == "tensorrt-rtx"
         assert recognizer.backend_reason.startswith("tensorrt-rtx, fp32, engines/tensorrt-rtx-1.7.1.116-orin")
