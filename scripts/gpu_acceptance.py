@@ -10,8 +10,7 @@ Sections: `onnxruntime` (its CUDA provider against the CPU's fp32, each precisio
 and `tensorrt-rtx PRECISION` (build, the builder's proof, and parity with CUDA graphs on and off), `torch`
 (eager and torch.compile on the GPU), `latency` (each runner that was right, by seconds of audio) and
 `batch scaling`. Each runs in a process of its own: one that crashes or hangs is a line of the result, and
-the others go on; the two that measure keep what they had. What is not installed is "not run", with the
-reason.
+the others go on; what it had found until then is kept. What is not installed is "not run", with the reason.
 
 DIR gets gpu_acceptance.md and gpu_acceptance.json. Exit codes: 0 all gates passed, 3 one failed or a section
 crashed, 1 there is no GPU or nothing could run, 2 usage. Speed is reported and is no gate.

@@ -58,9 +58,9 @@ def run_section(name: str, settings: Settings, runners: Sequence[str], save: Sav
     """
     bundle = Bundle.load(settings.bundle)
     if name == "onnxruntime":
-        return _onnxruntime(settings, bundle)
+        return _onnxruntime(settings, bundle, save)
     if name == "torch":
-        return _torch(settings, bundle)
+        return _torch(settings, bundle, save)
     if name == "latency":
         return _latency(settings, bundle, runners, save)
     if name == "batch scaling":
@@ -68,7 +68,7 @@ def run_section(name: str, settings: Settings, runners: Sequence[str], save: Sav
     for flavor in FLAVORS:
         for precision in PRECISIONS:
             if name == f"{flavor} {precision}":
-                return _engine(flavor, precision, settings, bundle)
+                return _engine(flavor, precision, settings, bundle, save)
     raise ConfigError(f"no section is called {name!r}; known are {', '.join(section_names(settings))}")
 
 
@@ -82,7 +82,8 @@ def gate(what: str, value: object, limit: object, passed: bool) -> Answer:
     return {"what": what, "value": value, "limit": limit, "passed": passed}
 
 
-def _parity(names: Sequence[str], settings: Settings, bundle: Bundle) -> Answer:
+def _parity(names: Sequence[str], settings: Settings, bundle: Bundle, save: Save) -> Answer:
+    """Each runner of `names` on the cases of a proof, against the fp32 reference."""
     cases = measure.proof_cases(bundle, settings.max_batch)
     reference = OnnxRuntimeBackend(bundle.artifact_path("fp32"), precision="fp32", device="cpu")
     expected = run_cases(reference, cases, bundle.info.subsampling_factor, rows_alone=True)
@@ -90,17 +91,17 @@ def _parity(names: Sequence[str], settings: Settings, bundle: Bundle) -> Answer:
     missing = []
     for name in names:
         limit = MIN_AGREEMENT[next(p for p in MIN_AGREEMENT if p in name)]
+        # Each recompilation takes long.
+        n_cases = COMPILED_CASES if "compile" in name else len(cases)
         try:
             runner = open_runner(name, settings, bundle)
+            found = measure.compare(expected[:n_cases], runner, cases[:n_cases], bundle)
         except ImportError as error:
             missing.append(f"{name}: {error}")
             continue
-        except EdgeAsrError as error:
-            answer["gates"].append(gate(f"{name} starts", str(error), "starts", False))
+        except Exception as error:  # noqa: BLE001 - whatever a compiler or driver raises, the others go on
+            answer["gates"].append(gate(f"{name} runs", f"{type(error).__name__}: {error}", "runs", False))
             continue
-        # Each recompilation takes long.
-        n_cases = COMPILED_CASES if "compile" in name else len(cases)
-        found = measure.compare(expected[:n_cases], runner, cases[:n_cases], bundle)
         right = not found["failures"] and found["agreement"] >= limit
         answer["gates"].append(gate(f"{name}: frames like fp32's", found["agreement"], limit, right))
         answer["rows"].append(
@@ -115,27 +116,28 @@ def _parity(names: Sequence[str], settings: Settings, bundle: Bundle) -> Answer:
         )
         if right:
             answer["runners"].append(name)
+        save(answer)
     answer["why"] = "; ".join(missing)
     if not answer["gates"]:
         return not_run(answer["why"])
     return answer
 
 
-def _onnxruntime(settings: Settings, bundle: Bundle) -> Answer:
+def _onnxruntime(settings: Settings, bundle: Bundle, save: Save) -> Answer:
     try:
         check_device(settings.device)
     except EdgeAsrError as error:  # onnxruntime, or its CUDA provider, is not installed
         return not_run(str(error))
-    return _parity([onnxruntime_name(p) for p in settings.precisions], settings, bundle)
+    return _parity([onnxruntime_name(p) for p in settings.precisions], settings, bundle, save)
 
 
-def _torch(settings: Settings, bundle: Bundle) -> Answer:
+def _torch(settings: Settings, bundle: Bundle, save: Save) -> Answer:
     if settings.checkpoint is None:
         return not_run("no checkpoint was named; give --checkpoint")
-    return _parity(torch_names(settings), settings, bundle)
+    return _parity(torch_names(settings), settings, bundle, save)
 
 
-def _engine(flavor: Flavor, precision: Precision, settings: Settings, bundle: Bundle) -> Answer:
+def _engine(flavor: Flavor, precision: Precision, settings: Settings, bundle: Bundle, save: Save) -> Answer:
     from edge_asr.export.engine_builder import build_engine
 
     if settings.rehearsal and flavor == "tensorrt":
@@ -172,7 +174,7 @@ def _engine(flavor: Flavor, precision: Precision, settings: Settings, bundle: Bu
         gates = [gate(f"{name} builds", True, True, True)]
         return {**not_run("; ".join(built.notes)), "status": "ran", "gates": gates, "build": [build]}
     proven = gate(f"{name} builds and passes its proof", built.proven, True, built.proven)
-    answer = _parity(engine_names(flavor, precision), settings, bundle)
+    answer = _parity(engine_names(flavor, precision), settings, bundle, save)
     return {**answer, "gates": [proven, *answer["gates"]], "build": [build]}
 
 
