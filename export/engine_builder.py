@@ -18,13 +18,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 import edge_asr
 from edge_asr.bundle import Artifact, Bundle, Precision
 from edge_asr.errors import ConfigError, EngineError, GateError, ManifestError, require
 from edge_asr.export.clips import find_clips, load_clips
 from edge_asr.export.engine_cases import build_engine_cases
 from edge_asr.export.engine_files import TIMING_CACHE_NAME, adding_files, check_place, write_file
-from edge_asr.export.engine_plan import Plan, is_strongly_typed, make_plan
+from edge_asr.export.engine_plan import is_strongly_typed, make_plan
 from edge_asr.export.engine_profiles import DEFAULT_BATCH, DEFAULT_PROFILE_SECONDS, build_profiles
 from edge_asr.export.engine_proof import EngineProof, prove_engine
 from edge_asr.export.engine_report import EngineReport
@@ -44,7 +47,7 @@ from edge_asr.runtime.engines import (
     sidecar_path_of,
 )
 from edge_asr.runtime.tensorrt_api import create_logger, cuda_version, load_tensorrt, version_of
-from edge_asr.runtime.windows import WINDOW_S
+from edge_asr.runtime.windows import OVERLAP_S
 
 if TYPE_CHECKING:
     from edge_asr.export.pipeline import StageProgress
@@ -141,8 +144,11 @@ def build_engine(
             timing_cache=cache_path.read_bytes() if cache_path.is_file() else b"",
             progress=advance,
         )
-    if plan.timing_cache is None and timing_cache is not None:
-        notes.append(NO_TIMING_CACHE)
+    if timing_cache is not None:
+        if plan.timing_cache is None:
+            notes.append(NO_TIMING_CACHE)
+        else:  # before the proof: it took the time, and says nothing about right or wrong
+            write_file(Path(timing_cache), plan.timing_cache)
     sidecar = EngineSidecar(
         format_version=SIDECAR_FORMAT_VERSION,
         onnx_file=artifact.file,
@@ -174,7 +180,8 @@ def build_engine(
                 raise GateError(_failed(bundle, precision, result))
             sidecar = dataclasses.replace(sidecar, proof=result.to_dict())
             sidecar_path_of(path).write_text(sidecar.to_json(), encoding="utf-8")
-        _write_timing_cache(plan, partial / TIMING_CACHE_NAME, timing_cache)
+        if plan.timing_cache is not None:
+            (partial / TIMING_CACHE_NAME).write_bytes(plan.timing_cache)
     return EngineReport(plan=plan_path_of(folder, precision), sidecar=sidecar, notes=tuple(notes))
 
 
@@ -183,7 +190,7 @@ class _ProofInputs:
     """What a proof needs, read before the long build so that a wrong path shows at once."""
 
     reference: Artifact
-    waveforms: dict[str, Any]
+    waveforms: dict[str, npt.NDArray[np.float32]]
     utterances: tuple[Utterance, ...]
 
     @classmethod
@@ -271,19 +278,13 @@ def _opset_17_copy(model: bytes, n_mels: int) -> bytes:
 def _window_note(bundle: Bundle, profiles: Sequence[EngineProfile]) -> str | None:
     features = bundle.info.features
     longest_s = max(profile.max_frames for profile in profiles) * features.hop_length / features.sample_rate
-    if longest_s >= WINDOW_S:
+    shortest_window_s = 2 * OVERLAP_S
+    if longest_s >= shortest_window_s:
         return None
     return (
-        f"the longest profile takes {longest_s:g} s and `edge-asr transcribe` gives pieces of up to "
-        f"{WINDOW_S:g} s: this engine serves programs that give shorter ones"
+        f"the longest profile takes {longest_s:g} s; `edge-asr transcribe` needs pieces of "
+        f"{shortest_window_s:g} s at least and will not take this engine"
     )
-
-
-def _write_timing_cache(plan: Plan, path: Path, extra: str | Path | None) -> None:
-    if plan.timing_cache is not None:
-        path.write_bytes(plan.timing_cache)
-        if extra is not None:
-            write_file(Path(extra), plan.timing_cache)
 
 
 def _failed(bundle: Bundle, precision: Precision, proof: EngineProof) -> str:

@@ -49,7 +49,7 @@ def check_place(bundle: Bundle, folder: Path, precision: Precision, *, force: bo
                 f"{place} is a {'link' if place.is_symlink() else 'file'}; engines lie in folders inside "
                 "their bundle: remove it"
             )
-    existing = next(p for p in (folder, folder.parent, bundle.path) if p.is_dir())
+    existing = folder.parent if folder.parent.is_dir() else bundle.path
     if not os.access(existing, os.W_OK | os.X_OK):
         raise EngineError(
             f"engines lie inside their bundle, and {existing} cannot be written; copy the bundle to a folder "

@@ -29,7 +29,7 @@ from edge_asr.manifest import Utterance
 from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.backends import Backend
 from edge_asr.runtime.recognizer import Recognizer
-from edge_asr.runtime.windows import WINDOW_S, WindowGeometry
+from edge_asr.runtime.windows import OVERLAP_S, WINDOW_S, WindowGeometry
 from edge_asr.vocabulary import Vocabulary
 
 F32Array = npt.NDArray[np.float32]
@@ -303,15 +303,16 @@ def _count_word_errors(
 
 
 def _windows(info: BundleInfo, longest_frames: int | None) -> WindowGeometry | None:
-    """The recogniser's windows, shortened where the engine takes less."""
+    """Windows that the engine takes: those of `Recognizer.load`, or shorter ones with less overlap."""
     frame_s = info.features.hop_length / info.features.sample_rate
     if longest_frames is None or longest_frames * frame_s >= WINDOW_S:
         return None
-    window_s = longest_frames * frame_s
+    window_s = longest_frames // info.subsampling_factor * info.subsampling_factor * frame_s
+    overlap_s = min(OVERLAP_S, window_s / 4)
     return WindowGeometry.from_seconds(
         feature_frame_s=frame_s,
         subsampling_factor=info.subsampling_factor,
         window_s=window_s,
-        overlap_s=window_s / 4,
-        margin_s=window_s / 16,
+        overlap_s=overlap_s,
+        margin_s=overlap_s / 4,
     )

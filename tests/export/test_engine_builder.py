@@ -34,12 +34,14 @@ from edge_asr.errors import (
 )
 from edge_asr.export import engine_builder
 from edge_asr.export.engine_builder import build_engine, default_precisions
+from edge_asr.export.engine_parser import parse_network
 from edge_asr.export.engine_plan import make_plan
 from edge_asr.export.engine_profiles import build_profiles
 from edge_asr.export.engine_report import EngineReport
 from edge_asr.export.fold import fold_batch_norm
 from edge_asr.export.fp16 import convert_to_fp16
 from edge_asr.export.onnx_export import export_onnx
+from edge_asr.export.opset17 import convert_to_opset17
 from edge_asr.export.optimize import simplify_graph
 from edge_asr.export.proof_cases import CasePlan
 from edge_asr.model import ConformerConfig, ConformerCTC
@@ -151,6 +153,19 @@ def test_rtx_builder_on_cpu_execution_not_tested_plan_and_sidecar(
     assert found == (report.plan, sidecar)
     assert [step for step in seen if step[0] == f"build {precision} engine"][-1][1:] == (1000, 1000)
     assert [done for _, done, total in seen if total] == sorted(done for _, done, total in seen if total)
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rtx_builder_on_cpu_execution_not_tested_parses_the_opset_17_copy(
+    precision: Precision, rtx: ModuleType, three_precisions: Path
+) -> None:
+    """What TensorRT 8.6 is given; a parser of today is the only one at hand."""
+    copy = convert_to_opset17(onnx.load(Bundle.load(three_precisions).artifact_path(precision)))
+    flag = 1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = rtx.Builder(create_logger(rtx)).create_network(flag)
+    parse_network(rtx, network, copy.SerializeToString(), "opset17.onnx")
+    assert [network.get_input(i).name for i in range(network.num_inputs)] == ["audio_signal", "length"]
 
 
 @pytest.mark.tensorrt
@@ -384,12 +399,17 @@ def test_fake_tensorrt_precisions_share_a_folder_and_its_timing_cache(
 
 
 def test_fake_tensorrt_timing_cache_of_the_users_own(
-    install: Callable[[Style], FakeBuilder], bundle: Bundle, tmp_path: Path
+    install: Callable[[Style], FakeBuilder], bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = install("10")
     cache = tmp_path / "caches" / "mine.cache"
+    monkeypatch.setattr(StandInEngine, "offset", 1.0)
+    with pytest.raises(GateError):
+        build_engine(bundle, "fp32", timing_cache=cache, **OPTIONS)
+    assert cache.read_bytes() == b"+"  # the timings of a failed engine are as good
+    monkeypatch.setattr(StandInEngine, "offset", 0.0)
     build_engine(bundle, "fp32", timing_cache=cache, **OPTIONS)
-    assert cache.read_bytes() == b"+"
+    assert cache.read_bytes() == b"++"
     cache.write_bytes(b"damaged")
     build_engine(bundle, "fp32", timing_cache=cache, force=True, **OPTIONS)
     assert fake.cache_in == b""  # a damaged one only costs time

@@ -252,9 +252,9 @@ def test_recordings_are_cut_to_what_the_engine_takes(
         return engine.backend.log_probs(features, lengths)
 
     utterance = Utterance(id="sample", audio_path=sample_path, text="hello")
-    proof = prove(measure, utterances=[utterance], longest_frames=300)
+    proof = prove(measure, utterances=[utterance], longest_frames=302)
     assert proof.words is not None
-    assert longest == 300
+    assert longest == 300  # the multiple of the subsampling factor below
 
 
 def test_bars_are_no_looser_than_those_of_the_onnx_files() -> None:
