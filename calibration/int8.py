@@ -1,8 +1,8 @@
 """A float32 graph becomes INT8: smooth, collect ranges, choose groups, quantize, and pass the gate.
 
-The order of things and nothing else; each step has its file. Half of the speech of the calibration set gives
-the ranges, the other half measures the groups; the gate looks at manifests of the caller's, if any were named,
-else at that other half. Writing the result into a bundle is pipeline.py's affair.
+The order of things and nothing else; each step has its file. Half of the speech of the calibration set
+gives the ranges, the other half measures the groups; the gate looks at manifests of the caller's, if any were
+named, else at that other half. Writing the result into a bundle is pipeline.py's affair.
 """
 
 from __future__ import annotations
@@ -214,7 +214,8 @@ def _halve(
     chosen: CalibrationSet, config: FeatureConfig
 ) -> tuple[tuple[MeasuredClip, ...], tuple[MeasuredClip, ...]]:
     """Every other plain recording measures; all else, silence, noise and joined clips too, gives ranges."""
-    ranged, measured = [], []
+    ranged: list[MeasuredClip] = []
+    measured: list[MeasuredClip] = []
     n_speech = 0
     for clip, features in zip(chosen.clips, chosen.features(config), strict=True):
         entry = MeasuredClip(name=clip.name, features=features, text=clip.text)
@@ -255,7 +256,9 @@ def _evaluate(
     for path in manifests:
         listed = read_manifest(path)
         clips[path.stem] = [
-            MeasuredClip(name=u.id, features=extractor(read_audio(u.audio_path, config.sample_rate)), text=u.text)
+            MeasuredClip(
+                name=u.id, features=extractor(read_audio(u.audio_path, config.sample_rate)), text=u.text
+            )
             for u in listed.utterances
         ]
         if not clips[path.stem]:

@@ -93,6 +93,7 @@ def quantize_model(
         },
     )
     quantized: onnx.ModelProto = _quietly(quantizer.quantize_model)
+    quantizer.model.topological_sort()  # it appends nodes; ONNX wants an order, though onnxruntime does not
     quantized.ir_version = min(quantized.ir_version, MAX_IR_VERSION)
     _drop_unused_domains(quantized)
     return quantized

@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import edge_asr
-from edge_asr.bundle import MANIFEST_NAME, TOKENS_NAME, Artifact, BundleInfo, sha256_of
+from edge_asr.bundle import MANIFEST_NAME, TOKENS_NAME, Artifact, BundleInfo, Precision, sha256_of
 from edge_asr.runtime.features import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import onnx
 
-MODEL_FILE = "model.onnx"
+#: The names that onnx-asr and sherpa-onnx look for.
+MODEL_FILES: dict[Precision, str] = {
+    "fp32": "model.onnx",
+    "fp16": "model.fp16.onnx",
+    "int8": "model.int8.onnx",
+}
 VOCAB_NAME = "vocab.txt"
 ONNX_ASR_CONFIG_NAME = "config.json"
 
@@ -55,19 +60,27 @@ def write_token_files(folder: Path, vocabulary: Vocabulary, n_mels: int, subsamp
     (folder / ONNX_ASR_CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def write_model(folder: Path, model: onnx.ModelProto, weights: Literal["fp32", "fp16"]) -> Artifact:
-    """Write model.onnx in one file and describe it."""
-    path = folder / MODEL_FILE
+def write_model(
+    folder: Path,
+    model: onnx.ModelProto,
+    precision: Precision,
+    weights: Literal["fp32", "fp16", "int8"],
+    *,
+    cpu_time_over_fp32: float | None = None,
+) -> Artifact:
+    """Write a model in one file, named after its precision, and describe it."""
+    path = folder / MODEL_FILES[precision]
     path.write_bytes(model.SerializeToString(deterministic=True))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return Artifact(
-        file=MODEL_FILE,
-        precision="fp32",
+        file=path.name,
+        precision=precision,
         weights=weights,
         sha256=sha256_of(path),
         opset=opset,
         ir_version=model.ir_version,
         size_bytes=path.stat().st_size,
+        cpu_time_over_fp32=None if cpu_time_over_fp32 is None else round(cpu_time_over_fp32, 3),
     )
 
 

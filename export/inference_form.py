@@ -93,8 +93,8 @@ class DistanceProduct(nn.Module):
     """Scores by distance as a product, in a module of its own so that its nodes can be told by name.
 
     The score (q_i + v) . W_pos r(i - j) is linear in r = [sin(w m), cos(w m)] of m = i - j: with
-    [a, b] = (q_i + v) W_pos it is the sum over the frequencies w of a sin(w (i - j)) + b cos(w (i - j)), and by
-    sin(x - y) = sin x cos y - cos x sin y, cos(x - y) = cos x cos y + sin x sin y that is
+    [a, b] = (q_i + v) W_pos it is the sum over the frequencies w of a sin(w (i - j)) + b cos(w (i - j)), and
+    by sin(x - y) = sin x cos y - cos x sin y, cos(x - y) = cos x cos y + sin x sin y that is
     (a sin wi + b cos wi) cos wj + (b sin wi - a cos wi) sin wj.
     """
 

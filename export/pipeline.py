@@ -1,12 +1,12 @@
-"""`edge-asr export` as a function: checkpoint -> folded -> ONNX -> simplified -> proven -> bundle.
+"""`edge-asr export` as a function: checkpoint -> ONNX -> simplified -> FP16, INT8 -> all proven -> bundle.
 
 Only the order of things is here; each stage has its file. The bundle appears at its place complete
-and proven, or not at all. INT8 (edge_asr.calibration) and engines start from the bundle.
+and proven, or not at all. Engines start from the bundle (engine_builder.py), and INT8 for a bundle that
+exists is edge_asr.calibration.pipeline's.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import edge_asr
-from edge_asr.bundle import Artifact, BundleInfo
+from edge_asr.bundle import PRECISIONS, Artifact, BundleInfo, Precision
 from edge_asr.errors import ConfigError, GateError, require
 from edge_asr.export.atomic import check_target, replacing_folder
 from edge_asr.export.bundle_writer import onnx_metadata, write_manifest, write_model, write_token_files
@@ -34,13 +34,15 @@ from edge_asr.export.proof import (
 )
 from edge_asr.export.proof_cases import CasePlan, ProofCase, build_cases
 from edge_asr.export.report import ExportReport, collect_versions, summarize_step
+from edge_asr.export.sessions import open_graph
 from edge_asr.export.weights import store_weights_as_float16
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
     import onnx
 
+    from edge_asr.calibration.int8 import Int8Options, Int8Result
     from edge_asr.checkpoints import Checkpoint
+    from edge_asr.export.fp16_proof import Fp16Proof
 
 Weights = Literal["fp32", "fp16"]
 
@@ -49,6 +51,9 @@ StageProgress = Callable[[str, int, int], None]
 
 #: fp16 weights change numbers in the third decimal: the text on real speech must hold, the error is reported.
 FP16_WEIGHTS_TOLERANCE = Tolerance(max_error=None, text_families=("real",))
+
+#: What INT8 may lose is its budget's affair; a case fails only on an error, NaN or a wrong shape.
+INT8_TOLERANCE = Tolerance(max_error=None, text_families=())
 
 
 @dataclass(slots=True)
@@ -78,6 +83,8 @@ def export_bundle(
     output: str | Path,
     *,
     name: str | None = None,
+    precisions: Sequence[Precision] = ("fp32",),
+    int8: Int8Options | None = None,
     weights: Weights = "fp32",
     opset: int = DEFAULT_OPSET,
     clips: Sequence[str | Path] | None = None,
@@ -92,8 +99,10 @@ def export_bundle(
         checkpoint: a folder, the name of an embedded model, or a loaded checkpoint.
         output: folder of the bundle; its parents are created.
         name: short name of the model in the bundle; the output folder's name when None.
-        weights: "fp32", or "fp16" to store them in half the space (cast to float32 when loaded; proven
-            against the float32 file by identical greedy text on the clips and a reported error).
+        precisions: what to write beside "fp32", which is always there: "fp16", "int8".
+        int8: how to quantize, for "int8"; None is all defaults, on the embedded, synthetic speech.
+        weights: of the fp32 file: "fp32", or "fp16" to store them in half the space (cast to float32 when
+            loaded; proven against the float32 file by identical greedy text on the clips and a reported error).
         opset: ONNX opset, 18 to 22.
         clips: real recordings for the proof: sound files, folders, manifests; the embedded samples when None.
         plan: how many other cases the proof tries.
@@ -104,12 +113,16 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         BundleError: the output exists, or cannot be written.
-        GateError: a comparison failed; nothing was written, but to `keep_failed`.
+        GateError: a comparison failed, or INT8 loses more than its budget; nothing was written, but a failed
+            fp32 export to `keep_failed`.
         AudioError, ConfigError: clips or options that cannot be used.
         MissingDependencyError: torch, onnx, onnxscript, onnxsim or onnxruntime is not installed.
     """
     if weights not in get_args(Weights):
         raise ConfigError(f"weights is {weights!r}; it must be one of {', '.join(get_args(Weights))}")
+    unknown = [precision for precision in precisions if precision not in PRECISIONS]
+    if unknown:
+        raise ConfigError(f"precision is {unknown[0]!r}; it must be one of {', '.join(PRECISIONS)}")
     target = Path(output)
     check_target(target, force=force)
     if keep_failed is not None:
@@ -117,6 +130,11 @@ def export_bundle(
     for module in ("torch", "onnx", "onnxscript", "onnxsim"):
         require(module, extra="export")
     require("onnxruntime", extra="cpu")
+    if "int8" in precisions:
+        from edge_asr.calibration.bundle_files import describe_int8, write_int8
+
+        for module in ("jiwer", "matplotlib"):
+            require(module, extra="export")
     started = time.perf_counter()
     run = _Run(progress)
     name = name or target.absolute().name
@@ -126,7 +144,7 @@ def export_bundle(
         model = loaded.build_model()
         waveforms = load_clips(find_clips(clips), features.sample_rate)
     with run.stage("rewrite"):
-        from edge_asr.export.inference_form import to_inference_form
+        from edge_asr.export.inference_form import to_inference_form  # imports torch
 
         rewritten = to_inference_form(model)
     with run.stage("export"):
@@ -146,12 +164,20 @@ def export_bundle(
             check_graph(shipped)
         prover.prove_weights(shipped)
     verified = all(step.passed for step in run.steps)
+    half = prover.prove_half(simplified) if verified and "fp16" in precisions else None
+    quantized = prover.prove_int8(simplified, int8) if verified and "int8" in precisions else None
     destination = target if verified else None if keep_failed is None else Path(keep_failed)
     if destination is not None:
         with run.stage("write"), replacing_folder(destination, force=force) as folder:
-            artifact = write_model(folder, shipped, weights if shipped is not simplified else "fp32")
+            artifacts = [
+                write_model(folder, shipped, "fp32", "fp16" if shipped is not simplified else "fp32")
+            ]
+            if half is not None:
+                artifacts.append(write_model(folder, half[0], "fp16", "fp16"))
+            if quantized is not None:
+                artifacts.append(write_int8(folder, quantized, simplified.ByteSize()))
             write_token_files(folder, vocabulary, features.n_mels, config.subsampling_factor)
-            info = _bundle_info(name, loaded, artifact, run.steps, verified)
+            info = _bundle_info(name, loaded, artifacts, run.steps, verified)
             write_manifest(folder, info)
             run.timings_s["total"] = time.perf_counter() - started
             report = ExportReport(
@@ -160,15 +186,17 @@ def export_bundle(
                 verified=verified,
                 source=info.source,
                 n_parameters=info.n_parameters,
-                weights=artifact.weights,
-                opset=artifact.opset,
-                ir_version=artifact.ir_version,
+                weights=artifacts[0].weights,
+                opset=artifacts[0].opset,
+                ir_version=artifacts[0].ir_version,
                 sizes_bytes={p.name: p.stat().st_size for p in sorted(folder.iterdir())},
                 operators={"exported": count_operators(exported), "shipped": count_operators(shipped)},
                 clips=tuple(waveforms),
                 steps=tuple(run.steps),
                 timings_s=dict(run.timings_s),
                 versions=collect_versions(),
+                fp16=None if half is None else half[1],
+                int8=None if quantized is None else describe_int8(quantized, simplified.ByteSize()),
             )
             report.write(folder)
     if not verified:
@@ -193,6 +221,7 @@ class _Prover:
         self._run = run
         self._cases = cases
         self._vocabulary = checkpoint.vocabulary
+        self._features = checkpoint.features
         self._subsampling_factor = subsampling_factor
         self._float32: Outputs = []
 
@@ -213,15 +242,54 @@ class _Prover:
             self._float32, outputs, "ONNX simplified", "ONNX with fp16 weights", FP16_WEIGHTS_TOLERANCE
         )
 
+    def prove_half(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto, Fp16Proof]:
+        """The typed FP16 graph and its proof.
+
+        Raises:
+            GateError: the proof failed.
+        """
+        from edge_asr.export.fp16 import convert_to_fp16
+        from edge_asr.export.fp16_proof import prove_fp16
+
+        with self._run.stage("convert to fp16"):
+            half = convert_to_fp16(model)
+            check_graph(half)
+        with self._run.stage("prove: fp16") as progress:
+            proof = prove_fp16(
+                model,
+                half,
+                self._cases,
+                self._float32,
+                self._vocabulary,
+                self._subsampling_factor,
+                progress=progress,
+            )
+        if not proof.passed:
+            raise GateError(f"{proof.failure_message()}; nothing was written")
+        return half, proof
+
+    def prove_int8(self, model: onnx.ModelProto, options: Int8Options | None) -> Int8Result:
+        """The INT8 graph within its budget, finite and of the right shape on every case.
+
+        Raises:
+            GateError: over the budget, or a case failed.
+        """
+        from edge_asr.calibration.int8 import Int8Options, quantize_to_int8
+
+        with self._run.stage("int8"):
+            result = quantize_to_int8(
+                model, self._features, self._vocabulary, options or Int8Options(), self._run.progress
+            )
+            check_graph(result.model)
+        outputs = self._onnx_outputs("prove: int8", result.model)
+        self._compare(self._float32, outputs, "ONNX simplified", "ONNX INT8", INT8_TOLERANCE)
+        if not self._run.steps[-1].passed:
+            raise GateError(f"{self._run.steps[-1].failure_message()}; nothing was written")
+        return result
+
     def _onnx_outputs(self, stage: str, model: onnx.ModelProto) -> Outputs:
-        with tempfile.TemporaryDirectory(prefix="edge-asr-proof-") as folder:
-            path = Path(folder) / "model.onnx"
-            path.write_bytes(model.SerializeToString())
-            backend = OnnxRuntimeBackend(path, precision="fp32")
-            try:
-                return self._outputs(stage, backend)
-            finally:
-                backend.close()
+        with open_graph(model) as backend:
+            return self._outputs(stage, backend)
 
     def _outputs(self, stage: str, model: LogProbModel, *, rows_alone: bool = False) -> Outputs:
         with self._run.stage(stage) as progress:
@@ -250,7 +318,11 @@ class _Prover:
 
 
 def _bundle_info(
-    name: str, checkpoint: Checkpoint, artifact: Artifact, steps: Sequence[ProofStep], verified: bool
+    name: str,
+    checkpoint: Checkpoint,
+    artifacts: Sequence[Artifact],
+    steps: Sequence[ProofStep],
+    verified: bool,
 ) -> BundleInfo:
     vocabulary = checkpoint.vocabulary
     parameters = checkpoint.build_model().parameters()
@@ -264,7 +336,7 @@ def _bundle_info(
         vocabulary_kind=vocabulary.kind,
         vocabulary_size=len(vocabulary),
         blank_id=vocabulary.blank_id,
-        artifacts=(artifact,),
+        artifacts=tuple(artifacts),
         source={"checkpoint": checkpoint.path.name, "provenance": checkpoint.provenance},
         verification={"steps": [summarize_step(step) for step in steps]},
         verified=verified,

@@ -13,14 +13,28 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_asr.export.proof import CaseResult, ProofStep
 from edge_asr.export.proof_cases import FAMILIES
 
+if TYPE_CHECKING:
+    from edge_asr.export.fp16_proof import Fp16Proof
+
 REPORT_JSON = "report.json"
 REPORT_MARKDOWN = "report.md"
 _VERSIONED = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Section:
+    """The last section of a report: what report.json holds under "int8", and the lines of report.md.
+
+    The lines begin with a heading of the first rank, so that a later quantization can replace the section.
+    """
+
+    data: Mapping[str, Any]
+    markdown: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +55,7 @@ class ExportReport:
         steps: the comparisons, in order.
         timings_s: seconds by stage, in order, and `total`; the final flush to disk is not in it.
         versions: of the packages and the platform.
+        fp16, int8: what was found about these precisions, for a bundle that has them.
     """
 
     name: str
@@ -57,6 +72,8 @@ class ExportReport:
     steps: tuple[ProofStep, ...]
     timings_s: Mapping[str, float]
     versions: Mapping[str, str]
+    fp16: Fp16Proof | None = None
+    int8: Int8Section | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; every case is one row of its step."""
@@ -78,6 +95,8 @@ class ExportReport:
             }
             for step in self.steps
         ]
+        data["fp16"] = None if self.fp16 is None else self.fp16.to_dict()
+        data["int8"] = None if self.int8 is None else dict(self.int8.data)
         data["timings_s"] = {stage: round(seconds, 3) for stage, seconds in self.timings_s.items()}
         return data
 
@@ -103,6 +122,8 @@ class ExportReport:
         ]
         for step in self.steps:
             lines += ["", *_step_lines(step)]
+        if self.fp16 is not None:
+            lines += ["", *self.fp16.markdown_lines()]
         lines += ["", "## Time", "", "| stage | s |", "|---|---:|"]
         lines += [f"| {stage} | {seconds:.1f} |" for stage, seconds in self.timings_s.items()]
         lines += ["", "## Graph", "", "| operator | exported | shipped |", "|---|---:|---:|"]
@@ -110,6 +131,8 @@ class ExportReport:
         for operator in {**shipped, **exported}:
             lines.append(f"| {operator} | {exported.get(operator, 0)} | {shipped.get(operator, 0)} |")
         lines += ["", "## Versions", "", ", ".join(f"{k} {v}" for k, v in self.versions.items()), ""]
+        if self.int8 is not None:
+            lines += self.int8.markdown
         return "\n".join(lines)
 
     def write(self, folder: Path) -> None:

@@ -35,6 +35,8 @@ _PREFERENCE: dict[str, tuple[Precision, ...]] = {
     "cuda": ("fp16", "fp32", "int8"),
     "tensorrt": ("fp16", "int8", "fp32"),
 }
+# On a CPU the fused kernel takes three times as long as Add and LayerNormalization (1.32; docs/log.md, 2026-11-23).
+_SLOW_OPTIMIZERS = {"cpu": ["SkipLayerNormFusion"], "cuda": []}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
@@ -121,7 +123,10 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=[_PROVIDERS[device]]
+                str(path),
+                sess_options=options,
+                providers=[_PROVIDERS[device]],
+                disabled_optimizers=_SLOW_OPTIMIZERS[device],
             )
         except Exception as error:  # onnxruntime raises a dozen classes without a common base
             raise BackendError(

@@ -7,19 +7,19 @@ file does not do: build or prove anything (edge_asr.export.engine_builder).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_asr.cli.export import parse_precisions, stage_display
 from edge_asr.errors import EdgeAsrError
 
 if TYPE_CHECKING:
     from edge_asr.bundle import Precision
     from edge_asr.export.engine_report import EngineReport
     from edge_asr.runtime.engines import Flavor
-
-_PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class _NumberList(click.ParamType):  # type: ignore[type-arg]
@@ -126,47 +126,45 @@ def command(
     edge-asr build mine
     edge-asr build mine -p fp16,int8 --profile-seconds 0.1,1,4,30 --batch 1,1,1
     """
-    wanted = _parse_precisions(precisions)
+    build_engines(
+        bundle,
+        parse_precisions(precisions),
+        as_json=as_json,
+        flavor=flavor,
+        profile_seconds=profile_seconds,
+        batch=batch,
+        workspace_mb=workspace_mb,
+        timing_cache=timing_cache,
+        clips=clips,
+        manifest=manifest,
+        force=force,
+    )
+
+
+def build_engines(
+    bundle: str | Path, precisions: Sequence[Precision] = (), *, as_json: bool = False, **options: Any
+) -> None:
+    """Build the engines of several precisions, by default those that suit, and print what came of it.
+
+    Args:
+        bundle: folder or name.
+        precisions: none for the smaller ones that the bundle has.
+        as_json: print one JSON document.
+        options: of `edge_asr.export.engine_builder.build_engine`.
+    """
     from edge_asr.bundle import Bundle
-    from edge_asr.cli.export import _stage_display
     from edge_asr.export.engine_builder import build_engine, default_precisions
 
     loaded = Bundle.load(bundle)
     reports: list[EngineReport] = []
     try:
-        with _stage_display() as progress:
-            for precision in wanted or default_precisions(loaded):
-                report = build_engine(
-                    loaded,
-                    precision,
-                    flavor=flavor,
-                    profile_seconds=profile_seconds,
-                    batch=batch,
-                    workspace_mb=workspace_mb,
-                    timing_cache=timing_cache,
-                    clips=clips,
-                    manifest=manifest,
-                    force=force,
-                    progress=progress,
-                )
-                reports.append(report)
+        with stage_display() as progress:
+            for precision in precisions or default_precisions(loaded):
+                reports.append(build_engine(loaded, precision, progress=progress, **options))
     except EdgeAsrError:
         _print_reports(reports, as_json)  # what is built stays built
         raise
     _print_reports(reports, as_json)
-
-
-def _parse_precisions(values: tuple[str, ...]) -> list[Precision]:
-    names = [name.strip() for value in values for name in value.split(",")]
-    found: list[Precision] = []
-    for name in names:
-        if name not in _PRECISIONS:
-            raise click.BadParameter(
-                f"{name!r} is not one of {', '.join(_PRECISIONS)}", param_hint="'-p' / '--precision'"
-            )
-        if name not in found:
-            found.append(name)  # type: ignore[arg-type]
-    return found
 
 
 def _print_reports(reports: list[EngineReport], as_json: bool) -> None:

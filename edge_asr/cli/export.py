@@ -11,13 +11,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from edge_asr.cli.int8_options import int8_options, make_int8_options
+
 if TYPE_CHECKING:
+    from edge_asr.bundle import Precision
     from edge_asr.export.pipeline import StageProgress, Weights
     from edge_asr.export.report import ExportReport
+    from edge_asr.runtime.engines import Flavor
+
+PRECISION_NAMES = ("fp32", "fp16", "int8")
 
 
 @click.command(name="export")
@@ -32,11 +38,18 @@ if TYPE_CHECKING:
 )
 @click.option("--name", metavar="NAME", help="Name of the model; by default that of the folder.")
 @click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="LIST",
+    help="fp32, fp16, int8: a comma-separated list, may be repeated; fp32 is always written.",
+)
+@click.option(
     "--weights",
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
     show_default=True,
-    help="How weights are stored; fp16 halves the file, the graph still computes in float32.",
+    help="How the fp32 file stores weights; fp16 halves it, the graph still computes in float32.",
 )
 @click.option("--opset", type=click.IntRange(18, 22), default=18, show_default=True, help="ONNX opset.")
 @click.option(
@@ -45,6 +58,15 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, path_type=Path),
     metavar="MANIFEST|FILE|DIR",
     help="Real speech for the proof, may be repeated; by default the embedded samples.",
+)
+@int8_options
+@click.option("--engine", is_flag=True, help="Then build TensorRT engines for this device, as `build` does.")
+@click.option(
+    "--flavor",
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    default="tensorrt",
+    show_default=True,
+    help="Which TensorRT, for --engine.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is proven.")
 @click.option(
@@ -58,12 +80,16 @@ def command(
     checkpoint: str,
     output: Path,
     name: str | None,
+    precisions: tuple[str, ...],
     weights: Weights,
     opset: int,
     clips: tuple[Path, ...],
+    engine: bool,
+    flavor: Flavor,
     force: bool,
     keep_failed: Path | None,
     as_json: bool,
+    **int8: Any,
 ) -> None:
     """Export CHECKPOINT to ONNX, prove it against PyTorch, and write a bundle.
 
@@ -75,14 +101,18 @@ def command(
     \b
     edge-asr export runs/mine/best -o mine
     edge-asr export tiny-en -o tiny-en --clips dev.jsonl
+    edge-asr export tiny-en -o tiny-en --precision fp16,int8 --calibration train.jsonl
     """
+    wanted = parse_precisions(precisions)
     from edge_asr.export import export_bundle
 
-    with _stage_display() as progress:
+    with stage_display() as progress:
         report = export_bundle(
             checkpoint,
             output,
             name=name,
+            precisions=wanted,
+            int8=make_int8_options(**int8) if "int8" in wanted else None,
             weights=weights,
             opset=opset,
             clips=clips,
@@ -94,10 +124,30 @@ def command(
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
     else:
         _print_summary(report)
+    if engine:
+        from edge_asr.cli.build import build_engines
+
+        build_engines(output, flavor=flavor, clips=clips, force=force)
+
+
+def parse_precisions(values: tuple[str, ...]) -> list[Precision]:
+    """The precisions of a comma-separated, repeatable option, each once.
+
+    Raises:
+        click.BadParameter: an unknown one.
+    """
+    found: list[Precision] = []
+    for name in (name.strip() for value in values for name in value.split(",")):
+        if name not in PRECISION_NAMES:
+            names = ", ".join(PRECISION_NAMES)
+            raise click.BadParameter(f"{name!r} is not one of {names}", param_hint="'--precision'")
+        if name not in found:
+            found.append(cast("Precision", name))
+    return found
 
 
 @contextmanager
-def _stage_display() -> Iterator[StageProgress]:
+def stage_display() -> Iterator[StageProgress]:
     """Stages on stderr: a live bar on a terminal, one line a stage elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn

@@ -25,6 +25,7 @@ from edge_asr.errors import EdgeAsrError, GateError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("edge_asr.cli.train", "Train a model: manifests -> checkpoint."),
     "export": ("edge_asr.cli.export", "Export and prove a model: checkpoint -> bundle."),
+    "quantize": ("edge_asr.cli.quantize", "INT8 for a bundle, calibrated on speech, its loss bounded."),
     "build": ("edge_asr.cli.build", "Build and prove TensorRT engines of a bundle for this device."),
     "transcribe": ("edge_asr.cli.transcribe", "Transcribe sound files to text, JSON, SRT or VTT."),
     "listen": ("edge_asr.cli.listen", "Transcribe a live microphone."),

@@ -26,6 +26,7 @@ EMBEDDED = (
     "edge_asr/models/tiny-en/checkpoint/config.json",
     "edge_asr/models/tiny-en/checkpoint/model.safetensors",
     "edge_asr/models/samples/robot_commands.flac",
+    "edge_asr/models/calibration/manifest.jsonl",
     "edge_asr/models/samples/robot_commands.txt",
     "edge_asr/py.typed",
 )

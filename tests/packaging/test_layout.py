@@ -203,6 +203,7 @@ def test_public_names_are_pinned() -> None:
         "Recognizer",
         "Recorder",
         "Segment",
+        "TensorRTBackend",
         "Token",
         "TokenRuns",
         "Transcript",

@@ -1,0 +1,185 @@
+"""The INT8 section of a bundle's report: tables from which the choice can be followed, and a plot.
+
+Words and drawing only; what was measured comes from int8.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from edge_asr.calibration.int8 import Int8Result
+from edge_asr.calibration.measure import Loss
+from edge_asr.calibration.sensitivity import Candidate
+from edge_asr.errors import require
+
+SECTION = "# INT8"
+PLOT_NAME = "int8.png"
+
+
+def int8_markdown_lines(result: Int8Result, float32_bytes: int) -> list[str]:
+    """The section of report.md, beginning with `SECTION`.
+
+    Args:
+        result: what was done.
+        float32_bytes: size of the float32 graph with float32 weights.
+    """
+    found, options = result.sensitivity, result.options
+    chosen, budget = found.chosen, found.budget
+    slower = (
+        "" if chosen.time_ratio < 1 else " **Slower than float32 here: `--precision auto` passes it over.**"
+    )
+    method = (
+        f"percentile {options.percentile:g}" if options.range_method == "percentile" else options.range_method
+    )
+    smoothing = (
+        "off" if options.smoothing is None else f"alpha {options.smoothing:g}, {result.n_smoothed} tensors"
+    )
+    return [
+        SECTION,
+        "",
+        f"In INT8: {', '.join(chosen.int8)}. {chosen.size_bytes / 1e6:.2f} MB, "
+        f"{chosen.size_bytes / float32_bytes:.1%} of float32; encoder time {chosen.time_ratio:.2f} of "
+        f"float32's ({found.clip_s:g} s of speech, one thread, this machine's onnxruntime).{slower}",
+        "",
+        f"Ranges: {method}. Smoothing: {smoothing}. {_calibration(result)}",
+        "",
+        f"Allowed: a WER loss of {100 * budget.max_wer_loss:g} points and a change of the most likely token "
+        f"in {1 - budget.min_agreement:.2%} of the frames. The choice aims at two thirds of that.",
+        "",
+        *_gate_lines(result),
+        "## The choice",
+        "",
+        "From the top, each row gives one more group back to float32, the one with the most divergence per "
+        "multiply-add (next table); the row in bold is shipped.",
+        "",
+        _HEAD.format("in INT8"),
+        _RULE,
+        *[
+            _candidate_line(", ".join(step.int8), step, float32_bytes, bold=step is chosen)
+            for step in found.steps
+        ],
+        "",
+        "## Each group alone in INT8",
+        "",
+        _HEAD.format("group") + " multiply-adds | divergence per 1e9 |",
+        _RULE + "---:|---:|",
+        *[
+            f"{_candidate_line(group, one, float32_bytes)} {found.multiply_adds[group] / 1e6:.1f} M "
+            f"| {1e9 * one.loss.divergence / max(found.multiply_adds[group], 1):.2g} |"
+            for group, one in found.alone.items()
+        ],
+        "",
+        "Divergence is the mean Kullback-Leibler divergence from float32, nats a frame, over "
+        f"{len(result.measured_on)} clips ({chosen.loss.n_frames} frames, {chosen.loss.n_words} words) "
+        "outside the calibration. Times are noisy to a few percent.",
+        "",
+        f"![Loss against time and size]({PLOT_NAME})",
+        "",
+    ]
+
+
+_HEAD = "| {} | divergence | frames agreeing | WER loss, points | size | time |"
+_RULE = "|---|---:|---:|---:|---:|---:|"
+
+
+def _calibration(result: Int8Result) -> str:
+    chosen = result.calibration
+    speech = (
+        "the embedded, synthetic speech (your own microphone's recordings are better)"
+        if chosen.is_synthetic
+        else ", ".join(manifest.name for manifest in chosen.manifests)
+    )
+    shortfall = f" {chosen.shortfall}." if chosen.shortfall else ""
+    return (
+        f"Calibrated on {len(result.calibrated_on)} clips, measured on {len(result.measured_on)}, together "
+        f"{chosen.minutes:.1f} minutes of {speech}; set {chosen.sha256[:12]}.{shortfall}"
+    )
+
+
+def _gate_lines(result: Int8Result) -> list[str]:
+    if not result.evaluation:
+        return ["The gate looked at the measured clips; no manifest to evaluate on was given.", ""]
+    lines = ["| evaluated on | float32 WER | INT8 WER | loss, points (95 % interval) | frames agreeing |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    lines += [f"| {name} {_loss_cells(loss)}" for name, loss in result.evaluation.items()]
+    return [*lines, ""]
+
+
+def _loss_cells(loss: Loss) -> str:
+    if loss.wer_loss is None:
+        return f"| - | - | - | {loss.agreement:.2%} |"
+    assert loss.wer_reference is not None
+    assert loss.wer_candidate is not None
+    assert loss.wer_loss_low is not None
+    assert loss.wer_loss_high is not None
+    return (
+        f"| {loss.wer_reference:.2%} | {loss.wer_candidate:.2%} | {100 * loss.wer_loss:+.2f} "
+        f"({100 * loss.wer_loss_low:+.2f} to {100 * loss.wer_loss_high:+.2f}) | {loss.agreement:.2%} |"
+    )
+
+
+def _candidate_line(label: str, candidate: Candidate, float32_bytes: int, *, bold: bool = False) -> str:
+    loss = candidate.loss
+    wer = "-" if loss.wer_loss is None else f"{100 * loss.wer_loss:+.2f}"
+    cells = (
+        label,
+        f"{loss.divergence:.5f}",
+        f"{loss.agreement:.2%}",
+        wer,
+        f"{candidate.size_bytes / float32_bytes:.1%}",
+        f"{candidate.time_ratio:.2f}",
+    )
+    return "| " + " | ".join(f"**{cell}**" if bold else cell for cell in cells) + " |"
+
+
+def write_plot(result: Int8Result, float32_bytes: int, path: Path) -> None:
+    """Divergence against encoder time and against size, PNG; steps of the choice joined by a line.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    require("matplotlib", extra="export")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = result.sensitivity
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    panels: tuple[tuple[Any, str, Callable[[Candidate], float]], ...] = (
+        (left, "encoder time / float32", lambda c: c.time_ratio),
+        (right, "file size / float32", lambda c: c.size_bytes / float32_bytes),
+    )
+    for axes, label, value in panels:
+        axes.plot(
+            [value(s) for s in found.steps], _divergences(found.steps), "o-", color="tab:blue", label="choice"
+        )
+        axes.plot(
+            [value(c) for c in found.alone.values()],
+            _divergences(found.alone.values()),
+            "x",
+            color="tab:gray",
+            label="one group alone",
+        )
+        for group, one in found.alone.items():
+            axes.annotate(
+                group,
+                (value(one), one.loss.divergence),
+                fontsize=7,
+                xytext=(3, 3),
+                textcoords="offset points",
+            )
+        chosen = found.chosen
+        axes.plot([value(chosen)], [chosen.loss.divergence], "o", color="tab:red", ms=9, label="shipped")
+        axes.set_xlabel(label)
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    left.set_ylabel("divergence from float32, nats / frame")
+    left.legend(fontsize=8)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _divergences(candidates: Iterable[Candidate]) -> list[float]:
+    return [max(c.loss.divergence, 1e-7) for c in candidates]
