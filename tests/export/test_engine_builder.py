@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -252,12 +253,16 @@ def test_rtx_builder_on_cpu_execution_not_tested_small_preset(
 # --- fake TensorRT ---
 
 
+REAL_BACKEND = inspect.signature(tensorrt_backend.TensorRTBackend)
+
+
 class StandInEngine(OnnxRuntimeBackend):
     """What the builder takes for an engine: its plan's model on onnxruntime."""
 
     offset = 0.0
 
     def __init__(self, bundle: Bundle, precision: str, **options: Any) -> None:
+        REAL_BACKEND.bind(bundle, precision, **options)  # the real one takes such arguments
         plan, sidecar = options["engine"]
         content = plan.read_bytes()
         assert content.startswith(PLAN)
