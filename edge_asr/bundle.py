@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_asr.errors import BundleError, EdgeAsrError
+from edge_asr.frames import OutputFrames
 from edge_asr.runtime.features import FeatureConfig
 from edge_asr.vocabulary import Vocabulary, VocabularyKind
 
@@ -78,7 +79,9 @@ class BundleInfo:
         preset: size preset or null.
         n_parameters: trained parameters.
         features: the exact front end.
-        subsampling_factor: feature frames per output frame; output length is ceil(T / factor).
+        subsampling_factor: feature frames per output frame.
+        first_output_frames: feature frames that the first output frame asks for (`edge_asr.frames`); with 1,
+            a clip of T frames has ceil(T / factor) output frames.
         vocabulary_kind, vocabulary_size, blank_id: of tokens.txt; the size counts the blank.
         streaming: streaming geometry, null for an offline bundle.
         artifacts: one entry a model file.
@@ -103,6 +106,7 @@ class BundleInfo:
     verified: bool
     toolkit_version: str
     streaming: Mapping[str, Any] | None = None
+    first_output_frames: int = 1
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
@@ -113,8 +117,17 @@ class BundleInfo:
             )
         if self.subsampling_factor < 1:
             raise BundleError(f"subsampling_factor is {self.subsampling_factor}; it must be 1 or more")
+        if isinstance(self.first_output_frames, bool) or not isinstance(self.first_output_frames, int):
+            raise BundleError(
+                f"first_output_frames is {self.first_output_frames!r}; it must be a whole number"
+            )
         if not self.artifacts:
             raise BundleError("the bundle lists no artefact; export the model again")
+
+    @property
+    def output_frames(self) -> OutputFrames:
+        """How many output frames a clip has."""
+        return OutputFrames(factor=self.subsampling_factor, first=self.first_output_frames)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, the inverse of `from_dict`."""

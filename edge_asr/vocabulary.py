@@ -29,7 +29,8 @@ class Vocabulary:
     """The tokens of a CTC model, in the order of its outputs.
 
     Attributes:
-        kind: "char" (one character a token, space as U+2581) or "sentencepiece" (pieces).
+        kind: "char" (one character a token, or a special such as <unk>; space as U+2581) or
+            "sentencepiece" (pieces).
         tokens: all tokens, blank included; `tokens[id]` is the text of output `id`.
         blank_id: index of the CTC blank; our own models put it last.
     """
@@ -62,7 +63,8 @@ class Vocabulary:
             seen[token] = index
         if self.kind == "char":
             for index, token in enumerate(self.tokens):
-                if index != self.blank_id and len(token) != 1 and token != UNKNOWN_TOKEN:
+                special = token.startswith("<") and token.endswith(">")
+                if index != self.blank_id and len(token) != 1 and not special:
                     raise VocabularyError(
                         f"token {index} is {token!r}; a char vocabulary has one character a token"
                     )

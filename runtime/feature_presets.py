@@ -12,19 +12,35 @@ from typing import Any
 
 from edge_asr.errors import ConfigError
 
+WINDOWS = (
+    "hann",
+    "hann_periodic",
+    "hamming",
+    "hamming_periodic",
+    "blackman",
+    "blackman_periodic",
+    "bartlett",
+    "bartlett_periodic",
+    "rectangular",
+    "povey",
+)
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "framing": ("center_zero", "center_reflect", "snip_edges"),
-    "window": ("hann", "hann_periodic", "povey", "hamming"),
+    "kind": ("log_mel", "waveform"),
+    "window": WINDOWS,
     "preemphasis_scope": ("signal", "frame"),
     "mel_scale": ("slaney", "htk", "kaldi"),
     "mel_norm": ("slaney", "none"),
     "log_guard": ("add", "clamp"),
-    "normalize": ("none", "per_feature"),
+    "normalize": ("none", "per_feature", "all_features", "mean", "mean_std", "waveform"),
 }
 
 # Each preset is the difference from the field defaults, which are NeMo's of 2.5 and later.
 # Sources: nemo/collections/asr/parts/preprocessing/features.py (FilterbankFeatures; 2.5 changed
-# padding and length, PR 13827) and kaldi/src/feat/feature-{fbank,window}.cc with dither 0.
+# padding and length, PR 13827), kaldi/src/feat/feature-{fbank,window}.cc with dither 0, ESPnet's
+# espnet2/asr/frontend/default.py and espnet2/layers/{stft,log_mel}.py, torchaudio's MelSpectrogram with its
+# defaults, and transformers' feature_extraction_wav2vec2.py.
 _PRESETS: dict[str, dict[str, Any]] = {
     "nemo": {},
     "nemo-2.4": {"framing": "center_reflect"},
@@ -41,6 +57,36 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "log_guard_value": 2.0**-23,  # std::numeric_limits<float>::epsilon()
         "double_precision": True,
     },
+    "espnet": {
+        "framing": "center_reflect",
+        "window": "hann_periodic",
+        "win_length": 512,
+        "preemphasis": 0.0,
+        "log_guard": "clamp",
+        "log_guard_value": 1e-10,
+        "double_precision": True,
+    },
+    "torchaudio": {
+        "framing": "center_reflect",
+        "window": "hann_periodic",
+        "n_fft": 400,
+        "preemphasis": 0.0,
+        "mel_scale": "htk",
+        "mel_norm": "none",
+        "log_guard_value": 1e-6,
+        "double_precision": True,
+    },
+    # Samples as they are: a frame is a sample.
+    "waveform": {
+        "kind": "waveform",
+        "framing": "snip_edges",
+        "n_mels": 1,
+        "n_fft": 1,
+        "win_length": 1,
+        "hop_length": 1,
+        "preemphasis": 0.0,
+        "normalize": "waveform",
+    },
 }
 
 
@@ -53,7 +99,8 @@ class FeatureConfig:
         sample_rate: Hz.
         n_mels: mel bands a frame.
         n_fft, win_length, hop_length: samples. The window is centered in the FFT.
-        window: "hann" (symmetric), "hann_periodic", "povey" (hann ** 0.85) or "hamming" (symmetric).
+        kind: "log_mel", or "waveform": the samples themselves, one a frame (n_mels and hop_length 1).
+        window: one of `WINDOWS`; symmetric but for the `_periodic` ones; "povey" is hann ** 0.85.
         framing: "center_zero": frame k is centered on sample k * hop, zeros outside, S // hop
             frames; "center_reflect": mirrored outside, S // hop + 1 frames (none for a clip of at
             most win_length // 2 samples, which cannot be mirrored); "snip_edges": only whole
@@ -63,11 +110,11 @@ class FeatureConfig:
         preemphasis: y[t] = x[t] - preemphasis * x[t - 1]; 0 turns it off.
         preemphasis_scope: "signal" (x[-1] = 0) or "frame" (x[-1] = x[0] in each frame, after DC
             removal).
+        power: 2.0 for mel bands of the power spectrum, 1.0 of the magnitude.
         mel_scale, mel_norm, f_min, f_max: see `mel.build_mel_filters`; Hz.
         log_guard, log_guard_value: log(x + value) for "add", log(max(x, value)) for "clamp".
-        normalize: "none", or "per_feature": each band of a clip to zero mean and unit deviation
-            (unbiased, + 1e-5). It needs the whole clip, so it cannot stream.
-
+        normalize: "none", or a normalization over the clip, which then cannot stream: see
+            `features.normalize_features`.
         double_precision: frame and transform in float64. Without an offset in the logarithm, a band
             far below the loudest of its frame carries float32's rounding noise (up to 4e-3 in
             log-mel in Kaldi itself); this removes it for half as much time again.
@@ -77,6 +124,7 @@ class FeatureConfig:
     """
 
     preset: str = "nemo"
+    kind: str = "log_mel"
     sample_rate: int = 16000
     n_mels: int = 80
     n_fft: int = 512
@@ -88,6 +136,7 @@ class FeatureConfig:
     remove_dc: bool = False
     preemphasis: float = 0.97
     preemphasis_scope: str = "signal"
+    power: float = 2.0
     mel_scale: str = "slaney"
     mel_norm: str = "slaney"
     f_min: float = 0.0
@@ -108,6 +157,15 @@ class FeatureConfig:
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 raise ConfigError(f"features.{name} is {number!r}; give a number")
+        if self.power not in (1.0, 2.0):
+            raise ConfigError(f"features.power is {self.power!r}; use 2.0 (power) or 1.0 (magnitude)")
+        if self.kind == "waveform" and (self.n_mels, self.hop_length, self.win_length) != (1, 1, 1):
+            raise ConfigError(
+                "features of kind waveform need n_mels, hop_length and win_length 1, got "
+                f"{self.n_mels}, {self.hop_length}, {self.win_length}"
+            )
+        if (self.normalize == "waveform") and self.kind != "waveform":
+            raise ConfigError("features.normalize is 'waveform', which goes with kind 'waveform' only")
         for name in ("remove_dc", "double_precision"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"features.{name} is {getattr(self, name)!r}; give true or false")
@@ -136,7 +194,7 @@ class FeatureConfig:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> FeatureConfig:
-        """The preset `name` ("nemo", "nemo-2.4", "kaldi") with some fields changed.
+        """The preset `name` ("nemo", "nemo-2.4", "kaldi", "espnet", ...) with some fields changed.
 
         Raises:
             ConfigError: an unknown preset or field, or a value out of range.

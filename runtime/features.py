@@ -38,18 +38,27 @@ _MAX_PRODUCT = 1 << 18
 SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD), which costs more than such a product takes."""
 
 _NORM_EPS = 1e-5  # nemo/collections/asr/parts/preprocessing/features.py, CONSTANT
+_WAVEFORM_EPS = 1e-7  # transformers, feature_extraction_wav2vec2.py, zero_mean_unit_var_norm
+_UTTERANCE_MVN_EPS = 1e-20  # espnet2/layers/utterance_mvn.py
 
 
 def build_window(name: str, length: int) -> npt.NDArray[np.float64]:
     """The analysis window `name` of FeatureConfig, [length] float64."""
     n = np.arange(length, dtype=np.float64)
-    period = length if name == "hann_periodic" else max(length - 1, 1)
-    cosine = np.cos(2.0 * np.pi * n / period)
-    if name == "hamming":
-        return np.asarray(0.54 - 0.46 * cosine)
-    hann = 0.5 - 0.5 * cosine
+    shape, _, periodic = name.partition("_")
+    period = length if periodic else max(length - 1, 1)
+    angle = 2.0 * np.pi * n / period
+    hann = 0.5 - 0.5 * np.cos(angle)
+    if shape == "rectangular":
+        return np.ones(length)
+    if shape == "hamming":
+        return np.asarray(0.54 - 0.46 * np.cos(angle))
+    if shape == "blackman":
+        return np.asarray(0.42 - 0.5 * np.cos(angle) + 0.08 * np.cos(2.0 * angle))
+    if shape == "bartlett":
+        return np.asarray(1.0 - np.abs(2.0 * n / period - 1.0))
     # Povey's window: kaldi/src/feat/feature-window.cc.
-    return np.asarray(hann**0.85 if name == "povey" else hann)
+    return np.asarray(hann**0.85 if shape == "povey" else hann)
 
 
 class _Scratch(threading.local):
@@ -75,7 +84,7 @@ class FeatureExtractor:
         # One row a frame and zeros up to n_fft: the product is then one contiguous run.
         self._window = np.zeros((BLOCK_FRAMES, config.n_fft), _compute_dtype(config))
         self._window[:, : config.win_length] = build_window(config.window, config.win_length)
-        self._bands = _build_bands(config)
+        self._bands = _build_bands(config) if config.kind == "log_mel" else []
         self._scratch = _Scratch(config)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -107,15 +116,14 @@ class FeatureExtractor:
         framer.push(samples)
         framer.finish()
         features = self._compute(framer, self.n_frames(len(samples)))
-        if self.config.normalize == "per_feature":
-            normalize_per_feature(features)
+        normalize_features(features, self.config.normalize)
         return features
 
     def stream(self) -> FeatureStream:
         """A stream whose pushed pieces, put together, equal `self(whole waveform)` bit for bit.
 
         Raises:
-            ConfigError: per-feature normalisation needs the whole clip and cannot stream.
+            ConfigError: a normalisation over the clip cannot stream.
         """
         if self.config.normalize != "none":
             raise ConfigError(
@@ -127,6 +135,8 @@ class FeatureExtractor:
     def _compute(self, framer: _Framer, end: int) -> F32Array:
         """Frames framer.next_frame ... end - 1, [t, n_mels]; the framer moves on to `end`."""
         first = framer.next_frame
+        if self.config.kind == "waveform":
+            return framer.take(max(end - first, 0)).copy()
         output = np.empty((max(end - first, 0), self.config.n_mels), np.float32)
         while framer.next_frame < end:
             frame = framer.next_frame
@@ -154,6 +164,10 @@ class FeatureExtractor:
             power = scratch.power  # after the transform float32 is enough
             np.copyto(power, spectrum, casting="same_kind")
         np.multiply(power, power, out=power)
+        if config.power == 1.0:
+            # The magnitude in the column of the real part, for both columns have the filter's weight.
+            power[:, 0::2] = np.sqrt(power[:, 0::2] + power[:, 1::2])
+            power[:, 1::2] = 0.0
         log_mel = scratch.log_mel
         for mels, bins, weights in self._bands:
             np.matmul(power[:, bins], weights, out=log_mel[:, mels])
@@ -274,6 +288,35 @@ class _Framer:
         storage[len(left) + n_new :] = 0.0
         self._storage, self._start, self._end = storage, 0, len(left) + n_new
         return storage[len(left) : len(left) + n_new]
+
+
+def normalize_features(features: F32Array, normalize: str) -> None:
+    """Normalise the features [T, n_mels] of a clip in place, as `FeatureConfig.normalize` says.
+
+    - "none": nothing.
+    - "per_feature", "all_features": each band, or all at once, to zero mean and unit deviation (unbiased,
+      + 1e-5), as NeMo does (nemo/collections/asr/parts/preprocessing/features.py, normalize_batch).
+    - "mean", "mean_std": each band to zero mean, and to unit deviation (population, at least 1e-20), as
+      ESPnet's utterance_mvn does (espnet2/layers/utterance_mvn.py).
+    - "waveform": zero mean and unit variance, (x - mean) / sqrt(variance + 1e-7), as transformers'
+      Wav2Vec2FeatureExtractor does.
+    """
+    if normalize == "none" or len(features) == 0:
+        return
+    if normalize == "per_feature":
+        normalize_per_feature(features)
+    elif normalize == "waveform":
+        values = features.astype(np.float64)
+        features[:] = (values - values.mean()) / np.sqrt(values.var() + _WAVEFORM_EPS)
+    elif normalize == "all_features":
+        values = features.astype(np.float64)
+        deviation = values.std(ddof=1) if values.size > 1 else 0.0
+        features[:] = (values - values.mean()) / (deviation + _NORM_EPS)
+    else:
+        features -= features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        if normalize == "mean_std":
+            variance = np.square(features, dtype=np.float64).mean(axis=0)
+            features /= np.maximum(np.sqrt(variance), _UTTERANCE_MVN_EPS).astype(np.float32)
 
 
 def normalize_per_feature(features: F32Array) -> None:

@@ -26,9 +26,10 @@ import numpy.typing as npt
 from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform, resample
 from edge_asr.bundle import DEFAULT_MODEL, Bundle
 from edge_asr.errors import AudioError, ConfigError
+from edge_asr.frames import OutputFrames
 from edge_asr.runtime.backends import Backend, choose_backend
 from edge_asr.runtime.ctc import GreedyDecoder, TokenRuns, greedy_decode, tokens_from_runs, words_from_tokens
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, normalize_per_feature
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, normalize_features
 from edge_asr.runtime.transcript import Transcript, split_segments
 from edge_asr.runtime.windows import WindowGeometry, stitch_log_probs
 from edge_asr.vocabulary import Vocabulary
@@ -49,6 +50,7 @@ class Recognizer:
         features: the model's front end.
         vocabulary: of the model.
         subsampling_factor: feature frames per output frame.
+        first_output_frames: feature frames that the first output frame asks for (`edge_asr.frames`).
         windows: how long recordings are cut; None means 24 s with 4 s of overlap.
         bundle: where the model came from, if from a bundle.
         backend_reason: how the backend was chosen, for people.
@@ -64,6 +66,7 @@ class Recognizer:
         features: FeatureConfig,
         vocabulary: Vocabulary,
         subsampling_factor: int,
+        first_output_frames: int = 1,
         windows: WindowGeometry | None = None,
         bundle: Bundle | None = None,
         backend_reason: str = "given by the caller",
@@ -73,6 +76,7 @@ class Recognizer:
         self.features = features
         self.vocabulary = vocabulary
         self.subsampling_factor = subsampling_factor
+        self.output_frames = OutputFrames(factor=subsampling_factor, first=first_output_frames)
         self.bundle = bundle
         feature_frame_s = features.hop_length / features.sample_rate
         self.windows = windows or WindowGeometry.from_seconds(
@@ -136,6 +140,7 @@ class Recognizer:
                 features=features,
                 vocabulary=bundle.vocabulary,
                 subsampling_factor=factor,
+                first_output_frames=bundle.info.first_output_frames,
                 windows=windows,
                 bundle=bundle,
                 backend_reason=choice.reason,
@@ -264,10 +269,10 @@ class Recognizer:
         yield stream.flush()
 
     def _encode(self, clips: list[F32Array]) -> list[F32Array]:
-        """Log-probs [ceil(T / factor), V] of each clip's features [T, n_mels]; one batch."""
+        """Valid log-probs [T', V] of each clip's features [T, n_mels]; one batch."""
         lens = np.array([len(clip) for clip in clips], np.int64)
         n_classes = len(self.vocabulary)
-        if lens.max() == 0:
+        if self.output_frames.n_valid(int(lens.max())) == 0:
             return [np.zeros((0, n_classes), np.float32) for _ in clips]
         if len(clips) == 1 and self.features.normalize == "none":
             batch = clips[0][None]
@@ -275,13 +280,10 @@ class Recognizer:
             batch = np.zeros((len(clips), int(lens.max()), self.features.n_mels), np.float32)
             for row, clip in zip(batch, clips, strict=True):
                 row[: len(clip)] = clip
-                if self.features.normalize == "per_feature":
-                    normalize_per_feature(row[: len(clip)])
+                normalize_features(row[: len(clip)], self.features.normalize)
         # A row without frames would be all padding; the model sees one frame, the result is dropped.
         log_probs = self.backend.log_probs(batch, np.maximum(lens, 1))
-        return [
-            row[: -(-n // self.subsampling_factor)] for row, n in zip(log_probs, lens.tolist(), strict=True)
-        ]
+        return [row[: self.output_frames.n_valid(n)] for row, n in zip(log_probs, lens.tolist(), strict=True)]
 
     def _transcript(self, runs: TokenRuns, duration_s: float) -> Transcript:
         tokens = tokens_from_runs(runs, self.vocabulary, self.frame_s, end_s=duration_s)

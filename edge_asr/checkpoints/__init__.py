@@ -1,33 +1,32 @@
-"""Checkpoints: our own format, and the registry through which other projects' formats will come.
+"""Checkpoints: our own format and other projects', and the registry that tells them apart.
 
-Does: save and load native checkpoints; `load_any` asks each registered loader in turn.
+Does: save and load native checkpoints; `load_any` asks each registered loader in turn, by the files' names.
 Does not: execute pickles, or guess: what no loader recognizes is an error that lists the known formats.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from edge_asr.checkpoints.native import Checkpoint, is_native, load_checkpoint, save_checkpoint
+from edge_asr.checkpoints import espnet, nemo, parakeet, torchaudio, wav2vec2, wenet
+from edge_asr.checkpoints.native import (
+    Checkpoint,
+    is_native,
+    load_checkpoint,
+    resolve_path,
+    save_checkpoint,
+)
+from edge_asr.checkpoints.registry import DEFAULT_OPTIONS, CheckpointLoader, LoadOptions
 from edge_asr.errors import CheckpointError
 
 __all__ = [
     "Checkpoint",
     "CheckpointLoader",
+    "LoadOptions",
+    "find_loader",
     "load_any",
     "load_checkpoint",
     "register_loader",
     "save_checkpoint",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointLoader:
-    """One format: `detect` looks at names only and never raises, `load` raises CheckpointError."""
-
-    name: str
-    detect: Callable[[str | Path], bool]
-    load: Callable[[str | Path], Checkpoint]
 
 
 _LOADERS: dict[str, CheckpointLoader] = {}
@@ -38,22 +37,42 @@ def register_loader(loader: CheckpointLoader) -> None:
     _LOADERS[loader.name] = loader
 
 
-def load_any(path: str | Path) -> Checkpoint:
+def find_loader(path: str | Path) -> CheckpointLoader | None:
+    """The loader that recognizes `path` (or the name of an embedded model), or None."""
+    resolved = resolve_path(path)
+    return next((loader for loader in _LOADERS.values() if loader.detect(resolved)), None)
+
+
+def load_any(path: str | Path, options: LoadOptions = DEFAULT_OPTIONS) -> Checkpoint:
     """Load a checkpoint of any registered format.
 
     Args:
         path: file or folder, or the name of an embedded model such as "tiny-en".
+        options: what the files do not say.
 
     Raises:
         CheckpointError: when no loader recognizes it, or the one that does cannot read it.
     """
-    for loader in _LOADERS.values():
-        if loader.detect(path):
-            return loader.load(path)
+    loader = find_loader(path)
+    if loader is not None:
+        return loader.load(resolve_path(path), options)
     found = "exists but is none of these" if Path(path).exists() else "does not exist"
-    raise CheckpointError(
-        f"{path} {found}: {', '.join(_LOADERS)} checkpoint (a folder with config.json and weights)."
+    known = "; ".join(f"{loader.name} ({loader.what})" for loader in _LOADERS.values())
+    raise CheckpointError(f"{path} {found}: {known}.")
+
+
+def _load_native(path: Path, options: LoadOptions) -> Checkpoint:
+    options.refuse_feature_preset("an edge-asr checkpoint")
+    return load_checkpoint(path)
+
+
+register_loader(
+    CheckpointLoader(
+        name="edge-asr",
+        what="a folder with config.json and model.safetensors",
+        detect=is_native,
+        load=_load_native,
     )
-
-
-register_loader(CheckpointLoader(name="edge-asr", detect=is_native, load=load_checkpoint))
+)
+for _module in (nemo, parakeet, wav2vec2, espnet, wenet, torchaudio):
+    register_loader(_module.LOADER)

@@ -55,6 +55,16 @@ class Checkpoint:
     path: Path
     tokenizer_model: bytes | None = None
 
+    @property
+    def source_blank_id(self) -> int:
+        """The blank's place among the original's outputs; ours is always last."""
+        return int(self.provenance.get("source_blank_id", self.vocabulary.blank_id))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its loader assumed or left out, in sentences."""
+        return tuple(self.provenance.get("notes", ()))
+
     def build_model(self) -> ConformerCTC:
         """The network with a copy of these weights, on the CPU, in eval mode."""
         model = ConformerCTC(self.model_config)
@@ -107,7 +117,7 @@ def save_checkpoint(
     if dtype not in _DTYPES:
         raise CheckpointError(f"dtype must be float32 or float16, got {dtype!r}.")
     _check_target(target)
-    _check_agreement(model.config, features, vocabulary, target)
+    check_agreement(model.config, features, vocabulary, target)
     tensors = {
         name: tensor.detach()
         .to("cpu", _DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype)
@@ -177,7 +187,7 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
         vocabulary = Vocabulary.from_dict(config["vocabulary"])
     except (ConfigError, VocabularyError) as error:
         raise CheckpointError(f"{path / CONFIG_NAME}: {error}") from error
-    _check_agreement(model_config, features, vocabulary, path)
+    check_agreement(model_config, features, vocabulary, path)
     tokenizer = path / TOKENIZER_NAME
     return Checkpoint(
         model_config=model_config,
@@ -202,9 +212,14 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _check_agreement(
+def check_agreement(
     model: ConformerConfig, features: FeatureConfig, vocabulary: Vocabulary, where: Path
 ) -> None:
+    """Refuse a front end or vocabulary of another size than the model's.
+
+    Raises:
+        CheckpointError: it names both numbers.
+    """
     if model.n_mels != features.n_mels:
         raise CheckpointError(
             f"{where}: the model takes {model.n_mels} mel bands, the features give {features.n_mels}."

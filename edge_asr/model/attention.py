@@ -1,7 +1,8 @@
 """Self-attention over encoder frames: Transformer-XL relative positions, or a linear-time kernel.
 
-Does: both kinds behind one call signature, with masks and positions computed once by the encoder.
-Does not: caches for streaming inference, local windows, or look-up tables of fixed length.
+Does: both kinds behind one call signature, with masks and positions computed once by the encoder, and the
+choice of other projects' kinds, each in its own file.
+Does not: caches for streaming inference, or look-up tables of fixed length.
 """
 
 import math
@@ -143,9 +144,58 @@ def _outer(x: Tensor) -> Tensor:
     return (x[..., :, None] * x[..., None, :]).flatten(3)
 
 
-def attention_from_config(config: ConformerConfig) -> RelPosAttention | TaylorAttention:
-    """The attention module that the configuration names."""
-    return RelPosAttention(config) if config.attention == "rel_pos" else TaylorAttention(config)
+class NoPositions(nn.Module):
+    """For attention without positions: an empty tensor, whatever the length."""
+
+    def forward(self, n_frames: int) -> Tensor:
+        """float32 (0,)."""
+        return torch.empty(0)
+
+
+def positions_from_config(config: ConformerConfig) -> nn.Module:
+    """What is computed from the length alone, once for all layers: n_frames -> a tensor, or a tuple."""
+    if config.attention in ("rel_pos", "rel_pos_local"):
+        return RelativePositions(config.d_model)
+    if config.attention == "rel_pos_legacy":
+        from edge_asr.model.attention_espnet import LegacyPositions
+
+        return LegacyPositions(config)
+    if config.attention == "absolute_pos":
+        from edge_asr.model.attention_wenet import AbsolutePositions
+
+        return AbsolutePositions(config)
+    if config.attention == "rotary":
+        from edge_asr.model.attention_rotary import RotaryPositions
+
+        return RotaryPositions(config)
+    return NoPositions()
+
+
+def attention_from_config(config: ConformerConfig) -> nn.Module:
+    """The attention module that the configuration names; all are called as `RelPosAttention.forward`."""
+    if config.attention == "rel_pos":
+        return RelPosAttention(config)
+    if config.attention == "linear":
+        return TaylorAttention(config)
+    if config.attention == "rel_pos_local":
+        from edge_asr.model.attention_local import LocalAttention
+
+        return LocalAttention(config)
+    if config.attention == "rel_pos_legacy":
+        from edge_asr.model.attention_espnet import LegacyRelPosAttention
+
+        return LegacyRelPosAttention(config)
+    if config.attention == "absolute_pos":
+        from edge_asr.model.attention_wenet import AbsolutePosAttention
+
+        return AbsolutePosAttention(config)
+    if config.attention == "rotary":
+        from edge_asr.model.attention_rotary import RotaryAttention
+
+        return RotaryAttention(config)
+    from edge_asr.model.attention_plain import PlainAttention
+
+    return PlainAttention(config)
 
 
 def check_chunking(config: ConformerConfig, chunk_frames: int | None, left_chunks: int | None) -> None:
@@ -165,4 +215,8 @@ def check_chunking(config: ConformerConfig, chunk_frames: int | None, left_chunk
     if config.attention == "linear":
         raise ConfigError(
             'attention "linear" sees the whole clip and takes no chunks; use attention "rel_pos".'
+        )
+    if config.attention == "rel_pos_local":
+        raise ConfigError(
+            'attention "rel_pos_local" has its own context and takes no chunks; use attention "rel_pos".'
         )

@@ -9,11 +9,26 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast, get_args
 
 from edge_asr.errors import ConfigError
+from edge_asr.frames import OutputFrames
+from edge_asr.model.config_checks import (
+    attention_context_from_value,
+    check_attention,
+    check_numbers,
+    check_subsampling,
+    output_frames_from_config,
+    waveform_layers_from_value,
+)
 
-Subsampling = Literal["striding", "dw_striding"]
+Subsampling = Literal["striding", "dw_striding", "conv2d", "none", "waveform"]
 BlockOrder = Literal["attention_first", "convolution_first", "parallel"]
-Attention = Literal["rel_pos", "linear"]
-ConvNorm = Literal["batch_norm", "layer_norm"]
+Attention = Literal[
+    "rel_pos", "linear", "rel_pos_local", "rel_pos_legacy", "absolute_pos", "rotary", "no_pos"
+]
+ContextStyle = Literal["regular", "chunked_limited"]
+ConvNorm = Literal["batch_norm", "layer_norm", "group_norm"]
+ConvPadding = Literal["after_glu", "before_pointwise"]
+Activation = Literal["silu", "gelu", "relu"]
+WaveformNorm = Literal["layer", "group"]
 Head = Literal["linear", "lstm"]
 ConvContext = Literal["symmetric", "causal"] | tuple[int, int]
 
@@ -21,7 +36,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "subsampling": get_args(Subsampling),
     "block_order": get_args(BlockOrder),
     "attention": get_args(Attention),
+    "attention_context_style": get_args(ContextStyle),
     "conv_norm": get_args(ConvNorm),
+    "conv_padding": get_args(ConvPadding),
+    "activation": get_args(Activation),
+    "waveform_norm": get_args(WaveformNorm),
+    "waveform_activation": get_args(Activation),
     "head": get_args(Head),
 }
 _POSITIVE = (
@@ -33,8 +53,11 @@ _POSITIVE = (
     "ff_expansion",
     "conv_kernel_size",
     "subsampling_channels",
+    "subsampling_factor",
+    "global_tokens_spacing",
+    "position_table",
 )
-SUBSAMPLING_FACTORS = (4, 8)
+_FLAGS = ("xscaling", "cmvn", "subsampling_causal", "global_attn_separate", "output_norm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +71,39 @@ class ConformerConfig:
         d_model: width of the encoder; a multiple of `n_heads`, and even.
         n_layers, n_heads: Conformer blocks, and attention heads in each.
         ff_expansion: inner width of the feed-forward modules, in units of d_model.
+        ff_size: the same in channels; takes the place of `ff_expansion` when given.
+        activation: of the feed-forward and convolution modules.
+        norm_eps: epsilon of every LayerNorm of the blocks (and of `output_norm` unless it has its own).
         conv_kernel_size: taps of the depthwise convolution, in encoder frames.
         conv_context: "symmetric" (odd kernels), "causal", or (left, right) with left + right = kernel - 1.
-        conv_norm: normalization inside the convolution module.
-        subsampling: "striding" (Conformer) or "dw_striding" (FastConformer), named as in NeMo.
-        subsampling_factor: input frames per encoder frame, 4 or 8.
+        conv_norm: normalization inside the convolution module; "group_norm" is one group, over channels and
+            time (torchaudio), so it neither streams nor folds.
+        conv_padding: where zeros come in at a clip's edges: "after_glu", or "before_pointwise" (WeNet's
+            causal module, where the padding carries GLU(bias)).
+        subsampling: "striding" (Conformer) or "dw_striding" (FastConformer), named as in NeMo; "conv2d"
+            (ESPnet, WeNet: unpadded, full convolutions); "none" (torchaudio: n_mels is d_model);
+            "waveform" (wav2vec 2.0's stack over samples: n_mels is 1).
+        subsampling_factor: input frames per encoder frame: 2, 4, 8 or 16 (striding), 4, 6 or 8 (conv2d), 1
+            (none), the product of the strides (waveform).
         subsampling_channels: channels of the subsampling convolutions.
+        subsampling_causal: striding kinds only: NeMo's `causal_downsampling`, padding 2/1 on time and bands.
+        waveform_layers: (channels, kernel, stride) of each convolution over samples; only for "waveform".
+        waveform_norm: "layer" (over channels, after each) or "group" (a group a channel, over time, after the
+            first only).
+        waveform_activation: of the convolutions over samples.
         xscaling: multiply the subsampled features by sqrt(d_model).
-        attention: "rel_pos" (Transformer-XL) or "linear" (second-order Taylor kernel, O(T), no positions).
+        attention: "rel_pos" (Transformer-XL; NeMo, Parakeet, ESPnet "latest", Wav2Vec2-Conformer "relative"),
+            "linear" (second-order Taylor kernel, O(T), no positions), "rel_pos_local" (NeMo's local attention
+            where it is more than a band mask), "rel_pos_legacy" (ESPnet's one-sided table), "absolute_pos"
+            (WeNet: positions of keys), "rotary" (Wav2Vec2-Conformer), "no_pos" (torchaudio).
+        attention_context: (left, right) encoder frames that a frame may see, -1 unlimited; None is all.
+        attention_context_style: "regular" (a band), or "chunked_limited" (chunks of right + 1 frames, each
+            sees itself and left // (right + 1) chunks before; NeMo).
+        global_tokens, global_tokens_spacing, global_attn_separate: NeMo's global tokens ("rel_pos_local").
+        position_table: "rel_pos_legacy": rows of ESPnet's table (its max_pos_emb_len).
+        rotary_base: "rotary": base of the frequencies.
+        output_norm: a LayerNorm after the last block (ESPnet and WeNet `after_norm`, wav2vec 2.0).
+        output_norm_eps: its epsilon; None is `norm_eps`.
         block_order: order of attention and convolution between the two half-step feed-forward modules.
         head: "linear" projection, or one unidirectional "lstm" layer before it.
         intermediate_ctc_layers: 1-based layers whose output also gets a CTC loss; never the last one.
@@ -73,14 +121,31 @@ class ConformerConfig:
     n_layers: int = 10
     n_heads: int = 4
     ff_expansion: int = 4
+    ff_size: int | None = None
+    activation: Activation = "silu"
+    norm_eps: float = 1e-5
     conv_kernel_size: int = 9
     conv_context: ConvContext = "symmetric"
     conv_norm: ConvNorm = "batch_norm"
+    conv_padding: ConvPadding = "after_glu"
     subsampling: Subsampling = "dw_striding"
     subsampling_factor: int = 8
     subsampling_channels: int = 128
+    subsampling_causal: bool = False
+    waveform_layers: tuple[tuple[int, int, int], ...] = ()
+    waveform_norm: WaveformNorm = "layer"
+    waveform_activation: Activation = "gelu"
     xscaling: bool = False
     attention: Attention = "rel_pos"
+    attention_context: tuple[int, int] | None = None
+    attention_context_style: ContextStyle = "regular"
+    global_tokens: int = 0
+    global_tokens_spacing: int = 1
+    global_attn_separate: bool = False
+    position_table: int = 5000
+    rotary_base: float = 10000.0
+    output_norm: bool = False
+    output_norm_eps: float | None = None
     block_order: BlockOrder = "attention_first"
     head: Head = "linear"
     intermediate_ctc_layers: tuple[int, ...] = ()
@@ -98,14 +163,12 @@ class ConformerConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        if self.subsampling_factor not in SUBSAMPLING_FACTORS:
-            raise ConfigError(f"subsampling_factor must be 4 or 8, got {self.subsampling_factor!r}.")
         if self.d_model % self.n_heads or self.d_model % 2:
             raise ConfigError(
                 "d_model must be even and a multiple of n_heads, "
                 f"got {self.d_model} with {self.n_heads} heads."
             )
-        for name in ("xscaling", "cmvn"):
+        for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         for name in ("dropout", "dropout_attention"):
@@ -115,7 +178,12 @@ class ConformerConfig:
         if not isinstance(self.size, str):
             raise ConfigError(f"size must be a text label, got {self.size!r}.")
         object.__setattr__(self, "conv_context", _conv_context_from_value(self.conv_context))
+        object.__setattr__(self, "attention_context", attention_context_from_value(self.attention_context))
+        object.__setattr__(self, "waveform_layers", waveform_layers_from_value(self.waveform_layers))
         object.__setattr__(self, "intermediate_ctc_layers", self._check_intermediate_layers())
+        check_numbers(self)
+        check_subsampling(self)
+        check_attention(self)
         _ = self.conv_left_right
 
     def _check_intermediate_layers(self) -> tuple[int, ...]:
@@ -136,6 +204,21 @@ class ConformerConfig:
     def blank_id(self) -> int:
         """Index of the CTC blank: always the last output."""
         return self.vocab_size - 1
+
+    @property
+    def ff_inner(self) -> int:
+        """Inner width of the feed-forward modules, in channels."""
+        return self.d_model * self.ff_expansion if self.ff_size is None else self.ff_size
+
+    @property
+    def output_frames(self) -> OutputFrames:
+        """How many encoder frames a clip gives."""
+        return output_frames_from_config(self)
+
+    @property
+    def first_output_frames(self) -> int:
+        """Input frames that the first encoder frame asks for; 1 is ceil(T / subsampling_factor) frames."""
+        return self.output_frames.first
 
     @property
     def conv_left_right(self) -> tuple[int, int]:
@@ -178,6 +261,9 @@ class ConformerConfig:
         values = asdict(self)
         if isinstance(self.conv_context, tuple):
             values["conv_context"] = list(self.conv_context)
+        if self.attention_context is not None:
+            values["attention_context"] = list(self.attention_context)
+        values["waveform_layers"] = [list(layer) for layer in self.waveform_layers]
         values["intermediate_ctc_layers"] = list(self.intermediate_ctc_layers)
         return values
 

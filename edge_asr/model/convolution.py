@@ -1,9 +1,11 @@
 """The convolution and feed-forward modules of a Conformer block.
 
 Does: Gulati et al. 2020, figures 2 and 4, each with its own pre-norm; padded frames never reach a valid one.
-Does not: add the residual or the half-step factor; `encoder.ConformerBlock` does.
+Does not: add the residual or the half-step factor; `encoder.ConformerBlock` does. Other projects' convolution
+modules that are more than a setting of this one have their own files (`convolution_from_config`).
 """
 
+from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
@@ -11,21 +13,23 @@ from torch.nn import functional as F
 
 from edge_asr.model.config import ConformerConfig
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+
 
 class FeedForward(nn.Module):
-    """LayerNorm, expansion, Swish, dropout, projection, dropout: (B, T, D) -> (B, T, D)."""
+    """LayerNorm, expansion, Swish (or another), dropout, projection, dropout: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
-        inner = config.d_model * config.ff_expansion
-        self.norm = nn.LayerNorm(config.d_model)
-        self.expand = nn.Linear(config.d_model, inner)
-        self.project = nn.Linear(inner, config.d_model)
+        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        self.expand = nn.Linear(config.d_model, config.ff_inner)
+        self.project = nn.Linear(config.ff_inner, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        x = self.dropout(F.silu(self.expand(self.norm(x))))
+        x = self.dropout(self.activation(self.expand(self.norm(x))))
         return cast(Tensor, self.dropout(self.project(x)))
 
 
@@ -40,11 +44,14 @@ class Convolution(nn.Module):
         super().__init__()
         d_model = config.d_model
         self.context = config.conv_left_right
-        self.norm = nn.LayerNorm(d_model)
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm = nn.LayerNorm(d_model, eps=config.norm_eps)
         self.pointwise_in = nn.Linear(d_model, 2 * d_model)
         self.depthwise = nn.Conv1d(d_model, d_model, config.conv_kernel_size, groups=d_model)
         self.batch_norm = nn.BatchNorm1d(d_model) if config.conv_norm == "batch_norm" else None
-        self.layer_norm = nn.LayerNorm(d_model) if config.conv_norm == "layer_norm" else None
+        self.layer_norm = (
+            nn.LayerNorm(d_model, eps=config.norm_eps) if config.conv_norm == "layer_norm" else None
+        )
         self.pointwise_out = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -66,4 +73,17 @@ class Convolution(nn.Module):
         x = x.transpose(1, 2)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
-        return cast(Tensor, self.dropout(self.pointwise_out(F.silu(x))))
+        return cast(Tensor, self.dropout(self.pointwise_out(self.activation(x))))
+
+
+def convolution_from_config(config: ConformerConfig) -> nn.Module:
+    """The convolution module that the configuration names; all are called as `Convolution.forward`."""
+    if config.conv_padding == "before_pointwise":
+        from edge_asr.model.convolution_wenet import WenetConvolution
+
+        return WenetConvolution(config)
+    if config.conv_norm == "group_norm":
+        from edge_asr.model.convolution_group_norm import GroupNormConvolution
+
+        return GroupNormConvolution(config)
+    return Convolution(config)

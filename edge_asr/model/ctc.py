@@ -81,7 +81,7 @@ class ConformerCTC(nn.Module):
             left_chunks: how many chunks before the own one are seen; None is all of them.
 
         Returns:
-            float32 (B, T', vocab_size) with T' = ceil(T / subsampling_factor), natural log; int64 (B,)
+            float32 (B, T', vocab_size) with T' = `config.output_frames.n_graph(T)`, natural log; int64 (B,)
             lengths. Frames past a row's length are finite and mean nothing.
 
         Raises:

@@ -7,14 +7,13 @@ Does not: the CTC head or feature normalization (`ctc.py`), nor streaming caches
 import math
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from edge_asr.model.attention import RelativePositions, attention_from_config, check_chunking
+from edge_asr.model.attention import attention_from_config, check_chunking, positions_from_config
 from edge_asr.model.config import ConformerConfig
-from edge_asr.model.convolution import Convolution, FeedForward
-from edge_asr.model.masks import attention_bias, valid_frames
-from edge_asr.model.subsampling import ConvSubsampling, subsampled_lens
+from edge_asr.model.convolution import FeedForward, convolution_from_config
+from edge_asr.model.masks import attention_bias, context_mask, valid_frames
+from edge_asr.model.subsampling import subsampled_lens, subsampling_from_config
 
 
 class ConformerBlock(nn.Module):
@@ -25,11 +24,11 @@ class ConformerBlock(nn.Module):
         self.order = config.block_order
         self.half_step = 0.5
         self.feed_forward_in = FeedForward(config)
-        self.attention_norm = nn.LayerNorm(config.d_model)
+        self.attention_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.attention = attention_from_config(config)
-        self.convolution = Convolution(config)
+        self.convolution = convolution_from_config(config)
         self.feed_forward_out = FeedForward(config)
-        self.final_norm = nn.LayerNorm(config.d_model)
+        self.final_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
@@ -51,15 +50,17 @@ class ConformerBlock(nn.Module):
 
 
 class ConformerEncoder(nn.Module):
-    """(B, T, n_mels) -> (B, T', d_model), T' = ceil(T / subsampling_factor)."""
+    """(B, T, n_mels) -> (B, T', d_model), T' = `config.output_frames.n_graph(T)`."""
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.subsampling = ConvSubsampling(config)
-        self.positions = RelativePositions(config.d_model)
+        self.subsampling = subsampling_from_config(config)
+        self.positions = positions_from_config(config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.n_layers))
+        eps = config.norm_eps if config.output_norm_eps is None else config.output_norm_eps
+        self.output_norm = nn.LayerNorm(config.d_model, eps=eps) if config.output_norm else None
 
     def forward(
         self, features: Tensor, feature_lens: Tensor, chunk_frames: int | None, left_chunks: int | None
@@ -81,13 +82,15 @@ class ConformerEncoder(nn.Module):
             x = x * math.sqrt(self.config.d_model)
         x = self.dropout(x)
         n_frames = x.shape[1]
-        valid = valid_frames(feature_lens, n_frames, self.config.subsampling_factor)
-        bias = attention_bias(valid, chunk_frames, left_chunks)
-        positions = self.positions(n_frames) if self.config.attention == "rel_pos" else torch.empty(0)
+        frames = self.config.output_frames
+        valid = valid_frames(feature_lens, n_frames, frames.factor, frames.first)
+        context = context_mask(self.config, n_frames, valid.device)
+        bias = attention_bias(valid, chunk_frames, left_chunks, context)
+        positions = self.positions(n_frames)
         wanted = {*self.config.intermediate_ctc_layers, self.config.n_layers}
         outputs = []
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, bias, positions, valid)
             if number in wanted:
-                outputs.append(x)
-        return outputs, subsampled_lens(feature_lens, self.config.subsampling_factor)
+                outputs.append(x if self.output_norm is None else self.output_norm(x))
+        return outputs, subsampled_lens(feature_lens, frames.factor, frames.first)

@@ -1,8 +1,8 @@
-"""Convolutional subsampling of log-mel features, by 4 or 8 in time.
+"""Convolutional subsampling of log-mel features, by 2 to 16 in time, and the choice of other front ends.
 
 Does: NeMo's `striding` (Conformer) and `dw_striding` (FastConformer) stacks, 3x3 stride 2 padding 1, so that
 n frames give ceil(n / factor), with the frames past a row's length zeroed before every convolution.
-Does not: the causal variant of NeMo's streaming models (padding 2/1), nor any normalization.
+Does not: normalize. Other kinds have their own files (`subsampling_from_config`).
 
 The last input frame that output frame i sees is factor * i + factor - 1: chunks of input frames map onto
 chunks of output frames without look-ahead, which dynamic-chunk training relies on.
@@ -11,15 +11,44 @@ chunks of output frames without look-ahead, which dynamic-chunk training relies 
 import math
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from edge_asr.model.config import ConformerConfig
 from edge_asr.model.masks import valid_frames
 
 
-def subsampled_lens(lens: Tensor, factor: int) -> Tensor:
-    """Encoder frames of rows of `lens` feature frames: ceil(lens / factor), int64 (B,)."""
-    return (lens + (factor - 1)) // factor
+def subsampled_lens(lens: Tensor, factor: int, first: int = 1) -> Tensor:
+    """Encoder frames of rows of `lens` input frames, int64 (B,), as `OutputFrames.n_valid` of each."""
+    counts = (lens + (factor - first)) // factor
+    return counts if first == 1 else torch.where(lens > 0, counts.clamp(min=0), torch.zeros_like(counts))
+
+
+class NoSubsampling(nn.Module):
+    """The features as they are, for models that work at the rate of the features (torchaudio)."""
+
+    def forward(self, features: Tensor, lens: Tensor) -> Tensor:
+        """(B, T, d_model) -> the same."""
+        return features
+
+
+def subsampling_from_config(config: ConformerConfig) -> nn.Module:
+    """The front end that the configuration names; all are called as `ConvSubsampling.forward`."""
+    if config.subsampling == "none":
+        return NoSubsampling()
+    if config.subsampling == "conv2d":
+        from edge_asr.model.subsampling_conv2d import UnpaddedSubsampling
+
+        return UnpaddedSubsampling(config)
+    if config.subsampling == "waveform":
+        from edge_asr.model.subsampling_waveform import WaveformSubsampling
+
+        return WaveformSubsampling(config)
+    if config.subsampling_causal:
+        from edge_asr.model.subsampling_causal import CausalSubsampling
+
+        return CausalSubsampling(config)
+    return ConvSubsampling(config)
 
 
 class ConvSubsampling(nn.Module):

@@ -137,7 +137,7 @@ def initialize_subsampling(model: ConformerCTC) -> None:
     128 channels 98 % of the power is a constant, on real speech, and CTC stays on its blank plateau. With
     this it is 55 %.
     """
-    subsampling = model.encoder.subsampling
+    subsampling: Any = model.encoder.subsampling
     for stage in subsampling.stages:
         convolutions = [layer for layer in stage.modules() if isinstance(layer, torch.nn.Conv2d)]
         for layer in convolutions:

@@ -14,6 +14,7 @@ from edge_asr import checkpoints
 from edge_asr.checkpoints import (
     Checkpoint,
     CheckpointLoader,
+    LoadOptions,
     load_any,
     load_checkpoint,
     native,
@@ -271,16 +272,21 @@ def test_load_any_asks_the_registered_loaders(tmp_path: Path, monkeypatch: pytes
     path = save(tmp_path / "ck")
     assert load_any(path).model_config == build_model().config
     foreign = tmp_path / "model.foreign"
-    with pytest.raises(CheckpointError, match=r"model\.foreign does not exist: edge-asr checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.foreign does not exist: edge-asr .a folder"):
         load_any(foreign)
     foreign.touch()
-    with pytest.raises(CheckpointError, match="exists but is none of these: edge-asr checkpoint"):
+    with pytest.raises(CheckpointError, match="exists but is none of these: edge-asr .a folder"):
         load_any(foreign)
 
-    def load_foreign(_: str | Path) -> Checkpoint:
+    def load_foreign(_: str | Path, options: LoadOptions) -> Checkpoint:
         return load_checkpoint(path)
 
     register_loader(
-        CheckpointLoader(name="foreign", detect=lambda p: Path(p).suffix == ".foreign", load=load_foreign)
+        CheckpointLoader(
+            name="foreign",
+            what="a .foreign file",
+            detect=lambda p: Path(p).suffix == ".foreign",
+            load=load_foreign,
+        )
     )
     assert load_any(foreign).path == path

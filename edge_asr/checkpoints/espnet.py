@@ -1,0 +1,24 @@
+"""Not written yet: an ESPnet2 folder with config.yaml and a .pth file."""
+
+from pathlib import Path
+
+from edge_asr.checkpoints.native import Checkpoint
+from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
+
+
+def detect(path: Path) -> bool:
+    """Never, yet."""
+    return False
+
+
+def load(path: Path, options: LoadOptions) -> Checkpoint:
+    """Not yet."""
+    raise NotImplementedError
+
+
+LOADER = CheckpointLoader(
+    name="espnet",
+    what="an ESPnet2 folder with config.yaml and a .pth file",
+    detect=detect,
+    load=load,
+)

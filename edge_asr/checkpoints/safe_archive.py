@@ -1,0 +1,118 @@
+"""Opening other people's archives and folders: tar members in memory, paths that cannot leave their folder.
+
+Does: read named members of a tar or gzipped tar with limits on count and size; nothing is written to disk.
+Does not: unpack, follow links, or trust a header: what is read is counted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from edge_asr.errors import CheckpointError
+
+MAX_MEMBERS = 10_000
+MAX_MEMBER_BYTES = 20 << 30
+"""No published Conformer comes near (a model of 2 G parameters has 8 GB)."""
+
+MAX_RATIO = 200
+"""Uncompressed bytes per byte of the archive; weights compress by less than 2, text by less than 20."""
+
+
+def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """The wanted members of a tar archive, plain or gzipped, by base name.
+
+    Args:
+        path: the archive.
+        wanted: whether a member's base name is to be read.
+
+    Raises:
+        CheckpointError: not a tar archive, damaged, or hostile: a member that leaves the folder, a link or
+            device among the wanted ones, two of one name, or sizes that no checkpoint has.
+    """
+    found: dict[str, bytes] = {}
+    limit = min(max(path.stat().st_size * MAX_RATIO, 1 << 24), MAX_MEMBER_BYTES)
+    total = 0
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for number, member in enumerate(archive, start=1):
+                if number > MAX_MEMBERS:
+                    raise CheckpointError(f"{path} has more than {MAX_MEMBERS} members; no checkpoint has.")
+                parts = PurePosixPath(member.name).parts
+                if member.name.startswith("/") or ".." in parts or "\\" in member.name:
+                    raise CheckpointError(
+                        f"{path} holds {member.name!r}, which leaves its folder; it is not opened."
+                    )
+                total += max(member.size, 0)
+                if total > limit:
+                    raise CheckpointError(
+                        f"{path} would unpack to more than {limit} bytes; it is not opened."
+                    )
+                if member.isdir() or not parts or not wanted(parts[-1]):
+                    continue
+                if not member.isreg():
+                    raise CheckpointError(
+                        f"{path} holds {member.name!r} as a link or device; it is not opened."
+                    )
+                if parts[-1] in found:
+                    raise CheckpointError(f"{path} holds {parts[-1]!r} twice; which one counts is unknown.")
+                handle = archive.extractfile(member)
+                assert handle is not None  # it is a regular file
+                found[parts[-1]] = _read_exactly(handle, member.size, path, member.name)
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or no tar archive ({error}); copy it again.") from error
+    return found
+
+
+def is_tar(path: Path) -> bool:
+    """Whether the first bytes are those of a tar or gzip file; never raises."""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(263)
+    except OSError:
+        return False
+    return head[:2] == b"\x1f\x8b" or head[257:262] == b"ustar"
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` (a relative path) of `folder`, which it may not leave, links included.
+
+    Raises:
+        CheckpointError: an absolute path, "..", or a link that leads elsewhere.
+    """
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in name or not relative.parts:
+        raise CheckpointError(f"{folder} names the file {name!r}, which leaves the folder; it is not opened.")
+    path = folder / relative
+    root = folder.resolve()
+    if not path.resolve().is_relative_to(root):
+        raise CheckpointError(f"{path} is a link that leaves {folder}; copy the file itself into the folder.")
+    return path
+
+
+def read_file(path: Path, *, limit: int, what: str) -> bytes:
+    """Content of a regular file of at most `limit` bytes.
+
+    Raises:
+        CheckpointError: missing, not a regular file, or larger.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; {what} is needed.")
+    with path.open("rb") as handle:
+        content = handle.read(limit + 1)
+    if len(content) > limit:
+        raise CheckpointError(f"{path} has more than {limit} bytes, too many for {what}.")
+    return content
+
+
+def _read_exactly(handle: IO[bytes], size: int, path: Path, name: str) -> bytes:
+    content = handle.read(size)
+    if len(content) != size:
+        raise CheckpointError(f"{path}: {name} ends after {len(content)} of {size} bytes; copy it again.")
+    return content
