@@ -136,7 +136,8 @@ class FeatureExtractor:
         """Frames framer.next_frame ... end - 1, [t, n_mels]; the framer moves on to `end`."""
         first = framer.next_frame
         if self.config.kind == "waveform":
-            return framer.take(max(end - first, 0)).copy()
+            samples: F32Array = framer.take(max(end - first, 0)).copy()
+            return samples
         output = np.empty((max(end - first, 0), self.config.n_mels), np.float32)
         while framer.next_frame < end:
             frame = framer.next_frame

@@ -7,6 +7,7 @@ Does not: execute pickles, or guess: what no loader recognizes is an error that 
 from pathlib import Path
 
 from edge_asr.checkpoints import espnet, nemo, parakeet, torchaudio, wav2vec2, wenet
+from edge_asr.checkpoints.hf_folder import architecture
 from edge_asr.checkpoints.native import (
     Checkpoint,
     is_native,
@@ -61,6 +62,11 @@ def load_any(path: str | Path, options: LoadOptions = DEFAULT_OPTIONS) -> Checkp
     raise CheckpointError(f"{path} {found}: {known}.")
 
 
+def _is_native(path: Path) -> bool:
+    # Hugging Face folders have files of the same names.
+    return is_native(path) and architecture(path) is None
+
+
 def _load_native(path: Path, options: LoadOptions) -> Checkpoint:
     options.refuse_feature_preset("an edge-asr checkpoint")
     return load_checkpoint(path)
@@ -70,7 +76,7 @@ register_loader(
     CheckpointLoader(
         name="edge-asr",
         what="a folder with config.json and model.safetensors",
-        detect=is_native,
+        detect=_is_native,
         load=_load_native,
     )
 )

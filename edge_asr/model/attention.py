@@ -154,8 +154,12 @@ class NoPositions(nn.Module):
 
 def positions_from_config(config: ConformerConfig) -> nn.Module:
     """What is computed from the length alone, once for all layers: n_frames -> a tensor, or a tuple."""
-    if config.attention in ("rel_pos", "rel_pos_local"):
+    if config.attention == "rel_pos":
         return RelativePositions(config.d_model)
+    if config.attention == "rel_pos_local":
+        from edge_asr.model.attention_local import LocalPositions
+
+        return LocalPositions(config)
     if config.attention == "rel_pos_legacy":
         from edge_asr.model.attention_espnet import LegacyPositions
 
