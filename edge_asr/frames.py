@@ -50,6 +50,11 @@ class OutputFrames:
             factor *= stride
         return cls(factor=factor, first=first)
 
+    @classmethod
+    def of(cls, rule: OutputFrames | int) -> OutputFrames:
+        """A rule as it is; a bare factor as ceil(n / factor)."""
+        return cls(factor=rule) if isinstance(rule, int) else rule
+
     def n_valid(self, n_frames: int) -> int:
         """Output frames of a clip of `n_frames`; a clip without frames has none."""
         return max((n_frames - self.first) // self.factor + 1, 0) if n_frames > 0 else 0

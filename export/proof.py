@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edge_asr.errors import EdgeAsrError, GateError
 from edge_asr.export.proof_cases import FAMILIES, ProofCase
+from edge_asr.frames import OutputFrames
 from edge_asr.runtime.ctc import greedy_decode
 from edge_asr.vocabulary import Vocabulary
 
@@ -138,14 +139,14 @@ class ProofStep:
         )
 
 
-#: Outputs of a model: for each case one [ceil(T_i / s), V] a row, or the text of the error it raised.
+#: Outputs of a model: for each case one [T_i', V] a row (its valid frames), or the text of an error.
 Outputs = list[tuple[F32Array, ...] | str]
 
 
 def run_cases(
     model: LogProbModel,
     cases: Sequence[ProofCase],
-    subsampling_factor: int,
+    frames: OutputFrames | int,
     *,
     rows_alone: bool = False,
     progress: Progress | None = None,
@@ -155,21 +156,22 @@ def run_cases(
     Args:
         model: what to run.
         cases: the inputs.
-        subsampling_factor: feature frames per output frame.
+        frames: how many output frames a row has; a number is feature frames per output frame.
         rows_alone: run each row as a batch of one without padding, as a reference does.
         progress: called after each case.
     """
+    rule = OutputFrames.of(frames)
     outputs: Outputs = []
     known: dict[int, F32Array] = {}  # by identity of the row: padded cases come twice, as zeros and as noise
     for done, case in enumerate(cases, start=1):
         try:
             if not rows_alone:
-                outputs.append(_run_batch(model, *case.batch(), subsampling_factor))
+                outputs.append(_run_batch(model, *case.batch(), rule))
                 continue
             for row in case.features:
                 if id(row) not in known:
                     lengths = np.asarray([len(row)], np.int64)
-                    (known[id(row)],) = _run_batch(model, row[None], lengths, subsampling_factor)
+                    (known[id(row)],) = _run_batch(model, row[None], lengths, rule)
             outputs.append(tuple(known[id(row)] for row in case.features))
         except (EdgeAsrError, RuntimeError, ValueError) as error:
             message = str(error).strip() or "no message"
@@ -181,17 +183,17 @@ def run_cases(
 
 
 def _run_batch(
-    model: LogProbModel, features: F32Array, lengths: npt.NDArray[np.int64], subsampling_factor: int
+    model: LogProbModel, features: F32Array, lengths: npt.NDArray[np.int64], rule: OutputFrames
 ) -> tuple[F32Array, ...]:
     log_probs = model.log_probs(features, lengths)
-    expected = (len(lengths), -(-features.shape[1] // subsampling_factor))
+    expected = (len(lengths), rule.n_graph(features.shape[1]))
     if log_probs.shape[:2] != expected:
         raise ValueError(
             f"output has the shape {log_probs.shape} for features {features.shape}; "
             f"{expected} and the vocabulary belong there"
         )
     return tuple(
-        log_probs[row, : -(-int(length) // subsampling_factor)].astype(np.float32, copy=True)
+        log_probs[row, : rule.n_valid(int(length))].astype(np.float32, copy=True)
         for row, length in enumerate(lengths)
     )
 
@@ -262,13 +264,15 @@ def _compare_case(
         return CaseResult(**shape, **incomparable, failure="the output holds NaN or infinity")
     errors = np.concatenate([np.abs(e - g).ravel() for e, g in zip(expected, given, strict=True)])
     pairs = [(e.argmax(axis=1), g.argmax(axis=1)) for e, g in zip(expected, given, strict=True)]
-    agreement = float(np.mean(np.concatenate([e == g for e, g in pairs])))
+    agrees = np.concatenate([e == g for e, g in pairs])
+    # Rows too short for an output frame have nothing to differ in.
+    agreement = float(agrees.mean()) if agrees.size else 1.0
     texts = [
         tuple(greedy_decode(row, vocabulary.blank_id).ids.tolist() for row in rows)
         for rows in zip(expected, given, strict=True)
     ]
     different = [(vocabulary.decode(e), vocabulary.decode(g)) for e, g in texts if e != g]
-    max_error = float(errors.max())
+    max_error = float(errors.max(initial=0.0))
     failure = None
     if tolerance.max_error is not None and not max_error <= tolerance.max_error:
         failure = f"log-prob error {max_error:.2e} is above {tolerance.max_error:.0e}"
@@ -278,7 +282,7 @@ def _compare_case(
     return CaseResult(
         **shape,
         max_error=max_error,
-        mean_error=float(errors.mean(dtype=np.float64)),
+        mean_error=float(errors.mean(dtype=np.float64)) if errors.size else 0.0,
         frame_agreement=agreement,
         same_text=not different,
         failure=failure,

@@ -1,8 +1,8 @@
 """The inputs of a proof: real clips, and every length and signal at which an export tends to break.
 
 Families: `real` (clips as they are), `hop_edge` (sample counts around a frame), `subsampling_edge`
-(every frame count from 1 to 2 s + 1), `random_length` (up to 30 s), `batch` (equal lengths, 1 to 8
-rows), `padded` (unequal lengths, the padding filled with zeros or with noise that must not matter)
+(every frame count from 1 to 2 s + 1, and those around the first outputs), `random_length` (up to 30 s), `batch`
+(equal lengths, 1 to 8 rows), `padded` (unequal lengths, the padding filled with zeros or with noise that must not matter)
 and `signal` (digital silence, full-scale white noise, full-scale square wave, clipped speech).
 Nothing is run here; proof.py does.
 """
@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import AudioError
+from edge_asr.frames import OutputFrames
 from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
 
 FAMILIES = ("real", "hop_edge", "subsampling_edge", "random_length", "batch", "padded", "signal")
+_MAX_EDGE_FACTOR = 16
 _PADDING_NOISE = 10.0  # feature units; speech log-mel lies within about +-16
 
 
@@ -78,7 +80,7 @@ class CasePlan:
 def build_cases(
     clips: Mapping[str, F32Array],
     config: FeatureConfig,
-    subsampling_factor: int,
+    frames: OutputFrames | int,
     plan: CasePlan | None = None,
 ) -> list[ProofCase]:
     """All cases of a proof.
@@ -86,13 +88,14 @@ def build_cases(
     Args:
         clips: real recordings by name, each a waveform [S] float32 at `config.sample_rate`, one at least.
         config: front end of the model.
-        subsampling_factor: feature frames per output frame.
+        frames: how many output frames a clip has; a number is feature frames per output frame.
         plan: how much to try.
 
     Raises:
         AudioError: no clip, or one shorter than a feature frame.
     """
     plan = plan or CasePlan()
+    rule = OutputFrames.of(frames)
     if not clips:
         raise AudioError("a proof needs one real clip at least; give --clips")
     extractor = FeatureExtractor(config)
@@ -105,11 +108,11 @@ def build_cases(
     source = _Source(extractor, speech, np.random.default_rng(plan.seed))
     return [
         *_real(extractor, clips),
-        *_hop_edges(source, subsampling_factor),
-        *_subsampling_edges(source, subsampling_factor),
+        *_hop_edges(source, rule.factor),
+        *_subsampling_edges(source, rule),
         *_random_lengths(source, plan),
-        *_batches(source, plan),
-        *_padded(source, subsampling_factor, plan),
+        *_batches(source, rule.factor, plan),
+        *_padded(source, rule, plan),
         *_signals(source, plan),
     ]
 
@@ -150,8 +153,13 @@ def _hop_edges(source: _Source, factor: int) -> Iterator[ProofCase]:
             yield ProofCase(family="hop_edge", name=f"{n_samples} samples", features=(features,))
 
 
-def _subsampling_edges(source: _Source, factor: int) -> Iterator[ProofCase]:
-    for n_frames in range(1, 2 * factor + 2):
+def _subsampling_edges(source: _Source, rule: OutputFrames) -> Iterator[ProofCase]:
+    factor = rule.factor
+    counts = set(range(1, 2 * factor + 2))
+    if factor > _MAX_EDGE_FACTOR:  # samples, not feature frames: where the number of outputs changes
+        counts = {1, factor - 1, factor, factor + 1, 2 * factor, 2 * factor + 1}
+    counts |= {max(rule.first + n * factor + step, 1) for n in (0, 1) for step in (-1, 0)}
+    for n_frames in sorted(counts):
         yield ProofCase(
             family="subsampling_edge", name=f"{n_frames} frames", features=(source.frames(n_frames),)
         )
@@ -166,21 +174,31 @@ def _random_lengths(source: _Source, plan: CasePlan) -> Iterator[ProofCase]:
         yield ProofCase(family="random_length", name=f"{n_frames} frames", features=features)
 
 
-def _batches(source: _Source, plan: CasePlan) -> Iterator[ProofCase]:
+def _batches(source: _Source, factor: int, plan: CasePlan) -> Iterator[ProofCase]:
     for n_rows in range(1, plan.max_batch + 1):
-        rows = tuple(source.frames(96) for _ in range(n_rows))
+        rows = tuple(source.frames(max(96, 12 * factor)) for _ in range(n_rows))
         yield ProofCase(family="batch", name=f"batch {n_rows}", features=rows)
 
 
-def _padded(source: _Source, factor: int, plan: CasePlan) -> Iterator[ProofCase]:
+def _padded(source: _Source, rule: OutputFrames, plan: CasePlan) -> Iterator[ProofCase]:
+    factor = rule.factor
+    longest = max(240, 30 * factor)
     for n_rows in range(2, plan.max_batch + 1):
-        drawn = source.generator.integers(1, 240, n_rows - 1)
-        rows = tuple(source.frames(int(n)) for n in (*drawn, 240))
+        drawn = source.generator.integers(1, longest, n_rows - 1)
+        rows = tuple(source.frames(int(n)) for n in (*drawn, longest))
         for padding in ("zeros", "noise"):
             yield ProofCase(
                 family="padded", name=f"batch {n_rows}, padding {padding}", features=rows, padding=padding
             )
-    edges = (1, factor - 1, factor, factor + 1, 2 * factor, 2 * factor + 1, 10 * factor)
+    edges = (
+        1,
+        factor - 1,
+        factor,
+        factor + 1,
+        2 * factor,
+        2 * factor + 1,
+        10 * factor + max(rule.first - 1, 0),
+    )
     rows = tuple(source.frames(max(n, 1)) for n in edges)
     yield ProofCase(family="padded", name="rows at subsampling edges", features=rows, padding="noise")
 
