@@ -1,0 +1,99 @@
+"""Folders of golden fixtures: a checkpoint, three clips, and what the original project's code made of them.
+
+Does: find them, the checkpoint inside each, and the arrays of golden.npz by clip.
+Does not: run anything (compare.py).
+
+A fixture is a folder with golden.json, golden.npz and audio_<i>.flac; its checkpoint is the folder itself or the
+one thing inside it that a loader recognizes. Keys of golden.npz: `clip<i>_feat` [1, T, F] (of waveform models the
+normalized wave [1, S]; `clip<i>_feat_raw` is the same before normalization, where it was kept), `clip<i>_feat_len`,
+`clip<i>_logp` [1, T', V], `clip<i>_len`, `clip<i>_ids0`, and `batch_*` over the clips in `batch_order`. Rows past a
+length mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from edge_asr.checkpoints import find_loader
+
+F32Array = npt.NDArray[np.float32]
+
+#: Families whose padded batches are a target too; the others let padding leak.
+BATCH_FAMILIES = ("nemo", "hf-parakeet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fixture:
+    """One fixture.
+
+    Attributes:
+        folder: where it lies.
+        info: golden.json.
+        checkpoint: what `load_any` takes, or None where no loader recognizes anything.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+    checkpoint: Path | None
+
+    @property
+    def name(self) -> str:
+        """For the table and the dump."""
+        return self.folder.name
+
+    @property
+    def family(self) -> str:
+        """The project, such as "nemo"."""
+        return str(self.info.get("family", "?"))
+
+    @property
+    def variant(self) -> str:
+        """What of it, such as "conformer-bpe"."""
+        return str(self.info.get("variant", "?"))
+
+    @property
+    def has_model(self) -> bool:
+        """False for features alone."""
+        return any(key.endswith("_logp") for key in self.arrays())
+
+    @property
+    def compares_batches(self) -> bool:
+        """Whether the original's padded batch is a target."""
+        return self.family in BATCH_FAMILIES or f"{self.family}-{self.variant}" in BATCH_FAMILIES
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """golden.npz."""
+        with np.load(self.folder / "golden.npz") as archive:
+            return {key: archive[key] for key in archive.files}
+
+    def waveforms(self) -> list[F32Array]:
+        """The clips, [S] float32, full scale 1.0."""
+        return [soundfile.read(path, dtype="float32")[0] for path in self.clip_paths()]
+
+    def clip_paths(self) -> list[Path]:
+        """The sound files in order."""
+        return sorted(self.folder.glob("audio_*.flac"), key=lambda path: int(path.stem.rpartition("_")[2]))
+
+
+def find_fixtures(root: Path) -> list[Fixture]:
+    """The fixtures in a folder, or the folder as one."""
+    folders = [root] if (root / "golden.json").is_file() else sorted(root.iterdir())
+    return [read_fixture(folder) for folder in folders if (folder / "golden.json").is_file()]
+
+
+def read_fixture(folder: Path) -> Fixture:
+    """One fixture folder."""
+    info = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
+    return Fixture(folder=folder, info=info, checkpoint=_find_checkpoint(folder))
+
+
+def _find_checkpoint(folder: Path) -> Path | None:
+    candidates = [folder, *sorted(folder.iterdir())]
+    return next((path for path in candidates if find_loader(path) is not None), None)
