@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Group = Literal[
     "subsampling",
+    "subsampling_projection",
     "feed_forward",
     "attention_projections",
     "attention_positions",
@@ -34,6 +35,7 @@ QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 # the mask (edge_asr.export.inference_form) that would leave the real ones a single step.
 _FLOAT = re.compile(r"^encoder\.subsampling\.first/")
 _PATTERNS: tuple[tuple[Group, re.Pattern[str]], ...] = (
+    ("subsampling_projection", re.compile(r"^encoder\.subsampling\.out/")),
     ("subsampling", re.compile(r"^encoder\.subsampling\.")),
     ("feed_forward", re.compile(r"\.feed_forward_(in|out)\.")),
     ("attention_projections", re.compile(r"\.attention\.(qqkv|qkv|out)/")),

@@ -190,7 +190,9 @@ def quantize_to_int8(
         sensitivity=sensitivity,
         evaluation=evaluation,
     )
-    over = options.budget.exceeded_by(sensitivity.chosen.loss) or options.budget.exceeded_by(result.gate)
+    over = options.budget.exceeded_by(sensitivity.chosen.loss, if_significant=True)
+    if over is None and evaluation:
+        over = options.budget.exceeded_by(result.gate)
     if over is not None:
         raise GateError(
             f"INT8 of {', '.join(sensitivity.chosen.int8)} is over the budget: {over}; calibrate on speech "

@@ -93,6 +93,7 @@ def quantize_model(
         },
     )
     quantized: onnx.ModelProto = _quietly(quantizer.quantize_model)
+    _separate_shared_inputs(quantized)
     quantizer.model.topological_sort()  # it appends nodes; ONNX wants an order, though onnxruntime does not
     quantized.ir_version = min(quantized.ir_version, MAX_IR_VERSION)
     _drop_unused_domains(quantized)
@@ -112,6 +113,45 @@ def _per_tensor_weights(model: onnx.ModelProto, nodes: Iterable[str]) -> dict[st
         for tensor in node.input
         if ranks.get(tensor, 0) > 2
     }
+
+
+def _separate_shared_inputs(model: onnx.ModelProto) -> None:
+    """Give each product a quantization of its own left input.
+
+    onnxruntime (1.32) leaves products in float32 that share one; and it merges equal nodes, so the scale of each
+    further one is the next float32 up, which changes nothing that int8 could hold.
+    """
+    import onnx
+
+    initializers = {initializer.name: initializer for initializer in model.graph.initializer}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    n_readers: dict[str, int] = {}
+    for node in list(model.graph.node):
+        dequantize = producers.get(node.input[0]) if node.op_type in _FLOAT_OUTPUT else None
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        quantize = producers.get(dequantize.input[0])
+        if quantize is None:
+            continue
+        number = n_readers[dequantize.output[0]] = n_readers.get(dequantize.output[0], -1) + 1
+        if number == 0:
+            continue
+        scale = onnx.numpy_helper.to_array(initializers[quantize.input[1]])
+        for _ in range(number):
+            scale = np.nextafter(scale, np.float32(np.inf))
+        own = f"{quantize.input[1]}_{number}"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(scale, np.float32), own))
+        for source in (quantize, dequantize):
+            twin = model.graph.node.add()
+            twin.CopyFrom(source)
+            twin.name, twin.output[0], twin.input[1] = (
+                f"{source.name}_{number}",
+                f"{source.output[0]}_{number}",
+                own,
+            )
+            if source is dequantize:
+                twin.input[0] = f"{quantize.output[0]}_{number}"
+        node.input[0] = f"{dequantize.output[0]}_{number}"
 
 
 def _quietly(function: Any) -> Any:

@@ -46,7 +46,8 @@ def int8_markdown_lines(result: Int8Result, float32_bytes: int) -> list[str]:
         f"Ranges: {method}. Smoothing: {smoothing}. {_calibration(result)}",
         "",
         f"Allowed: a WER loss of {100 * budget.max_wer_loss:g} points and a change of the most likely token "
-        f"in {1 - budget.min_agreement:.2%} of the frames. The choice aims at two thirds of that.",
+        f"in {1 - budget.min_agreement:.2%} of the frames. The choice aims at two thirds of these "
+        "frames; there a WER loss counts when its 95 % interval is above 0.",
         "",
         *_gate_lines(result),
         "## The choice",

@@ -113,7 +113,7 @@ class ConformerCTC(nn.Module):
             features = self.cmvn(features)
         valid = valid_frames(feature_lens, features.shape[1])
         # where, not a product: padding may hold anything, NaN included.
-        features = torch.where(valid[:, :, None], features, torch.zeros_like(features))
+        features = features.masked_fill(~valid[:, :, None], 0.0)
         return cast(
             "tuple[list[Tensor], Tensor]", self.encoder(features, feature_lens, chunk_frames, left_chunks)
         )
