@@ -1,9 +1,10 @@
 """The inputs of a proof: real clips, and every length and signal at which an export tends to break.
 
 Families: `real` (clips as they are), `hop_edge` (sample counts around a frame), `subsampling_edge`
-(every frame count from 1 to 2 s + 1, and those around the first outputs), `random_length` (up to 30 s), `batch`
-(equal lengths, 1 to 8 rows), `padded` (unequal lengths, the padding filled with zeros or with noise that must not matter)
-and `signal` (digital silence, full-scale white noise, full-scale square wave, clipped speech).
+(every frame count from 1 to 2 s + 1, and those around the first outputs), `random_length` (up to 30 s),
+`batch` (equal lengths, 1 to 8 rows), `padded` (unequal lengths, the padding filled with zeros or with noise
+that must not matter) and `signal` (digital silence, full-scale white noise, full-scale square wave, clipped
+speech).
 Nothing is run here; proof.py does.
 """
 

@@ -3,9 +3,9 @@
 
     scripts/check_golden.py DIR [--dump OUT]
 
-DIR is a fixture or a folder of fixtures (golden/fixtures.py says what one is). Prints one row each: feature error, log-prob
-error in PyTorch and through an exported bundle from the raw waveform, tokens. Exits 3 when a row fails or no
-loader takes a fixture. --dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp and clip<i>_ids as the
+DIR is a fixture or a folder of fixtures (golden/fixtures.py says what one is). Prints one row each: feature
+error, log-prob error in PyTorch and through an exported bundle from the raw waveform, tokens. Exits 3 when a
+row fails or no loader takes a fixture. --dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp and clip<i>_ids as the
 runtime computed them from the sound files, in the original's order of outputs.
 """
 
@@ -35,9 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a fixture, or a folder of fixtures")
     parser.add_argument("--dump", type=Path, metavar="OUT", help="write what the runtime computed here")
-    parser.add_argument(
-        "--torch-only", action="store_true", help="skip the exported bundle (a rehearsal: exit 3)"
-    )
+    parser.add_argument("--torch-only", action="store_true", help="skip the bundle (a rehearsal: exit 3)")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     options = parser.parse_args(arguments)
     fixtures = find_fixtures(options.folder) if options.folder.is_dir() else []

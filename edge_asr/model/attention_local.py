@@ -141,10 +141,8 @@ class LocalAttention(nn.Module):
         context = torch.matmul(weights[..., : self.n_global], value[:, :, frame])
         context = context + torch.matmul(weights[..., self.n_global :], value)
         own = self._global_output(global_query[:, :, frame], global_key, global_value, exists, valid)
-        # Put the global frames' output in their places: row t takes token t / spacing, when that is one.
-        place = (torch.arange(n_frames, device=x.device)[:, None] == token[None, :]).to(
-            scores.dtype
-        )  # (T, G)
+        # The global frames' own output in their places.
+        place = torch.arange(n_frames, device=x.device)[:, None] == token[None, :]  # (T, G)
         chosen = (place[None] & exists[:, None, :]).to(scores.dtype)  # (B, T, G)
         local = 1.0 - chosen.sum(dim=2)[:, None, :, None]
         return context * local + torch.matmul(chosen[:, None], own)

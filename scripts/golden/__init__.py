@@ -1,1 +1,1 @@
-"""Golden fixtures: what other projects' own code gave, and how ours compares (see scripts/check_golden.py)."""
+"""Parts of scripts/check_golden.py: fixtures of other projects, and how our code compares with them."""

@@ -1,11 +1,12 @@
 """One fixture through our code: features, the PyTorch model, padded batches, and the exported bundle.
 
-Does: compute, per clip, what golden.npz holds, in the original's order of outputs, and measure the differences.
+Does: compute, per clip, what golden.npz holds, in the original's order of outputs, and the differences.
 Does not: judge (`Bars` says what passes) or print (scripts/check_golden.py).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,8 @@ class Bars:
 
     Attributes:
         feature_max, feature_mean: of the front end.
-        torch, runtime: log-probabilities of the PyTorch model on the original's clips, and of the exported bundle
-            from the raw waveform.
+        torch, runtime: log-probabilities of the PyTorch model on the original's clips, and of the exported
+            bundle from the raw waveform.
         batch: a clip in a padded batch against the clip alone, both ours.
         batch_golden: the same against the original's batch, where it is a target.
     """
@@ -123,7 +124,7 @@ def _compare_features(
     result: Result, checkpoint: Checkpoint, golden: dict[str, Any], waveforms: list[F32Array]
 ) -> None:
     extractor = FeatureExtractor(checkpoint.features)
-    raw_extractor = FeatureExtractor(_without_normalization(checkpoint))
+    raw_extractor = FeatureExtractor(dataclasses.replace(checkpoint.features, normalize="none"))
     worst, means = 0.0, []
     for index, waveform in enumerate(waveforms):
         raw = f"clip{index}_feat_raw" in golden
@@ -139,12 +140,6 @@ def _compare_features(
         worst = max(worst, float(errors.max()))
         means.append(float(errors.mean(dtype=np.float64)))
     result.feature_max, result.feature_mean = worst, max(means)
-
-
-def _without_normalization(checkpoint: Checkpoint) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(checkpoint.features, normalize="none")
 
 
 def _run(model: torch.nn.Module, clips: list[F32Array]) -> list[F32Array]:

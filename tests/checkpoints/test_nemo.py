@@ -1,0 +1,472 @@
+"""NeMo: golden fixtures, and settings that none has against plain re-implementations of NeMo's formulas."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden_checks import arrays_of, check_fixture, golden_folder
+from make_nemo import CONFIG, changed, random_weights, write_nemo
+from torch import Tensor
+
+from edge_asr.checkpoints import Checkpoint, LoadOptions, load_any
+from edge_asr.errors import CheckpointError
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+
+FIXTURES = (
+    "nemo-conformer-bpe",
+    "nemo-conformer-char",
+    "nemo-fastconformer-bpe",
+    "nemo-fastconformer-local",
+    "nemo-fastconformer-local-asym",
+    "nemo-fastconformer-streaming",
+)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_golden_outputs(shared_dir: Path, name: str) -> None:
+    check_fixture(golden_folder(shared_dir, name))
+
+
+def test_golden_outputs_through_the_runtime(shared_dir: Path) -> None:
+    check_fixture(golden_folder(shared_dir, "nemo-conformer-char"), with_runtime=True)
+
+
+def load(tmp_path: Path, config: dict[str, Any], **options: Any) -> Checkpoint:
+    return load_any(write_nemo(tmp_path / "model.nemo", config, **options))
+
+
+def run(checkpoint: Checkpoint, n_frames: int = 45, n_rows: int = 1) -> Tensor:
+    features = torch.randn(n_rows, n_frames, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        log_probs: Tensor = checkpoint.build_model()(features, torch.full((n_rows,), n_frames))[0]
+    return log_probs
+
+
+# Settings that are other numbers of the same network.
+
+
+def test_no_biases_are_zero_biases(tmp_path: Path) -> None:
+    config = changed(encoder={"use_bias": False})
+    without = random_weights(config)
+    with_zeros = {**random_weights(changed()), **without}
+    for name in with_zeros:
+        if name not in without:
+            with_zeros[name] = torch.zeros_like(with_zeros[name])
+    first = load(tmp_path, config, weights=without)
+    second = load(tmp_path, changed(), weights=with_zeros)
+    assert torch.equal(run(first), run(second))
+
+
+def test_an_output_projection_is_multiplied_into_the_head(tmp_path: Path) -> None:
+    config = changed(encoder={"feat_out": 20}, decoder={"feat_in": 20})
+    weights = random_weights(config)
+    plain = {k: v for k, v in weights.items() if "out_proj" not in k}
+    head, projection = weights["decoder.decoder_layers.0.weight"][:, :, 0], weights["encoder.out_proj.weight"]
+    plain["decoder.decoder_layers.0.weight"] = (head.double() @ projection.double()).float()[:, :, None]
+    bias = head.double() @ weights["encoder.out_proj.bias"].double()
+    plain["decoder.decoder_layers.0.bias"] = (bias + weights["decoder.decoder_layers.0.bias"]).float()
+    expected = run(load(tmp_path, changed(), weights=plain))
+    torch.testing.assert_close(run(load(tmp_path, config, weights=weights)), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("subsampling", ["striding", "dw_striding"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_subsampling_against_plain_convolutions(
+    tmp_path: Path, subsampling: str, factor: int, causal: bool
+) -> None:
+    """Every length, rows of a batch as alone: convolutions of one clip, written out (subsampling.py)."""
+    config = changed(
+        encoder={"subsampling": subsampling, "subsampling_factor": factor, "causal_downsampling": causal}
+    )
+    weights = random_weights(config)
+    checkpoint = load(tmp_path, config, weights=weights)
+    model = checkpoint.build_model()
+    conv = "encoder.pre_encode.conv"
+    n_stages = int(math.log2(factor))
+
+    def plain(clip: Tensor) -> Tensor:
+        x = clip[None, None]
+        for stage in range(n_stages):
+            x = torch.nn.functional.pad(x, (2, 1, 2, 1) if causal else (1, 1, 1, 1))
+            depthwise = stage > 0 and subsampling == "dw_striding"
+            number = 0 if stage == 0 else 3 * stage - 1 if depthwise else 2 * stage
+            weight, bias = weights[f"{conv}.{number}.weight"], weights[f"{conv}.{number}.bias"]
+            x = torch.nn.functional.conv2d(x, weight, bias, stride=2, groups=6 if depthwise else 1)
+            if depthwise:
+                weight, bias = weights[f"{conv}.{3 * stage}.weight"], weights[f"{conv}.{3 * stage}.bias"]
+                x = torch.nn.functional.conv2d(x, weight, bias)
+            x = torch.relu(x)
+        x = x.transpose(1, 2).flatten(2)[0]
+        return x @ weights["encoder.pre_encode.out.weight"].T + weights["encoder.pre_encode.out.bias"]
+
+    lengths = [1, 2, 3, 7, 8, 9, 16, 17, 31]
+    generator = torch.Generator().manual_seed(5)
+    clips = [torch.randn(n, 16, generator=generator) for n in lengths]
+    batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    with torch.no_grad():
+        rows = model.encoder.subsampling(batch, torch.tensor(lengths))
+        counts = model(batch + 0.0, torch.tensor(lengths))[1]
+    for row, clip, count in zip(rows, clips, counts.tolist(), strict=True):
+        expected = plain(clip)
+        assert count == len(expected) == model.config.output_frames.n_valid(len(clip))
+        torch.testing.assert_close(row[:count], expected, atol=1e-5, rtol=0)
+
+
+# Local attention, against NeMo's columns written out one score at a time.
+
+
+def plain_local_attention(
+    weights: dict[str, Tensor],
+    x: Tensor,
+    *,
+    left: int,
+    right: int,
+    n_heads: int,
+    g: int,
+    spacing: int,
+    separate: bool,
+) -> Tensor:
+    """RelPositionMultiHeadAttentionLongformer for one clip x (T, D), in loops over frames and columns."""
+    prefix = "encoder.layers.0.self_attn"
+    n_frames, d_model = x.shape
+    d = d_model // n_heads
+
+    def project(name: str) -> Tensor:
+        y = x @ weights[f"{prefix}.{name}.weight"].T + weights[f"{prefix}.{name}.bias"]
+        return y.reshape(n_frames, n_heads, d)
+
+    q, k, v = (project(f"linear_{part}") for part in "qkv")
+    gq, gk, gv = (project(f"global_{part}") for part in "qkv") if separate else (q, k, v)
+    u, bias_v = weights[f"{prefix}.pos_bias_u"], weights[f"{prefix}.pos_bias_v"]
+    w = max(left, right)
+    distances = list(range(left, -right - 1, -1))
+    table = torch.zeros(len(distances), d_model)
+    for m, distance in enumerate(distances):
+        for i in range(d_model // 2):
+            angle = distance * 10000.0 ** (-2 * i / d_model)
+            table[m, 2 * i], table[m, 2 * i + 1] = math.sin(angle), math.cos(angle)
+    p = (table @ weights[f"{prefix}.linear_pos.weight"].T).reshape(len(distances), n_heads, d)
+    tokens = [t for t in range(0, g * spacing, spacing) if t < n_frames]
+    out = torch.zeros(n_frames, n_heads, d)
+    for h in range(n_heads):
+        for t in range(n_frames):
+            ac = torch.full((2 * w + 1,), -math.inf)
+            for c in range(2 * w + 1):
+                if 0 <= t - w + c < n_frames:
+                    ac[c] = (q[t, h] + u[h]) @ k[t - w + c, h]
+            bd = torch.stack([(q[t, h] + bias_v[h]) @ p[m, h] for m in range(len(distances))])
+            if left:
+                ac[:left] += bd[:left]
+            ac[-(right + 1) :] += bd[left:]
+            scores = ac / math.sqrt(d)
+            scores[: w - left] = -10000.0
+            scores[w + right + 1 :] = -10000.0
+            beside = [gq[t, h] @ gk[j, h] / math.sqrt(d) for j in tokens]
+            soft = torch.softmax(torch.cat((torch.tensor(beside), scores)), dim=0)
+            for number, j in enumerate(tokens):
+                out[t, h] += soft[number] * v[j, h]
+            for c in range(2 * w + 1):
+                if 0 <= t - w + c < n_frames:
+                    out[t, h] += soft[len(tokens) + c] * v[t - w + c, h]
+    # NeMo's reshape of (token, head) into (head, token).
+    asked = gq[tokens].reshape(-1, d).reshape(n_heads, len(tokens), d) if tokens else None
+    for number, j in enumerate(tokens):
+        for h in range(n_heads):
+            assert asked is not None
+            soft = torch.softmax(gk[:, h] @ asked[h, number] / math.sqrt(d), dim=0)
+            out[j, h] = soft @ gv[:, h]
+    y = out.reshape(n_frames, d_model)
+    return y @ weights[f"{prefix}.linear_out.weight"].T + weights[f"{prefix}.linear_out.bias"]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "g", "spacing", "separate"),
+    [
+        (4, 4, 0, 1, False),
+        (5, 2, 0, 1, False),
+        (2, 6, 0, 1, False),
+        (3, 0, 0, 1, False),
+        (0, 3, 0, 1, False),
+        (3, 3, 1, 1, False),
+        (4, 2, 2, 3, False),
+        (3, 3, 3, 2, True),
+    ],
+)
+def test_local_attention_against_its_columns(
+    tmp_path: Path, left: int, right: int, g: int, spacing: int, separate: bool
+) -> None:
+    """Rows of a padded batch as alone, also one shorter than the global tokens reach."""
+    config = changed(
+        encoder={
+            "self_attention_model": "rel_pos_local_attn",
+            "att_context_size": [left, right],
+            "global_tokens": g,
+            "global_tokens_spacing": spacing,
+            "global_attn_separate": separate,
+            "n_layers": 1,
+        }
+    )
+    weights = random_weights(config)
+    model = load(tmp_path, config, weights=weights).build_model()
+    encoder = model.encoder
+    attention = encoder.layers[0].attention
+    lengths = torch.tensor([17, 9, 4])
+    x = torch.randn(3, 17, 12, generator=torch.Generator().manual_seed(7))
+    from edge_asr.model.masks import attention_bias, context_mask, valid_frames
+
+    valid = valid_frames(lengths, 17)
+    bias = attention_bias(valid, None, None, context_mask(model.config, 17, x.device))
+    with torch.no_grad():
+        given = attention(x, bias, encoder.positions(17), valid)
+    for row, n in enumerate(lengths.tolist()):
+        expected = plain_local_attention(
+            weights, x[row, :n], left=left, right=right, n_heads=3, g=g, spacing=spacing, separate=separate
+        )
+        torch.testing.assert_close(given[row, :n], expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "style", "visible"),
+    [
+        ([3, 1], "regular", lambda i, j: -1 <= i - j <= 3),
+        ([-1, 2], "regular", lambda i, j: i - j >= -2),
+        ([2, -1], "regular", lambda i, j: i - j <= 2),
+        ([4, 1], "chunked_limited", lambda i, j: 0 <= i // 2 - j // 2 <= 2),
+        ([-1, 2], "chunked_limited", lambda i, j: i // 3 >= j // 3),
+        ([[4, 1], [4, 0]], "chunked_limited", lambda i, j: 0 <= i // 2 - j // 2 <= 2),
+        ([[4, -1], [4, 0]], "chunked_limited", lambda i, j: i - j <= 4),
+    ],
+)
+def test_contexts_are_masks(tmp_path: Path, contexts: Any, style: str, visible: Any) -> None:
+    """`_create_masks`, pair by pair."""
+    from edge_asr.model.masks import context_mask
+
+    config = changed(encoder={"att_context_size": contexts, "att_context_style": style})
+    mask = context_mask(load(tmp_path, config).model_config, 11, torch.device("cpu"))
+    assert mask is not None
+    assert mask.tolist() == [[bool(visible(i, j)) for j in range(11)] for i in range(11)]
+
+
+# The front end.
+
+
+@pytest.mark.parametrize("version", ["1.23.0", "2.4.0"])
+def test_the_older_front_end(shared_dir: Path, version: str) -> None:
+    folder = golden_folder(shared_dir, "nemo-features-old")
+    golden = arrays_of(folder)
+    import soundfile
+
+    extractor = FeatureExtractor(FeatureConfig.from_preset("nemo-2.4", normalize="per_feature"))
+    for index in range(3):
+        expected = golden[f"v{version}_norm_clip{index}"]
+        waveform, _ = soundfile.read(folder / f"audio_{index}.flac", dtype="float32")
+        errors = np.abs(extractor(waveform) - expected)
+        assert errors.max() <= 5e-4
+        assert errors.mean() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "preset"),
+    [
+        ("1.23.0", None, "nemo-2.4"),
+        ("2.4.1", None, "nemo-2.4"),
+        ("2.5.0", None, "nemo"),
+        ("2.10.0rc0", None, "nemo"),
+        (None, None, "nemo"),
+        ("3.0.0", "nemo-2.4", "nemo-2.4"),
+    ],
+)
+def test_the_generation_is_read_or_asked_for_and_said(
+    tmp_path: Path, version: str | None, asked: str | None, preset: str
+) -> None:
+    path = write_nemo(tmp_path / "model.nemo", changed(nemo_version=version))
+    checkpoint = load_any(path, LoadOptions(feature_preset=asked))
+    assert checkpoint.features.preset == preset
+    assert checkpoint.features.framing == ("center_zero" if preset == "nemo" else "center_reflect")
+    assert any((asked or "front end") in note for note in checkpoint.notes)
+
+
+def test_settings_of_the_front_end(tmp_path: Path) -> None:
+    checkpoint = load(
+        tmp_path,
+        changed(
+            preprocessor={
+                "sample_rate": 8000,
+                "window_size": 0.02,
+                "window_stride": 0.0125,
+                "window": "hamming",
+                "n_fft": None,
+                "preemph": None,
+                "lowfreq": 100,
+                "highfreq": 3800,
+                "mag_power": 1.0,
+                "mel_norm": None,
+                "log_zero_guard_type": "clamp",
+                "log_zero_guard_value": "eps",
+                "normalize": "all_features",
+            }
+        ),
+    )
+    features = checkpoint.features
+    assert (features.sample_rate, features.win_length, features.hop_length, features.n_fft) == (
+        8000,
+        160,
+        100,
+        256,
+    )
+    assert (features.window, features.preemphasis, features.power) == ("hamming", 0.0, 1.0)
+    assert (features.f_min, features.f_max, features.mel_norm) == (100.0, 3800.0, "none")
+    assert (features.log_guard, features.normalize) == ("clamp", "all_features")
+    assert features.log_guard_value == torch.finfo(torch.float32).eps
+
+
+def test_fixed_normalization_is_the_models_cmvn(tmp_path: Path) -> None:
+    mean, std = np.linspace(-8.0, -4.0, 16), np.linspace(1.0, 3.0, 16)
+    fixed = {"fixed_mean": mean.tolist(), "fixed_std": std.tolist()}
+    weights = random_weights(changed())
+    checkpoint = load(tmp_path, changed(preprocessor={"normalize": fixed}), weights=weights)
+    plain = load(tmp_path, changed(preprocessor={"normalize": "NA"}), weights=weights)
+    assert checkpoint.features.normalize == plain.features.normalize == "none"
+    features = torch.randn(1, 40, 16, generator=torch.Generator().manual_seed(0))
+    normalized = (features - torch.tensor(mean).float()) / torch.tensor(std).float()
+    lengths = torch.tensor([40])
+    with torch.no_grad():
+        given = checkpoint.build_model()(features, lengths)[0]
+        expected = plain.build_model()(normalized, lengths)[0]
+    torch.testing.assert_close(given, expected, atol=1e-4, rtol=0)
+
+
+def test_a_front_end_changed_by_hand_is_refused(tmp_path: Path) -> None:
+    weights = {**random_weights(CONFIG), "preprocessor.featurizer.window": torch.hann_window(400)}  # periodic
+    with pytest.raises(CheckpointError, match=r"stored preprocessor\.featurizer\.window is not what"):
+        load(tmp_path, CONFIG, weights=weights)
+
+
+# Tokens, classes, archives.
+
+
+def sentencepiece_model(pieces: list[str]) -> bytes:
+    """A ModelProto with these pieces (fields written by hand; all are shorter than 128 bytes)."""
+    content = b""
+    for piece in pieces:
+        text = piece.encode()
+        body = b"\x0a" + bytes([len(text)]) + text + b"\x15\x00\x00\x00\x00" + b"\x18\x01"
+        content += b"\x0a" + bytes([len(body)]) + body
+    return content
+
+
+def bpe(**sections: Any) -> dict[str, Any]:
+    return changed(target="nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE", **sections)
+
+
+def test_sentencepiece_and_aggregate_tokens(tmp_path: Path) -> None:
+    english, german = ["<unk>", "▁a", "b"], ["<unk>", "▁a"]
+    files = {
+        "./x_tokenizer.model": sentencepiece_model(english),
+        "y_tokenizer.model": sentencepiece_model(german),
+    }
+    config = bpe(
+        decoder={"vocabulary": english, "num_classes": -1},
+        tokenizer={"type": "bpe", "dir": "/gone", "model_path": "nemo:x_tokenizer.model"},
+    )
+    checkpoint = load(tmp_path, config, files=files)
+    assert checkpoint.vocabulary.tokens == ("<unk>", "▁a", "b", "<blk>")
+    assert checkpoint.tokenizer_model == files["./x_tokenizer.model"]
+    config = bpe(
+        decoder={"vocabulary": english + german, "num_classes": 5},
+        tokenizer={
+            "type": "agg",
+            "langs": {
+                "en": {"type": "bpe", "model_path": "nemo:x_tokenizer.model"},
+                "de": {"type": "bpe", "model_path": "nemo:y_tokenizer.model"},
+            },
+        },
+    )
+    checkpoint = load(tmp_path, config, files=files)
+    assert checkpoint.vocabulary.tokens == (*english, *german, "<blk>")
+    assert checkpoint.vocabulary.decode([4, 2]) == "ab"
+
+
+def test_the_ctc_branch_of_a_hybrid(tmp_path: Path) -> None:
+    config = changed(target="nemo.collections.asr.models.hybrid_rnnt_ctc_models.EncDecHybridRNNTCTCModel")
+    config["aux_ctc"] = {
+        "ctc_loss_weight": 0.3,
+        "use_cer": False,
+        "ctc_reduction": "mean",
+        "decoder": config["decoder"],
+    }
+    config["decoder"] = {"_target_": "nemo.collections.asr.modules.RNNTDecoder", "prednet": {}}
+    config["joint"] = {"_target_": "nemo.collections.asr.modules.RNNTJoint"}
+    weights = random_weights(config, head="ctc_decoder")
+    plain = {name.replace("ctc_decoder", "decoder"): value for name, value in weights.items()}
+    others = {"decoder.prediction.embed.weight": torch.zeros(5, 4), "joint.enc.weight": torch.zeros(4, 12)}
+    checkpoint = load(tmp_path, config, weights={**weights, **others})
+    assert any("transducer branch" in note for note in checkpoint.notes)
+    assert torch.equal(run(checkpoint), run(load(tmp_path, changed(), weights=plain)))
+
+
+def test_gzip_archives_of_old_versions(tmp_path: Path) -> None:
+    assert load(tmp_path, CONFIG, mode="w:gz").vocabulary.tokens == ("▁", "a", "b", "c", "<blk>")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"target": "x.EncDecRNNTBPEModel"}, "is a EncDecRNNTBPEModel; edge-asr takes EncDecCTCModel"),
+        ({"adapters": {"a": {}}}, "has adapters"),
+        ({"encoder": {"subsampling": "vggnet"}}, "subsampling is 'vggnet'; edge-asr takes 'striding'"),
+        ({"encoder": {"subsampling_factor": 6}}, "subsampling_factor is 6"),
+        ({"encoder": {"self_attention_model": "abs_pos"}}, "self_attention_model is 'abs_pos'"),
+        ({"encoder": {"conv_norm_type": "instance_norm"}}, "conv_norm_type is 'instance_norm'"),
+        ({"encoder": {"reduction": "pooling", "reduction_factor": 2}}, "reduction is 'pooling'"),
+        ({"encoder": {"new_thing": 1}}, "unknown setting 'new_thing'"),
+        ({"encoder": {"feat_in": 80}}, "feat_in is 80"),
+        ({"preprocessor": {"exact_pad": True}}, "exact_pad is True"),
+        ({"preprocessor": {"frame_splicing": 3}}, "frame_splicing is 3"),
+        ({"preprocessor": {"log": False}}, "log is False"),
+        ({"preprocessor": {"use_torchaudio": True}}, "use_torchaudio is True"),
+        ({"preprocessor": {"_target_": "x.AudioToMFCCPreprocessor"}}, "AudioToMFCCPreprocessor"),
+        ({"preprocessor": {"window": "kaiser"}}, "window is 'kaiser'"),
+        ({"preprocessor": {"normalize": {"fixed_mean": [0.0]}}}, "normalize is"),
+        ({"decoder": {"_target_": "x.ConvASRDecoderReconstruction"}}, "edge-asr takes ConvASRDecoder"),
+        ({"decoder": {"add_blank": False}}, "add_blank is False"),
+        ({"decoder": {"num_classes": 9}}, "9 classes"),
+        ({"unheard_of": {}}, "unknown setting 'unheard_of'"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(
+    tmp_path: Path, sections: dict[str, Any], message: str
+) -> None:
+    config = changed(**sections)
+    with pytest.raises(CheckpointError, match=message.replace("[", r"\[")):
+        load(tmp_path, config, weights=random_weights(CONFIG))
+
+
+def test_a_wordpiece_tokenizer_is_refused(tmp_path: Path) -> None:
+    config = bpe(tokenizer={"type": "wpe", "dir": "/x", "vocab_path": "nemo:vocab.txt"})
+    with pytest.raises(CheckpointError, match="type is 'wpe'; edge-asr takes bpe"):
+        load(tmp_path, config)
+
+
+@pytest.mark.parametrize("extra", ["encoder.layers.0.adapter.weight", "lm.weight"])
+def test_unused_weights_are_errors(tmp_path: Path, extra: str) -> None:
+    with pytest.raises(CheckpointError, match=f"does not know .{extra}"):
+        load(tmp_path, CONFIG, weights={**random_weights(CONFIG), extra: torch.zeros(2)})
+
+
+def test_missing_and_misshapen_weights_are_errors(tmp_path: Path) -> None:
+    weights = random_weights(CONFIG)
+    name = "encoder.layers.1.conv.depthwise_conv.weight"
+    short = {key: value for key, value in weights.items() if key != name}
+    with pytest.raises(
+        CheckpointError, match="lacks the tensor 'encoder.layers.1.conv.depthwise_conv.weight'"
+    ):
+        load(tmp_path, CONFIG, weights=short)
+    with pytest.raises(CheckpointError, match=r"depthwise\.weight has shape"):
+        load(tmp_path, CONFIG, weights={**weights, name: torch.zeros(12, 1, 7)})
