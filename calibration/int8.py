@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 F32Array = npt.NDArray[np.float32]
 TIMED_S = 10.0
+#: Which of them is best depends on how much speech there is. Entropy never is: its search clips SiLU's tail.
+AUTO_METHODS: tuple[RangeMethod, ...] = ("mse", "percentile", "minmax")
 
 #: Called with the name of a stage as it begins, and with (stage, done, total) while it runs.
 StageProgress = Callable[[str, int, int], None]
@@ -60,7 +62,8 @@ class Int8Options:
         evaluation: manifests whose every utterance the gate looks at; empty: half of the calibration speech.
         minutes: length of the calibration set; None is 10, or all that is embedded.
         seed: of its choice.
-        range_method: how a range is found from the values of a tensor.
+        range_method: how a range is found from the values of a tensor; "auto" takes the method with the least
+            divergence, every group in INT8.
         percentile: for the range method of that name.
         smoothing: SmoothQuant's alpha, 0 to 1; None leaves the scales where they are.
         budget: what may be lost.
@@ -70,7 +73,7 @@ class Int8Options:
     evaluation: tuple[Path, ...] = ()
     minutes: float | None = None
     seed: int = 0
-    range_method: RangeMethod = "mse"
+    range_method: RangeMethod | Literal["auto"] = "auto"
     percentile: float = DEFAULT_PERCENTILE
     smoothing: float | None = 0.7
     budget: Budget = field(default_factory=Budget)
@@ -86,6 +89,8 @@ class Int8Result:
         calibration: the set, `is_synthetic` included.
         calibrated_on, measured_on: names of its clips on either side.
         n_smoothed: tensors whose scales were moved.
+        methods: divergence by range method, every group in INT8; only the one used when it was named.
+        range_method: the one used.
         sensitivity: the groups, and the choice.
         evaluation: loss by manifest, and over all of them together under "pooled"; empty without manifests.
     """
@@ -96,6 +101,8 @@ class Int8Result:
     calibrated_on: tuple[str, ...]
     measured_on: tuple[str, ...]
     n_smoothed: int
+    methods: Mapping[RangeMethod, float]
+    range_method: RangeMethod
     sensitivity: Sensitivity
     evaluation: Mapping[str, Loss]
 
@@ -112,8 +119,7 @@ class Int8Result:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the graph."""
         options = {
-            name: getattr(self.options, name)
-            for name in ("minutes", "seed", "range_method", "percentile", "smoothing")
+            name: getattr(self.options, name) for name in ("minutes", "seed", "percentile", "smoothing")
         }
         return {
             **options,
@@ -121,6 +127,8 @@ class Int8Result:
             "calibrated_on": list(self.calibrated_on),
             "measured_on": list(self.measured_on),
             "n_smoothed": self.n_smoothed,
+            "range_method": self.range_method,
+            "divergence_by_method": dict(self.methods),
             "int8_groups": list(self.sensitivity.chosen.int8),
             "sensitivity": dataclasses.asdict(self.sensitivity),
             "evaluation": {name: dataclasses.asdict(loss) for name, loss in self.evaluation.items()},
@@ -164,12 +172,19 @@ def quantize_to_int8(
         statistics = collect_statistics(
             smoothed, activation_tensors(smoothed, GROUPS), _feeds(ranged), progress=advance
         )
-        amax = statistics.amax(options.range_method, percentile=options.percentile)
     with _stage(report, "int8: measure float32") as advance:
         reference = Reference(model, measured, vocabulary)
 
+    with _stage(report, "int8: choose a range method"):
+        candidates = AUTO_METHODS if options.range_method == "auto" else (options.range_method,)
+        ranges = {m: statistics.amax(m, percentile=options.percentile) for m in candidates}
+        methods = {
+            m: reference.measure(quantize_model(smoothed, a, GROUPS)).divergence for m, a in ranges.items()
+        }
+        method = min(methods, key=methods.__getitem__)
+
     def quantize(groups: Sequence[Group]) -> onnx.ModelProto:
-        return quantize_model(smoothed, amax, groups)
+        return quantize_model(smoothed, ranges[method], groups)
 
     with _stage(report, "int8: choose groups") as advance:
         sensitivity = choose_groups(
@@ -187,6 +202,8 @@ def quantize_to_int8(
         calibrated_on=tuple(clip.name for clip in ranged),
         measured_on=tuple(clip.name for clip in measured),
         n_smoothed=n_smoothed,
+        methods=methods,
+        range_method=method,
         sensitivity=sensitivity,
         evaluation=evaluation,
     )

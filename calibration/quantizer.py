@@ -118,8 +118,8 @@ def _per_tensor_weights(model: onnx.ModelProto, nodes: Iterable[str]) -> dict[st
 def _separate_shared_inputs(model: onnx.ModelProto) -> None:
     """Give each product a quantization of its own left input.
 
-    onnxruntime (1.32) leaves products in float32 that share one; and it merges equal nodes, so the scale of each
-    further one is the next float32 up, which changes nothing that int8 could hold.
+    onnxruntime (1.32) leaves products in float32 that share one; and it merges equal nodes, so the scale of
+    each further one is the next float32 up, which changes nothing that int8 could hold.
     """
     import onnx
 

@@ -31,8 +31,9 @@ def int8_markdown_lines(result: Int8Result, float32_bytes: int) -> list[str]:
         "" if chosen.time_ratio < 1 else " **Slower than float32 here: `--precision auto` passes it over.**"
     )
     method = (
-        f"percentile {options.percentile:g}" if options.range_method == "percentile" else options.range_method
+        f"percentile {options.percentile:g}" if result.range_method == "percentile" else result.range_method
     )
+    others = ", ".join(f"{name} {divergence:.5f}" for name, divergence in result.methods.items())
     smoothing = (
         "off" if options.smoothing is None else f"alpha {options.smoothing:g}, {result.n_smoothed} tensors"
     )
@@ -43,11 +44,12 @@ def int8_markdown_lines(result: Int8Result, float32_bytes: int) -> list[str]:
         f"{chosen.size_bytes / float32_bytes:.1%} of float32; encoder time {chosen.time_ratio:.2f} of "
         f"float32's ({found.clip_s:g} s of speech, one thread, this machine's onnxruntime).{slower}",
         "",
-        f"Ranges: {method}. Smoothing: {smoothing}. {_calibration(result)}",
+        f"Ranges: {method} (divergence with every group in INT8: {others}). Smoothing: {smoothing}. "
+        f"{_calibration(result)}",
         "",
         f"Allowed: a WER loss of {100 * budget.max_wer_loss:g} points and a change of the most likely token "
-        f"in {1 - budget.min_agreement:.2%} of the frames. The choice aims at two thirds of these "
-        "frames; there a WER loss counts when its 95 % interval is above 0.",
+        f"in {1 - budget.min_agreement:.2%} of the frames. The choice aims at four fifths of these frames; "
+        "there a WER loss counts when its 95 % interval is above 0.",
         "",
         *_gate_lines(result),
         "## The choice",

@@ -29,7 +29,8 @@ _OPTIONS = (
         multiple=True,
         type=_MANIFEST,
         metavar="MANIFEST",
-        help="Speech for the gate, all of it; may be repeated. Without it half of the calibration speech serves.",
+        help="Speech for the gate, all of it; may be repeated. Without it half of the calibration speech "
+        "serves.",
     ),
     click.option(
         "--calibration-minutes",
@@ -40,10 +41,10 @@ _OPTIONS = (
     ),
     click.option(
         "--range-method",
-        type=click.Choice(["mse", "percentile", "entropy", "minmax"]),
-        default="mse",
+        type=click.Choice(["auto", "mse", "percentile", "entropy", "minmax"]),
+        default="auto",
         show_default=True,
-        help="How the range of a tensor is found from its values.",
+        help="How the range of a tensor is found from its values; auto: what diverges least.",
     ),
     click.option(
         "--percentile",

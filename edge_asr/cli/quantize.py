@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def command(bundle: str, output: Path | None, force: bool, as_json: bool, **int8: Any) -> None:
     """Add an INT8 model to BUNDLE, calibrated on speech, its loss measured and bounded.
 
-    Each group of layers is measured alone; then as few as the budget demands stay in float32. The
-    tables and the plot are in the bundle's report.md. Over the budget the exit code is 3 and BUNDLE is as it was.
+    Each group of layers is measured alone; then as few as the budget demands stay in float32. The tables
+    and the plot are in the bundle's report.md. Over the budget the exit code is 3 and BUNDLE is as it was.
 
     \b
     edge-asr quantize mine --calibration train.jsonl
@@ -69,8 +69,8 @@ def print_int8_summary(result: Int8Result) -> None:
     )
     if loss.wer_loss is not None and loss.wer_loss_low is not None and loss.wer_loss_high is not None:
         click.echo(
-            f"INT8: WER {loss.wer_reference:.2%} -> {loss.wer_candidate:.2%}, loss {100 * loss.wer_loss:+.2f} points "
-            f"({100 * loss.wer_loss_low:+.2f} to {100 * loss.wer_loss_high:+.2f}) on {loss.n_words} words"
+            f"INT8: WER {loss.wer_reference:.2%} -> {loss.wer_candidate:.2%}, "
+            f"loss {100 * loss.wer_loss:+.2f} points ({100 * loss.wer_loss_low:+.2f} to {100 * loss.wer_loss_high:+.2f}) on {loss.n_words} words"
         )
     speed = f"encoder time {result.time_ratio:.2f} of float32's on one thread here"
     if result.time_ratio >= 1:
