@@ -1,11 +1,14 @@
 """Embed a trained model: edge_asr/models/tiny-en gets a float16 checkpoint and a proven bundle.
 
-    python scripts/recipes/tiny_en/embed.py runs/tiny_en/best --clips ../shared/data/an4_dev.jsonl \
-        --clips ../shared/data/librispeech_dev.jsonl
+    data=../shared/data
+    python scripts/recipes/tiny_en/embed.py runs/tiny_en/best \
+        --clips $data/an4_dev.jsonl --clips $data/librispeech_dev.jsonl \
+        --calibration $data/an4_train.jsonl --calibration $data/librispeech_train.jsonl
 
 The bundle is exported from the checkpoint as it was rounded to float16, with its weights stored as
 float16, and is proven on the clips: PyTorch against float32 ONNX within 1e-4, float32 ONNX against
-the stored file by identical greedy text and a reported error. Both folders are written beside the
+the stored file by identical greedy text and a reported error. INT8 is calibrated on the training
+manifests, and its loss bounded on the manifests of the clips. Both folders are written beside the
 old ones and swapped in only after everything passed. It does not train, and writes no model card.
 """
 
@@ -20,6 +23,7 @@ from pathlib import Path
 import click
 
 from edge_asr.bundle import EMBEDDED_MODELS
+from edge_asr.calibration import Int8Options
 from edge_asr.checkpoints import load_any, save_checkpoint
 from edge_asr.export import export_bundle
 from edge_asr.export.report import summarize_step
@@ -37,6 +41,13 @@ MAX_TOTAL_BYTES = 25_000_000
     type=click.Path(exists=True, path_type=Path),
     help="Manifests of the dev sets.",
 )
+@click.option(
+    "--calibration",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Training manifests.",
+)
 @click.option("--name", default="tiny-en", show_default=True)
 @click.option(
     "--models",
@@ -45,7 +56,9 @@ MAX_TOTAL_BYTES = 25_000_000
     show_default=True,
     help="Folder of the embedded models.",
 )
-def main(checkpoint: Path, clips: tuple[Path, ...], name: str, models: Path) -> None:
+def main(
+    checkpoint: Path, clips: tuple[Path, ...], calibration: tuple[Path, ...], name: str, models: Path
+) -> None:
     """Round CHECKPOINT to float16, prove its bundle on the clips and put both into the package."""
     started = time.perf_counter()
     home = models / name
@@ -68,6 +81,8 @@ def main(checkpoint: Path, clips: tuple[Path, ...], name: str, models: Path) -> 
             rounded,
             Path(temporary) / "bundle",
             name=name,
+            precisions=("fp32", "int8"),
+            int8=Int8Options(calibration=calibration, evaluation=clips),
             weights="fp16",
             clips=clips,
             progress=lambda stage, done, total: None if total else print(f"{stage} ...", file=sys.stderr),
