@@ -5,8 +5,8 @@
 
 DIR is a fixture or a folder of fixtures (golden/fixtures.py says what one is). Prints one row each: feature
 error, log-prob error in PyTorch and through an exported bundle from the raw waveform, tokens. Exits 3 when a
-row fails or no loader takes a fixture. --dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp and clip<i>_ids as the
-runtime computed them from the sound files, in the original's order of outputs.
+row fails or no loader takes a fixture. --dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp and
+clip<i>_ids as the runtime computed them from the sound files, in the original's order of outputs.
 """
 
 from __future__ import annotations

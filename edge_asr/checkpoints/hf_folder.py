@@ -23,9 +23,10 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
 #: Of every configuration: bookkeeping, and outputs that nobody asks for here.
 IGNORED_SETTINGS = (
     "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path",
-    "output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward", "is_encoder_decoder", "id2label",
-    "label2id", "problem_type", "use_cache", "bos_token_id", "eos_token_id", "tie_word_embeddings",
-    "gradient_checkpointing", "_attn_implementation_autoset", "use_return_dict", "task_specific_params",
+    "output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward",
+    "is_encoder_decoder", "id2label", "label2id", "problem_type", "use_cache", "bos_token_id",
+    "eos_token_id", "tie_word_embeddings", "gradient_checkpointing", "_attn_implementation_autoset",
+    "use_return_dict", "task_specific_params",
 )  # fmt: skip
 
 

@@ -52,11 +52,11 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
 
     Args:
         path: the file.
-        options: `feature_preset` "nemo" or "nemo-2.4" names the front end's generation; None reads it from the
-            version in the file.
+        options: `feature_preset` "nemo" or "nemo-2.4" names the front end's generation; None reads it from
+            the version in the file.
 
     Raises:
-        CheckpointError: damaged, hostile, or a model that edge-asr does not have; the message names the setting.
+        CheckpointError: damaged, hostile, or a model that edge-asr does not have; it names the setting.
     """
     # Tokenizers carry a hash in their names; all small files are read, the config says which count.
     members = read_members(path, lambda name: not name.startswith("."))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,9 +40,10 @@ def load_tensors(
         raise CheckpointError(f"{name} is missing; the checkpoint is incomplete.")
     _check_zip(source, name)
     try:
-        loaded: Any = torch.load(
-            source if isinstance(source, Path) else io.BytesIO(source), map_location="cpu", weights_only=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error below
+            handle = source if isinstance(source, Path) else io.BytesIO(source)
+            loaded: Any = torch.load(handle, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{name} holds Python objects beside tensors, which could run code ({_first_line(error)}); save "

@@ -19,6 +19,9 @@ from edge_asr.errors import CheckpointError, require
 MAX_BYTES = 32 << 20
 """A configuration with a vocabulary of 100 000 tokens has 3 MB."""
 
+MAX_VALUES = 1_000_000
+"""A YAML alias repeats what it names: a few lines can stand for billions of values."""
+
 _MISSING = object()
 
 
@@ -33,12 +36,11 @@ def load_yaml(source: Path | bytes, where: str) -> dict[str, Any]:
     text = _read_text(source, where)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        for event in yaml.parse(text, Loader=loader):
-            if isinstance(event, yaml.AliasEvent):
-                raise CheckpointError(
-                    f"{where} uses YAML aliases (*{event.anchor}), which can grow without bound; "
-                    "write it without them."
-                )
+        node = yaml.compose(text, Loader=loader)
+        if node is not None and _count_values(node, where, {}) > MAX_VALUES:
+            raise CheckpointError(
+                f"{where} holds more than {MAX_VALUES} values, aliases counted; no checkpoint has."
+            )
         value = yaml.load(text, Loader=loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, CheckpointError):
@@ -168,6 +170,19 @@ def _read_text(source: Path | bytes, where: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where} is not UTF-8 text ({error}).") from error
+
+
+def _count_values(node: Any, where: str, known: dict[int, int]) -> int:
+    """Values below a YAML node, those behind aliases once for each alias; each node is walked once."""
+    if not isinstance(node.value, list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = -1
+        children = [child for item in node.value for child in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_count_values(child, where, known) for child in children)
+    if known[id(node)] < 0:
+        raise CheckpointError(f"{where} has a value that contains itself (a YAML alias); no checkpoint has.")
+    return known[id(node)]
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """NeMo's local attention where it is more than a band mask: an asymmetric context, or global tokens.
 
-Does: rel_pos_local_attn as NeMo computes it, with what it does not mean to do: in an asymmetric
-context the positions of one side are shifted (`_column_positions`), and the queries of several global tokens
-are dealt out to other heads (`_global_output`). Checkpoints were trained with both. Scores are a dense (T, T):
-windows are bounded.
+Does: rel_pos_local_attn as NeMo computes it, with what it does not mean to do: in an asymmetric context the
+positions of one side are shifted (`_column_positions`), and the queries of several global tokens are dealt
+out to other heads (`_global_output`). Checkpoints were trained with both. Scores are a dense (T, T): windows
+are bounded.
 Does not: symmetric contexts without global tokens; they are `RelPosAttention` with a band mask.
 
 Source: nemo/collections/asr/parts/submodules/multi_head_attention.py,
@@ -123,7 +123,7 @@ class LocalAttention(nn.Module):
     def _with_global_tokens(
         self, x: Tensor, scores: Tensor, query: Tensor, key: Tensor, value: Tensor, valid: Tensor
     ) -> Tensor:
-        """(B, H, T, d): global keys beside the local ones in every softmax, then the global frames' own output.
+        """(B, H, T, d): global keys beside the local ones in every softmax, and the global frames' output.
 
         The global keys come without positions and biases, and once more when they also lie in the window.
         """

@@ -1,6 +1,6 @@
 """For the tests of loaders: a golden fixture through scripts/golden, judged by its bars.
 
-The fixtures were made by the original projects' own code (shared/golden/README.md); the tolerances' why: float32
+The fixtures were made by the original projects' own code (shared/golden/README.md). Tolerances: float32
 rounding over a few layers, eager against fused kernels (golden/compare.py, `Bars`).
 """
 
