@@ -69,8 +69,9 @@ def print_int8_summary(result: Int8Result) -> None:
     )
     if loss.wer_loss is not None and loss.wer_loss_low is not None and loss.wer_loss_high is not None:
         click.echo(
-            f"INT8: WER {loss.wer_reference:.2%} -> {loss.wer_candidate:.2%}, loss {100 * loss.wer_loss:+.2f} "
-            f"points ({100 * loss.wer_loss_low:+.2f} to {100 * loss.wer_loss_high:+.2f}) on {loss.n_words} words"
+            f"INT8: WER {loss.wer_reference:.2%} -> {loss.wer_candidate:.2%}, loss "
+            f"{100 * loss.wer_loss:+.2f} points ({100 * loss.wer_loss_low:+.2f} to "
+            f"{100 * loss.wer_loss_high:+.2f}) on {loss.n_words} words"
         )
     speed = f"encoder time {result.time_ratio:.2f} of float32's on one thread here"
     if result.time_ratio >= 1:
