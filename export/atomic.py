@@ -75,31 +75,33 @@ def replacing_folder(target: Path, *, force: bool) -> Iterator[Path]:
     check_target(target, force=force)
     parent = target.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    partial = Path(tempfile.mkdtemp(prefix=_partial_prefix(target), dir=parent))
+    remove_abandoned(target)
+    partial = Path(tempfile.mkdtemp(prefix=partial_prefix(target), dir=parent))
     lock = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
-        partial.chmod(0o777 & ~_umask())
-        _sync_tree(partial)
+        partial.chmod(0o777 & ~umask())
+        sync_tree(partial)
         check_target(target, force=force)  # it may have appeared meanwhile
         if target.exists():
-            _exchange(partial, target)  # `partial` is now the old folder
+            exchange(partial, target)  # `partial` is now the old folder
         else:
             os.rename(partial, target)
-        _sync_folder(parent)
+        sync_folder(parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
 
 
-def _partial_prefix(target: Path) -> str:
+def partial_prefix(target: Path) -> str:
+    """How the names of the hidden folders begin that are to become `target`."""
     return f".{target.absolute().name}.partial-"
 
 
-def _remove_abandoned(target: Path) -> None:
-    for folder in target.absolute().parent.glob(_partial_prefix(target) + "*"):
+def remove_abandoned(target: Path) -> None:
+    """Delete the partial folders of `target` that no living process holds a lock on."""
+    for folder in target.absolute().parent.glob(partial_prefix(target) + "*"):
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
@@ -115,8 +117,12 @@ def _remove_abandoned(target: Path) -> None:
             os.close(lock)
 
 
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders: atomically where the system can, else by renames that are undone on failure."""
+def exchange(new: Path, old: Path) -> None:
+    """Swap two folders: atomically where the system can, else by renames that are undone on failure.
+
+    Raises:
+        OSError: they cannot be swapped; both are where they were.
+    """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
@@ -138,16 +144,18 @@ def _exchange(new: Path, old: Path) -> None:
     os.rename(aside, new)
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Flush a folder and all that is in it to the disk."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
-        _sync_folder(path)
+        sync_folder(path)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush the list of names in a folder to the disk; not the files."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -155,7 +163,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """This process's umask. Other threads see 0 for an instant: the system has no call that only reads it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -9,14 +9,12 @@ onnx and PyTorch are not needed, except for TensorRT 8.6, which takes a copy of 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +132,7 @@ def build_engine(
     with stages.stage(f"build {precision} engine") as advance:
         plan = make_plan(
             trt,
-            _shared_logger(trt),
+            create_logger(trt),
             model,
             artifact.file,
             precision=precision,
@@ -256,12 +254,6 @@ class _Stages:
 
         report(0, 0)
         yield report
-
-
-@functools.cache
-def _shared_logger(trt: ModuleType) -> Any:
-    """One logger a process: TensorRT keeps the first that it is given and ignores others."""
-    return create_logger(trt)
 
 
 def _opset_17_copy(model: bytes, n_mels: int) -> bytes:

@@ -18,12 +18,12 @@ from pathlib import Path
 from edge_asr.bundle import Bundle, Precision
 from edge_asr.errors import EngineError
 from edge_asr.export.atomic import (
-    _exchange,
-    _partial_prefix,
-    _remove_abandoned,
-    _sync_folder,
-    _sync_tree,
-    _umask,
+    exchange,
+    partial_prefix,
+    remove_abandoned,
+    sync_folder,
+    sync_tree,
+    umask,
 )
 from edge_asr.runtime.engines import plan_path_of
 
@@ -74,22 +74,22 @@ def adding_files(folder: Path) -> Iterator[Path]:
     """
     engines = folder.parent
     engines.mkdir(exist_ok=True)
-    _remove_abandoned(folder)
-    partial = Path(tempfile.mkdtemp(prefix=_partial_prefix(folder), dir=engines))
+    remove_abandoned(folder)
+    partial = Path(tempfile.mkdtemp(prefix=partial_prefix(folder), dir=engines))
     lock = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
-        partial.chmod(0o777 & ~_umask())
+        partial.chmod(0o777 & ~umask())
         with _locked(engines):  # two builds, of two precisions, may end together
             if folder.exists():
                 _link_others(folder, partial)
-            _sync_tree(partial)
+            sync_tree(partial)
             if folder.exists():
-                _exchange(partial, folder)  # `partial` is now the old folder
+                exchange(partial, folder)  # `partial` is now the old folder
             else:
                 os.rename(partial, folder)
-            _sync_folder(engines)
+            sync_folder(engines)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
@@ -104,7 +104,7 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        Path(name).chmod(0o666 & ~_umask())
+        Path(name).chmod(0o666 & ~umask())
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -4,6 +4,8 @@ It probes what the TensorRT at hand has and never looks at version numbers:
 - a strongly typed network where that flag exists: precision is what the ONNX file says. Only TensorRT 8.6
   lacks it; there the FP16 and INT8 builder flags allow what the file holds;
 - the explicit-batch flag, IProgressMonitor and a timing cache where they exist and do something;
+- profile sharing where it is a preview that is off (8.6; always on in 10): without it a profile serves one
+  context at a time, and the runtime has one for every CUDA graph;
 - fp32 engines compute in float32: TF32, which keeps 10 bits of the mantissa, is off for them.
 What this file does not do: files, sidecars, proof (engine_builder.py).
 """
@@ -146,6 +148,10 @@ def _set_builder_flags(trt: Any, config: Any, precision: Precision) -> list[str]
             config.clear_flag(tf32)
         elif config.get_flag(tf32):
             names.append("TF32")
+    sharing = getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
+    if sharing is not None and not config.get_preview_feature(sharing):
+        config.set_preview_feature(sharing, True)
+        names.append("PROFILE_SHARING_0806")
     return names
 
 

@@ -28,6 +28,7 @@ class FakeBuilder:
     Attributes:
         network_flags: names given to create_network.
         builder_flags: names that were set and not cleared; TF32 is on at first, as in TensorRT.
+        previews: names of preview features that were switched on; 10 has profile sharing always on.
         limits: bytes by memory pool.
         profiles: of each profile the three shapes of each input.
         model: bytes that the parser got.
@@ -39,6 +40,7 @@ class FakeBuilder:
         self.style = style
         self.network_flags: list[str] = []
         self.builder_flags: set[str] = {"TF32"}
+        self.previews: list[str] = []
         self.limits: dict[str, int] = {}
         self.profiles: list[dict[str, Any]] = []
         self.model = b""
@@ -59,6 +61,8 @@ class FakeBuilder:
         )
         flags = ["TF32"] if self.style == "11" else ["TF32", "FP16", "INT8"]
         trt.BuilderFlag = enum.Enum("BuilderFlag", {name: name for name in flags})
+        if self.style != "11":
+            trt.PreviewFeature = enum.Enum("PreviewFeature", {"PROFILE_SHARING_0806": 0})
         trt.MemoryPoolType = enum.Enum("MemoryPoolType", {"WORKSPACE": "WORKSPACE"})
 
         class ILogger:
@@ -140,6 +144,13 @@ class FakeBuilder:
 
             def get_flag(self, flag: enum.Enum) -> bool:
                 return flag.name in fake.builder_flags
+
+            def get_preview_feature(self, feature: enum.Enum) -> bool:
+                return fake.style != "8.6" or feature.name in fake.previews
+
+            def set_preview_feature(self, feature: enum.Enum, enable: bool) -> None:
+                assert enable
+                fake.previews.append(feature.name)
 
             def set_memory_pool_limit(self, pool: enum.Enum, size: int) -> None:
                 fake.limits[pool.name] = size

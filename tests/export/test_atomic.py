@@ -47,7 +47,7 @@ def test_new_folder_appears_complete_with_parents(tmp_path: Path) -> None:
         assert not target.exists()
     assert content_of(target) == {"new"}
     assert os.listdir(target.parent) == ["bundle"]
-    assert target.stat().st_mode & 0o777 == 0o777 & ~atomic._umask()
+    assert target.stat().st_mode & 0o777 == 0o777 & ~atomic.umask()
 
 
 def test_existing_folder_needs_force(target: Path) -> None:

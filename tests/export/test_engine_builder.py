@@ -324,7 +324,8 @@ def test_fake_tensorrt_is_asked_for_what_it_has(
         assert fake.model == bundle.artifact_path(precision).read_bytes()
         assert report.notes == (engine_builder._window_note(bundle, report.sidecar.profiles),)
     assert fake.builder_flags == wanted
-    assert set(report.sidecar.flags) == {*fake.network_flags, *wanted}
+    assert fake.previews == (["PROFILE_SHARING_0806"] if style == "8.6" else [])
+    assert set(report.sidecar.flags) == {*fake.network_flags, *wanted, *fake.previews}
     assert fake.limits == {"WORKSPACE": 512 << 20}
     assert fake.monitored == (style != "8.6")
     assert fake.profiles == [
