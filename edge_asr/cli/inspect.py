@@ -1,8 +1,9 @@
-"""`edge-asr inspect`: what is in a bundle or a checkpoint, and whether it is whole.
+"""`edge-asr inspect`: what is in a bundle or a checkpoint, whether it is whole, and how it can be exported.
 
-A bundle is loaded with all its checks, file hashes included. A checkpoint is read without PyTorch:
-its config.json is validated and the header of its safetensors file is compared with the file's
-size; the weights themselves are not read. Neither is run.
+A bundle is loaded with all its checks, file hashes included. Our own checkpoint is read without PyTorch:
+its config.json is validated and the header of its safetensors file is compared with the file's size; the
+weights themselves are not read. Another project's checkpoint is loaded, for only that tells whether
+edge-asr has its network; one that it does not have is an error that says why. Nothing is run.
 """
 
 from __future__ import annotations
@@ -25,34 +26,92 @@ _SAFETENSORS_MAX_HEADER = 100_000_000  # huggingface/safetensors, MAX_HEADER_SIZ
 @click.command(name="inspect")
 @click.argument("path", metavar="BUNDLE|CHECKPOINT")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
-def command(path: str, as_json: bool) -> None:
-    """Show what BUNDLE or CHECKPOINT (a folder, or an embedded model such as tiny-en) holds.
+@click.option(
+    "--feature-preset",
+    help="Front end of a NeMo checkpoint, where its file does not say: nemo (2.5 and later) or nemo-2.4.",
+)
+def command(path: str, as_json: bool, feature_preset: str | None) -> None:
+    """Show what BUNDLE or CHECKPOINT holds: a folder, a .nemo file, or an embedded model such as tiny-en.
 
-    Every artefact of a bundle is compared with its hash; one that is missing or altered is an error.
+    Checkpoints may be edge-asr's, NeMo's, Hugging Face's, ESPnet's, WeNet's or torchaudio's. Every artefact
+    of a bundle is compared with its hash; one that is missing or altered is an error.
     """
-    description = describe(path)
+    description = describe(path, feature_preset=feature_preset)
     if as_json:
         click.echo(json.dumps(description, ensure_ascii=False))
     else:
         _print_tables(description)
 
 
-def describe(path_or_name: str | Path) -> dict[str, Any]:
+def describe(path_or_name: str | Path, *, feature_preset: str | None = None) -> dict[str, Any]:
     """A JSON-ready description of a bundle or checkpoint; key "kind" tells which it is.
 
+    Args:
+        path_or_name: a bundle, a checkpoint of any known project, or an embedded model's name.
+        feature_preset: see `edge_asr.checkpoints.LoadOptions`.
+
     Raises:
-        BundleError, CheckpointError: it is neither, or not whole; the message names what is wrong.
+        BundleError, CheckpointError: it is neither, not whole, or not supported; the message says why.
+        MissingDependencyError: another project's checkpoint, and PyTorch is not installed.
     """
     path = Path(path_or_name)
-    if path.is_file():
-        raise BundleError(f"{path} is a file; give the folder of a bundle or a checkpoint")
-    if path.is_dir() and not (path / "bundle.json").exists():
-        if (path / "model.safetensors").exists() or (path / "config.json").exists():
-            return _describe_checkpoint(path)
+    is_bundle = not path.exists() or (path / "bundle.json").exists()
+    if not is_bundle and not (path.is_dir() and _looks_native(path)):
+        return _describe_foreign(path, feature_preset)
+    if feature_preset is not None:
+        raise CheckpointError(f"{path} says its front end itself; leave --feature-preset out")
+    return _describe_bundle(path_or_name) if is_bundle else _describe_checkpoint(path)
+
+
+def _looks_native(path: Path) -> bool:
+    """Whether a folder has our own two files; Hugging Face's have the same names."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if isinstance(config, dict) and ("format_version" in config or "architectures" in config):
+        return "format_version" in config
+    return (path / "model.safetensors").exists()
+
+
+def _describe_foreign(path: Path, feature_preset: str | None) -> dict[str, Any]:
+    from edge_asr.errors import require
+
+    require("torch", extra="export")
+    from edge_asr.checkpoints import LoadOptions, find_loader, load_any
+
+    loader = find_loader(path)
+    if loader is None:
+        what = "a file" if path.is_file() else "a folder"
         raise BundleError(
-            f"{path} is no bundle (no bundle.json) and no checkpoint (no config.json, no model.safetensors)"
+            f"{path} is no bundle (no bundle.json) and no known checkpoint; it is {what} that no loader takes"
         )
-    return _describe_bundle(path_or_name)
+    checkpoint = load_any(path, LoadOptions(feature_preset=feature_preset))
+    config, vocabulary = checkpoint.model_config, checkpoint.vocabulary
+    sizes = {name: tensor.numel() for name, tensor in checkpoint.state_dict.items()}
+    frames = config.output_frames
+    return {
+        "kind": "checkpoint",
+        "format": loader.name,
+        "path": str(path),
+        "size_bytes": path.stat().st_size if path.is_file() else _folder_bytes(path),
+        "n_parameters": sum(n for name, n in sizes.items() if not _is_buffer(name)),
+        "n_tensors": len(sizes),
+        "model": config.to_dict(),
+        "output_frames": {"factor": frames.factor, "first": frames.first},
+        "features": checkpoint.features.to_dict(),
+        "vocabulary_kind": vocabulary.kind,
+        "vocabulary_size": len(vocabulary),
+        "blank_id": vocabulary.blank_id,
+        "tokens": _token_sample(vocabulary.tokens),
+        "tokenizer": checkpoint.tokenizer_model is not None,
+        "provenance": checkpoint.provenance,
+        "export": f"edge-asr export {path} -o BUNDLE",
+    }
+
+
+def _is_buffer(name: str) -> bool:
+    return name.rpartition(".")[2] in _BUFFERS or name.startswith("cmvn.")
 
 
 def _describe_bundle(path_or_name: str | Path) -> dict[str, Any]:
@@ -90,13 +149,12 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     tensors = read_safetensors_header(weights_file)
     sizes = {name: math.prod(entry["shape"]) for name, entry in tensors.items()}
-    buffers = {name for name in sizes if name.rpartition(".")[2] in _BUFFERS or name.startswith("cmvn.")}
     return {
         "kind": "checkpoint",
         "path": str(path),
         "size_bytes": _folder_bytes(path),
         "format_version": config.get("format_version"),
-        "n_parameters": sum(n for name, n in sizes.items() if name not in buffers),
+        "n_parameters": sum(n for name, n in sizes.items() if not _is_buffer(name)),
         "n_tensors": len(sizes),
         "weights": dict(Counter(entry["dtype"] for entry in tensors.values())),
         "model": model.to_dict(),
@@ -206,5 +264,9 @@ def _text(key: str, value: Any) -> str:
     if key == "n_parameters":
         return f"{value:,}"
     if isinstance(value, Mapping):
+        if key == "provenance" and "notes" in value:
+            notes = "\n".join(f"- {note}" for note in value["notes"])
+            value = {name: item for name, item in value.items() if name != "notes"}
+            return f"{_text('', value)}\n{notes}".rstrip()
         return "\n".join(f"{name}: {json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
     return str(value)

@@ -49,7 +49,7 @@ def _column_positions(behind: Tensor, left: int, right: int) -> tuple[Tensor, Te
     """NeMo's row of the position table for key `behind` frames before the query, and whether there is one.
 
     NeMo holds scores in 2w + 1 columns, w = max(left, right), column c for the distance w - c, and adds the
-    table's rows 0 ... left - 1 to the first columns and the others to the last: right where left = right, else
+    table's rows 0 ... left - 1 to the first columns, the others to the last: right where left = right, else
     the shorter side gets the positions of other distances, and the columns between get none.
     """
     width = max(left, right)

@@ -119,3 +119,22 @@ def test_neither_one_nor_the_other(run, tmp_path) -> None:
     result = run("inspect", tmp_path / "nothing")
     assert result.exit_code == 1
     assert "no bundle at" in result.stderr
+
+
+def test_another_projects_checkpoint(run, shared_dir) -> None:
+    file = shared_dir / "golden" / "nemo-fastconformer-streaming" / "model.nemo"
+    found = json.loads(run("inspect", file, "--json").stdout)
+    assert (found["kind"], found["format"], found["blank_id"]) == ("checkpoint", "nemo", 128)
+    assert found["model"]["attention_context"] == [28, 6]
+    assert found["output_frames"] == {"factor": 8, "first": -6}
+    assert found["size_bytes"] == file.stat().st_size
+    text = run("inspect", file).stdout
+    for expected in ("chunked_limited", "NeMo 3.0.0", "edge-asr export"):
+        assert expected in text
+    asked = json.loads(run("inspect", file, "--json", "--feature-preset", "nemo-2.4").stdout)
+    assert asked["features"]["framing"] == "center_reflect"
+
+
+def test_a_hugging_face_folder_is_not_taken_for_ours(run, shared_dir) -> None:
+    found = json.loads(run("inspect", shared_dir / "golden" / "hf-parakeet", "--json").stdout)
+    assert (found["format"], found["vocabulary_size"]) == ("parakeet", 129)

@@ -77,3 +77,54 @@ def test_configuration_needs_no_torch() -> None:
         "ConformerConfig.from_preset('tiny', vocab_size=30)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"subsampling": "conv2d", "subsampling_factor": 2}, "conv2d must be 4, 6 or 8, got 2"),
+        ({"subsampling": "conv2d", "subsampling_factor": 4, "subsampling_causal": True}, "not with conv2d"),
+        ({"subsampling": "none", "subsampling_factor": 1}, "n_mels equal to d_model"),
+        ({"subsampling": "waveform", "subsampling_factor": 10, "n_mels": 1}, "0 waveform_layers"),
+        ({"waveform_layers": [[4, 10, 5]]}, '1 waveform_layers; "waveform" needs them'),
+        ({"subsampling": "waveform", "waveform_layers": [[4, 10, 5], [4, 3, 2]]}, "subsampling_factor 10"),
+        ({"waveform_layers": [[4, 10]]}, r"\[channels, kernel, stride\]"),
+        ({"attention_context": [3, -2]}, "attention_context must be"),
+        ({"attention_context": [3, 1], "attention": "linear"}, "leave attention_context out"),
+        ({"attention_context_style": "chunked_limited"}, "right >= 0, got None"),
+        ({"attention": "rel_pos_local", "attention_context": [-1, 3]}, "of 0 or more"),
+        ({"global_tokens": 2}, "go with attention rel_pos_local"),
+        ({"norm_eps": 0.0}, "norm_eps must be a number above 0"),
+        ({"ff_size": 0}, "ff_size must be a whole number of at least 1"),
+        ({"activation": "tanh"}, "activation must be one of silu, gelu, relu"),
+        ({"output_norm": 1}, "output_norm must be true or false"),
+    ],
+)
+def test_settings_that_do_not_go_together(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ConformerConfig.from_dict({"vocab_size": 30, **setting})
+
+
+@pytest.mark.parametrize(
+    ("setting", "factor", "first"),
+    [
+        ({}, 8, 1),
+        ({"subsampling_causal": True, "subsampling_factor": 4}, 4, -2),
+        ({"subsampling": "conv2d", "subsampling_factor": 6}, 6, 11),
+        ({"subsampling": "none", "subsampling_factor": 1, "n_mels": 144}, 1, 1),
+        (
+            {
+                "subsampling": "waveform",
+                "subsampling_factor": 10,
+                "n_mels": 1,
+                "waveform_layers": [[4, 10, 5], [4, 3, 2]],
+            },
+            10,
+            20,
+        ),
+    ],
+)
+def test_output_frames_and_round_trip(setting: dict[str, Any], factor: int, first: int) -> None:
+    config = ConformerConfig.from_dict({"vocab_size": 30, "attention_context": [4, 2], **setting})
+    assert (config.output_frames.factor, config.first_output_frames) == (factor, first)
+    assert ConformerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
