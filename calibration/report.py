@@ -178,6 +178,7 @@ def write_plot(result: Int8Result, float32_bytes: int, path: Path) -> None:
         axes.plot([value(chosen)], [chosen.loss.divergence], "o", color="tab:red", ms=9, label="shipped")
         axes.set_xlabel(label)
         axes.set_yscale("log")
+        axes.margins(x=0.2)  # room for the names
         axes.grid(alpha=0.3)
     left.set_ylabel("divergence from float32, nats / frame")
     left.legend(fontsize=8)
