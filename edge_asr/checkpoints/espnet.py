@@ -1,24 +1,259 @@
-"""Not written yet: an ESPnet2 folder with config.yaml and a .pth file."""
+"""ESPnet2 folders: config.yaml and a .pth file, bare or as ESPnet packs them (meta.yaml, exp/, data/).
 
+Does: the CTC branch of `ESPnetASRModel` with a Conformer encoder; the attention decoder or transducer
+beside it is left out and said.
+Does not: need espnet, unpack .zip files, or average snapshots.
+
+Sources: espnet2/tasks/asr.py, espnet2/asr/espnet_model.py, espnet2/asr/encoder/conformer_encoder.py,
+espnet2/main_funcs/pack_funcs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_config
+from edge_asr.checkpoints.espnet_blocks import BlockForm, move_encoder
+from edge_asr.checkpoints.espnet_features import (
+    MAX_STATISTICS_BYTES,
+    check_stored_filters,
+    features_from_settings,
+    move_cmvn,
+)
+from edge_asr.checkpoints.espnet_folder import EspnetFolder, is_espnet, open_folder
 from edge_asr.checkpoints.native import Checkpoint
 from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
+from edge_asr.checkpoints.safe_archive import read_file
+from edge_asr.checkpoints.safe_torch import load_tensors
+from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_yaml
+from edge_asr.checkpoints.vocabularies import move_blank_last, vocabulary_from_tokens
+from edge_asr.errors import CheckpointError
+from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary, VocabularyKind
 
+#: `input_layer` -> subsampling factor.
+_INPUT_LAYERS = {"conv2d": 4, "conv2d6": 6, "conv2d8": 8}
+#: espnet/nets/pytorch_backend/nets_utils.py, get_activation.
+_ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
+_LAYER_NORM_EPS = 1e-12  # espnet/nets/pytorch_backend/transformer/layer_norm.py
+_BLANK, _SPACE = "<blank>", "<space>"
 
-def detect(path: Path) -> bool:
-    """Never, yet."""
-    return False
+# Training, data and bookkeeping (espnet2/tasks/abs_task.py, asr.py): nothing of it changes an output.
+_TRAINING = (
+    "config", "print_config", "log_level", "drop_last_iter", "dry_run", "iterator_type",
+    "valid_iterator_type", "output_dir", "ngpu", "seed", "num_workers", "num_att_plot", "dist_backend",
+    "dist_init_method", "dist_world_size", "dist_rank", "local_rank", "dist_master_addr", "dist_master_port",
+    "dist_launcher", "multiprocessing_distributed", "unused_parameters", "sharded_ddp", "use_deepspeed",
+    "deepspeed_config", "gradient_as_bucket_view", "ddp_comm_hook", "cudnn_enabled", "cudnn_benchmark",
+    "cudnn_deterministic", "use_tf32", "collect_stats", "write_collected_feats", "max_epoch", "patience",
+    "val_scheduler_criterion", "early_stopping_criterion", "best_model_criterion", "keep_nbest_models",
+    "nbest_averaging_interval", "grad_clip", "grad_clip_type", "grad_noise", "accum_grad", "no_forward_run",
+    "resume", "train_dtype", "use_amp", "log_interval", "use_matplotlib", "use_tensorboard",
+    "create_graph_in_tensorboard", "use_wandb", "wandb_project", "wandb_id", "wandb_entity", "wandb_name",
+    "wandb_model_log_interval", "detect_anomaly", "adapter", "save_strategy", "adapter_conf",
+    "pretrain_path", "pretrain_key", "init_param", "ignore_init_mismatch", "freeze_param",
+    "num_iters_per_epoch",
+    "batch_size", "valid_batch_size", "batch_bins", "valid_batch_bins", "category_sample_size",
+    "upsampling_factor", "category_upsampling_factor", "dataset_upsampling_factor", "dataset_scaling_factor",
+    "max_batch_size", "min_batch_size", "train_shape_file", "valid_shape_file", "batch_type",
+    "valid_batch_type", "fold_length", "sort_in_batch", "shuffle_within_batch", "sort_batch",
+    "multiple_iterator", "chunk_length", "chunk_shift_ratio", "num_cache_chunks",
+    "chunk_excluded_key_prefixes", "chunk_default_fs", "chunk_max_abs_length", "chunk_discard_short_samples",
+    "train_data_path_and_name_and_type", "valid_data_path_and_name_and_type", "multi_task_dataset",
+    "allow_variable_data_keys", "max_cache_size", "max_cache_fd", "allow_multi_rates", "valid_max_cache_size",
+    "exclude_weight_decay", "exclude_weight_decay_conf", "optim", "optim_conf", "scheduler", "scheduler_conf",
+    "init", "ctc_conf", "rnnt_conf", "joint_net_conf", "use_preprocessor", "use_lang_prompt",
+    "use_nlp_prompt", "non_linguistic_symbols", "cleaner", "g2p", "rir_scp", "rir_apply_prob", "noise_scp",
+    "noise_apply_prob", "noise_db_range", "short_noise_thres", "aux_ctc_tasks", "specaug", "specaug_conf",
+    "decoder_conf", "preprocessor", "preprocessor_conf", "preencoder_conf", "postencoder_conf", "required",
+    "version", "distributed", "data_aug_effects", "data_aug_num", "data_aug_prob",
+)  # fmt: skip
+_MODEL_TRAINING = (
+    "ignore_id", "lsm_weight", "length_normalized_loss", "report_cer", "report_wer", "sym_space", "sym_sos",
+    "sym_eos", "extract_feats_in_collect_stats", "lang_token_id", "interctc_weight", "aux_ctc",
+    "autocast_frontend", "rnnt_weight", "transducer_multi_blank_sigma",
+)  # fmt: skip
 
 
 def load(path: Path, options: LoadOptions) -> Checkpoint:
-    """Not yet."""
-    raise NotImplementedError
+    """Load a folder, or the .pth file of one.
+
+    Raises:
+        CheckpointError: a file that is missing or damaged, or a setting that edge-asr does not have.
+    """
+    options.refuse_feature_preset("an ESPnet model")
+    folder = open_folder(path)
+    where = f"{folder.root.name}: {folder.config.name}"
+    values = load_yaml(folder.config, where)
+    settings = Settings(values, where)
+    notes = list(folder.notes)
+    vocabulary = _vocabulary(settings, folder, notes)
+    _expect_ctc_model(settings)
+    normalize = settings.take("normalize", "utterance_mvn")
+    if normalize not in (None, "utterance_mvn", "global_mvn"):
+        raise settings.refusal("normalize", normalize, "utterance_mvn, global_mvn or null")
+    normalize_conf = settings.section("normalize_conf", {})
+    features = features_from_settings(settings.section("frontend_conf", {}), normalize, normalize_conf)
+    decoder = settings.take("decoder", None)
+    fields, macaron = _encoder_fields(settings.section("encoder_conf", {}))
+    bpe_model = settings.take("bpemodel", None)
+    settings.ignore(*_TRAINING)
+    settings.finish()
+    config = build_config(
+        where,
+        vocab_size=len(vocabulary),
+        n_mels=features.n_mels,
+        cmvn=normalize == "global_mvn",
+        **fields,
+    )
+    weights = TensorMap(load_tensors(folder.weights), str(folder.weights))
+    move_encoder(weights, config, BlockForm(macaron=macaron))
+    weights.linear("ctc.ctc_lo", "head.projection")
+    for kind in ("weight", "bias"):
+        name = f"head.projection.{kind}"
+        weights.ours[name] = move_blank_last(weights.ours[name], 0)
+    if config.cmvn:
+        move_cmvn(weights, normalize_conf, features.n_mels, _statistics_reader(folder), notes)
+    check_stored_filters(weights, features, str(folder.weights))
+    if weights.ignore(r"(decoder|joint_network|criterion_att|criterion_transducer)\..*"):
+        notes.append(f"The decoder ({decoder}) was left out; the CTC branch is exported.")
+    if config.attention == "rel_pos_legacy":
+        notes.append(
+            "rel_pos_type is legacy (ESPnet's default when the settings do not name it): positions as ESPnet "
+            "computes them, which depend on the clip's length."
+        )
+    return build_checkpoint(
+        path=path,
+        config=config,
+        tensors=weights.finish(),
+        features=features,
+        vocabulary=vocabulary,
+        provenance={
+            "format": "espnet",
+            "file": folder.weights.name,
+            "espnet_version": values.get("version"),
+            "normalize": normalize,
+            "source_blank_id": 0,
+            "notes": notes,
+        },
+        tokenizer_model=_tokenizer_model(folder, bpe_model),
+    )
+
+
+def _expect_ctc_model(settings: Settings) -> None:
+    settings.expect("model", ("espnet",), "espnet")
+    settings.expect("frontend", ("default",), "default")
+    settings.expect("encoder", ("conformer",))
+    settings.expect("use_adapter", (False,), False)
+    settings.expect("input_size", (None,), None)
+    # The data loader's own scaling of a clip to its peak, where it is set.
+    settings.expect("speech_volume_normalize", (None,), None)
+    for key in ("preencoder", "postencoder"):
+        settings.expect(key, (None,), None)
+    model = settings.section("model_conf", {})
+    if model.number("ctc_weight", 0.5) <= 0:
+        raise model.refusal("ctc_weight", 0, "models trained with CTC (a weight above 0)")
+    model.expect("sym_blank", (_BLANK,), _BLANK)
+    model.expect("transducer_multi_blank_durations", ([],), [])
+    model.ignore(*_MODEL_TRAINING)
+    model.finish()
+
+
+def _encoder_fields(encoder: Settings) -> tuple[dict[str, Any], bool]:
+    """Fields of `ConformerConfig`, and whether the blocks are macaron style."""
+    d_model = encoder.integer("output_size", 256)
+    input_layer = encoder.expect("input_layer", tuple(_INPUT_LAYERS), "conv2d")
+    kind = encoder.expect("rel_pos_type", ("legacy", "latest"), "legacy")
+    # "rel_pos" is whichever rel_pos_type says; the explicit names are the legacy ones.
+    names = {
+        "pos_enc_layer_type": ("rel_pos", "legacy_rel_pos"),
+        "selfattention_layer_type": ("rel_selfattn", "legacy_rel_selfattn"),
+    }
+    for key, (plain, legacy) in names.items():
+        encoder.expect(key, (plain, legacy) if kind == "legacy" else (plain,), plain)
+    activation = _ACTIVATIONS[encoder.expect("activation_type", tuple(_ACTIVATIONS), "swish")]
+    fixed: dict[str, tuple[Any, ...]] = {
+        "normalize_before": (True,),
+        "concat_after": (False,),
+        "positionwise_layer_type": ("linear",),
+        "use_cnn_module": (True,),
+        "zero_triu": (False,),
+        "interctc_use_conditioning": (False,),
+        "ctc_trim": (False,),
+        "qk_norm": (False,),
+    }
+    for key, allowed in fixed.items():
+        encoder.expect(key, allowed, allowed[0])
+    fields: dict[str, Any] = {
+        "d_model": d_model,
+        "n_heads": encoder.integer("attention_heads", 4),
+        "n_layers": encoder.integer("num_blocks", 6),
+        "ff_size": encoder.integer("linear_units", 2048),
+        "activation": activation,
+        "norm_eps": _LAYER_NORM_EPS,
+        "conv_kernel_size": encoder.integer("cnn_module_kernel", 31),
+        "subsampling": "conv2d",
+        "subsampling_factor": _INPUT_LAYERS[input_layer],
+        "subsampling_channels": d_model,
+        "xscaling": True,
+        "attention": "rel_pos" if kind == "latest" else "rel_pos_legacy",
+        "position_table": encoder.integer("max_pos_emb_len", 5000),
+        "output_norm": True,
+    }
+    macaron = encoder.flag("macaron_style", False)
+    encoder.ignore(
+        "dropout_rate", "positional_dropout_rate", "attention_dropout_rate", "padding_idx",
+        "positionwise_conv_kernel_size", "interctc_layer_idx", "stochastic_depth_rate", "layer_drop_rate",
+        "use_flash_attn", "use_sdpa",
+    )  # fmt: skip
+    encoder.finish()
+    return fields, macaron
+
+
+def _vocabulary(settings: Settings, folder: EspnetFolder, notes: list[str]) -> Vocabulary:
+    tokens = settings.take("token_list")
+    if isinstance(tokens, str):
+        text = read_file(folder.find(tokens), limit=MAX_BYTES, what="the token list").decode(
+            "utf-8", "replace"
+        )
+        tokens = text.splitlines()
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise CheckpointError(f"{settings.where}.token_list must list tokens (texts); quote them in YAML.")
+    if not tokens or tokens[0] != _BLANK:
+        raise settings.refusal(
+            "token_list[0]", tokens[0] if tokens else None, f"{_BLANK} (CTC's blank) there"
+        )
+    kind = settings.expect("token_type", ("bpe", "char", "word", "phn"), "bpe")
+    if kind in ("word", "phn"):
+        tokens = [tokens[0], *(WORD_BOUNDARY + token for token in tokens[1:])]
+        notes.append(f"Tokens are {'words' if kind == 'word' else 'phonemes'}; text has spaces between them.")
+    elif kind == "char":
+        tokens = [WORD_BOUNDARY if token == _SPACE else token for token in tokens]
+    return vocabulary_from_tokens(
+        tokens, 0, "sentencepiece" if kind != "char" else character_kind(tokens), settings.where
+    )
+
+
+def character_kind(tokens: Sequence[str]) -> VocabularyKind:
+    """ "char" where every token is one character or a special in angle brackets; otherwise pieces."""
+    single = all(len(token) == 1 or (token[:1] == "<" and token[-1:] == ">") for token in tokens)
+    return "char" if single and len(set(tokens)) == len(tokens) else "sentencepiece"
+
+
+def _statistics_reader(folder: EspnetFolder) -> Any:
+    return lambda name: read_file(folder.find(name), limit=MAX_STATISTICS_BYTES, what="the statistics file")
+
+
+def _tokenizer_model(folder: EspnetFolder, name: Any) -> bytes | None:
+    """The SentencePiece model, when the folder has it; texts are put together without it."""
+    path = folder.look_up(name) if isinstance(name, str) else None
+    return None if path is None else read_file(path, limit=MAX_BYTES, what="the SentencePiece model")
 
 
 LOADER = CheckpointLoader(
     name="espnet",
-    what="an ESPnet2 folder with config.yaml and a .pth file",
-    detect=detect,
+    what="an ESPnet2 folder with config.yaml and a .pth file, or packed with meta.yaml",
+    detect=is_espnet,
     load=load,
 )

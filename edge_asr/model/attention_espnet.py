@@ -1,24 +1,107 @@
-"""ESPnet's legacy relative attention: a one-sided table and the old shift.
+"""ESPnet's legacy relative attention: a table of T rows where 2T - 1 are needed, and the old shift.
 
-Not written yet: it belongs to the ESPnet (P) helper.
+Does: reproduce it for each row of a padded batch as for the clip alone, which takes the row's own length.
+Does not: mean anything as a distance. For a clip of n frames, with P = max(5000, n) rows in ESPnet's table
+(config.position_table), row m of the cut is position P - 1 - m, and the shift makes of
+M[i, m] = (q_i + v) . W_pos r(P - 1 - m):
+    score(i, j) for j <= i:     M[i, n - 1 - i + j]
+    score(i, i + 1):            0
+    score(i, j) for j > i + 1:  M[i + 1, j - i - 2], the next frame's query
+
+Sources: ESPnet, espnet/nets/pytorch_backend/transformer/attention.py (LegacyRelPositionMultiHeadedAttention)
+and embedding.py (PositionalEncoding with reverse=True, whose table is built once, for 5000 rows).
 """
 
-from torch import nn
+import math
+from typing import cast
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edge_asr.model.attention import RelPosAttention
 from edge_asr.model.config import ConformerConfig
 
 
 class LegacyPositions(nn.Module):
-    """See the head of this file."""
+    """Sinusoid encodings of positions P - 1, P - 2, ..., P - T, P = max(rows, T); sine, cosine interleaved."""
+
+    inverse_frequency: Tensor
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
-        raise NotImplementedError("LegacyPositions")
+        self.n_rows = config.position_table
+        frequency = torch.exp(
+            torch.arange(0, config.d_model, 2, dtype=torch.float32) * -(math.log(10000.0) / config.d_model)
+        )
+        self.register_buffer("inverse_frequency", frequency, persistent=False)
+
+    def forward(self, n_frames: int) -> Tensor:
+        """float32 (n_frames, d_model)."""
+        frame = torch.arange(n_frames, device=self.inverse_frequency.device)
+        position = (frame[-1:] + 1).clamp(min=self.n_rows) - 1 - frame  # a maximum of integers, in the graph
+        angle = position.to(torch.float32)[:, None] * self.inverse_frequency.float()[None, :]  # (T, D/2)
+        return torch.stack((torch.sin(angle), torch.cos(angle)), dim=-1).flatten(1)
 
 
-class LegacyRelPosAttention(nn.Module):
-    """See the head of this file."""
+def legacy_shift(scores: Tensor) -> Tensor:
+    """ESPnet's old shift: a column of zeros in front, read again in rows of T from the second on.
+
+    Args:
+        scores: (B, H, T, T).
+
+    Returns:
+        (B, H, T, T).
+    """
+    batch, n_heads, n_frames, _ = scores.shape
+    flat = F.pad(scores, (1, 0)).reshape(batch, n_heads, n_frames * (n_frames + 1))
+    return flat[:, :, n_frames:].reshape(batch, n_heads, n_frames, n_frames)
+
+
+class LegacyRelPosAttention(RelPosAttention):
+    """Multi-head attention with the legacy scores; the weights of `RelPosAttention`.
+
+    The shift reads columns m <= T - 2 - r of row r for the frame before (j > i + 1) and the others for its
+    own (j <= i). A shorter row of a batch has its own table behind each half: positions P - 1 - m as they are
+    for the first, moved to the tensor's end for the second.
+    """
 
     def __init__(self, config: ConformerConfig) -> None:
-        super().__init__()
-        raise NotImplementedError("LegacyRelPosAttention")
+        super().__init__(config)
+        self.n_rows = config.position_table
+
+    def forward(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        """See `RelPosAttention.forward`; positions are (T, D), from `LegacyPositions`."""
+        batch, n_frames, _ = x.shape
+        query, key, value = self.qkv(x).reshape(batch, n_frames, 3, self.n_heads, self.d_head).unbind(2)
+        scale = self.d_head**-0.5
+        query_u = ((query + self.pos_bias_u) * scale).transpose(1, 2)  # (B, H, T, d)
+        query_v = ((query + self.pos_bias_v) * scale).transpose(1, 2)
+        position = self.position(positions).reshape(n_frames, self.n_heads, self.d_head)
+        before, own = self._columns(valid)
+        by_position = torch.where(
+            _reads_own(n_frames, x.device),
+            torch.matmul(query_v, position[own].permute(0, 2, 3, 1)),
+            torch.matmul(query_v, position[before].permute(0, 2, 3, 1)),
+        )
+        by_content = torch.matmul(query_u, key.permute(0, 2, 3, 1))  # (B, H, T, T)
+        weights = torch.softmax(by_content + legacy_shift(by_position) + bias, dim=-1)
+        context = torch.matmul(self.dropout(weights), value.transpose(1, 2))  # (B, H, T, d)
+        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_frames, -1)))
+
+    def _columns(self, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the table for each column, int64 (B, T): where read for the frame before, and for its own."""
+        frame = torch.arange(valid.shape[1], device=valid.device)
+        last = frame[-1:]
+        n_own = valid.sum(1, keepdim=True)  # (B, 1)
+        # The tensor's table begins at P(T) - 1, the row's at P(n) - 1.
+        start = (last + 1).clamp(min=self.n_rows) - n_own.clamp(min=self.n_rows)
+        before = torch.minimum(frame[None, :] + start, last)
+        own = (frame[None, :] + start - (last + 1 - n_own)).clamp(min=0)
+        return before, torch.minimum(own, last)
+
+
+def _reads_own(n_frames: int, device: torch.device) -> Tensor:
+    """bool (T, T): whether the shift reads column m of row r for the frame itself: m >= T - 1 - r."""
+    frame = torch.arange(n_frames, device=device)
+    return frame[:, None] + frame[None, :] >= n_frames - 1

@@ -1,16 +1,50 @@
-"""ESPnet's and WeNet's unpadded convolutional subsampling.
+"""The unpadded subsampling of ESPnet and WeNet: full 3x3 (or 5x5) convolutions with strides, by 4, 6 or 8.
 
-Not written yet: it belongs to the ESPnet and WeNet (P) helper.
+Does: append the zero frames that bring the output to ceil(n / factor) frames for any n, however short.
+Does not: mask between the convolutions. Nothing is padded, so a valid output frame reads valid frames only,
+and what the appended zeros give lies behind the last valid one.
+
+Sources: ESPnet, espnet/nets/pytorch_backend/transformer/subsampling.py (Conv2dSubsampling, 6, 8); WeNet,
+wenet/models/transformer/subsampling.py (Conv2dSubsampling4, 6, 8).
 """
 
-from torch import nn
+from typing import cast
 
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edge_asr.errors import ConfigError
 from edge_asr.model.config import ConformerConfig
+from edge_asr.model.config_checks import CONV2D_STAGES
 
 
 class UnpaddedSubsampling(nn.Module):
-    """See the head of this file."""
+    """(B, T, n_mels) -> (B, ceil(T / factor), d_model).
+
+    Raises:
+        ConfigError: too few mel bands for the unpadded convolutions.
+    """
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
-        raise NotImplementedError("UnpaddedSubsampling")
+        channels, n_bands = config.subsampling_channels, config.n_mels
+        stages = []
+        for number, (kernel, stride) in enumerate(CONV2D_STAGES[config.subsampling_factor]):
+            stages.append(nn.Sequential(nn.Conv2d(channels if number else 1, channels, kernel, stride)))
+            n_bands = (n_bands - kernel) // stride + 1
+        if n_bands < 1:
+            raise ConfigError(
+                f"conv2d subsampling by {config.subsampling_factor} leaves nothing of {config.n_mels} mel "
+                "bands; use more bands."
+            )
+        self.stages = nn.ModuleList(stages)
+        self.out = nn.Linear(channels * n_bands, config.d_model)
+        self.n_appended = config.first_output_frames - 1
+
+    def forward(self, features: Tensor, lens: Tensor) -> Tensor:
+        """See `ConvSubsampling.forward`; `lens` is not needed."""
+        x = F.pad(features[:, None], (0, 0, 0, self.n_appended))  # (B, 1, T + first - 1, F)
+        for stage in self.stages:
+            x = F.relu(stage(x))
+        x = x.transpose(1, 2).flatten(2)  # (B, T', C * F'), channel-major as the originals
+        return cast(Tensor, self.out(x))
