@@ -48,6 +48,8 @@ def test_help_lists_every_command_with_its_line(run) -> None:
     assert list(front_door.COMMANDS) == [
         "train",
         "export",
+        "quantize",
+        "build",
         "transcribe",
         "listen",
         "evaluate",

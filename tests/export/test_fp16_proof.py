@@ -21,6 +21,7 @@ from edge_asr.export.fp16_proof import MIN_AGREEMENT, PEAK_LIMIT, Fp16Proof, pro
 from edge_asr.export.half_rounding import unoptimized_session
 from edge_asr.export.proof import Outputs, run_cases
 from edge_asr.export.proof_cases import ProofCase, build_cases
+from edge_asr.export.weights import load_float32
 from edge_asr.runtime.features import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 
@@ -107,7 +108,7 @@ def test_report_says_which_run_it_was_and_lists_the_peaks(proof: Fp16Proof) -> N
 
 def test_embedded_model_is_proven_at_the_bar() -> None:
     bundle = Bundle.load("tiny-en")
-    float32 = with_float32_weights(onnx.load(bundle.path / "model.onnx"))
+    float32 = load_float32(bundle.artifact_path("fp32"))
     clips = load_clips(find_clips(), bundle.info.features.sample_rate)
     plan = CasePlan(random_lengths=2, max_random_s=12.0, max_batch=3)
     factor = bundle.info.subsampling_factor
@@ -117,19 +118,6 @@ def test_embedded_model_is_proven_at_the_bar() -> None:
     assert found.passed, found.failure_message()
     assert found.min_agreement == MIN_AGREEMENT == 0.995
     assert all(r.same_text for r in found.rounded.results if r.family == "real")
-
-
-def with_float32_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without the casts behind weights that are stored as float16."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    stored = {i.name: i for i in copy.graph.initializer}
-    for node in [n for n in copy.graph.node if n.op_type == "Cast" and n.input[0] in stored]:
-        weight = stored[node.input[0]]
-        values = numpy_helper.to_array(weight).astype(np.float32)
-        weight.CopyFrom(numpy_helper.from_array(values, node.output[0]))
-        copy.graph.node.remove(node)
-    return copy
 
 
 def test_value_near_the_end_of_half_range_fails(
