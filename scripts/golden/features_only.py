@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,32 @@ from golden.compare import Result
 from golden.fixtures import Fixture
 
 _KEY = re.compile(r"v(\d+)\.(\d+)\.\d+_(norm|raw)_clip(\d+)")
+
+
+#: Arguments of FilterbankFeatures (nemo/collections/asr/parts/preprocessing/features.py) by our fields.
+_FIELDS = {
+    "nfilt": "n_mels",
+    "sample_rate": "sample_rate",
+    "n_window_size": "win_length",
+    "n_window_stride": "hop_length",
+    "n_fft": "n_fft",
+    "window": "window",
+    "preemph": "preemphasis",
+    "lowfreq": "f_min",
+    "highfreq": "f_max",
+    "mag_power": "power",
+    "mel_norm": "mel_norm",
+    "log_zero_guard_type": "log_guard",
+    "log_zero_guard_value": "log_guard_value",
+    "normalize": "normalize",
+}
+
+
+def _changes(params: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(params) - {*_FIELDS, "pad_to", "dither"})
+    if unknown:
+        raise ValueError(f"the parameters {unknown} of the front end are unknown")
+    return {_FIELDS[name]: value for name, value in params.items() if name in _FIELDS}
 
 
 def compare_features_only(fixture: Fixture) -> Result:
@@ -23,8 +50,10 @@ def compare_features_only(fixture: Fixture) -> Result:
         if match is None:
             continue
         preset = "nemo" if (int(match[1]), int(match[2])) >= (2, 5) else "nemo-2.4"
-        normalize = "per_feature" if match[3] == "norm" else "none"
-        config = FeatureConfig.from_preset(preset, n_mels=expected.shape[1], normalize=normalize)
+        changes = _changes(fixture.info.get("params", {}))
+        if match[3] == "raw":
+            changes["normalize"] = "none"
+        config = FeatureConfig.from_preset(preset, **changes)
         given = FeatureExtractor(config)(waveforms[int(match[4])])
         errors = np.abs(given - expected[: int(golden[f"{key}_len"].ravel()[0])])
         worst, mean = max(worst, float(errors.max())), max(mean, float(errors.mean(dtype=np.float64)))

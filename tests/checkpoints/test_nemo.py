@@ -271,6 +271,23 @@ def test_the_older_front_end(shared_dir: Path, version: str) -> None:
         assert errors.mean() <= 1e-5
 
 
+def test_log_probs_on_the_older_front_end(shared_dir: Path) -> None:
+    """NeMo 1.23 and 2.4 with the weights of a newer file: its front end is asked for."""
+    import soundfile
+
+    folder = golden_folder(shared_dir, "nemo-fastconformer-bpe")
+    golden = arrays_of(golden_folder(shared_dir, "nemo-features-old"))
+    checkpoint = load_any(folder / "model.nemo", LoadOptions(feature_preset="nemo-2.4"))
+    model, extractor = checkpoint.build_model(), FeatureExtractor(checkpoint.features)
+    for index in range(3):
+        waveform, _ = soundfile.read(folder / f"audio_{index}.flac", dtype="float32")
+        features = torch.from_numpy(extractor(waveform))[None]
+        with torch.no_grad():
+            log_probs = model(features, torch.tensor([features.shape[1]]))[0][0].numpy()
+        for version in ("1.23.0", "2.4.0"):
+            assert np.abs(log_probs - golden[f"v{version}_logp_clip{index}"]).max() <= 1e-3
+
+
 @pytest.mark.parametrize(
     ("version", "asked", "preset"),
     [
