@@ -37,7 +37,7 @@ class EspnetFolder:
     notes: tuple[str, ...] = ()
 
     def look_up(self, name: str) -> Path | None:
-        """The file that the settings call `name`, by its path or else by its base name; None if there is none.
+        """The file that the settings call `name`, by its path or else its base name; None if there is none.
 
         Raises:
             CheckpointError: a link that leaves the folder, or several of that base name.

@@ -1,24 +1,239 @@
-"""Not written yet: a WeNet folder with train.yaml and final.pt."""
+"""WeNet folders (train.yaml, final.pt, units.txt, global_cmvn): the CTC branch of Conformer and U2++.
 
-from pathlib import Path
+Does: full-context, static- and dynamic-chunk encoders; a dynamic-chunk model may be run with any chunk size
+(`ConformerCTC.forward(chunk_frames=...)`), full context is the default as in WeNet's recognize.py.
+Does not: attention decoders, rescoring, transducers, or other encoders than the Conformer.
 
+Sources: wenet/utils/{init_model,init_tokenizer,mask,class_utils}.py, wenet/models/transformer/encoder.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_config
+from edge_asr.checkpoints.espnet_blocks import BlockForm, move_encoder
 from edge_asr.checkpoints.native import Checkpoint
 from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
+from edge_asr.checkpoints.safe_archive import inside, read_file
+from edge_asr.checkpoints.safe_torch import load_tensors
+from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_yaml
+from edge_asr.checkpoints.vocabularies import move_blank_last
+from edge_asr.checkpoints.wenet_features import features_from_settings, move_cmvn
+from edge_asr.checkpoints.wenet_units import UNITS_NAMES, vocabulary_from_units
+from edge_asr.errors import CheckpointError
+from edge_asr.vocabulary import Vocabulary
+
+CONFIG_NAME = "train.yaml"
+_WEIGHTS = ("final.pt", "avg.pt")
+#: `input_layer` -> subsampling factor.
+_INPUT_LAYERS = {"conv2d": 4, "conv2d6": 6, "conv2d8": 8}
+_ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}  # wenet/utils/class_utils.py
+
+# Training and bookkeeping (wenet/bin/train.py, utils/train_utils.py): nothing of it changes an output.
+_TRAINING = (
+    "accum_grad", "dataset", "dtype", "grad_clip", "log_interval", "save_interval", "max_epoch", "optim",
+    "optim_conf", "scheduler", "scheduler_conf", "model_conf", "model_dir", "train_engine", "use_amp",
+    "save_states", "init_infos", "init_step", "vocab_size", "collate_conf", "raw_wav", "decoder_conf",
+    "predictor", "predictor_conf", "joint", "joint_conf", "data_type", "symbol_table", "epoch", "step", "tag",
+    "save_time", "ignore_id", "lang", "seed", "lfmmi_dir", "is_distributed", "pre_trained",
+)  # fmt: skip
 
 
 def detect(path: Path) -> bool:
-    """Never, yet."""
-    return False
+    """Whether it is a folder of train.yaml and .pt weights, or a .pt file in one; never raises."""
+    try:
+        if path.is_file():
+            return path.suffix == ".pt" and (path.parent / CONFIG_NAME).is_file()
+        return (path / CONFIG_NAME).is_file() and next(path.glob("*.pt"), None) is not None
+    except OSError:
+        return False
 
 
 def load(path: Path, options: LoadOptions) -> Checkpoint:
-    """Not yet."""
-    raise NotImplementedError
+    """Load a folder, or a .pt file of one.
+
+    Raises:
+        CheckpointError: a file that is missing or damaged, or a setting that edge-asr does not have.
+    """
+    options.refuse_feature_preset("a WeNet model")
+    folder, file = (path.parent, path) if path.is_file() else (path, _weights_file(path))
+    where = f"{folder.name}/{CONFIG_NAME}"
+    values = load_yaml(folder / CONFIG_NAME, where)
+    settings = Settings(values, where)
+    notes: list[str] = []
+    settings.expect("encoder", ("conformer",), "conformer")
+    settings.expect("model", ("asr_model", "transducer", "k2_model"), "asr_model")
+    settings.expect("ctc", ("ctc",), "ctc")
+    features = features_from_settings(settings.section("dataset_conf", {}))
+    blank_id = settings.section("ctc_conf", {}).integer("ctc_blank_id", 0)
+    vocabulary, tokenizer_model = _vocabulary(settings, folder, blank_id, where)
+    n_outputs = settings.integer("output_dim", len(vocabulary))
+    n_mels = settings.integer("input_dim", features.n_mels)
+    if (n_outputs, n_mels) != (len(vocabulary), features.n_mels):
+        raise CheckpointError(
+            f"{where}: input_dim {n_mels} and output_dim {n_outputs}, but {features.n_mels} mel bands and "
+            f"{len(vocabulary)} units; use the files of one model."
+        )
+    cmvn_file, is_json = _cmvn_settings(settings)
+    fields, form, dynamic = _encoder_fields(settings.section("encoder_conf", {}))
+    decoder = settings.take("decoder", None)
+    settings.ignore(*_TRAINING)
+    settings.finish()
+    config = build_config(
+        where, vocab_size=len(vocabulary), n_mels=n_mels, cmvn=cmvn_file is not None, **fields
+    )
+    weights = TensorMap(load_tensors(file), str(file))
+    if cmvn_file is not None:
+        found = _look_up(folder, cmvn_file, ("global_cmvn",))
+        move_cmvn(weights, n_mels, found, is_json, where, notes)
+    move_encoder(weights, config, form)
+    weights.linear("ctc.ctc_lo", "head.projection")
+    for kind in ("weight", "bias"):
+        name = f"head.projection.{kind}"
+        weights.ours[name] = move_blank_last(weights.ours[name], blank_id)
+    if weights.ignore(r"(decoder|predictor|joint|criterion_att|lfmmi)\..*"):
+        notes.append(f"The decoder ({decoder}) was left out; the CTC branch is exported.")
+    if dynamic:
+        notes.append(
+            "Trained with dynamic chunks: it runs with full context unless a chunk size is given"
+            + (
+                "."
+                if config.conv_padding == "before_pointwise"
+                else "; its convolutions look ahead, so it cannot stream."
+            )
+        )
+    return build_checkpoint(
+        path=path,
+        config=config,
+        tensors=weights.finish(),
+        features=features,
+        vocabulary=vocabulary,
+        provenance={
+            "format": "wenet",
+            "file": file.name,
+            "model": values.get("model", "asr_model"),
+            "dynamic_chunk": dynamic,
+            "source_blank_id": blank_id,
+            "notes": notes,
+        },
+        tokenizer_model=tokenizer_model,
+    )
+
+
+def _weights_file(folder: Path) -> Path:
+    found = sorted(file.name for file in folder.glob("*.pt"))
+    chosen = found[0] if len(found) == 1 else next((name for name in _WEIGHTS if name in found), None)
+    if chosen is None:
+        raise CheckpointError(f"{folder} holds {', '.join(found)}; name one of these files, not the folder.")
+    return inside(folder, chosen)
+
+
+def _cmvn_settings(settings: Settings) -> tuple[str | None, bool]:
+    """Name of the statistics file (None: no CMVN), and whether it is JSON; older settings do not nest them."""
+    settings.expect("cmvn", (None, "global_cmvn"), None)
+    conf = settings.section("cmvn_conf", {})
+    older = settings.take("cmvn_file", None), settings.flag("is_json_cmvn", False)
+    name, is_json = conf.take("cmvn_file", older[0]), conf.flag("is_json_cmvn", older[1])
+    conf.finish()
+    if name is not None and not isinstance(name, str):
+        raise conf.refusal("cmvn_file", name, "the name of a file")
+    return name, is_json
+
+
+def _encoder_fields(encoder: Settings) -> tuple[dict[str, Any], BlockForm, bool]:
+    """Fields of `ConformerConfig`, what else the blocks are, and whether chunks were dynamic in training."""
+    d_model, n_heads = encoder.integer("output_size", 256), encoder.integer("attention_heads", 4)
+    input_layer = encoder.expect("input_layer", tuple(_INPUT_LAYERS), "conv2d")
+    activation = _ACTIVATIONS[encoder.expect("activation_type", tuple(_ACTIVATIONS), "swish")]
+    fixed: dict[str, tuple[Any, ...]] = {
+        "pos_enc_layer_type": ("rel_pos",),
+        "selfattention_layer_type": ("rel_selfattn",),
+        "normalize_before": (True,),
+        "concat_after": (False,),
+        "use_cnn_module": (True,),
+        "layer_norm_type": ("layer_norm",),
+        "mlp_type": ("position_wise_feed_forward",),
+        "n_kv_head": (None,),
+        "head_dim": (None, d_model // n_heads if n_heads else 0),
+        "conv_inner_factor": (2,),
+    }
+    for key, allowed in fixed.items():
+        encoder.expect(key, allowed, allowed[0])
+    norm_eps, conv_norm_eps = encoder.number("norm_eps", 1e-5), encoder.number("conv_norm_eps", 1e-5)
+    conv_norm = encoder.expect("cnn_module_norm", ("batch_norm", "layer_norm"), "batch_norm")
+    if conv_norm == "layer_norm" and conv_norm_eps != norm_eps:
+        raise encoder.refusal("conv_norm_eps", conv_norm_eps, f"norm_eps ({norm_eps}) with layer_norm")
+    kernel, causal = encoder.integer("cnn_module_kernel", 15), encoder.flag("causal", False)
+    dynamic, static = encoder.flag("use_dynamic_chunk", False), encoder.integer("static_chunk_size", 0)
+    # Static chunks with all chunks before them, unless the chunks are dynamic (add_optional_chunk_mask).
+    chunked = static > 0 and not dynamic
+    fields: dict[str, Any] = {
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "n_layers": encoder.integer("num_blocks", 6),
+        "ff_size": encoder.integer("linear_units", 2048),
+        "activation": activation,
+        "norm_eps": norm_eps,
+        "conv_kernel_size": kernel,
+        "conv_context": "causal" if causal else "symmetric",
+        "conv_norm": conv_norm,
+        "conv_padding": "before_pointwise" if causal else "after_glu",
+        "subsampling": "conv2d",
+        "subsampling_factor": _INPUT_LAYERS[input_layer],
+        "subsampling_channels": d_model,
+        "xscaling": True,
+        "attention": "absolute_pos",
+        "attention_context": (-1, static - 1) if chunked else None,
+        "attention_context_style": "chunked_limited" if chunked else "regular",
+        "output_norm": encoder.flag("final_norm", True),
+    }
+    form = BlockForm(
+        macaron=encoder.flag("macaron_style", True),
+        query_bias=encoder.flag("query_bias", True),
+        key_bias=encoder.flag("key_bias", True),
+        value_bias=encoder.flag("value_bias", True),
+        ff_bias=encoder.flag("mlp_bias", True),
+        conv_bias=encoder.flag("conv_bias", True),
+        batch_norm_eps=conv_norm_eps,
+    )
+    encoder.ignore(
+        "dropout_rate", "positional_dropout_rate", "attention_dropout_rate", "use_dynamic_left_chunk",
+        "positionwise_conv_kernel_size", "gradient_checkpointing", "use_sdpa", "n_expert",
+        "n_expert_activated",
+    )  # fmt: skip
+    encoder.finish()
+    return fields, form, dynamic
+
+
+def _vocabulary(
+    settings: Settings, folder: Path, blank_id: int, where: str
+) -> tuple[Vocabulary, bytes | None]:
+    kind = settings.expect("tokenizer", ("char", "bpe", None), None)
+    conf = settings.section("tokenizer_conf", {})
+    table, bpe_path = conf.take("symbol_table_path", None), conf.take("bpe_path", None)
+    conf.ignore(
+        "special_tokens", "non_lang_syms_path", "split_with_space", "connect_symbol", "is_multilingual",
+        "num_languages",
+    )  # fmt: skip
+    conf.finish()
+    path = _look_up(folder, table if isinstance(table, str) else None, UNITS_NAMES)
+    if path is None:
+        raise CheckpointError(f"{folder} lacks {UNITS_NAMES[0]}, the units of the model; copy it along.")
+    vocabulary = vocabulary_from_units(path, blank_id, kind)
+    model = _look_up(folder, bpe_path, ("bpe.model",)) if isinstance(bpe_path, str) else None
+    content = None if model is None else read_file(model, limit=MAX_BYTES, what="the SentencePiece model")
+    return vocabulary, content
+
+
+def _look_up(folder: Path, name: str | None, usual: tuple[str, ...]) -> Path | None:
+    """A file by its base name, for the settings name it where the training ran, or by a usual name."""
+    names = (*(() if name is None else (PurePosixPath(name).name,)), *usual)
+    paths = (inside(folder, candidate) for candidate in names if candidate)
+    return next((path for path in paths if path.is_file()), None)
 
 
 LOADER = CheckpointLoader(
-    name="wenet",
-    what="a WeNet folder with train.yaml and final.pt",
-    detect=detect,
-    load=load,
+    name="wenet", what="a WeNet folder with train.yaml and final.pt", detect=detect, load=load
 )

@@ -24,7 +24,7 @@ from edge_asr.model.config import ConformerConfig
 
 
 class LegacyPositions(nn.Module):
-    """Sinusoid encodings of positions P - 1, P - 2, ..., P - T, P = max(rows, T); sine, cosine interleaved."""
+    """Sinusoid encodings of positions P - 1, P - 2, ..., P - T with P = max(rows, T); interleaved."""
 
     inverse_frequency: Tensor
 
@@ -90,7 +90,7 @@ class LegacyRelPosAttention(RelPosAttention):
         return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_frames, -1)))
 
     def _columns(self, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the table for each column, int64 (B, T): where read for the frame before, and for its own."""
+        """Rows of the table for each column, int64 (B, T): read for the frame before, and for its own."""
         frame = torch.arange(valid.shape[1], device=valid.device)
         last = frame[-1:]
         n_own = valid.sum(1, keepdim=True)  # (B, 1)
