@@ -73,6 +73,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "preemphasis": 0.0,
         "mel_scale": "htk",
         "mel_norm": "none",
+        "float32_tables": True,
         "log_guard_value": 1e-6,
         "double_precision": True,
     },
@@ -112,6 +113,8 @@ class FeatureConfig:
             removal).
         power: 2.0 for mel bands of the power spectrum, 1.0 of the magnitude.
         mel_scale, mel_norm, f_min, f_max: see `mel.build_mel_filters`; Hz.
+        float32_tables: window and filters have torchaudio's roundings (`float32_tables.py`); not with
+            mel_scale "kaldi" or the window "povey".
         log_guard, log_guard_value: log(x + value) for "add", log(max(x, value)) for "clamp".
         normalize: "none", or a normalization over the clip, which then cannot stream: see
             `features.normalize_features`.
@@ -139,6 +142,7 @@ class FeatureConfig:
     power: float = 2.0
     mel_scale: str = "slaney"
     mel_norm: str = "slaney"
+    float32_tables: bool = False
     f_min: float = 0.0
     f_max: float = 8000.0
     log_guard: str = "add"
@@ -166,7 +170,7 @@ class FeatureConfig:
             )
         if (self.normalize == "waveform") and self.kind != "waveform":
             raise ConfigError("features.normalize is 'waveform', which goes with kind 'waveform' only")
-        for name in ("remove_dc", "double_precision"):
+        for name in ("remove_dc", "float32_tables", "double_precision"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"features.{name} is {getattr(self, name)!r}; give true or false")
         for name, allowed in _CHOICES.items():
@@ -174,6 +178,14 @@ class FeatureConfig:
                 raise ConfigError(
                     f"features.{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}"
                 )
+        if self.float32_tables and (
+            self.mel_scale == "kaldi" or self.window == "povey" or self.n_fft % 2 or self.sample_rate % 2
+        ):
+            raise ConfigError(
+                "features.float32_tables needs mel_scale slaney or htk, a window other than povey, and an "
+                f"even n_fft and sample_rate, got {self.mel_scale}, {self.window}, {self.n_fft}, "
+                f"{self.sample_rate}"
+            )
         if not self.hop_length <= self.win_length <= self.n_fft:
             raise ConfigError(
                 f"features need hop_length <= win_length <= n_fft, got {self.hop_length}, "

@@ -24,6 +24,7 @@ import scipy.fft
 
 from edge_asr.errors import AudioError, ConfigError
 from edge_asr.runtime.feature_presets import FeatureConfig
+from edge_asr.runtime.float32_tables import build_float32_mel_filters, build_float32_window
 from edge_asr.runtime.mel import build_mel_filters
 
 __all__ = ["FeatureConfig", "FeatureExtractor", "FeatureStream"]
@@ -83,7 +84,8 @@ class FeatureExtractor:
         self.config = config
         # One row a frame and zeros up to n_fft: the product is then one contiguous run.
         self._window = np.zeros((BLOCK_FRAMES, config.n_fft), _compute_dtype(config))
-        self._window[:, : config.win_length] = build_window(config.window, config.win_length)
+        build = build_float32_window if config.float32_tables else build_window
+        self._window[:, : config.win_length] = build(config.window, config.win_length)
         self._bands = _build_bands(config) if config.kind == "log_mel" else []
         self._scratch = _Scratch(config)
 
@@ -335,7 +337,8 @@ def normalize_per_feature(features: F32Array) -> None:
 
 def _build_bands(config: FeatureConfig) -> list[tuple[slice, slice, F32Array]]:
     """Groups of filters: (mel columns, columns of the squared spectrum, weights)."""
-    filters = build_mel_filters(
+    build = build_float32_mel_filters if config.float32_tables else build_mel_filters
+    filters = build(
         sample_rate=config.sample_rate,
         n_fft=config.n_fft,
         n_mels=config.n_mels,

@@ -103,7 +103,8 @@ class ConformerConfig:
         position_table: "rel_pos_legacy": rows of ESPnet's table (its max_pos_emb_len).
         rotary_base: "rotary": base of the frequencies.
         output_norm: a LayerNorm after the last block (ESPnet and WeNet `after_norm`, wav2vec 2.0).
-        output_norm_eps: its epsilon; None is `norm_eps`.
+        output_norm_eps: its epsilon, and that of the norm behind the convolutions over samples (wav2vec 2.0's
+            layer_norm_eps); None is `norm_eps`.
         block_order: order of attention and convolution between the two half-step feed-forward modules.
         head: "linear" projection, or one unidirectional "lstm" layer before it.
         intermediate_ctc_layers: 1-based layers whose output also gets a CTC loss; never the last one.

@@ -82,6 +82,11 @@ def check_attention(config: ConformerConfig) -> None:
         ConfigError: it names the field.
     """
     context = config.attention_context
+    if config.attention == "rotary" and config.d_model // config.n_heads % 2:
+        raise ConfigError(
+            "attention rotary turns pairs of channels, so each head needs an even width, got d_model "
+            f"{config.d_model} with {config.n_heads} heads."
+        )
     if config.attention == "linear" and context is not None:
         raise ConfigError('attention "linear" sees the whole clip; leave attention_context out.')
     if config.attention_context_style == "chunked_limited" and (context is None or context[1] < 0):
