@@ -97,6 +97,8 @@ def quantize_model(
     quantizer.model.topological_sort()  # it appends nodes; ONNX wants an order, though onnxruntime does not
     quantized.ir_version = min(quantized.ir_version, MAX_IR_VERSION)
     _drop_unused_domains(quantized)
+    del quantized.metadata_props[:]  # it notes itself there
+    quantized.metadata_props.extend(model.metadata_props)
     return quantized
 
 

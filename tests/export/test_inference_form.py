@@ -32,7 +32,7 @@ from edge_asr.model.convolution import Convolution
 from edge_asr.model.subsampling import ConvSubsampling
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-from small_models import N_MELS, build_model  # noqa: E402
+from small_models import N_MELS, build_model
 
 #: float32 rounding of two blocks; an error in a formula is a hundred times this in every variant here.
 TOLERANCE = 2e-5
