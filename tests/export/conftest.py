@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from edge_asr.export.fold import fold_batch_norm
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import simplify_graph
 from edge_asr.model import ConformerConfig, ConformerCTC
+from edge_asr.runtime.engines import DeviceIdentity
 from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
 from edge_asr.vocabulary import Vocabulary
 
@@ -141,3 +143,19 @@ def export_arguments(checkpoint_path: Path, clip_path: Path) -> Callable[..., di
 def quick_export(exported: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the pipeline reuse the graph of this session instead of running torch's exporter again."""
     monkeypatch.setattr(pipeline, "export_onnx", lambda *args, **kwargs: exported)
+
+
+@pytest.fixture
+def no_gpu() -> DeviceIdentity:
+    """A machine without a GPU."""
+    return DeviceIdentity(
+        gpu_name=None, compute_capability=None, driver=None, jetpack=None, os="linux", arch="x86_64"
+    )
+
+
+@pytest.fixture
+def rtx(no_gpu: DeviceIdentity, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """TensorRT-RTX, with whatever GPU this machine has out of sight."""
+    module = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (extra: test, Linux x86-64)")
+    monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: no_gpu))
+    return module

@@ -1,7 +1,8 @@
 """The engine builder: real plans by TensorRT-RTX on the CPU, and all else with a fake TensorRT.
 
-RTX builder on CPU: execution not tested. The fake (fake_tensorrt_builder.py) shows what we ask of 8.6, 10
-and 11 and what happens around the build; engines are stand-ins there, run by onnxruntime.
+RTX builder on CPU: execution not tested; tiny-en and a larger model are in test_engine_rtx.py. The fake
+(fake_tensorrt_builder.py) shows what we ask of 8.6, 10 and 11 and what happens around the build; engines are
+stand-ins there, run by onnxruntime.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from edge_asr.bundle import Bundle, Precision, sha256_of
 from edge_asr.errors import (
@@ -36,29 +36,19 @@ from edge_asr.errors import (
 from edge_asr.export import engine_builder
 from edge_asr.export.engine_builder import build_engine, default_precisions
 from edge_asr.export.engine_parser import parse_network
-from edge_asr.export.engine_plan import make_plan
-from edge_asr.export.engine_profiles import build_profiles
 from edge_asr.export.engine_report import EngineReport
-from edge_asr.export.fold import fold_batch_norm
 from edge_asr.export.fp16 import convert_to_fp16
-from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.opset17 import convert_to_opset17
-from edge_asr.export.optimize import simplify_graph
 from edge_asr.export.proof_cases import CasePlan
-from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.runtime import tensorrt_backend
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.engines import DeviceIdentity, EngineSidecar, find_engine
-from edge_asr.runtime.features import FeatureConfig
 from edge_asr.runtime.tensorrt_api import create_logger
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_models import quantize
 from fake_tensorrt_builder import PLAN, VERSIONS, FakeBuilder, Style
 
-NO_GPU = DeviceIdentity(
-    gpu_name=None, compute_capability=None, driver=None, jetpack=None, os="linux", arch="x86_64"
-)
 ORIN = DeviceIdentity(
     gpu_name="Orin",
     compute_capability="8.7",
@@ -107,18 +97,10 @@ def files_in(bundle: Bundle) -> dict[str, bytes]:
 # --- TensorRT-RTX ---
 
 
-@pytest.fixture
-def rtx(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """TensorRT-RTX, with whatever GPU this machine has out of sight."""
-    module = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (extra: test, Linux x86-64)")
-    monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: NO_GPU))
-    return module
-
-
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_rtx_builder_on_cpu_execution_not_tested_plan_and_sidecar(
-    precision: Precision, rtx: ModuleType, bundle: Bundle
+    precision: Precision, rtx: ModuleType, no_gpu: DeviceIdentity, bundle: Bundle
 ) -> None:
     seen: list[tuple[str, int, int]] = []
     report = build_engine(
@@ -149,7 +131,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_plan_and_sidecar(
     assert sidecar.proof is None
     assert engine_builder.NOT_RUN in report.notes
     found = find_engine(
-        bundle, precision, flavor="tensorrt-rtx", tensorrt_version=sidecar.tensorrt_version, device=NO_GPU
+        bundle, precision, flavor="tensorrt-rtx", tensorrt_version=sidecar.tensorrt_version, device=no_gpu
     )
     assert found == (report.plan, sidecar)
     assert [step for step in seen if step[0] == f"build {precision} engine"][-1][1:] == (1000, 1000)
@@ -198,56 +180,6 @@ def test_rtx_builder_on_cpu_execution_not_tested_ctrl_c_ends_the_build(
     with pytest.raises(KeyboardInterrupt):
         build_engine(bundle, "fp32", flavor="tensorrt-rtx", profile_seconds=(0.1, 0.5), progress=interrupt)
     assert not (bundle.path / "engines").exists()
-
-
-@pytest.mark.tensorrt
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_rtx_builder_on_cpu_execution_not_tested_tiny_en(
-    precision: Precision, rtx: ModuleType, tmp_path: Path
-) -> None:
-    bundle = Bundle.load(
-        shutil.copytree(Bundle.load("tiny-en").path, tmp_path / "b", ignore=shutil.ignore_patterns("engines"))
-    )
-    if precision not in {artifact.precision for artifact in bundle.info.artifacts}:
-        pytest.skip(f"the embedded tiny-en has no {precision} model")
-    report = build_engine(bundle, precision, flavor="tensorrt-rtx")
-    assert [p.max_frames for p in report.sidecar.profiles] == [200, 800, 3000]
-    assert report.sidecar.plan_size_bytes > bundle.artifact(precision).size_bytes
-
-
-@pytest.fixture(scope="session")
-def small_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
-    """The `small` preset (13 M parameters) with random weights, by precision."""
-    torch.manual_seed(0)
-    model = ConformerCTC(ConformerConfig.from_preset("small", vocab_size=129)).eval()
-    fp32 = simplify_graph(export_onnx(fold_batch_norm(model), 80), 80)
-    return {
-        "fp32": fp32,
-        "fp16": convert_to_fp16(fp32),
-        "int8": quantize(fp32, tmp_path_factory.mktemp("small"), "good"),
-    }
-
-
-@pytest.mark.tensorrt
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_rtx_builder_on_cpu_execution_not_tested_small_preset(
-    precision: Precision, rtx: ModuleType, small_models: dict[str, onnx.ModelProto]
-) -> None:
-    """Dynamic batch and time; one profile, for the time it takes."""
-    plan = make_plan(
-        rtx,
-        create_logger(rtx),
-        small_models[precision].SerializeToString(),
-        "small.onnx",
-        precision=precision,
-        profiles=build_profiles(FeatureConfig.from_preset("nemo"), (0.1, 8)),
-        n_mels=80,
-    )
-    # The weights are in it, in the size of their precision: 13 million of 4, 2 and about 1 byte.
-    assert len(plan.data) > {"fp32": 50e6, "fp16": 25e6, "int8": 12e6}[precision]
-    assert all(-1 in tensor.shape for tensor in plan.tensors)
 
 
 # --- fake TensorRT ---
@@ -452,10 +384,13 @@ def test_fake_tensorrt_says_what_failed_and_what_may_help(
 
 
 def test_fake_tensorrt_without_a_gpu_does_not_build(
-    install: Callable[[Style], FakeBuilder], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    install: Callable[[Style], FakeBuilder],
+    bundle: Bundle,
+    no_gpu: DeviceIdentity,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     install("10")
-    monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: NO_GPU))
+    monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: no_gpu))
     with pytest.raises(EngineError, match="no GPU was found"):
         build_engine(bundle, "fp32", **OPTIONS)
 
