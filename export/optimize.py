@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from edge_asr.errors import GateError, require
 from edge_asr.export.onnx_export import INPUT_NAMES, MAX_IR_VERSION, OUTPUT_NAME
+from edge_asr.export.weightless import join_weights, split_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -43,15 +44,17 @@ def simplify_graph(model: onnx.ModelProto, n_mels: int) -> onnx.ModelProto:
     onnxsim = require("onnxsim", extra="export")
     generator = np.random.default_rng(0)
     inputs = [_random_inputs(generator, batch, n_frames, n_mels) for batch, n_frames in CHECK_SHAPES]
+    bare, weights = split_weights(model)
+    arrays = {name: weight.array() for name, weight in weights.items()}
     simplified: onnx.ModelProto
     # onnxsim prints what it checks on stdout, which belongs to the command's result.
     with contextlib.redirect_stdout(io.StringIO()):
-        simplified, equal = onnxsim.simplify(model, check_n=0, skipped_optimizers=list(_SKIPPED_PASSES))
+        simplified, equal = onnxsim.simplify(bare, check_n=0, skipped_optimizers=list(_SKIPPED_PASSES))
         differing = [
             shape
             for shape, data in zip(CHECK_SHAPES, inputs, strict=True)
             if not onnxsim.model_checking.compare(
-                simplified, model, 1, input_data=data, verbose=False, rtol=_RTOL, atol=_ATOL
+                simplified, bare, 1, input_data={**data, **arrays}, verbose=False, rtol=_RTOL, atol=_ATOL
             )
         ]
     if not equal or differing:
@@ -60,6 +63,8 @@ def simplify_graph(model: onnx.ModelProto, n_mels: int) -> onnx.ModelProto:
             "report it with the versions of onnxsim and torch"
         )
     simplified.ir_version = min(simplified.ir_version, MAX_IR_VERSION)
+    del arrays
+    join_weights(simplified, weights)
     return simplified
 
 
@@ -67,17 +72,20 @@ def check_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     """Check a graph in full and infer its shapes.
 
     Returns:
-        The graph with the inferred shapes of its intermediate values.
+        The graph with the inferred shapes of its intermediate values, its large weights as further inputs.
 
     Raises:
         GateError: the checker or strict shape inference objects, an input or output has another
             name or rank, batch or time is not dynamic, or weights lie outside the file.
     """
     onnx_module = require("onnx", extra="export")
+    if any(i.data_location == onnx_module.TensorProto.EXTERNAL for i in model.graph.initializer):
+        raise GateError("the graph keeps weights in another file; it must be one file")
+    bare, _ = split_weights(model)
     try:
-        onnx_module.checker.check_model(model, full_check=True)
+        onnx_module.checker.check_model(bare, full_check=True)
         inferred: onnx.ModelProto = onnx_module.shape_inference.infer_shapes(
-            model, check_type=True, strict_mode=True, data_prop=True
+            bare, check_type=True, strict_mode=True, data_prop=True
         )
     except (onnx_module.checker.ValidationError, onnx_module.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -104,8 +112,6 @@ def check_graph(model: onnx.ModelProto) -> onnx.ModelProto:
             f"the graph has {len(model.graph.input)} inputs and {len(model.graph.output)} outputs; "
             f"it must have {len(INPUT_NAMES)} and 1"
         )
-    if any(i.data_location == onnx_module.TensorProto.EXTERNAL for i in model.graph.initializer):
-        raise GateError("the graph keeps weights in another file; it must be one file")
     return inferred
 
 

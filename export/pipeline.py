@@ -35,6 +35,7 @@ from edge_asr.export.proof import (
 from edge_asr.export.proof_cases import CasePlan, ProofCase, build_cases
 from edge_asr.export.report import ExportReport, collect_versions, summarize_step
 from edge_asr.export.sessions import open_graph
+from edge_asr.export.weightless import return_memory
 from edge_asr.export.weights import store_weights_as_float16
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from edge_asr.calibration.int8 import Int8Options, Int8Result
     from edge_asr.checkpoints import Checkpoint
     from edge_asr.export.fp16_proof import Fp16Proof
+    from edge_asr.runtime.features import FeatureConfig
+    from edge_asr.vocabulary import Vocabulary
 
 Weights = Literal["fp32", "fp16"]
 
@@ -102,7 +105,8 @@ def export_bundle(
         precisions: what to write beside "fp32", which is always there: "fp16", "int8".
         int8: how to quantize, for "int8"; None is all defaults, on the embedded, synthetic speech.
         weights: of the fp32 file: "fp32", or "fp16" to store them in half the space (cast to float32 when
-            loaded; proven against the float32 file by identical greedy text on the clips and a reported error).
+            loaded; proven against the float32 file by identical greedy text on the clips and a reported
+            error).
         opset: ONNX opset, 18 to 22.
         clips: real recordings for the proof: sound files, folders, manifests; the embedded samples when None.
         plan: how many other cases the proof tries.
@@ -142,6 +146,7 @@ def export_bundle(
         loaded = _load(checkpoint)
         config, features, vocabulary = loaded.model_config, loaded.features, loaded.vocabulary
         model = loaded.build_model()
+        n_parameters = sum(p.numel() for p in model.parameters())
         waveforms = load_clips(find_clips(clips), features.sample_rate)
     with run.stage("rewrite"):
         from edge_asr.export.inference_form import to_inference_form  # imports torch
@@ -149,14 +154,23 @@ def export_bundle(
         rewritten = to_inference_form(model)
     with run.stage("export"):
         exported = export_onnx(rewritten, features.n_mels, opset=opset)
+        exported_operators = count_operators(exported)
+    # Of a large model each copy is half a gigabyte: what has been compared goes.
+    del rewritten
+    cases = build_cases(waveforms, features, config.subsampling_factor, plan)
+    prover = _Prover(run, cases, features, vocabulary, config.subsampling_factor)
+    prover.run_reference(model)
+    del model
+    return_memory()
+    prover.prove_export(exported)
     with run.stage("simplify"):
         simplified = simplify_graph(exported, features.n_mels)
         set_metadata(simplified, onnx_metadata(name, features, vocabulary, config.subsampling_factor))
+        del exported
+        return_memory()
     with run.stage("check"):
         check_graph(simplified)
-    cases = build_cases(waveforms, features, config.subsampling_factor, plan)
-    prover = _Prover(run, cases, loaded, config.subsampling_factor)
-    prover.prove_export(model, exported, simplified)
+    prover.prove_simplified(simplified)
     shipped = simplified
     if weights == "fp16" and all(step.passed for step in run.steps):
         with run.stage("store weights as fp16"):
@@ -177,7 +191,7 @@ def export_bundle(
             if quantized is not None:
                 artifacts.append(write_int8(folder, quantized, simplified.ByteSize()))
             write_token_files(folder, vocabulary, features.n_mels, config.subsampling_factor)
-            info = _bundle_info(name, loaded, artifacts, run.steps, verified)
+            info = _bundle_info(name, loaded, n_parameters, artifacts, run.steps, verified)
             write_manifest(folder, info)
             run.timings_s["total"] = time.perf_counter() - started
             report = ExportReport(
@@ -190,7 +204,7 @@ def export_bundle(
                 opset=artifacts[0].opset,
                 ir_version=artifacts[0].ir_version,
                 sizes_bytes={p.name: p.stat().st_size for p in sorted(folder.iterdir())},
-                operators={"exported": count_operators(exported), "shipped": count_operators(shipped)},
+                operators={"exported": exported_operators, "shipped": count_operators(shipped)},
                 clips=tuple(waveforms),
                 steps=tuple(run.steps),
                 timings_s=dict(run.timings_s),
@@ -216,24 +230,37 @@ class _Prover:
     """Runs each model once over the cases and compares neighbours of the chain."""
 
     def __init__(
-        self, run: _Run, cases: list[ProofCase], checkpoint: Checkpoint, subsampling_factor: int
+        self,
+        run: _Run,
+        cases: list[ProofCase],
+        features: FeatureConfig,
+        vocabulary: Vocabulary,
+        subsampling_factor: int,
     ) -> None:
         self._run = run
         self._cases = cases
-        self._vocabulary = checkpoint.vocabulary
-        self._features = checkpoint.features
+        self._features = features
+        self._vocabulary = vocabulary
         self._subsampling_factor = subsampling_factor
+        self._reference: Outputs = []
+        self._exported: Outputs = []
         self._float32: Outputs = []
 
-    def prove_export(self, model: Any, exported: onnx.ModelProto, simplified: onnx.ModelProto) -> None:
-        """PyTorch against the graph before and after simplification, and these two against each other."""
-        reference = self._outputs("prove: PyTorch", TorchModel(model), rows_alone=True)
-        before = self._onnx_outputs("prove: ONNX as exported", exported)
+    def run_reference(self, model: Any) -> None:
+        """PyTorch, each row alone."""
+        self._reference = self._outputs("prove: PyTorch", TorchModel(model), rows_alone=True)
+
+    def prove_export(self, exported: onnx.ModelProto) -> None:
+        """PyTorch against the graph as the exporter wrote it."""
+        self._exported = self._onnx_outputs("prove: ONNX as exported", exported)
+        self._compare(self._reference, self._exported, "PyTorch", "ONNX as exported")
+
+    def prove_simplified(self, simplified: onnx.ModelProto) -> None:
+        """PyTorch, and the graph as exported, against the simplified one."""
         self._float32 = self._onnx_outputs("prove: ONNX simplified", simplified)
-        self._compare(reference, before, "PyTorch", "ONNX as exported")
         if self._run.steps[-1].passed:  # a graph that failed is no reference
-            self._compare(before, self._float32, "ONNX as exported", "ONNX simplified")
-        self._compare(reference, self._float32, "PyTorch", "ONNX simplified")
+            self._compare(self._exported, self._float32, "ONNX as exported", "ONNX simplified")
+        self._compare(self._reference, self._float32, "PyTorch", "ONNX simplified")
 
     def prove_weights(self, shipped: onnx.ModelProto) -> None:
         """The float32 graph against the one with float16 weights."""
@@ -320,17 +347,17 @@ class _Prover:
 def _bundle_info(
     name: str,
     checkpoint: Checkpoint,
+    n_parameters: int,
     artifacts: Sequence[Artifact],
     steps: Sequence[ProofStep],
     verified: bool,
 ) -> BundleInfo:
     vocabulary = checkpoint.vocabulary
-    parameters = checkpoint.build_model().parameters()
     return BundleInfo(
         name=name,
         family="conformer-ctc",
         preset=checkpoint.model_config.size,
-        n_parameters=sum(p.numel() for p in parameters),
+        n_parameters=n_parameters,
         features=checkpoint.features,
         subsampling_factor=checkpoint.model_config.subsampling_factor,
         vocabulary_kind=vocabulary.kind,

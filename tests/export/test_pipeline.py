@@ -92,7 +92,7 @@ def test_reports_on_disk_are_the_returned_one(report: ExportReport, folder: Path
     assert json.loads((folder / "report.json").read_text()) == json.loads(report.to_json())
     assert (folder / "report.md").read_text() == report.to_markdown()
     stages = list(report.timings_s)
-    assert stages[:4] == ["load", "rewrite", "export", "simplify"]
+    assert stages[:3] == ["load", "rewrite", "export"]
     assert report.timings_s["total"] >= sum(report.timings_s[s] for s in stages[:4])
 
 

@@ -1,0 +1,103 @@
+"""A graph without its large weights, for tools that copy whatever they are given.
+
+onnxsim, the checker and shape inference serialize a graph several times; for a model of a hundred million
+parameters that is gigabytes of weights nobody looks at. In the bare graph they are inputs of known shape.
+Nothing is computed with them but transpositions, which the exporter leaves for large ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnx
+
+_LARGE_ELEMENTS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight of the bare graph: an initializer of the whole one, transposed by `axes` unless None."""
+
+    initializer: onnx.TensorProto
+    axes: tuple[int, ...] | None = None
+
+    def array(self) -> npt.NDArray[np.generic]:
+        """Its values, in the order that the bare graph wants."""
+        from onnx import numpy_helper
+
+        values: npt.NDArray[np.generic] = numpy_helper.to_array(self.initializer)
+        return values if self.axes is None else np.ascontiguousarray(np.transpose(values, self.axes))
+
+
+def split_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Weight]]:
+    """The graph without its large weights, which become inputs behind its own, and these weights by name.
+
+    `model` is unchanged, and has to live as long as the weights are wanted. (Taking them out of it would free
+    nothing: protobuf keeps a message's memory together.)
+    """
+    import onnx
+
+    large = {i.name: i for i in model.graph.initializer if np.prod(i.dims) >= _LARGE_ELEMENTS}
+    transposed: dict[str, Weight] = {}
+    bare = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name == "graph":
+            continue
+        if field.is_repeated:
+            getattr(bare, field.name).extend(value)
+        else:
+            setattr(bare, field.name, value)
+    graph = bare.graph
+    graph.name = model.graph.name
+    for node in model.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in large:
+            rank = len(large[node.input[0]].dims)
+            axes = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), tuple(range(rank))[::-1])
+            transposed[node.output[0]] = Weight(large[node.input[0]], axes)
+        else:
+            graph.node.add().CopyFrom(node)
+    graph.initializer.extend(i for i in model.graph.initializer if i.name not in large)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(value for value in model.graph.value_info if value.name not in transposed)
+    read = {name for node in graph.node for name in node.input}
+    weights = {name: Weight(initializer) for name, initializer in large.items() if name in read} | transposed
+    graph.input.extend(model.graph.input)
+    for name, weight in weights.items():
+        dims = np.asarray(weight.initializer.dims)
+        shape = dims.tolist() if weight.axes is None else dims[list(weight.axes)].tolist()
+        graph.input.append(onnx.helper.make_tensor_value_info(name, weight.initializer.data_type, shape))
+    return bare, weights
+
+
+def join_weights(bare: onnx.ModelProto, weights: dict[str, Weight]) -> None:
+    """Make the weights initializers of a bare graph, in place; those that no node reads are dropped."""
+    import onnx
+
+    own = onnx.GraphProto()
+    own.input.extend(value for value in bare.graph.input if value.name not in weights)
+    del bare.graph.input[:]
+    bare.graph.input.extend(own.input)
+    read = {name for node in bare.graph.node for name in node.input}
+    for name, weight in weights.items():
+        if name not in read:
+            continue
+        initializer = bare.graph.initializer.add()
+        if weight.axes is None:
+            initializer.CopyFrom(weight.initializer)
+        else:
+            initializer.CopyFrom(onnx.numpy_helper.from_array(weight.array(), name))
+
+
+def return_memory() -> None:
+    """Give what was freed back to the system: glibc keeps it, and a stage later it is needed elsewhere."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,84 @@
+"""The bare graph computes what the whole one does, holds no large weight, and becomes whole again."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_asr.export.weightless import join_weights, split_weights
+
+F32Array = npt.NDArray[np.float32]
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, npt.NDArray[np.generic]]) -> F32Array:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, feeds)
+    return np.asarray(result, np.float32)
+
+
+@pytest.fixture
+def whole() -> onnx.ModelProto:
+    """x [T, 128] through a large matrix, a large one that is transposed, a shared transposition and a bias."""
+    generator = np.random.default_rng(0)
+    weights = {
+        "straight": generator.standard_normal((128, 256)),
+        "turned": generator.standard_normal((128, 256)),
+        "bias": generator.standard_normal(128),
+        "unread": generator.standard_normal((200, 200)),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["turned"], ["turned_t"]),
+        helper.make_node("Transpose", ["straight"], ["straight_t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "straight"], ["a"]),
+        helper.make_node("MatMul", ["a", "turned_t"], ["b"]),
+        helper.make_node("MatMul", ["a", "straight_t"], ["c"]),
+        helper.make_node("Sum", ["b", "c", "bias"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "whole",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["t", 128])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["t", 128])],
+        [numpy_helper.from_array(values.astype(np.float32), name) for name, values in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model.metadata_props.add(key="vocab_size", value="27")
+    return model
+
+
+def test_bare_graph_computes_the_same_from_fed_weights(whole: onnx.ModelProto) -> None:
+    before = whole.SerializeToString(deterministic=True)
+    bare, weights = split_weights(whole)
+    assert whole.SerializeToString(deterministic=True) == before
+    assert [i.name for i in bare.graph.initializer] == ["bias"]
+    assert sorted(weights) == ["straight", "straight_t", "turned_t"]
+    assert [node.op_type for node in bare.graph.node] == ["MatMul", "MatMul", "MatMul", "Sum"]
+    assert bare.ByteSize() < 2000
+    onnx.checker.check_model(bare, full_check=True)
+    x = np.random.default_rng(1).standard_normal((5, 128)).astype(np.float32)
+    fed = {name: weight.array() for name, weight in weights.items()}
+    np.testing.assert_array_equal(run(bare, {"x": x, **fed}), run(whole, {"x": x}))
+
+
+def test_joined_graph_is_whole_again(whole: onnx.ModelProto) -> None:
+    bare, weights = split_weights(whole)
+    join_weights(bare, weights)
+    assert [value.name for value in bare.graph.input] == ["x"]
+    assert sorted(i.name for i in bare.graph.initializer) == ["bias", "straight", "straight_t", "turned_t"]
+    assert [(p.key, p.value) for p in bare.metadata_props] == [("vocab_size", "27")]
+    assert (bare.ir_version, bare.opset_import[0].version) == (10, 18)
+    x = np.random.default_rng(1).standard_normal((5, 128)).astype(np.float32)
+    np.testing.assert_array_equal(run(bare, {"x": x}), run(whole, {"x": x}))
+
+
+def test_weights_that_simplification_dropped_stay_away(whole: onnx.ModelProto) -> None:
+    bare, weights = split_weights(whole)
+    del bare.graph.node[2]  # as if the product by straight_t had been removed
+    bare.graph.node[2].input.remove("c")
+    join_weights(bare, weights)
+    assert sorted(i.name for i in bare.graph.initializer) == ["bias", "straight", "turned_t"]
+    onnx.checker.check_model(bare, full_check=True)
