@@ -59,8 +59,9 @@ def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPS
     require("onnxscript", extra="export")
     import torch
 
-    features = torch.zeros(len(_EXAMPLE_FRAMES), n_mels, max(_EXAMPLE_FRAMES))
-    lengths = torch.tensor(_EXAMPLE_FRAMES, dtype=torch.int64)
+    frames = _example_frames(model)
+    features = torch.zeros(len(frames), n_mels, max(frames))
+    lengths = torch.tensor(frames, dtype=torch.int64)
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
@@ -80,6 +81,12 @@ def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPS
     _strip_debug_metadata(proto)
     proto.ir_version = min(proto.ir_version, MAX_IR_VERSION)
     return proto
+
+
+def _example_frames(model: torch.nn.Module) -> tuple[int, ...]:
+    """Lengths to trace with: several output frames each, for the exporter freezes an axis of one."""
+    factor = getattr(getattr(model, "config", None), "subsampling_factor", 1)
+    return tuple(n_frames * max(factor // 8, 1) for n_frames in _EXAMPLE_FRAMES)
 
 
 def _channels_first(model: torch.nn.Module) -> torch.nn.Module:

@@ -1,0 +1,102 @@
+"""Other projects' checkpoints, exported, in other runtimes: onnx-asr gives NeMo's tokens, sherpa-onnx runs.
+
+onnx-asr computes NeMo's features of 2.5 and later and always normalizes per feature, so its tokens must be
+the golden ones for offline NeMo models trained so. sherpa-onnx's log-mel is another, which random weights
+feel much more than trained ones: its token error rate is only bounded, and logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx_asr
+import pytest
+import sherpa_onnx
+import soundfile
+
+from edge_asr.bundle import Bundle
+from edge_asr.export import CasePlan, export_bundle
+from edge_asr.vocabulary import Vocabulary
+
+PLAN = CasePlan(random_lengths=1, max_random_s=4.0, max_batch=2)
+PER_FEATURE = (
+    "nemo-conformer-char",
+    "nemo-fastconformer-bpe",
+    pytest.param("nemo-conformer-bpe", marks=pytest.mark.slow),
+    pytest.param("nemo-fastconformer-local", marks=pytest.mark.slow),
+    pytest.param("nemo-fastconformer-local-asym", marks=pytest.mark.slow),
+    pytest.param("hf-parakeet", marks=pytest.mark.slow),
+)
+
+
+@pytest.fixture(scope="module")
+def exported(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Name of a golden fixture -> its bundle, exported once."""
+    known: dict[str, Path] = {}
+
+    def export(name: str) -> Path:
+        if name not in known:
+            folder = shared_dir / "golden" / name
+            model = folder / "model.nemo" if (folder / "model.nemo").exists() else folder
+            known[name] = tmp_path_factory.mktemp("golden") / name
+            export_bundle(model, known[name], clips=sorted(folder.glob("audio_*.flac")), plan=PLAN)
+        return known[name]
+
+    return export
+
+
+def golden_clips(shared_dir: Path, name: str) -> list[tuple[np.ndarray, list[int]]]:
+    """Waveforms and greedy ids of a fixture's clips."""
+    folder = shared_dir / "golden" / name
+    with np.load(folder / "golden.npz") as golden:
+        return [
+            (soundfile.read(path, dtype="float32")[0], golden[f"clip{i}_ids0"].ravel().tolist())
+            for i, path in enumerate(sorted(folder.glob("audio_*.flac")))
+        ]
+
+
+def ids_of(tokens: list[str], vocabulary: Vocabulary) -> list[int]:
+    """Ids of tokens that a runtime printed, a word boundary as a space."""
+    index = {token.replace("\u2581", " "): i for i, token in enumerate(vocabulary.tokens)}
+    return [index[token.replace("\u2581", " ")] for token in tokens]
+
+
+@pytest.mark.parametrize("name", PER_FEATURE)
+def test_onnx_asr_gives_the_golden_tokens(exported, shared_dir: Path, name: str) -> None:
+    bundle = Bundle.load(exported(name))
+    assert json.loads((bundle.path / "config.json").read_text())["features_size"] == 80
+    model = onnx_asr.load_model("nemo-conformer-ctc", bundle.path).with_timestamps()
+    for waveform, expected in golden_clips(shared_dir, name):
+        result = model.recognize(waveform, sample_rate=16_000)
+        assert ids_of(result.tokens, bundle.vocabulary) == expected
+
+
+@pytest.mark.parametrize("name", [*PER_FEATURE, "nemo-fastconformer-streaming"])
+def test_sherpa_onnx_runs_them(exported, shared_dir: Path, name: str) -> None:
+    bundle = Bundle.load(exported(name))
+    recognizer = sherpa_onnx.OfflineRecognizer.from_nemo_ctc(
+        model=str(bundle.artifact_path("fp32")), tokens=str(bundle.path / "tokens.txt"), num_threads=1
+    )
+    n_errors = n_tokens = 0
+    for waveform, expected in golden_clips(shared_dir, name):
+        stream = recognizer.create_stream()
+        stream.accept_waveform(16_000, waveform)
+        recognizer.decode_stream(stream)
+        given = ids_of(stream.result.tokens, bundle.vocabulary)
+        n_errors += edit_distance(given, expected)
+        n_tokens += len(expected)
+    logging.getLogger(__name__).info("%s: sherpa-onnx's token error rate %.3f", name, n_errors / n_tokens)
+    assert n_errors <= 0.8 * n_tokens
+
+
+def edit_distance(given: list[int], expected: list[int]) -> int:
+    """Insertions, deletions and substitutions (Levenshtein)."""
+    row = list(range(len(expected) + 1))
+    for i, token in enumerate(given, start=1):
+        previous, row[0] = row[0], i
+        for j, other in enumerate(expected, start=1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (token != other))
+    return row[-1]
