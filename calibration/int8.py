@@ -37,6 +37,7 @@ from edge_asr.calibration.sensitivity import Budget, Sensitivity, choose_groups
 from edge_asr.calibration.smoothing import find_smoothable_tensors, smooth_model
 from edge_asr.errors import AudioError, GateError, ManifestError
 from edge_asr.export.onnx_export import INPUT_NAMES
+from edge_asr.frames import OutputFrames
 from edge_asr.manifest import read_manifest
 from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
 from edge_asr.vocabulary import Vocabulary
@@ -141,6 +142,8 @@ def quantize_to_int8(
     vocabulary: Vocabulary,
     options: Int8Options,
     progress: StageProgress | None = None,
+    *,
+    output_frames: OutputFrames | None = None,
 ) -> Int8Result:
     """Quantize a float32 graph within a budget.
 
@@ -150,6 +153,7 @@ def quantize_to_int8(
         vocabulary: of the model.
         options: see `Int8Options`.
         progress: called as stages begin and advance.
+        output_frames: how many output frames a clip gives; None takes all that the graph gives.
 
     Raises:
         GateError: over the budget whatever is left in float32, or a value that is not finite.
@@ -173,7 +177,7 @@ def quantize_to_int8(
             smoothed, activation_tensors(smoothed, GROUPS), _feeds(ranged), progress=advance
         )
     with _stage(report, "int8: measure float32") as advance:
-        reference = Reference(model, measured, vocabulary)
+        reference = Reference(model, measured, vocabulary, output_frames)
 
     with _stage(report, "int8: choose a range method"):
         candidates = AUTO_METHODS if options.range_method == "auto" else (options.range_method,)
@@ -194,7 +198,7 @@ def quantize_to_int8(
     evaluation = {}
     if options.evaluation:
         with _stage(report, "int8: evaluate") as advance:
-            evaluation = _evaluate(model, final, options.evaluation, features, vocabulary)
+            evaluation = _evaluate(model, final, options.evaluation, features, vocabulary, output_frames)
     result = Int8Result(
         model=final,
         options=options,
@@ -268,6 +272,7 @@ def _evaluate(
     manifests: Sequence[Path],
     config: FeatureConfig,
     vocabulary: Vocabulary,
+    output_frames: OutputFrames | None,
 ) -> dict[str, Loss]:
     """Loss on every manifest and, when there are several, on all of them together."""
     extractor = FeatureExtractor(config)
@@ -282,9 +287,11 @@ def _evaluate(
         ]
         if not clips[path.stem]:
             raise ManifestError(f"{path} has no usable utterance to evaluate on")
-    losses = {name: Reference(model, some, vocabulary).measure(quantized) for name, some in clips.items()}
-    everything = [clip for some in clips.values() for clip in some]
-    return {**losses, "pooled": Reference(model, everything, vocabulary).measure(quantized)}
+    clips["pooled"] = [clip for some in clips.values() for clip in some]
+    return {
+        name: Reference(model, some, vocabulary, output_frames).measure(quantized)
+        for name, some in clips.items()
+    }
 
 
 @contextmanager

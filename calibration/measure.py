@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from edge_asr.errors import AudioError, GateError
 from edge_asr.export.sessions import open_graph
+from edge_asr.frames import OutputFrames
 from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.ctc import greedy_decode
 from edge_asr.vocabulary import Vocabulary
@@ -74,18 +75,26 @@ class Reference:
         model: float32 graph.
         clips: at least one.
         vocabulary: of the model.
+        output_frames: how many output frames a clip gives; None takes all that the graph gives.
 
     Raises:
         AudioError: no clip.
         GateError: the reference gives NaN or infinity.
     """
 
-    def __init__(self, model: onnx.ModelProto, clips: Iterable[MeasuredClip], vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        clips: Iterable[MeasuredClip],
+        vocabulary: Vocabulary,
+        output_frames: OutputFrames | None = None,
+    ) -> None:
         self.clips = tuple(clips)
         if not self.clips:
             raise AudioError("no clip to measure the loss of quantization on; give a manifest with speech")
         self._vocabulary = vocabulary
-        self.outputs = run_clips(model, self.clips)
+        self._output_frames = output_frames
+        self.outputs = run_clips(model, self.clips, output_frames)
         self._errors, self._n_words = self._count_errors(self.outputs)
 
     def measure(self, candidate: onnx.ModelProto) -> Loss:
@@ -94,7 +103,7 @@ class Reference:
         Raises:
             GateError: it gives NaN or infinity.
         """
-        outputs = run_clips(candidate, self.clips)
+        outputs = run_clips(candidate, self.clips, self._output_frames)
         pairs = list(zip(self.outputs, outputs, strict=True))
         divergence = np.concatenate([np.sum(np.exp(r) * (r - c), axis=1) for r, c in pairs])
         same = np.concatenate([r.argmax(axis=1) == c.argmax(axis=1) for r, c in pairs])
@@ -127,8 +136,10 @@ class Reference:
         return np.asarray(errors, np.int64), np.asarray(n_words, np.int64)
 
 
-def run_clips(model: onnx.ModelProto, clips: Sequence[MeasuredClip]) -> list[F32Array]:
-    """Log-probs [T', V] of every clip, each run alone.
+def run_clips(
+    model: onnx.ModelProto, clips: Sequence[MeasuredClip], output_frames: OutputFrames | None = None
+) -> list[F32Array]:
+    """Log-probs [T', V] of every clip, each run alone; of the valid frames, when the rule for them is given.
 
     Raises:
         GateError: a value that is not finite; names the clip.
@@ -140,7 +151,9 @@ def run_clips(model: onnx.ModelProto, clips: Sequence[MeasuredClip]) -> list[F32
             log_probs = backend.log_probs(clip.features[None], lengths)[0]
             if not np.isfinite(log_probs).all():
                 raise GateError(f"the graph gives NaN or infinity on {clip.name}; its ranges are wrong")
-            outputs.append(log_probs)
+            outputs.append(
+                log_probs[: output_frames.n_valid(len(clip.features))] if output_frames else log_probs
+            )
     return outputs
 
 

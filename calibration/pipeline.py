@@ -69,16 +69,21 @@ def quantize_bundle(
     report = progress or (lambda stage, done, total: None)
     model = load_float32(source.artifact_path("fp32"))
     result = quantize_to_int8(
-        model, source.info.features, source.vocabulary, options or Int8Options(), report
+        model,
+        source.info.features,
+        source.vocabulary,
+        options or Int8Options(),
+        report,
+        output_frames=source.info.output_frames,
     )
     check_graph(result.model)
     report("prove: int8", 0, 0)
     clips = load_clips(find_clips(), source.info.features.sample_rate)
-    cases = build_cases(clips, source.info.features, source.info.subsampling_factor, plan)
+    cases = build_cases(clips, source.info.features, source.info.output_frames, plan)
     outputs = []
     for graph in (model, result.model):
         with open_graph(graph) as backend:
-            outputs.append(run_cases(backend, cases, source.info.subsampling_factor))
+            outputs.append(run_cases(backend, cases, source.info.output_frames))
     step = compare_outputs(
         outputs[0],
         outputs[1],

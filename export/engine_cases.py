@@ -41,7 +41,7 @@ def build_engine_cases(
     Raises:
         AudioError: no clip, or one shorter than a feature frame.
     """
-    features, factor = info.features, info.subsampling_factor
+    features, factor = info.features, info.output_frames
     longest = max(profile.max_frames for profile in profiles)
     plan = plan or CasePlan(max_random_s=longest * features.hop_length / features.sample_rate)
     cases = [

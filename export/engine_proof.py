@@ -25,6 +25,7 @@ import numpy.typing as npt
 from edge_asr.bundle import BundleInfo, Precision
 from edge_asr.export.proof import Outputs, Progress, ProofStep, Tolerance, compare_outputs, run_cases
 from edge_asr.export.proof_cases import ProofCase
+from edge_asr.frames import OutputFrames
 from edge_asr.manifest import Utterance
 from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.backends import Backend
@@ -174,7 +175,7 @@ def prove_engine(
         if progress is not None:
             progress(done, total)
 
-    factor = info.subsampling_factor
+    factor = info.output_frames
     expected = run_cases(reference, cases, factor, rows_alone=True, progress=advance)
     given = run_cases(engine, cases, factor, progress=advance)
     step = compare_outputs(
@@ -217,7 +218,7 @@ def prove_engine(
 
 
 def _judge_agreement(
-    step: ProofStep, cases: Sequence[ProofCase], factor: int, bar: EngineBar
+    step: ProofStep, cases: Sequence[ProofCase], factor: OutputFrames, bar: EngineBar
 ) -> tuple[float, list[str]]:
     """Agreement over all speech, and what failed: runs, NaN, one case, or all together."""
     failures = [f"{r.family} / {r.name}: {r.failure}" for r in step.failures]
@@ -225,7 +226,7 @@ def _judge_agreement(
     for case, result in zip(cases, step.results, strict=True):
         if result.frame_agreement is None or case.family == _NOT_SPEECH:
             continue
-        n_frames = sum(-(-length // factor) for length in case.lengths)
+        n_frames = sum(factor.n_valid(length) for length in case.lengths)
         agreeing += result.frame_agreement * n_frames
         frames += n_frames
         if n_frames < _MIN_CASE_FRAMES:
@@ -285,6 +286,7 @@ def _count_word_errors(
             features=info.features,
             vocabulary=vocabulary,
             subsampling_factor=info.subsampling_factor,
+            first_output_frames=info.first_output_frames,
             windows=_windows(info, longest_frames),
         )
         hypotheses = []

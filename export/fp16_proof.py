@@ -22,6 +22,7 @@ from edge_asr.export.half_rounding import F32Array, RoundedModel, measure_peaks
 from edge_asr.export.proof import Outputs, Progress, ProofStep, Tolerance, compare_outputs, run_cases
 from edge_asr.export.proof_cases import ProofCase
 from edge_asr.export.report import summarize_step
+from edge_asr.frames import OutputFrames
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.vocabulary import Vocabulary
 
@@ -146,7 +147,7 @@ def prove_fp16(
     cases: Sequence[ProofCase],
     reference: Outputs,
     vocabulary: Vocabulary,
-    subsampling_factor: int,
+    output_frames: OutputFrames | int,
     *,
     calibration: Iterable[F32Array] = (),
     min_agreement: float = MIN_AGREEMENT,
@@ -160,7 +161,7 @@ def prove_fp16(
         cases: from `proof_cases.build_cases`; their speech, signals and padded batches give the peaks too.
         reference: what the float32 graph gave for `cases` (`proof.run_cases`).
         vocabulary: of the model.
-        subsampling_factor: feature frames per output frame.
+        output_frames: how many output frames a clip gives.
         calibration: features of more speech for the peaks, each [T, F] float32.
         min_agreement: fraction of all valid frames that must keep their most likely token.
         progress: called after each case of both runs.
@@ -177,13 +178,13 @@ def prove_fp16(
     def report(offset: int) -> Progress | None:
         return progress and (lambda done, total: progress(offset + done, 2 * total))
 
-    rounded = run_cases(RoundedModel(fp16_model), cases, subsampling_factor, progress=report(0))
+    rounded = run_cases(RoundedModel(fp16_model), cases, output_frames, progress=report(0))
     with tempfile.TemporaryDirectory(prefix="edge-asr-fp16-") as folder:
         path = Path(folder) / "model.fp16.onnx"
         path.write_bytes(fp16_model.SerializeToString())
         backend = OnnxRuntimeBackend(path, precision="fp16")
         try:
-            shipped = run_cases(backend, cases, subsampling_factor, progress=report(len(cases)))
+            shipped = run_cases(backend, cases, output_frames, progress=report(len(cases)))
         finally:
             backend.close()
 

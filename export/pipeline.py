@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from edge_asr.calibration.int8 import Int8Options, Int8Result
     from edge_asr.checkpoints import Checkpoint
     from edge_asr.export.fp16_proof import Fp16Proof
+    from edge_asr.frames import OutputFrames
     from edge_asr.runtime.features import FeatureConfig
     from edge_asr.vocabulary import Vocabulary
 
@@ -157,8 +158,8 @@ def export_bundle(
         exported_operators = count_operators(exported)
     # Of a large model each copy is half a gigabyte: what has been compared goes.
     del rewritten
-    cases = build_cases(waveforms, features, config.subsampling_factor, plan)
-    prover = _Prover(run, cases, features, vocabulary, config.subsampling_factor)
+    cases = build_cases(waveforms, features, config.output_frames, plan)
+    prover = _Prover(run, cases, features, vocabulary, config.output_frames)
     prover.run_reference(model)
     del model
     return_memory()
@@ -235,13 +236,13 @@ class _Prover:
         cases: list[ProofCase],
         features: FeatureConfig,
         vocabulary: Vocabulary,
-        subsampling_factor: int,
+        output_frames: OutputFrames,
     ) -> None:
         self._run = run
         self._cases = cases
         self._features = features
         self._vocabulary = vocabulary
-        self._subsampling_factor = subsampling_factor
+        self._output_frames = output_frames
         self._reference: Outputs = []
         self._exported: Outputs = []
         self._float32: Outputs = []
@@ -288,7 +289,7 @@ class _Prover:
                 self._cases,
                 self._float32,
                 self._vocabulary,
-                self._subsampling_factor,
+                self._output_frames,
                 progress=progress,
             )
         if not proof.passed:
@@ -305,7 +306,12 @@ class _Prover:
 
         with self._run.stage("int8"):
             result = quantize_to_int8(
-                model, self._features, self._vocabulary, options or Int8Options(), self._run.progress
+                model,
+                self._features,
+                self._vocabulary,
+                options or Int8Options(),
+                self._run.progress,
+                output_frames=self._output_frames,
             )
             check_graph(result.model)
         outputs = self._onnx_outputs("prove: int8", result.model)
@@ -321,7 +327,7 @@ class _Prover:
     def _outputs(self, stage: str, model: LogProbModel, *, rows_alone: bool = False) -> Outputs:
         with self._run.stage(stage) as progress:
             return run_cases(
-                model, self._cases, self._subsampling_factor, rows_alone=rows_alone, progress=progress
+                model, self._cases, self._output_frames, rows_alone=rows_alone, progress=progress
             )
 
     def _compare(
@@ -360,6 +366,7 @@ def _bundle_info(
         n_parameters=n_parameters,
         features=checkpoint.features,
         subsampling_factor=checkpoint.model_config.subsampling_factor,
+        first_output_frames=checkpoint.model_config.output_frames.first,
         vocabulary_kind=vocabulary.kind,
         vocabulary_size=len(vocabulary),
         blank_id=vocabulary.blank_id,

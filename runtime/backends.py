@@ -35,7 +35,7 @@ _PREFERENCE: dict[str, tuple[Precision, ...]] = {
     "cuda": ("fp16", "fp32", "int8"),
     "tensorrt": ("fp16", "int8", "fp32"),
 }
-# On a CPU the fused kernel takes three times as long as Add and LayerNormalization (1.32; docs/log.md, 2026-11-23).
+# On a CPU the fused kernel takes three times as long as Add and LayerNormalization (1.32; docs/log.md).
 _SLOW_OPTIMIZERS = {"cpu": ["SkipLayerNormFusion"], "cuda": []}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}

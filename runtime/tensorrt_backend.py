@@ -78,7 +78,7 @@ class TensorRTBackend:
         trt = load_tensorrt(flavor)
         self._bundle = bundle
         self._lock = threading.Lock()
-        self._factor = bundle.info.subsampling_factor
+        self._output_frames = bundle.info.output_frames
         self._n_mels = bundle.info.features.n_mels
         self._use_buckets = use_cuda_graphs
         self.name: str = flavor
@@ -126,7 +126,7 @@ class TensorRTBackend:
             BackendError: features or lengths of a wrong shape, closed, or CUDA failed.
         """
         n_rows, n_frames = self._check_inputs(features, feature_lens)
-        n_out = -(-n_frames // self._factor)
+        n_out = self._output_frames.n_graph(n_frames)
         parts: list[F32Array] = []
         try:
             with self._lock, self._cuda.current_device():

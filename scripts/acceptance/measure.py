@@ -30,7 +30,7 @@ def proof_cases(bundle: Bundle, max_batch: int) -> list[ProofCase]:
     info = bundle.info
     clips = load_clips(find_clips(), info.features.sample_rate)
     plan = CasePlan(random_lengths=4, max_batch=max_batch)
-    return build_cases(clips, info.features, info.subsampling_factor, plan)
+    return build_cases(clips, info.features, info.output_frames, plan)
 
 
 def compare(
@@ -40,7 +40,7 @@ def compare(
 
     Frames are valid output frames of all rows of all cases, pooled.
     """
-    outputs = run_cases(model, cases, bundle.info.subsampling_factor)
+    outputs = run_cases(model, cases, bundle.info.output_frames)
     same = total = 0
     largest = 0.0
     failures = []

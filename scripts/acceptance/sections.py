@@ -86,7 +86,7 @@ def _parity(names: Sequence[str], settings: Settings, bundle: Bundle, save: Save
     """Each runner of `names` on the cases of a proof, against the fp32 reference."""
     cases = measure.proof_cases(bundle, settings.max_batch)
     reference = OnnxRuntimeBackend(bundle.artifact_path("fp32"), precision="fp32", device="cpu")
-    expected = run_cases(reference, cases, bundle.info.subsampling_factor, rows_alone=True)
+    expected = run_cases(reference, cases, bundle.info.output_frames, rows_alone=True)
     answer: Answer = {"status": "ran", "why": "", "gates": [], "rows": [], "runners": []}
     missing = []
     for name in names:
