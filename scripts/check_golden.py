@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from golden.compare import Result, compare_fixture
@@ -46,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         results[fixture.name] = _compare(fixture, with_runtime=not options.torch_only)
         if options.dump is not None and results[fixture.name].dumped:
             options.dump.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(options.dump / f"{fixture.name}.npz", **results[fixture.name].dumped)
+            arrays: dict[str, Any] = results[fixture.name].dumped
+            np.savez_compressed(options.dump / f"{fixture.name}.npz", **arrays)
     if options.json:
         print(json.dumps([_row(fixture, results[fixture.name]) for fixture in fixtures]))
     else:
