@@ -49,7 +49,7 @@ def changed(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
     copy.CopyFrom(model)
     (head,) = (i for i in copy.graph.initializer if i.name == "projection")
     weight = numpy_helper.to_array(head) * np.float32(factor)
-    weight = weight + np.float32(0.3) * np.random.default_rng(4).standard_normal(weight.shape)
+    weight = weight + np.float32(0.1) * np.random.default_rng(4).standard_normal(weight.shape)
     head.CopyFrom(numpy_helper.from_array(weight.astype(np.float32), head.name))
     return copy
 
