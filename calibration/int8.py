@@ -239,11 +239,12 @@ def _halve(
     """Every other plain recording measures; all else, silence, noise and joined clips too, gives ranges."""
     ranged: list[MeasuredClip] = []
     measured: list[MeasuredClip] = []
-    n_speech = 0
+    n_plain = 0
     for clip, features in zip(chosen.clips, chosen.features(config), strict=True):
         entry = MeasuredClip(name=clip.name, features=features, text=clip.text)
-        n_speech += clip.kind == "speech"
-        (measured if clip.kind == "speech" and n_speech % 2 == 0 else ranged).append(entry)
+        is_plain = clip.kind == "speech" and clip.gain_db == 0
+        n_plain += is_plain
+        (measured if is_plain and n_plain % 2 == 0 else ranged).append(entry)
     if not measured:
         raise AudioError(
             "the calibration set holds a single recording, and there is none left to measure the loss on; "
