@@ -51,6 +51,8 @@ def move_encoder(weights: TensorMap, config: ConformerConfig, form: BlockForm) -
         _move_block(weights, config, form, f"encoder.encoders.{layer}", f"encoder.layers.{layer}")
     if config.output_norm:
         weights.norm("encoder.after_norm", "encoder.output_norm")
+    else:
+        weights.ignore(r"encoder\.after_norm\..*")  # WeNet keeps it without using it
 
 
 def _move_block(weights: TensorMap, config: ConformerConfig, form: BlockForm, theirs: str, ours: str) -> None:

@@ -131,7 +131,7 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _cmvn_settings(settings: Settings) -> tuple[str | None, bool]:
-    """Name of the statistics file (None: no CMVN), and whether it is JSON; older settings do not nest them."""
+    """Name of the statistics file (None: no CMVN), and whether it is JSON; older settings do not nest it."""
     settings.expect("cmvn", (None, "global_cmvn"), None)
     conf = settings.section("cmvn_conf", {})
     older = settings.take("cmvn_file", None), settings.flag("is_json_cmvn", False)

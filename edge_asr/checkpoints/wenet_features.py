@@ -4,7 +4,7 @@ Does: `fbank_conf` and `resample_conf` of train.yaml; the statistics in JSON or 
 do not hold them.
 Does not: dither (train.yaml's is for training; recognize.py sets it to 0), MFCC, or Whisper's log-mel.
 
-Sources: wenet/dataset/processor.py (compute_fbank), torchaudio/compliance/kaldi.py (fbank), wenet/utils/cmvn.py.
+Sources: wenet/dataset/processor.py (compute_fbank), torchaudio/compliance/kaldi.py, wenet/utils/cmvn.py.
 """
 
 from __future__ import annotations

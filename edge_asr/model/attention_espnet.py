@@ -39,7 +39,7 @@ class LegacyPositions(nn.Module):
     def forward(self, n_frames: int) -> Tensor:
         """float32 (n_frames, d_model)."""
         frame = torch.arange(n_frames, device=self.inverse_frequency.device)
-        position = (frame[-1:] + 1).clamp(min=self.n_rows) - 1 - frame  # a maximum of integers, in the graph
+        position = (frame[-1] + 1).clamp(min=self.n_rows) - 1 - frame  # a maximum of integers, in the graph
         angle = position.to(torch.float32)[:, None] * self.inverse_frequency.float()[None, :]  # (T, D/2)
         return torch.stack((torch.sin(angle), torch.cos(angle)), dim=-1).flatten(1)
 
@@ -92,7 +92,7 @@ class LegacyRelPosAttention(RelPosAttention):
     def _columns(self, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the table for each column, int64 (B, T): read for the frame before, and for its own."""
         frame = torch.arange(valid.shape[1], device=valid.device)
-        last = frame[-1:]
+        last = frame[-1]
         n_own = valid.sum(1, keepdim=True)  # (B, 1)
         # The tensor's table begins at P(T) - 1, the row's at P(n) - 1.
         start = (last + 1).clamp(min=self.n_rows) - n_own.clamp(min=self.n_rows)
