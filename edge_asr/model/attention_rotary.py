@@ -21,7 +21,7 @@ from edge_asr.model.config import ConformerConfig
 def rotary_frequencies(d_head: int, base: float) -> Tensor:
     """Radians a frame of each pair of channels, float32 (d_head / 2,)."""
     exponent = torch.arange(0, d_head, 2, dtype=torch.int64).float() / d_head
-    return cast(Tensor, 1.0 / (base**exponent))
+    return 1.0 / (base**exponent)
 
 
 class RotaryPositions(nn.Module):
