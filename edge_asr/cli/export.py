@@ -59,6 +59,11 @@ PRECISION_NAMES = ("fp32", "fp16", "int8")
     metavar="MANIFEST|FILE|DIR",
     help="Real speech for the proof, may be repeated; by default the embedded samples.",
 )
+@click.option(
+    "--feature-preset",
+    metavar="NAME",
+    help="Front end of a NeMo checkpoint where its file does not say: nemo (2.5 and later) or nemo-2.4.",
+)
 @int8_options
 @click.option("--engine", is_flag=True, help="Then build TensorRT engines for this device, as `build` does.")
 @click.option(
@@ -84,6 +89,7 @@ def command(
     weights: Weights,
     opset: int,
     clips: tuple[Path, ...],
+    feature_preset: str | None,
     engine: bool,
     flavor: Flavor,
     force: bool,
@@ -93,7 +99,8 @@ def command(
 ) -> None:
     """Export CHECKPOINT to ONNX, prove it against PyTorch, and write a bundle.
 
-    CHECKPOINT is a folder that `edge-asr train` wrote, or the name of an embedded model (tiny-en).
+    CHECKPOINT is a folder that `edge-asr train` wrote, the name of an embedded model (tiny-en), or a checkpoint
+    of NeMo, Hugging Face, ESPnet, WeNet or torchaudio (docs/checkpoints.md).
     The proof compares log-probs on real clips, at lengths around every edge, in padded batches, on
     silence and noise; when it fails the exit code is 3 and nothing is written. sherpa-onnx and
     onnx-asr load the folder too.
@@ -104,11 +111,15 @@ def command(
     edge-asr export tiny-en -o tiny-en --precision fp16,int8 --calibration train.jsonl
     """
     wanted = parse_precisions(precisions)
+    from edge_asr.checkpoints import LoadOptions, load_any
     from edge_asr.export import export_bundle
 
+    loaded = load_any(checkpoint, LoadOptions(feature_preset=feature_preset))
+    for note in loaded.notes:
+        click.echo(f"edge-asr: {note}", err=True)
     with stage_display() as progress:
         report = export_bundle(
-            checkpoint,
+            loaded,
             output,
             name=name,
             precisions=wanted,
