@@ -85,9 +85,8 @@ class AnglePositions(nn.Module):
 
     def forward(self, n_frames: int) -> tuple[Tensor, Tensor, Tensor]:
         """float32 (T, D) of [sin, sin], (T, D) of [cos, cos], and (D, T) of [cos; sin]."""
-        # From the middle: only differences count, and a float32 angle is the better the smaller it is.
-        position = torch.arange(n_frames, device=self.inverse_frequency.device) - n_frames // 2
-        position = position.to(torch.float32)
+        # From 0, whatever the length: in INT8 the table is rounded, and padding must not move that rounding.
+        position = torch.arange(n_frames, device=self.inverse_frequency.device).to(torch.float32)
         angle = position[:, None] * self.inverse_frequency[None, :]  # (T, D / 2)
         sine, cosine = torch.sin(angle), torch.cos(angle)
         table = torch.cat((cosine, sine), dim=-1).transpose(0, 1)

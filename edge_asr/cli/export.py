@@ -99,8 +99,8 @@ def command(
 ) -> None:
     """Export CHECKPOINT to ONNX, prove it against PyTorch, and write a bundle.
 
-    CHECKPOINT is a folder that `edge-asr train` wrote, the name of an embedded model (tiny-en), or a checkpoint
-    of NeMo, Hugging Face, ESPnet, WeNet or torchaudio (docs/checkpoints.md).
+    CHECKPOINT is a folder that `edge-asr train` wrote, the name of an embedded model (tiny-en), or a
+    checkpoint of NeMo, Hugging Face, ESPnet, WeNet or torchaudio (docs/checkpoints.md).
     The proof compares log-probs on real clips, at lengths around every edge, in padded batches, on
     silence and noise; when it fails the exit code is 3 and nothing is written. sherpa-onnx and
     onnx-asr load the folder too.
