@@ -39,6 +39,7 @@ _IGNORED = (
     "list_shuffle", "list_shuffle_conf", "sort", "sort_conf", "spec_aug", "spec_aug_conf", "spec_sub",
     "spec_sub_conf", "spec_trim", "spec_trim_conf", "speed_perturb", "speed_perturb_conf", "cycle",
     "language_conf", "singal_channel_conf", "reverb_source", "noise_source", "wav_distortion_conf",
+    "split_with_space",
 )  # fmt: skip
 
 
