@@ -2,8 +2,8 @@
 
 Every line of a bash or console block must be understood here, so that none goes stale unseen.
 Sound files, manifests, bundles and checkpoints that it names are put in place from what is
-embedded. Only what needs a microphone, minutes of training or the network is not run: of those the
-options, scripts and extras are checked.
+embedded. Only what needs a microphone, minutes, much speech, TensorRT or the network is not run: of those
+the options, scripts and extras are checked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SOUND = re.compile(r"[\w./-]+\.(?:wav|flac|ogg|opus|mp3)")
 #: Programs that are not ours; nothing to check in them here.
 OTHERS = {"git", "cd", "sudo", "apt-get", "arecord", "jq", "source", "python3", "export", "cat"}
-NOT_RUN = {"train", "listen"}
+#: A microphone, minutes of training or building, or more speech than a sample; tested elsewhere.
+NOT_RUN = {"train", "listen", "build", "quantize"}
+NOT_RUN_WITH = {"--engine", "--calibration"}
 
 
 def blocks(*languages: str) -> list[str]:
@@ -136,6 +138,8 @@ def runs_here(line: str) -> bool:
         if program == "edge-asr" and NOT_RUN & set(words[:1]) and "--print-config" not in words:
             return False
         if program not in ("edge-asr", "cat", "jq") and words:
+            return False
+        if NOT_RUN_WITH & set(words):
             return False
     return True
 

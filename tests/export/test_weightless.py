@@ -22,7 +22,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, npt.NDArray[np.generic]]) -> F3
 
 @pytest.fixture
 def whole() -> onnx.ModelProto:
-    """x [T, 128] through a large matrix, a large one that is transposed, a shared transposition and a bias."""
+    """x [T, 128] through a large matrix, a transposed one, a matrix both ways, and a bias."""
     generator = np.random.default_rng(0)
     weights = {
         "straight": generator.standard_normal((128, 256)),
