@@ -1,4 +1,4 @@
-"""Windows and mel filters with torch's float32 roundings, against torch itself and torchaudio's formulas in it."""
+"""Windows and mel filters with torch's float32 roundings, against torch and torchaudio's formulas."""
 
 import math
 
