@@ -7,7 +7,7 @@ A group is what sensitivity.py turns on and off. Nodes carry the module path tha
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 from edge_asr.errors import BundleError
@@ -54,8 +54,13 @@ def group_nodes(model: onnx.ModelProto) -> dict[Group, tuple[str, ...]]:
         BundleError: no node has a name by which it could be told: another exporter wrote the graph.
     """
     found: dict[Group, list[str]] = {group: [] for group in GROUPS}
+    shapes = {initializer.name: tuple(initializer.dims) for initializer in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type in QUANTIZABLE and not _FLOAT.search(node.name):
+        if (
+            node.op_type in QUANTIZABLE
+            and not _FLOAT.search(node.name)
+            and not _reads_one_channel(node, shapes)
+        ):
             group = next((group for group, pattern in _PATTERNS if pattern.search(node.name)), None)
             if group is not None:
                 found[group].append(node.name)
@@ -65,6 +70,13 @@ def group_nodes(model: onnx.ModelProto) -> dict[Group, tuple[str, ...]]:
             "export the model again with this edge-asr"
         )
     return {group: tuple(names) for group, names in found.items() if names}
+
+
+def _reads_one_channel(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a node is a convolution over a single channel: features or samples as they come."""
+    if node.op_type != "Conv" or shapes.get(node.input[1], (0, 0))[1] != 1:
+        return False
+    return all(attribute.name != "group" or attribute.i == 1 for attribute in node.attribute)
 
 
 def nodes_of(model: onnx.ModelProto, groups: Collection[Group]) -> list[str]:
