@@ -226,7 +226,7 @@ def test_what_cannot_be_used_is_refused() -> None:
 
 
 def test_embedded_model_keeps_its_log_probs(repository: Path, sample_path: Path) -> None:
-    """tiny-en: four normalizations and three SiLUs a layer, and the last one; within 1e-4, as a proof asks."""
+    """tiny-en: four normalizations and three SiLUs a layer, and the last; within the 1e-4 of a proof."""
     model = load_float32(repository / "edge_asr/models/tiny-en/bundle/model.onnx")
     before = model.SerializeToString(deterministic=True)
     features = FeatureExtractor(FeatureConfig.from_preset("nemo"))(read_audio(sample_path))

@@ -84,7 +84,8 @@ def test_wrong_features_are_a_backend_error(bundle: Bundle) -> None:
 
 
 def test_names_that_do_not_exist(bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match="'openvino' is unknown; use one of auto, tensorrt, tensorrt-rtx, cuda, cpu"):
+    known = "'openvino' is unknown; use one of auto, tensorrt, tensorrt-rtx, cuda, cpu"
+    with pytest.raises(BackendError, match=known):
         create_backend(bundle, backend="openvino")
     with pytest.raises(BackendError, match="'fp8' is unknown"):
         create_backend(bundle, precision="fp8")
