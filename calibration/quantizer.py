@@ -5,6 +5,9 @@ Symmetric int8 (zero point 0) for activations and weights, one scale per output 
 float32: what TensorRT's parser accepts, and what onnxruntime fuses into integer kernels on a CPU.
 - MatMul and Gemm keep a float32 output: onnxruntime then runs one kernel that scales as it writes.
 - Conv gets a quantized output, without which it has no integer kernel there.
+- Weights, and an activation on the right of a product, use 7 of the 8 bits. On x86 CPUs without VNNI onnxruntime
+  adds pairs of products in signed 16-bit lanes that saturate (VPMADDUBSW): 2 * 255 * 127 overflows them,
+  2 * 255 * 64 does not. So a file gives the same numbers on every machine.
 Ranges come from ranges.py, the choice of groups from sensitivity.py.
 """
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     import onnx
 
 _FLOAT_OUTPUT = ["MatMul", "Gemm"]
+_LEVELS = 127
+_RIGHT_LEVELS = 64  # of the right side of a product, see above
 
 
 def activation_tensors(model: onnx.ModelProto, groups: Collection[Group]) -> list[str]:
@@ -68,16 +73,19 @@ def quantize_model(
     nodes = nodes_of(model, groups)
     if not nodes:
         return copy
+    rights = _right_sides(model, nodes)
     ranges = {}
     for tensor in activation_tensors(model, groups):
         bound = amax.get(tensor, 0.0)
         if not (np.isfinite(bound) and bound > 0):
             raise ConfigError(f"the range of {tensor} is {bound!r}; collect it before quantizing")
+        if tensor in rights:
+            bound *= _LEVELS / _RIGHT_LEVELS
         ranges[tensor] = (np.float32(-bound), np.float32(bound))
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=True,  # of weights only
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
@@ -89,7 +97,7 @@ def quantize_model(
             "WeightSymmetric": True,
             "QuantizeBias": False,
             "OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUT,
-            "TensorQuantOverrides": _per_tensor_weights(copy, nodes),
+            "TensorQuantOverrides": _per_tensor_weights(copy, rights),
         },
     )
     quantized: onnx.ModelProto = _quietly(quantizer.quantize_model)
@@ -102,18 +110,20 @@ def quantize_model(
     return quantized
 
 
-def _per_tensor_weights(model: onnx.ModelProto, nodes: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+def _right_sides(model: onnx.ModelProto, nodes: Iterable[str]) -> set[str]:
+    """Tensors, constant or not, on the right of the products among `nodes`."""
+    chosen = set(nodes)
+    return {n.input[1] for n in model.graph.node if n.name in chosen and n.op_type in _FLOAT_OUTPUT}
+
+
+def _per_tensor_weights(model: onnx.ModelProto, rights: Collection[str]) -> dict[str, list[dict[str, Any]]]:
     """Batched weights (more than two axes) of a MatMul: onnxruntime's kernel takes one scale for them all."""
     from onnxruntime.quantization import QuantType
 
-    chosen = set(nodes)
-    ranks = {initializer.name: len(initializer.dims) for initializer in model.graph.initializer}
     return {
-        tensor: [{"quant_type": QuantType.QInt8, "symmetric": True}]
-        for node in model.graph.node
-        if node.name in chosen and node.op_type == "MatMul"
-        for tensor in node.input
-        if ranks.get(tensor, 0) > 2
+        initializer.name: [{"quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": True}]
+        for initializer in model.graph.initializer
+        if initializer.name in rights and len(initializer.dims) > 2
     }
 
 

@@ -7,7 +7,9 @@ is asserted on, never skipped.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A deadline would judge how busy the machine is, not the code.
 settings.register_profile("edge-asr", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("edge-asr")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Commands called in this process set levels and handlers; the next test finds them as they were."""
+    loggers = logging.getLogger(), logging.getLogger("edge_asr")
+    before = [(logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,8 @@ def command(
     if as_json:
         click.echo(json.dumps(result))
     else:
-        _print_table(result, f"{model} on {listed.name}, text normalization {normalization}")
+        click.echo(f"{model} on {listed.name}, text normalization {normalization}")
+        _print_table(result)
     if worst:
         for item in find_worst_utterances(
             references, decoded.hypotheses, n=worst, normalization=normalization
@@ -144,11 +145,11 @@ def _result(rates: ErrorRates, decoded: _Decoded) -> dict[str, Any]:
     return {key: round(v, 6) if isinstance(v := values[key], float) else v for key in JSON_KEYS}
 
 
-def _print_table(result: dict[str, Any], title: str) -> None:
+def _print_table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, show_header=False)
+    table = Table(show_header=False)
     for key, value in result.items():
         table.add_row(key, f"{value:.4f}" if key in ("wer", "cer", "mer") else str(value))
     Console().print(table)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from edge_asr.cli.int8_options import int8_options, make_int8_options
+from edge_asr.errors import require
 
 if TYPE_CHECKING:
     from edge_asr.bundle import Precision
@@ -111,6 +112,7 @@ def command(
     edge-asr export tiny-en -o tiny-en --precision fp16,int8 --calibration train.jsonl
     """
     wanted = parse_precisions(precisions)
+    require("torch", extra="export")
     from edge_asr.checkpoints import LoadOptions, load_any
     from edge_asr.export import export_bundle
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
+
+from edge_asr.errors import ConfigError, require
 
 
 @click.command(name="train")
@@ -52,12 +55,11 @@ def command(
         return
     if config is None:
         raise click.UsageError("Missing argument 'CONFIG'; --print-config prints one to begin with.")
+    require("torch", extra="train")
+    yaml: Any = require("yaml", extra="train")
     if average is not None:
         _average(config, average, output, force=force, as_json=as_json)
         return
-    import yaml
-
-    from edge_asr.errors import ConfigError
     from edge_asr.training.config_io import load_config
 
     values = {}

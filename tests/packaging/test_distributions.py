@@ -179,9 +179,16 @@ def test_bare_transcription_of_the_sample_with_the_embedded_model(
 @pytest.mark.slow
 def test_bare_commands_that_need_an_extra_name_it(bare: Path, tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"audio_filepath": "a.wav", "text": "a"}\n')
-    for arguments, extra in ((("export", "tiny-en", "-o", "b"), "export"), (("evaluate", "m.jsonl"), "eval")):
+    (tmp_path / "c.yaml").write_text("model: {}\n")
+    for arguments, extra in (
+        (("export", "tiny-en", "-o", "b"), "export"),
+        (("quantize", "tiny-en", "-o", "b"), "export"),
+        (("inspect", "c.yaml"), "export"),
+        (("evaluate", "m.jsonl"), "eval"),
+        (("train", "c.yaml"), "train"),
+    ):
         done = subprocess.run([bare / "edge-asr", *arguments], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 1
+        assert done.returncode == 1, arguments
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert f"pip install 'edge-asr[{extra}]'" in done.stderr
 
