@@ -148,8 +148,8 @@ def test_integer_kernels_of_this_machine_compute_what_the_graph_says(
     any_quantized: onnx.ModelProto, sample_feeds: Feeds
 ) -> None:
     found, expected = run(any_quantized, sample_feeds), run(any_quantized, sample_feeds, as_written=True)
-    # Values at a tie round either way with the order of float32 sums, 0.08 in the end. Pairs of 8-bit products
-    # that saturate (AVX2) were 0.37 and 5 % of the frames.
+    # Values at a tie round either way with the order of float32 sums, 0.08 in the end. Pairs of 8-bit
+    # products that saturate (AVX2) were 0.37 and 5 % of the frames.
     assert np.abs(found - expected).mean() < 0.15
     assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.985
 
