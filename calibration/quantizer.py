@@ -6,8 +6,8 @@ float32: what TensorRT's parser accepts, and what onnxruntime fuses into integer
 - MatMul and Gemm keep a float32 output: onnxruntime then runs one kernel that scales as it writes.
 - Conv gets a quantized output, without which it has no integer kernel there.
 - Weights, and an activation on the right of a product, use 7 of the 8 bits. On x86 CPUs without VNNI
-  onnxruntime adds pairs of products in signed 16-bit lanes that saturate (VPMADDUBSW): 2 * 255 * 127 overflows
-  them, 2 * 255 * 64 does not. So a file gives the same numbers on every machine.
+  onnxruntime adds pairs of products in signed 16-bit lanes that saturate (VPMADDUBSW): 2 * 255 * 127 is too
+  much for them, 2 * 255 * 64 is not. So a file gives the same numbers on every machine.
 Ranges come from ranges.py, the choice of groups from sensitivity.py.
 """
 

@@ -55,6 +55,9 @@ class Recognizer:
         bundle: where the model came from, if from a bundle.
         backend_reason: how the backend was chosen, for people.
 
+    Attributes:
+        window_s: seconds of sound up to which a recording is one run of the model.
+
     Raises:
         ConfigError: windows for another subsampling factor.
     """
@@ -89,7 +92,7 @@ class Recognizer:
             )
         self.frame_s = feature_frame_s * subsampling_factor
         # Two frames less: front ends differ by that much in what a clip gives.
-        self._window_s = (self.windows.window_frames - 2) * feature_frame_s
+        self.window_s = (self.windows.window_frames - 2) * feature_frame_s
         # Normalisation is applied to windows, after streaming.
         self._extractor = FeatureExtractor(dataclasses.replace(features, normalize="none"))
 
@@ -162,7 +165,7 @@ class Recognizer:
         """
         samples = mono_from_waveform(waveform)
         rate = check_sample_rate(sample_rate)
-        if len(samples) <= 2 * self._window_s * rate:
+        if len(samples) <= 2 * self.window_s * rate:
             resampled = resample(samples, rate, self.features.sample_rate)
             if self._extractor.n_frames(len(resampled)) <= self.windows.window_frames:
                 # One pass; the same bits as the road through blocks, without its copies.
@@ -211,8 +214,8 @@ class Recognizer:
                 raise AudioError(f"clip {index}: {error}") from error
         durations = [len(samples) / rate for samples, rate in checked]
         results: dict[int, Transcript] = {}
-        for group in _group_by_length(durations, self._window_s):
-            if durations[group[-1]] > self._window_s:
+        for group in _group_by_length(durations, self.window_s):
+            if durations[group[-1]] > self.window_s:
                 for index in group:
                     results[index] = self.transcribe(*checked[index])
                 continue

@@ -1,8 +1,9 @@
 """`edge-asr transcribe`: sound files to text, JSON, SRT or WebVTT.
 
-It finds the files, runs the recognizer on one after the other and writes each transcript as soon as
-it is there. A file that cannot be read is reported on stderr and the rest go on; the exit code is
-then 1. What this file does not do: recognise (edge_asr.runtime), lay out subtitles (formats.py).
+It finds the files, hands them to the recognizer (several at a time on a CPU) and writes each transcript as
+soon as it and those before it are there. A file that cannot be read is reported on stderr and the rest go on;
+the exit code is then 1. What this file does not do: recognise (edge_asr.runtime), lay out subtitles
+(formats.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import click
 
 from edge_asr.cli.formats import FORMATS, format_transcript
 from edge_asr.cli.options import progress_bar, recognizer_options
-from edge_asr.errors import ConfigError, EdgeAsrError
+from edge_asr.errors import ConfigError
 
 if TYPE_CHECKING:
     from edge_asr.runtime.recognizer import Recognizer
@@ -121,6 +122,7 @@ def command(
     if output_dir is not None:
         _check_outputs(sources, output_dir, output_format, force=force)
 
+    from edge_asr.runtime.backends import default_num_threads
     from edge_asr.runtime.recognizer import Recognizer
 
     several = len(sources) + len(missing) > 1
@@ -129,14 +131,18 @@ def command(
     for path, message in missing:
         _report_error(summary, path, message)
     if sources:
+        # Files side by side on one thread each are faster than one file on all threads.
+        n_threads = threads or default_num_threads()
+        n_workers = min(n_threads, len(sources))
         with Recognizer.load(
             model,
             precision=precision,
             backend=backend,
-            num_threads=threads,
+            num_threads=n_threads // n_workers,
             allow_unverified=allow_unverified,
         ) as recognizer:
-            _transcribe(recognizer, sources, delivery, summary)
+            on_cpu = recognizer.backend.name == "cpu"
+            _transcribe(recognizer, sources, delivery, summary, n_workers if on_cpu else 1)
     rate = summary.audio_s / summary.compute_s if summary.compute_s else 0.0
     _log.info("%.1f s of audio in %.2f s: %.1f x real time", summary.audio_s, summary.compute_s, rate)
     if as_json:
@@ -178,33 +184,36 @@ class _Delivery:
 
 
 def _transcribe(
-    recognizer: Recognizer, sources: Sequence[_Source], delivery: _Delivery, summary: _Summary
+    recognizer: Recognizer,
+    sources: Sequence[_Source],
+    delivery: _Delivery,
+    summary: _Summary,
+    n_workers: int,
 ) -> None:
-    durations_s = [_duration_s(source.path) for source in sources]
-    total_s = sum(durations_s)
-    before_s = 0.0
+    from edge_asr.runtime.bulk import transcribe_files
+
+    heard_s = [0.0] * len(sources)
+    total_s = sum(_duration_s(source.path) for source in sources)
+    sounds = [sys.stdin.buffer if source.path == STDIN else source.path for source in sources]
+    started = time.perf_counter()
     with progress_bar(enabled=total_s > _PROGRESS_FROM_S) as progress:
         task = progress.add_task("transcribing", total=total_s or None)
-        for source, duration_s in zip(sources, durations_s, strict=True):
-            progress.update(task, description=Path(source.path).name, completed=before_s)
 
-            def advance(heard_s: float, before_s: float = before_s) -> None:
-                progress.update(task, completed=before_s + heard_s)
+        def advance(index: int, seconds: float) -> None:
+            heard_s[index] = seconds
+            progress.update(task, completed=sum(heard_s), description=Path(sources[index].path).name)
 
-            before_s += duration_s
-            started = time.perf_counter()
-            try:
-                sound = sys.stdin.buffer if source.path == STDIN else source.path
-                transcript = recognizer.transcribe_file(sound, progress=advance)
-            except (EdgeAsrError, OSError) as error:
-                _log.debug("traceback of the error below", exc_info=error)
-                _report_error(summary, source.path, str(error))
+        for result in transcribe_files(recognizer, sounds, num_workers=n_workers, heard=advance):
+            source = sources[result.index]
+            if result.transcript is None:
+                _log.debug("traceback of the error below", exc_info=result.error)
+                _report_error(summary, source.path, str(result.error))
                 continue
-            summary.compute_s += time.perf_counter() - started
-            summary.audio_s += transcript.duration_s
-            entry = delivery.write(source, transcript)
+            summary.audio_s += result.transcript.duration_s
+            entry = delivery.write(source, result.transcript)
             if delivery.as_json:
                 summary.transcripts.append(entry)
+    summary.compute_s = time.perf_counter() - started
 
 
 def _find_sources(arguments: Sequence[str]) -> tuple[list[_Source], list[tuple[str, str]]]:
