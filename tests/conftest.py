@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,10 @@ settings.load_profile("edge-asr")
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """Commands called in this process set levels and handlers; the next test finds them as they were."""
-    loggers = logging.getLogger(), logging.getLogger("edge_asr")
-    before = [(logger.level, logger.handlers[:]) for logger in loggers]
-    yield
-    for logger, (level, handlers) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
+def logging_as_at_the_start() -> None:
+    """Commands called in this process, by tests or session fixtures before, leave their levels behind."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("edge_asr").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
