@@ -228,11 +228,11 @@ def join(
 
 @pytest.fixture(scope="module")
 def real_result(tiny_en_bundle: Bundle, tiny_en: onnx.ModelProto, shared_dir: Path) -> Int8Result:
-    """tiny-en, quantized on three minutes of the train manifests, with the default budget."""
+    """tiny-en, quantized on five minutes of the train manifests, with the default budget."""
     data = shared_dir / "data"
     options = Int8Options(
         calibration=(data / "an4_train.jsonl", data / "librispeech_train.jsonl"),
-        minutes=3,
+        minutes=5,
         range_method="mse",
     )
     return quantize((tiny_en_bundle, tiny_en), options)
