@@ -21,10 +21,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -34,7 +31,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from bench_runtime import ONE_THREAD, cpu_name
+from peers.machine import machine_name, restart_with_threads, versions
+from peers.operators import WARM_UP, profile_file
 
 from edge_asr.audio import read_audio
 from edge_asr.bundle import DEFAULT_MODEL, Bundle, Precision
@@ -44,7 +42,6 @@ from edge_asr.errors import EdgeAsrError, GateError
 from edge_asr.export.clips import find_clips, load_clips
 from edge_asr.export.weights import load_float32
 from edge_asr.manifest import read_manifest
-from edge_asr.runtime import backends
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
 
@@ -57,9 +54,6 @@ MAX_SIZE_RATIO = 0.32
 MIN_AGREEMENT = 0.985
 MAX_WER_LOSS_POOLED = 0.003
 MAX_WER_LOSS_EACH = 0.006
-WARM_UP = 5
-PROFILED_RUNS = 20
-MIN_SHARE = 0.005
 PACKAGES = ("edge-asr", "numpy", "onnx", "onnxruntime")
 ANY_LOSS = Budget(max_wer_loss=1.0, min_agreement=0.0)
 
@@ -78,9 +72,7 @@ def main() -> int:
     parser.add_argument("--speed-only", action="store_true", help="no agreement, no WER: for random weights")
     parser.add_argument("--profile", action="store_true", help="time by operator, both files")
     arguments = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in ONE_THREAD.items()):
-        # Libraries read these when they are loaded, so it takes a fresh process.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ONE_THREAD})
+    restart_with_threads(1)
     with tempfile.TemporaryDirectory(prefix="edge-asr-bench-") as folder:
         try:
             report = measure(arguments, Path(folder))
@@ -120,11 +112,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "threads": 1,
         "rounds": arguments.rounds,
         "sha256": {precision: bundle.artifact(precision).sha256 for precision in PRECISIONS},
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
+        "machine": machine_name(),
+        "versions": versions(PACKAGES),
     }
     if not (arguments.random or arguments.speed_only):
         report["loss"] = measure_loss(bundle, arguments.manifest)
@@ -243,52 +232,6 @@ def describe(loss: Loss) -> dict[str, Any]:
         found["wer_loss_95"] = [round(100 * loss.wer_loss_low, 3), round(100 * loss.wer_loss_high, 3)]
         found["n_words"] = loss.n_words
     return found
-
-
-def profile_file(path: Path, features: F32Array, folder: Path) -> dict[str, Numbers]:
-    """Mean milliseconds of a run by operator, most first, as onnxruntime's profiler has it; from 0.5 % on."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
-    options.enable_profiling = True
-    options.profile_file_prefix = str(folder / path.stem)
-    session = onnxruntime.InferenceSession(
-        str(path),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=backends._SLOW_OPTIMIZERS["cpu"],  # as the runtime does
-    )
-    feeds = {
-        "audio_signal": np.ascontiguousarray(features.T[None]),
-        "length": np.array([len(features)], np.int64),
-    }
-    for _ in range(WARM_UP + PROFILED_RUNS):
-        session.run(None, feeds)
-    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    runs = sorted(event["ts"] for event in events if event["name"] == "model_run")
-    totals: dict[str, Numbers] = {}
-    for event in events:
-        if (
-            event.get("cat") == "Node"
-            and event["name"].endswith("_kernel_time")
-            and event["ts"] >= runs[WARM_UP]
-        ):
-            entry = totals.setdefault(event["args"]["op_name"], {"ms": 0.0, "nodes": 0})
-            entry["ms"] += event["dur"] / 1e3 / PROFILED_RUNS
-            entry["nodes"] += 1 / PROFILED_RUNS
-    whole = sum(entry["ms"] for entry in totals.values())
-    return {
-        name: {
-            "ms": four_digits(entry["ms"]),
-            "share": round(entry["ms"] / whole, 4),
-            "nodes": round(entry["nodes"]),
-        }
-        for name, entry in sorted(totals.items(), key=lambda item: -item[1]["ms"])
-        if entry["ms"] / whole >= MIN_SHARE
-    }
 
 
 def find_missed(report: dict[str, Any]) -> list[str]:

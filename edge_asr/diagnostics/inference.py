@@ -1,6 +1,6 @@
 """onnxruntime: installed once, and which of its providers really load and run a model.
 
-What this file does not do: measure; `scripts/bench_runtime.py` does.
+What this file does not do: measure; `scripts/bench_peers.py` does.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Parts of scripts/bench_peers.py: the same weights in edge-asr and in what it is compared with."""

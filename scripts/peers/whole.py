@@ -1,0 +1,101 @@
+"""What is measured around a whole program: start to text of a command, memory, and many short files."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from edge_asr.audio import read_audio
+from edge_asr.runtime.bulk import transcribe_files
+from edge_asr.runtime.recognizer import Recognizer
+
+F32Array = npt.NDArray[np.float32]
+SAMPLE_RATE = 16_000
+N_FILES = 200
+COLD_STARTS = 7
+
+# VmHWM: the high-water mark of the process itself, which a parent's memory does not touch.
+_PEAK = (
+    "import sys\n"
+    "from edge_asr.runtime.recognizer import Recognizer\n"
+    "r = Recognizer.load(sys.argv[1], precision=sys.argv[2], backend='cpu', num_threads=1)\n"
+    "r.transcribe_file(sys.argv[3])\n"
+    "print([l for l in open('/proc/self/status') if l.startswith('VmHWM')][0].split()[1])\n"
+)
+
+
+def time_cold_starts(bundle: Path, clip: Path) -> dict[str, Any]:
+    """Seconds from starting a command to its end, fp32, in turns: ours and onnx-asr's, on the same folder."""
+    scripts = Path(sys.executable).parent
+    commands: dict[str, Sequence[str | Path]] = {
+        "edge-asr": [scripts / "edge-asr", "transcribe", "-m", bundle, "--precision", "fp32", clip],
+        "onnx-asr": [scripts / "onnx-asr", "nemo-conformer-ctc", clip, "-p", bundle],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(COLD_STARTS + 1):
+        for name, command in commands.items():
+            started = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            if number:  # the first reads the files from the disk
+                seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "what": f"fp32, {soundfile.info(clip).duration:g} s clip, start to end of the command, warm disk",
+        "s": {name: round(value, 3) for name, value in medians.items()},
+        "ratio": round(medians["edge-asr"] / medians["onnx-asr"], 3),
+    }
+
+
+def measure_peak_mb(bundle: Path, precision: str, clip: Path) -> float:
+    """Peak memory of a process that loads the bundle and transcribes one file, one thread, in MB."""
+    command = [sys.executable, "-c", _PEAK, str(bundle), precision, str(clip)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return round(int(done.stdout) * 1024 / 1e6, 1)
+
+
+def time_many_files(bundle: Path, speech: F32Array, folder: Path, repeats: int = 3) -> dict[str, Any]:
+    """Files a second of 200 cuts of 1 to 5 s: one by one on one and two threads, and as `transcribe DIR`."""
+    generator = np.random.default_rng(0)
+    paths = []
+    for number in range(N_FILES):
+        n_samples = round(generator.uniform(1.0, 5.0) * SAMPLE_RATE)
+        begin = int(generator.integers(0, len(speech) - n_samples))
+        paths.append(folder / f"{number:03d}.wav")
+        soundfile.write(paths[-1], speech[begin : begin + n_samples], SAMPLE_RATE)
+    seconds: dict[str, list[float]] = {"one thread": [], "two threads": [], "in bulk": []}
+    texts: dict[str, list[str]] = {}
+    with (
+        Recognizer.load(bundle, backend="cpu", num_threads=1) as one,
+        Recognizer.load(bundle, backend="cpu", num_threads=2) as two,
+    ):
+        for _ in range(repeats):
+            for name, recognizer in (("one thread", one), ("two threads", two)):
+                started = time.perf_counter()
+                texts[name] = [recognizer.transcribe_file(path).text for path in paths]
+                seconds[name].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            results = list(transcribe_files(one, paths, num_workers=2))
+            seconds["in bulk"].append(time.perf_counter() - started)
+            texts["in bulk"] = [r.transcript.text for r in results if r.transcript is not None]
+    rates = {name: N_FILES / statistics.median(values) for name, values in seconds.items()}
+    best = max(rates["one thread"], rates["two threads"])
+    return {
+        "what": f"{N_FILES} files of 1 to 5 s, precision {one.backend.precision}, two cores",
+        "files_per_s": {name: round(rate, 1) for name, rate in rates.items()},
+        "speed_up": round(rates["in bulk"] / best, 3),
+        "same_texts": texts["in bulk"] == texts["one thread"],
+    }
+
+
+def load_speech(paths: Sequence[Path]) -> F32Array:
+    """Recordings end to end, [S] float32 at 16 kHz."""
+    return np.concatenate([read_audio(path, SAMPLE_RATE) for path in paths])
