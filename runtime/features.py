@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
 
 from edge_asr.errors import AudioError, ConfigError
 from edge_asr.runtime.feature_presets import FeatureConfig
+from edge_asr.runtime.fft import load_rfft
 from edge_asr.runtime.float32_tables import build_float32_mel_filters, build_float32_window
 from edge_asr.runtime.mel import build_mel_filters
 
@@ -37,6 +37,8 @@ BLOCK_FRAMES = 128
 _MAX_PRODUCT = 1 << 18
 """Largest rows * columns * depth of one banded product; OpenBLAS wakes its threads above (interface/gemm.c,
 SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD), which costs more than such a product takes."""
+
+_rfft = load_rfft()
 
 _NORM_EPS = 1e-5  # nemo/collections/asr/parts/preprocessing/features.py, CONSTANT
 _WAVEFORM_EPS = 1e-7  # transformers, feature_extraction_wav2vec2.py, zero_mean_unit_var_norm
@@ -161,7 +163,7 @@ class FeatureExtractor:
         # Copy, then multiply all of the block: half the time of a product with a strided operand.
         # Where the window sits in the FFT only turns phases, so it starts at column 0.
         np.multiply(block, self._window, out=block)
-        spectrum = scipy.fft.rfft(block, axis=1, workers=1).view(block.dtype)  # (B, 2 * bins)
+        spectrum = _rfft(block).view(block.dtype)  # (B, 2 * bins)
         power = spectrum
         if config.double_precision:
             power = scratch.power  # after the transform float32 is enough

@@ -13,7 +13,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,14 +197,21 @@ def _transcribe(
     total_s = sum(_duration_s(source.path) for source in sources)
     sounds = [sys.stdin.buffer if source.path == STDIN else source.path for source in sources]
     started = time.perf_counter()
-    with progress_bar(enabled=total_s > _PROGRESS_FROM_S) as progress:
-        task = progress.add_task("transcribing", total=total_s or None)
+    with ExitStack() as stack:
+        heard: Callable[[int, float], None] | None = None
+        if (
+            total_s > _PROGRESS_FROM_S and sys.stderr.isatty()
+        ):  # else rich, which draws it, is not even loaded
+            progress = stack.enter_context(progress_bar())
+            task = progress.add_task("transcribing", total=total_s)
 
-        def advance(index: int, seconds: float) -> None:
-            heard_s[index] = seconds
-            progress.update(task, completed=sum(heard_s), description=Path(sources[index].path).name)
+            def show(index: int, seconds: float) -> None:
+                heard_s[index] = seconds
+                progress.update(task, completed=sum(heard_s), description=Path(sources[index].path).name)
 
-        for result in transcribe_files(recognizer, sounds, num_workers=n_workers, heard=advance):
+            heard = show
+
+        for result in transcribe_files(recognizer, sounds, num_workers=n_workers, heard=heard):
             source = sources[result.index]
             if result.transcript is None:
                 _log.debug("traceback of the error below", exc_info=result.error)

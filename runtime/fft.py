@@ -1,0 +1,63 @@
+"""The real FFT of scipy.fft, without what importing scipy.fft brings along.
+
+Its package imports scipy.special and numpy.f2py, which was a quarter of the time from starting `transcribe`
+to its first text. The transform itself is one extension module with no imports of its own, so that is loaded
+alone; where it cannot be (another version of scipy, frozen programs), or differs, scipy.fft does it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Transform = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+
+_NAME = "scipy.fft._pocketfft.pypocketfft"
+
+
+def load_rfft() -> Transform:
+    """A function from [B, n] float32 or float64 to its complex spectrum [B, n // 2 + 1], one thread."""
+    alone = _load_alone() if "scipy.fft" not in sys.modules else None
+    if alone is not None:
+        return alone
+    import scipy.fft
+
+    def transform(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        spectrum: npt.NDArray[Any] = scipy.fft.rfft(block, axis=1, workers=1)
+        return spectrum
+
+    return transform
+
+
+def _load_alone() -> Transform | None:
+    scipy = importlib.util.find_spec("scipy")  # finds, does not import
+    if scipy is None or not scipy.submodule_search_locations:
+        return None
+    folder = Path(scipy.submodule_search_locations[0], "fft", "_pocketfft")
+    found = [path for path in (folder / f"pypocketfft{s}" for s in EXTENSION_SUFFIXES) if path.is_file()]
+    if not found:
+        return None
+    try:
+        loader = ExtensionFileLoader(_NAME, str(found[0]))
+        spec = importlib.util.spec_from_loader(_NAME, loader)
+        assert spec is not None
+        module: Any = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        r2c = module.r2c
+
+        def transform(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            spectrum: npt.NDArray[Any] = r2c(block, (1,), True, 0, None, 1)
+            return spectrum
+
+        probe = np.arange(12, dtype=np.float64).reshape(2, 6)
+        right = np.allclose(transform(probe), np.fft.rfft(probe, axis=1), atol=1e-12)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return None
+    return transform if right else None

@@ -1,0 +1,43 @@
+"""The real FFT: scipy's own bits, whether its extension is loaded alone or through scipy.fft."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.fft
+
+from edge_asr.runtime import fft
+
+_ALONE = (
+    "import sys, numpy as np; from edge_asr.runtime.fft import load_rfft; f = load_rfft();"
+    "x = np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32); y = f(x);"
+    "print([m for m in ('scipy.fft', 'scipy.special') if m in sys.modules]); import scipy.fft;"
+    "print(y.dtype, bool((y == scipy.fft.rfft(x, axis=1)).all()))"
+)
+
+
+def test_alone_it_is_scipys_and_brings_nothing_along() -> None:
+    done = subprocess.run([sys.executable, "-c", _ALONE], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "complex64 True"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [400, 512, 1024])
+def test_every_way_gives_the_same_bits(n: int, dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = np.random.default_rng(1).standard_normal((5, n)).astype(dtype)
+    expected = scipy.fft.rfft(block, axis=1)
+    assert (fft.load_rfft()(block) == expected).all()  # scipy.fft is there already
+    alone = fft._load_alone()
+    if alone is not None:
+        assert (alone(block) == expected).all()
+    monkeypatch.setattr(fft, "_load_alone", lambda: None)
+    monkeypatch.delitem(sys.modules, "scipy.fft")
+    assert (fft.load_rfft()(block) == expected).all()
+
+
+def test_a_scipy_without_the_extension_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fft, "EXTENSION_SUFFIXES", [".none"])
+    assert fft._load_alone() is None
