@@ -173,15 +173,18 @@ def collect_versions() -> dict[str, str]:
 
 def _step_lines(step: ProofStep) -> list[str]:
     bar = step.tolerance.max_error
-    asked = "reported only" if bar is None else f"at most {bar:.0e}"
     families = step.tolerance.text_families
-    text = "all cases" if families == FAMILIES else ", ".join(families)
+    on = "all cases" if families == FAMILIES else ", ".join(families)
+    asked = ["finite values"]
+    asked += [] if bar is None else [f"log-prob error at most {bar:.0e}"]
+    asked += [f"identical greedy text on {on}"] if families else []
+    rest = "" if bar is not None and families == FAMILIES else " The rest is only reported."
     lines = [
         f"## {step.name}: {'passed' if step.passed else 'FAILED'}",
         "",
-        f"Asked: log-prob error {asked}; identical greedy text on {text}.",
+        f"Asked: {', '.join(asked)}.{rest}",
         "",
-        "| family | cases | max error | mean error | same text | frames agreeing | worst case |",
+        "| family | cases | max error | mean error | same text | least frames agreeing | worst case |",
         "|---|---:|---:|---:|---:|---:|---|",
     ]
     for family in dict.fromkeys(r.family for r in step.results):

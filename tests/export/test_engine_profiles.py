@@ -106,3 +106,15 @@ def test_fake_tensorrt_that_refuses_a_profile() -> None:
     with pytest.raises(EngineError, match="does not take optimization profile 0"):
         add_profiles(builder, config, inputs, build_profiles(NEMO), 80, "m.onnx")
     assert set_shapes == ["audio_signal", "length"]
+
+
+def test_fake_tensorrt_that_refuses_a_shape_of_a_profile() -> None:
+    """As its bindings do (python/src/infer/pyCore.cpp): an exception, where C++ gives false."""
+
+    def set_shape(name: str, *_: Any) -> None:
+        raise RuntimeError(f"Shape provided for min is inconsistent with other shapes of {name}.")
+
+    builder = SimpleNamespace(create_optimization_profile=lambda: SimpleNamespace(set_shape=set_shape))
+    inputs = network(audio_signal=(-1, 80, -1), length=(-1,))
+    with pytest.raises(EngineError, match="profile 0, .*inconsistent with other shapes of audio_signal"):
+        add_profiles(builder, SimpleNamespace(), inputs, build_profiles(NEMO), 80, "m.onnx")
