@@ -5,6 +5,7 @@ Words and drawing only; what was measured comes from int8.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -148,41 +149,64 @@ def write_plot(result: Int8Result, float32_bytes: int, path: Path) -> None:
     from matplotlib.figure import Figure
 
     found = result.sensitivity
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    steps = dict(zip(_step_names(found.steps), found.steps, strict=True))
+    figure = Figure(figsize=(12, 5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     panels: tuple[tuple[Any, str, Callable[[Candidate], float]], ...] = (
-        (left, "encoder time / float32", lambda c: c.time_ratio),
+        (left, f"encoder time / float32 ({found.clip_s:g} s of speech, one thread)", lambda c: c.time_ratio),
         (right, "file size / float32", lambda c: c.size_bytes / float32_bytes),
     )
     for axes, label, value in panels:
-        axes.plot(
-            [value(s) for s in found.steps], _divergences(found.steps), "o-", color="tab:blue", label="choice"
-        )
-        axes.plot(
-            [value(c) for c in found.alone.values()],
-            _divergences(found.alone.values()),
-            "x",
-            color="tab:gray",
-            label="one group alone",
-        )
-        for group, one in found.alone.items():
-            axes.annotate(
-                group,
-                (value(one), one.loss.divergence),
-                fontsize=7,
-                xytext=(3, 3),
-                textcoords="offset points",
-            )
+        for named, style, color, legend in (
+            (steps, "o-", "tab:blue", "INT8 groups, one given back at each step"),
+            (found.alone, "x", "dimgray", "one group alone in INT8"),
+        ):
+            x, y = [value(c) for c in named.values()], _divergences(named.values())
+            axes.plot(x, y, style, color=color, label=legend)
+            _label_points(axes, list(named), x, y, color)
         chosen = found.chosen
-        axes.plot([value(chosen)], [chosen.loss.divergence], "o", color="tab:red", ms=9, label="shipped")
+        axes.plot(
+            [value(chosen)], _divergences([chosen]), "o", color="tab:red", ms=9, label="shipped", zorder=3
+        )
+        axes.axvline(1.0, color="black", lw=0.8, ls=":", label="float32")
         axes.set_xlabel(label)
+        axes.set_xlim(0.0, max(1.3, 1.2 * max(value(c) for c in (*found.steps, *found.alone.values()))))
         axes.set_yscale("log")
-        axes.margins(x=0.2)  # room for the names
+        axes.margins(y=0.1)
         axes.grid(alpha=0.3)
     left.set_ylabel("divergence from float32, nats / frame")
-    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="lower left")
     figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _step_names(steps: Iterable[Candidate]) -> list[str]:
+    """ "all", then the group that each step gives back to float32."""
+    names, before = [], frozenset[str]()
+    for step in steps:
+        names.append(f"- {', '.join(before.difference(step.int8))}" if before else "all")
+        before = frozenset(step.int8)
+    return names
+
+
+def _label_points(axes: Any, names: list[str], x: list[float], y: list[float], color: str) -> None:
+    """Names left of their points, moved up where they would lie on each other."""
+    least_apart = 0.075  # decades
+    lowest = -math.inf
+    for at, height, name in sorted(zip(x, y, names, strict=True), key=lambda point: point[1]):
+        lowest = max(math.log10(height), lowest + least_apart)
+        axes.annotate(
+            name,
+            (at, height),
+            xytext=(at - 0.03, 10.0**lowest),
+            ha="right",
+            va="center",
+            fontsize=7,
+            zorder=1.5,  # below the points
+            color=color,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5},
+        )
 
 
 def _divergences(candidates: Iterable[Candidate]) -> list[float]:

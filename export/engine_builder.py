@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 _MAX_OPSET_8_6 = 17
 NOT_RUN = (
-    "the plan was built but not run, for this machine has no GPU, so it is not proven and the runtime refuses "
-    "it; for a proven one build on the device that will run it, with: "
+    "the plan was built but not run, for this machine has no GPU; so it is not proven, and the runtime "
+    "refuses it. For a proven one build on the device that will run it: "
 )
 OPSET_17 = (
     f"this TensorRT has no strongly typed networks (8.6), so it was given a copy of the model at opset "

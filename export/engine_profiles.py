@@ -141,6 +141,6 @@ def add_profiles(
             refused = f" ({error})"
         if refused or config.add_optimization_profile(added) < 0:
             raise EngineError(
-                f"{file}: TensorRT does not take optimization profile {number}, {ranges}{refused}; give other "
-                "--profile-seconds or --batch"
+                f"{file}: TensorRT does not take optimization profile {number}, {ranges}{refused}; "
+                "give other --profile-seconds or --batch"
             )

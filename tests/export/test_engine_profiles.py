@@ -116,5 +116,5 @@ def test_fake_tensorrt_that_refuses_a_shape_of_a_profile() -> None:
 
     builder = SimpleNamespace(create_optimization_profile=lambda: SimpleNamespace(set_shape=set_shape))
     inputs = network(audio_signal=(-1, 80, -1), length=(-1,))
-    with pytest.raises(EngineError, match="profile 0, .*inconsistent with other shapes of audio_signal"):
+    with pytest.raises(EngineError, match=r"profile 0, .*inconsistent with other shapes of audio_signal"):
         add_profiles(builder, SimpleNamespace(), inputs, build_profiles(NEMO), 80, "m.onnx")
