@@ -45,6 +45,7 @@ def int8_markdown_lines(result: Int8Result, float32_bytes: int) -> list[str]:
         f"{chosen.size_bytes / float32_bytes:.1%} of float32; encoder time {chosen.time_ratio:.2f} of "
         f"float32's ({found.clip_s:g} s of speech, one thread, this machine's onnxruntime).{slower}",
         "",
+        *([] if result.failure is None else [f"**Failed: {result.failure}.**", ""]),
         f"Ranges: {method} (divergence with every group in INT8: {others}). Smoothing: {smoothing}. "
         f"{_calibration(result)}",
         "",
@@ -56,7 +57,7 @@ def int8_markdown_lines(result: Int8Result, float32_bytes: int) -> list[str]:
         "## The choice",
         "",
         "From the top, each row gives one more group back to float32, the one with the most divergence per "
-        "multiply-add (next table); the row in bold is shipped.",
+        "multiply-add (next table); the row in bold is the choice.",
         "",
         _HEAD.format("in INT8"),
         _RULE,
@@ -159,7 +160,7 @@ def write_plot(result: Int8Result, float32_bytes: int, path: Path) -> None:
     )
     for axes, label, value in panels:
         for named, style, color, legend in (
-            (steps, "o-", "tab:blue", "INT8 groups, one given back at each step"),
+            (steps, "o-", "tab:blue", "in INT8, one group given back a step"),
             (found.alone, "x", "dimgray", "one group alone in INT8"),
         ):
             x, y = [value(c) for c in named.values()], _divergences(named.values())
@@ -167,7 +168,7 @@ def write_plot(result: Int8Result, float32_bytes: int, path: Path) -> None:
             _label_points(axes, list(named), x, y, color)
         chosen = found.chosen
         axes.plot(
-            [value(chosen)], _divergences([chosen]), "o", color="tab:red", ms=9, label="shipped", zorder=3
+            [value(chosen)], _divergences([chosen]), "o", color="tab:red", ms=9, label="the choice", zorder=3
         )
         axes.axvline(1.0, color="black", lw=0.8, ls=":", label="float32")
         axes.set_xlabel(label)

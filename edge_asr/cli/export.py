@@ -123,7 +123,7 @@ def command(
             output,
             name=name,
             precisions=wanted,
-            int8=make_int8_options(**int8) if "int8" in wanted else None,
+            int8=make_int8_options(**int8) if {"fp16", "int8"}.intersection(wanted) else None,
             weights=weights,
             opset=opset,
             clips=clips,

@@ -29,8 +29,16 @@ if TYPE_CHECKING:
 )
 @int8_options
 @click.option("--force", is_flag=True, help="Replace an existing bundle at --output.")
+@click.option(
+    "--keep-failed",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep a bundle that is over the budget there, marked as not verified, for its tables.",
+)
 @click.option("--json", "as_json", is_flag=True, help="All that was measured, as one JSON document.")
-def command(bundle: str, output: Path | None, force: bool, as_json: bool, **int8: Any) -> None:
+def command(
+    bundle: str, output: Path | None, force: bool, keep_failed: Path | None, as_json: bool, **int8: Any
+) -> None:
     """Add an INT8 model to BUNDLE, calibrated on speech, its loss measured and bounded.
 
     Each group of layers is measured alone; then as few as the budget demands stay in float32. The tables
@@ -45,7 +53,12 @@ def command(bundle: str, output: Path | None, force: bool, as_json: bool, **int8
 
     with stage_display() as progress:
         written, result = quantize_bundle(
-            bundle, make_int8_options(**int8), output=output, force=force, progress=progress
+            bundle,
+            make_int8_options(**int8),
+            output=output,
+            force=force,
+            keep_failed=keep_failed,
+            progress=progress,
         )
     if as_json:
         click.echo(json.dumps(result.to_dict(), ensure_ascii=False))
