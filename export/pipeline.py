@@ -120,8 +120,7 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         BundleError: the output exists, or cannot be written.
-        GateError: a comparison failed, or INT8 loses more than its budget; nothing was written, but the
-            failed bundle to `keep_failed`.
+        GateError: a comparison failed, or INT8 is over its budget; only `keep_failed` was written.
         AudioError, ConfigError: clips or options that cannot be used.
         MissingDependencyError: torch, onnx, onnxscript, onnxsim or onnxruntime is not installed.
     """

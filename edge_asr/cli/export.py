@@ -131,14 +131,15 @@ def command(
             keep_failed=keep_failed,
             progress=progress,
         )
-    if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
-    else:
+    document = report.to_dict() if as_json else None
+    if document is None:
         _print_summary(report)
     if engine:
         from edge_asr.cli.build import build_engines
 
-        build_engines(output, flavor=flavor, clips=clips, force=force)
+        build_engines(output, document=document, flavor=flavor, clips=clips, force=force)
+    elif document is not None:
+        click.echo(json.dumps(document, ensure_ascii=False))
 
 
 def parse_precisions(values: tuple[str, ...]) -> list[Precision]:
