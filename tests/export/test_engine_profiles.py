@@ -37,8 +37,8 @@ def test_edges_are_what_the_front_end_gives_for_so_much_sound(preset: str) -> No
 
 def test_profiles_leave_no_length_out() -> None:
     profiles = build_profiles(NEMO, (0, 1, 1.5, 7))
-    assert all(any(p.covers(n, 1) for p in profiles) for n in range(1, 701))
-    assert not any(p.covers(701, 1) for p in profiles)
+    covered = {n for p in profiles for n in range(p.min_frames, p.max_frames + 1)}
+    assert covered == set(range(1, 701))
 
 
 @pytest.mark.parametrize(
