@@ -1,4 +1,4 @@
-"""The INT8 section of a bundle's report: tables from which the choice can be followed, and a plot.
+"""The INT8 section of a bundle's report: tables from which the choice can be followed, a plot, a summary.
 
 Words and drawing only; what was measured comes from int8.py.
 """
@@ -17,6 +17,28 @@ from edge_asr.errors import require
 
 SECTION = "# INT8"
 PLOT_NAME = "int8.png"
+
+
+def int8_summary_lines(result: Int8Result) -> list[str]:
+    """What INT8 costs and gains, in a few lines for a terminal."""
+    loss, chosen = result.gate, result.sensitivity.chosen
+    lines = []
+    if result.calibration.is_synthetic:
+        lines.append(
+            "INT8: calibrated on the embedded, synthetic speech; --calibration with your own is better"
+        )
+    float_groups = [group for group in result.sensitivity.alone if group not in chosen.int8]
+    lines.append(f"INT8: {', '.join(chosen.int8)}; float32: {', '.join(float_groups) or 'none'}")
+    if loss.wer_loss is not None and loss.wer_loss_low is not None and loss.wer_loss_high is not None:
+        lines.append(
+            f"INT8: WER {loss.wer_reference:.2%} -> {loss.wer_candidate:.2%}, loss "
+            f"{100 * loss.wer_loss:+.2f} points ({100 * loss.wer_loss_low:+.2f} to "
+            f"{100 * loss.wer_loss_high:+.2f}) on {loss.n_words} words"
+        )
+    speed = f"encoder time {result.time_ratio:.2f} of float32's on one thread here"
+    if result.time_ratio >= 1:
+        speed += ": slower, so --precision auto passes it over"
+    return [*lines, f"INT8: {loss.agreement:.2%} of the frames keep their most likely token; {speed}"]
 
 
 def int8_markdown_lines(result: Int8Result, float32_bytes: int) -> list[str]:

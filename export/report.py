@@ -28,13 +28,14 @@ _VERSIONED = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxrunt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Section:
-    """The last section of a report: what report.json holds under "int8", and the lines of report.md.
+    """The last section of a report: what report.json holds under "int8", the lines of report.md, a summary.
 
     The lines begin with a heading of the first rank, so that a later quantization can replace the section.
     """
 
     data: Mapping[str, Any]
     markdown: tuple[str, ...]
+    summary: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

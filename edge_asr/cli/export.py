@@ -202,5 +202,7 @@ def _print_summary(report: ExportReport) -> None:
         )
     console = Console()
     console.print(table)
+    for line in () if report.int8 is None else report.int8.summary:
+        click.echo(line)
     size = sum(report.sizes_bytes.values()) / 1e6
     click.echo(f"{report.output}: {size:.2f} MB, {report.timings_s['total']:.1f} s, details in report.md")

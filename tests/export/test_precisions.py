@@ -45,7 +45,9 @@ def export(
 @pytest.fixture
 def bundle(quick_export: None, tmp_path: Path, export_arguments: Arguments) -> Bundle:
     """Made in all precisions."""
-    export(export_arguments, tmp_path / "bundle")
+    report = export(export_arguments, tmp_path / "bundle")
+    assert report.int8 is not None
+    assert report.int8.summary[0].startswith("INT8: calibrated on the embedded, synthetic speech")
     return Bundle.load(tmp_path / "bundle")
 
 
