@@ -181,20 +181,21 @@ def write_plot(result: Int8Result, float32_bytes: int, path: Path) -> None:
         (right, "file size / float32", lambda c: c.size_bytes / float32_bytes),
     )
     for axes, label, value in panels:
-        for named, style, color, legend in (
-            (steps, "o-", "tab:blue", "in INT8, one group given back a step"),
-            (found.alone, "x", "dimgray", "one group alone in INT8"),
+        for named, style, color, side, legend in (
+            (steps, "o-", "tab:blue", "left", "in INT8, one group given back a step"),
+            (found.alone, "x", "dimgray", "right", "one group alone in INT8"),
         ):
             x, y = [value(c) for c in named.values()], _divergences(named.values())
             axes.plot(x, y, style, color=color, label=legend)
-            _label_points(axes, list(named), x, y, color)
+            _label_points(axes, list(named), x, y, color, side)
         chosen = found.chosen
         axes.plot(
             [value(chosen)], _divergences([chosen]), "o", color="tab:red", ms=9, label="the choice", zorder=3
         )
         axes.axvline(1.0, color="black", lw=0.8, ls=":", label="float32")
         axes.set_xlabel(label)
-        axes.set_xlim(0.0, max(1.3, 1.2 * max(value(c) for c in (*found.steps, *found.alone.values()))))
+        # Room for the names.
+        axes.set_xlim(0.0, 0.4 + max(1.0, *(value(c) for c in (*found.steps, *found.alone.values()))))
         axes.set_yscale("log")
         axes.margins(y=0.1)
         axes.grid(alpha=0.3)
@@ -212,8 +213,8 @@ def _step_names(steps: Iterable[Candidate]) -> list[str]:
     return names
 
 
-def _label_points(axes: Any, names: list[str], x: list[float], y: list[float], color: str) -> None:
-    """Names left of their points, moved up where they would lie on each other."""
+def _label_points(axes: Any, names: list[str], x: list[float], y: list[float], color: str, side: str) -> None:
+    """Names left or right of their points, moved up where they would lie on each other."""
     least_apart = 0.075  # decades
     lowest = -math.inf
     for at, height, name in sorted(zip(x, y, names, strict=True), key=lambda point: point[1]):
@@ -221,8 +222,8 @@ def _label_points(axes: Any, names: list[str], x: list[float], y: list[float], c
         axes.annotate(
             name,
             (at, height),
-            xytext=(at - 0.03, 10.0**lowest),
-            ha="right",
+            xytext=(at - 0.03 if side == "left" else at + 0.03, 10.0**lowest),
+            ha="right" if side == "left" else "left",
             va="center",
             fontsize=7,
             zorder=1.5,  # below the points

@@ -101,7 +101,7 @@ def partial_folder(target: Path) -> Iterator[Path]:
 
 
 def put_in_place(partial: Path, target: Path) -> None:
-    """Flush a folder of `partial_folder` and let it be `target`; it then is the old one, or nothing.
+    """Flush a folder of `partial_folder` and swap it in; `partial` then is the old one, or gone.
 
     Raises:
         OSError: it cannot be flushed or moved; `target` is as it was.
