@@ -7,7 +7,13 @@ from pathlib import Path
 
 from edge_asr.bundle import Artifact
 from edge_asr.calibration.int8 import Int8Result
-from edge_asr.calibration.report import PLOT_NAME, SECTION, int8_markdown_lines, write_plot
+from edge_asr.calibration.report import (
+    PLOT_NAME,
+    SECTION,
+    int8_markdown_lines,
+    int8_summary_lines,
+    write_plot,
+)
 from edge_asr.export.bundle_writer import write_model
 from edge_asr.export.report import REPORT_JSON, REPORT_MARKDOWN, Int8Section
 
@@ -20,7 +26,11 @@ def write_int8(folder: Path, result: Int8Result, float32_bytes: int) -> Artifact
 
 def describe_int8(result: Int8Result, float32_bytes: int) -> Int8Section:
     """The section for a report that is being made."""
-    return Int8Section(data=result.to_dict(), markdown=tuple(int8_markdown_lines(result, float32_bytes)))
+    return Int8Section(
+        data=result.to_dict(),
+        markdown=tuple(int8_markdown_lines(result, float32_bytes)),
+        summary=tuple(int8_summary_lines(result)),
+    )
 
 
 def replace_section(folder: Path, section: Int8Section) -> None:

@@ -2,12 +2,14 @@
 
 The order of things and nothing else; each step has its file. Half of the speech of the calibration set
 gives the ranges, the other half measures the groups; the gate looks at manifests of the caller's, if any were
-named, else at that other half. Writing the result into a bundle is pipeline.py's affair.
+named, else at that other half. A result that failed the gate says so (`Int8Result.failure`); not shipping it,
+and writing it into a bundle, are the affair of pipeline.py and of the export.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +37,7 @@ from edge_asr.calibration.ranges import (
 )
 from edge_asr.calibration.sensitivity import Budget, Sensitivity, choose_groups
 from edge_asr.calibration.smoothing import find_smoothable_tensors, smooth_model
-from edge_asr.errors import AudioError, GateError, ManifestError
+from edge_asr.errors import AudioError, ConfigError, ManifestError
 from edge_asr.export.onnx_export import INPUT_NAMES
 from edge_asr.frames import OutputFrames
 from edge_asr.manifest import read_manifest
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     import onnx
 
 F32Array = npt.NDArray[np.float32]
+logger = logging.getLogger(__name__)
+
 TIMED_S = 10.0
 #: Which of them is best depends on how much speech there is. Entropy never is: its search clips SiLU's tail.
 AUTO_METHODS: tuple[RangeMethod, ...] = ("mse", "percentile", "minmax")
@@ -60,7 +64,8 @@ class Int8Options:
 
     Attributes:
         calibration: manifests to choose speech from; empty takes the embedded, synthesised one.
-        evaluation: manifests whose every utterance the gate looks at; empty: half of the calibration speech.
+        evaluation: manifests whose every utterance the gate looks at, none of those in `calibration`; empty:
+            half of the calibration speech.
         minutes: length of the calibration set; None is 10, or all that is embedded.
         seed: of its choice.
         range_method: how a range is found from the values of a tensor; "auto" takes the method with the least
@@ -78,6 +83,15 @@ class Int8Options:
     percentile: float = DEFAULT_PERCENTILE
     smoothing: float | None = 0.7
     budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        calibrated_on = {path.resolve() for path in self.calibration}
+        for path in self.evaluation:
+            if path.resolve() in calibrated_on:
+                raise ConfigError(
+                    f"{path} is to be calibrated on and evaluated on; a loss on the same speech says little: "
+                    "evaluate on other speech, or leave it out, and half of the calibration speech serves"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +127,20 @@ class Int8Result:
         return self.evaluation.get("pooled", self.sensitivity.chosen.loss)
 
     @property
+    def failure(self) -> str | None:
+        """Why it may not ship, in a sentence; None within the budget."""
+        budget, chosen = self.options.budget, self.sensitivity.chosen
+        over = budget.exceeded_by(chosen.loss, if_significant=True)
+        if over is None and self.evaluation:
+            over = budget.exceeded_by(self.gate)
+        if over is None:
+            return None
+        return (
+            f"INT8 of {', '.join(chosen.int8)} is over the budget: {over}; calibrate on speech nearer to "
+            "yours, try another range method, or allow more with --max-wer-loss or --min-agreement"
+        )
+
+    @property
     def time_ratio(self) -> float:
         """Encoder time over float32's, one thread, on the machine that quantized."""
         return self.sensitivity.chosen.time_ratio
@@ -144,8 +172,9 @@ def quantize_to_int8(
     progress: StageProgress | None = None,
     *,
     output_frames: OutputFrames | None = None,
+    chosen: CalibrationSet | None = None,
 ) -> Int8Result:
-    """Quantize a float32 graph within a budget.
+    """Quantize a float32 graph, within a budget if that can be; look at `failure` of what it gives.
 
     Args:
         model: with the bundle's inputs and outputs, its nodes named by edge-asr's exporter.
@@ -154,15 +183,16 @@ def quantize_to_int8(
         options: see `Int8Options`.
         progress: called as stages begin and advance.
         output_frames: how many output frames a clip gives; None takes all that the graph gives.
+        chosen: from `choose_calibration_set`, where that was done already.
 
     Raises:
-        GateError: over the budget whatever is left in float32, or a value that is not finite.
+        GateError: a value that is not finite.
         ManifestError, AudioError, ConfigError: speech or options that cannot be used.
         BundleError: the graph's nodes have no names to choose by.
     """
     report = progress or (lambda stage, done, total: None)
     report("int8: choose speech", 0, 0)
-    chosen = _choose_set(options, features.sample_rate)
+    chosen = chosen or choose_calibration_set(options, features.sample_rate)
     ranged, measured = _halve(chosen, features)
     report("int8: smooth", 0, 0)
     smoothed, n_smoothed = model, 0
@@ -199,7 +229,7 @@ def quantize_to_int8(
     if options.evaluation:
         with _stage(report, "int8: evaluate") as advance:
             evaluation = _evaluate(model, final, options.evaluation, features, vocabulary, output_frames)
-    result = Int8Result(
+    return Int8Result(
         model=final,
         options=options,
         calibration=chosen,
@@ -211,18 +241,14 @@ def quantize_to_int8(
         sensitivity=sensitivity,
         evaluation=evaluation,
     )
-    over = options.budget.exceeded_by(sensitivity.chosen.loss, if_significant=True)
-    if over is None and evaluation:
-        over = options.budget.exceeded_by(result.gate)
-    if over is not None:
-        raise GateError(
-            f"INT8 of {', '.join(sensitivity.chosen.int8)} is over the budget: {over}; calibrate on speech "
-            "nearer to yours, try another range method, or allow more with --max-wer-loss or --min-agreement"
-        )
-    return result
 
 
-def _choose_set(options: Int8Options, sample_rate: int) -> CalibrationSet:
+def choose_calibration_set(options: Int8Options, sample_rate: int) -> CalibrationSet:
+    """The calibration set that the options ask for: of their manifests, or the embedded speech.
+
+    Raises:
+        ManifestError, AudioError, ConfigError: as `select_calibration_set`.
+    """
     arguments: dict[str, Any] = {"seed": options.seed, "sample_rate": sample_rate}
     if not options.calibration:
         if options.minutes is not None:
@@ -280,14 +306,17 @@ def _evaluate(
     clips: dict[str, list[MeasuredClip]] = {}
     for path in manifests:
         listed = read_manifest(path)
-        clips[path.stem] = [
+        if not listed.utterances:
+            raise ManifestError(f"{path} has no usable utterance to evaluate on")
+        if listed.bad_rows:
+            logger.warning("%s: %d rows cannot be evaluated on", path, len(listed.bad_rows))
+        name = path.stem if path.stem not in (*clips, "pooled") else str(path)
+        clips[name] = [
             MeasuredClip(
                 name=u.id, features=extractor(read_audio(u.audio_path, config.sample_rate)), text=u.text
             )
             for u in listed.utterances
         ]
-        if not clips[path.stem]:
-            raise ManifestError(f"{path} has no usable utterance to evaluate on")
     clips["pooled"] = [clip for some in clips.values() for clip in some]
     return {
         name: Reference(model, some, vocabulary, output_frames).measure(quantized)

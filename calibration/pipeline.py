@@ -34,6 +34,7 @@ def quantize_bundle(
     output: str | Path | None = None,
     plan: CasePlan | None = None,
     force: bool = False,
+    keep_failed: str | Path | None = None,
     progress: StageProgress | None = None,
 ) -> tuple[Bundle, Int8Result]:
     """Add an INT8 model to a bundle, in place of an earlier one.
@@ -43,7 +44,8 @@ def quantize_bundle(
         options: how to quantize; None is all defaults, on the embedded, synthetic speech.
         output: folder of the new bundle; the old one's place when None.
         plan: what the INT8 graph is run on besides, to be finite everywhere.
-        force: replace an existing `output`.
+        force: replace an existing `output`, or `keep_failed`.
+        keep_failed: folder for a bundle that failed the gate, marked `"verified": false`.
         progress: called as stages begin and advance.
 
     Returns:
@@ -51,7 +53,7 @@ def quantize_bundle(
 
     Raises:
         BundleError: the bundle lacks an fp32 model, or a place cannot be written.
-        GateError: over the budget, or not finite; nothing was changed.
+        GateError: over the budget, or not finite; nothing was changed, but `keep_failed` written.
         ManifestError, AudioError, ConfigError: speech or options that cannot be used.
         MissingDependencyError: onnx, onnxruntime, jiwer or matplotlib is not installed.
     """
@@ -66,6 +68,8 @@ def quantize_bundle(
         )
     in_place = target.resolve() == source.path.resolve()
     check_target(target, force=force or in_place)
+    if keep_failed is not None:
+        check_target(Path(keep_failed), force=force)
     report = progress or (lambda stage, done, total: None)
     model = load_float32(source.artifact_path("fp32"))
     result = quantize_to_int8(
@@ -93,14 +97,21 @@ def quantize_bundle(
         candidate_name="ONNX INT8",
         tolerance=INT8_TOLERANCE,
     )
-    if not step.passed:
-        raise GateError(f"{step.failure_message()}; nothing was written")
-    with replacing_folder(target, force=force or in_place) as folder:
-        _write(folder, source, result, step, model.ByteSize())
-    return Bundle.load(target), result
+    failure = result.failure if step.passed else step.failure_message()
+    if failure is None:
+        with replacing_folder(target, force=force or in_place) as folder:
+            _write(folder, source, result, step, model.ByteSize(), verified=source.info.verified)
+        return Bundle.load(target), result
+    if keep_failed is None:
+        raise GateError(f"{failure}; nothing was written")
+    with replacing_folder(Path(keep_failed), force=force) as folder:
+        _write(folder, source, result, step, model.ByteSize(), verified=False)
+    raise GateError(f"{failure}; kept in {keep_failed}")
 
 
-def _write(folder: Path, source: Bundle, result: Int8Result, step: ProofStep, float32_bytes: int) -> None:
+def _write(
+    folder: Path, source: Bundle, result: Int8Result, step: ProofStep, float32_bytes: int, *, verified: bool
+) -> None:
     """The old folder's files, engines too, with a new INT8 model and what belongs to it."""
     stale = shutil.ignore_patterns(MODEL_FILES["int8"], PLOT_NAME, "model.int8.plan", "model.int8.json")
     shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=stale)
@@ -111,6 +122,7 @@ def _write(folder: Path, source: Bundle, result: Int8Result, step: ProofStep, fl
         source.info,
         artifacts=(*kept, artifact),
         verification={**source.info.verification, "steps": [*steps, summarize_step(step)]},
+        verified=verified,
         toolkit_version=edge_asr.__version__,
     )
     write_manifest(folder, info)

@@ -67,18 +67,6 @@ class ActivationStatistics:
             return {name: h.mse_amax() for name, h in self.histograms.items()}
         return {name: h.percentile_amax(percentile) for name, h in self.histograms.items()}
 
-    def to_dict(self, *, percentile: float = DEFAULT_PERCENTILE) -> dict[str, Any]:
-        """JSON-ready: n_clips, percentile, and by tensor n_values and the amax of each method."""
-        ranges = {m: self.amax(m, percentile=percentile) for m in get_args(RangeMethod)}
-        return {
-            "n_clips": self.n_clips,
-            "percentile": percentile,
-            "tensors": {
-                name: {"n_values": histogram.n_values, **{m: ranges[m][name] for m in ranges}}
-                for name, histogram in self.histograms.items()
-            },
-        }
-
 
 def collect_statistics(
     model: onnx.ModelProto,
@@ -110,21 +98,6 @@ def collect_statistics(
         except ValueError as error:
             raise _not_finite(name, n_clips, error) from error
     return ActivationStatistics(histograms, n_clips)
-
-
-def collect_ranges(
-    model: onnx.ModelProto,
-    tensors: Sequence[str],
-    batches: Iterable[Batch],
-    *,
-    method: RangeMethod,
-    percentile: float = DEFAULT_PERCENTILE,
-    num_threads: int = 1,
-    progress: Progress | None = None,
-) -> dict[str, float]:
-    """Symmetric range of every named tensor by one method: `collect_statistics(...).amax(method)`."""
-    statistics = collect_statistics(model, tensors, batches, num_threads=num_threads, progress=progress)
-    return statistics.amax(method, percentile=percentile)
 
 
 def collect_channel_amax(

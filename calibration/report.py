@@ -1,10 +1,11 @@
-"""The INT8 section of a bundle's report: tables from which the choice can be followed, and a plot.
+"""The INT8 section of a bundle's report: tables from which the choice can be followed, a plot, a summary.
 
 Words and drawing only; what was measured comes from int8.py.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,28 @@ from edge_asr.errors import require
 
 SECTION = "# INT8"
 PLOT_NAME = "int8.png"
+
+
+def int8_summary_lines(result: Int8Result) -> list[str]:
+    """What INT8 costs and gains, in a few lines for a terminal."""
+    loss, chosen = result.gate, result.sensitivity.chosen
+    lines = []
+    if result.calibration.is_synthetic:
+        lines.append(
+            "INT8: calibrated on the embedded, synthetic speech; --calibration with your own is better"
+        )
+    float_groups = [group for group in result.sensitivity.alone if group not in chosen.int8]
+    lines.append(f"INT8: {', '.join(chosen.int8)}; float32: {', '.join(float_groups) or 'none'}")
+    if loss.wer_loss is not None and loss.wer_loss_low is not None and loss.wer_loss_high is not None:
+        lines.append(
+            f"INT8: WER {loss.wer_reference:.2%} -> {loss.wer_candidate:.2%}, loss "
+            f"{100 * loss.wer_loss:+.2f} points ({100 * loss.wer_loss_low:+.2f} to "
+            f"{100 * loss.wer_loss_high:+.2f}) on {loss.n_words} words"
+        )
+    speed = f"encoder time {result.time_ratio:.2f} of float32's on one thread here"
+    if result.time_ratio >= 1:
+        speed += ": slower, so --precision auto passes it over"
+    return [*lines, f"INT8: {loss.agreement:.2%} of the frames keep their most likely token; {speed}"]
 
 
 def int8_markdown_lines(result: Int8Result, float32_bytes: int) -> list[str]:
@@ -44,6 +67,7 @@ def int8_markdown_lines(result: Int8Result, float32_bytes: int) -> list[str]:
         f"{chosen.size_bytes / float32_bytes:.1%} of float32; encoder time {chosen.time_ratio:.2f} of "
         f"float32's ({found.clip_s:g} s of speech, one thread, this machine's onnxruntime).{slower}",
         "",
+        *([] if result.failure is None else [f"**Failed: {result.failure}.**", ""]),
         f"Ranges: {method} (divergence with every group in INT8: {others}). Smoothing: {smoothing}. "
         f"{_calibration(result)}",
         "",
@@ -55,7 +79,7 @@ def int8_markdown_lines(result: Int8Result, float32_bytes: int) -> list[str]:
         "## The choice",
         "",
         "From the top, each row gives one more group back to float32, the one with the most divergence per "
-        "multiply-add (next table); the row in bold is shipped.",
+        "multiply-add (next table); the row in bold is the choice.",
         "",
         _HEAD.format("in INT8"),
         _RULE,
@@ -148,41 +172,65 @@ def write_plot(result: Int8Result, float32_bytes: int, path: Path) -> None:
     from matplotlib.figure import Figure
 
     found = result.sensitivity
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    steps = dict(zip(_step_names(found.steps), found.steps, strict=True))
+    figure = Figure(figsize=(12, 5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     panels: tuple[tuple[Any, str, Callable[[Candidate], float]], ...] = (
-        (left, "encoder time / float32", lambda c: c.time_ratio),
+        (left, f"encoder time / float32 ({found.clip_s:g} s of speech, one thread)", lambda c: c.time_ratio),
         (right, "file size / float32", lambda c: c.size_bytes / float32_bytes),
     )
     for axes, label, value in panels:
-        axes.plot(
-            [value(s) for s in found.steps], _divergences(found.steps), "o-", color="tab:blue", label="choice"
-        )
-        axes.plot(
-            [value(c) for c in found.alone.values()],
-            _divergences(found.alone.values()),
-            "x",
-            color="tab:gray",
-            label="one group alone",
-        )
-        for group, one in found.alone.items():
-            axes.annotate(
-                group,
-                (value(one), one.loss.divergence),
-                fontsize=7,
-                xytext=(3, 3),
-                textcoords="offset points",
-            )
+        for named, style, color, side, legend in (
+            (steps, "o-", "tab:blue", "left", "in INT8, one group given back a step"),
+            (found.alone, "x", "dimgray", "right", "one group alone in INT8"),
+        ):
+            x, y = [value(c) for c in named.values()], _divergences(named.values())
+            axes.plot(x, y, style, color=color, label=legend)
+            _label_points(axes, list(named), x, y, color, side)
         chosen = found.chosen
-        axes.plot([value(chosen)], [chosen.loss.divergence], "o", color="tab:red", ms=9, label="shipped")
+        axes.plot(
+            [value(chosen)], _divergences([chosen]), "o", color="tab:red", ms=9, label="the choice", zorder=3
+        )
+        axes.axvline(1.0, color="black", lw=0.8, ls=":", label="float32")
         axes.set_xlabel(label)
+        # Room for the names.
+        axes.set_xlim(0.0, 0.4 + max(1.0, *(value(c) for c in (*found.steps, *found.alone.values()))))
         axes.set_yscale("log")
-        axes.margins(x=0.2)  # room for the names
+        axes.margins(y=0.1)
         axes.grid(alpha=0.3)
     left.set_ylabel("divergence from float32, nats / frame")
-    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="lower left")
     figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _step_names(steps: Iterable[Candidate]) -> list[str]:
+    """ "all", then the group that each step gives back to float32."""
+    names, before = [], frozenset[str]()
+    for step in steps:
+        names.append(f"- {', '.join(before.difference(step.int8))}" if before else "all")
+        before = frozenset(step.int8)
+    return names
+
+
+def _label_points(axes: Any, names: list[str], x: list[float], y: list[float], color: str, side: str) -> None:
+    """Names left or right of their points, moved up where they would lie on each other."""
+    least_apart = 0.075  # decades
+    lowest = -math.inf
+    for at, height, name in sorted(zip(x, y, names, strict=True), key=lambda point: point[1]):
+        lowest = max(math.log10(height), lowest + least_apart)
+        axes.annotate(
+            name,
+            (at, height),
+            xytext=(at - 0.03 if side == "left" else at + 0.03, 10.0**lowest),
+            ha="right" if side == "left" else "left",
+            va="center",
+            fontsize=7,
+            zorder=1.5,  # below the points
+            color=color,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5},
+        )
 
 
 def _divergences(candidates: Iterable[Candidate]) -> list[float]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -41,16 +41,6 @@ class SmoothedLinear:
     """Largest channel amax over the median one, in the calibration clips: what one scale has to bear."""
     spread_after: float
     """The same after smoothing."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "tensor": self.tensor,
-            "producer": self.producer,
-            "linears": list(self.linears),
-            "spread_before": self.spread_before,
-            "spread_after": self.spread_after,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

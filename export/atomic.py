@@ -75,33 +75,49 @@ def replacing_folder(target: Path, *, force: bool) -> Iterator[Path]:
     check_target(target, force=force)
     parent = target.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(target)
-    partial = Path(tempfile.mkdtemp(prefix=partial_prefix(target), dir=parent))
+    with partial_folder(target) as partial:
+        yield partial
+        check_target(target, force=force)  # it may have appeared meanwhile
+        put_in_place(partial, target)
+
+
+@contextlib.contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """A new hidden folder beside `target`, locked while it is written, and removed at the end if still there.
+
+    Those of `target` that a killed process left are removed first.
+    """
+    parent = target.absolute().parent
+    prefix = f".{target.absolute().name}.partial-"
+    _remove_abandoned(parent, prefix)
+    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     lock = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
-        partial.chmod(0o777 & ~umask())
-        sync_tree(partial)
-        check_target(target, force=force)  # it may have appeared meanwhile
-        if target.exists():
-            exchange(partial, target)  # `partial` is now the old folder
-        else:
-            os.rename(partial, target)
-        sync_folder(parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
 
 
-def partial_prefix(target: Path) -> str:
-    """How the names of the hidden folders begin that are to become `target`."""
-    return f".{target.absolute().name}.partial-"
+def put_in_place(partial: Path, target: Path) -> None:
+    """Flush a folder of `partial_folder` and swap it in; `partial` then is the old one, or gone.
+
+    Raises:
+        OSError: it cannot be flushed or moved; `target` is as it was.
+    """
+    partial.chmod(0o777 & ~umask())
+    sync_tree(partial)
+    if target.exists():
+        exchange(partial, target)
+    else:
+        os.rename(partial, target)
+    sync_folder(target.absolute().parent)
 
 
-def remove_abandoned(target: Path) -> None:
-    """Delete the partial folders of `target` that no living process holds a lock on."""
-    for folder in target.absolute().parent.glob(partial_prefix(target) + "*"):
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Delete the partial folders of these names that no living process holds a lock on."""
+    for folder in parent.glob(prefix + "*"):
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:

@@ -40,6 +40,7 @@ from edge_asr.runtime.engines import (
     EngineProfile,
     EngineSidecar,
     Flavor,
+    build_command,
     fingerprint,
     plan_path_of,
     sidecar_path_of,
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 
 _MAX_OPSET_8_6 = 17
 NOT_RUN = (
-    "the plan was built but not run, for this machine has no GPU: a TensorRT-RTX plan needs its proof on the "
-    "device, so run the same command there"
+    "the plan was built but not run, for this machine has no GPU; so it is not proven, and the runtime "
+    "refuses it. For a proven one build on the device that will run it: "
 )
 OPSET_17 = (
     f"this TensorRT has no strongly typed networks (8.6), so it was given a copy of the model at opset "
@@ -122,7 +123,8 @@ def build_engine(
     can_run = device.gpu_name is not None
     proof = _ProofInputs.load(bundle, clips, manifest) if can_run else None
     stages = _Stages(progress)
-    notes = [note for note in (_window_note(bundle, profiles), None if can_run else NOT_RUN) if note]
+    not_run = None if can_run else NOT_RUN + build_command(bundle, precision, flavor)
+    notes = [note for note in (_window_note(bundle, profiles), not_run) if note]
     model = bundle.artifact_path(precision).read_bytes()
     if not is_strongly_typed(trt) and artifact.opset > _MAX_OPSET_8_6:
         with stages.stage(f"write opset {_MAX_OPSET_8_6}"):

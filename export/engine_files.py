@@ -17,14 +17,7 @@ from pathlib import Path
 
 from edge_asr.bundle import Bundle, Precision
 from edge_asr.errors import EngineError
-from edge_asr.export.atomic import (
-    exchange,
-    partial_prefix,
-    remove_abandoned,
-    sync_folder,
-    sync_tree,
-    umask,
-)
+from edge_asr.export.atomic import partial_folder, put_in_place, umask
 from edge_asr.runtime.engines import plan_path_of
 
 TIMING_CACHE_NAME = "timing.cache"
@@ -74,25 +67,14 @@ def adding_files(folder: Path) -> Iterator[Path]:
     """
     engines = folder.parent
     engines.mkdir(exist_ok=True)
-    remove_abandoned(folder)
-    partial = Path(tempfile.mkdtemp(prefix=partial_prefix(folder), dir=engines))
-    lock = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield partial
-        partial.chmod(0o777 & ~umask())
-        with _locked(engines):  # two builds, of two precisions, may end together
-            if folder.exists():
-                _link_others(folder, partial)
-            sync_tree(partial)
-            if folder.exists():
-                exchange(partial, folder)  # `partial` is now the old folder
-            else:
-                os.rename(partial, folder)
-            sync_folder(engines)
+        with partial_folder(folder) as partial:
+            yield partial
+            with _locked(engines):  # two builds, of two precisions, may end together
+                if folder.exists():
+                    _link_others(folder, partial)
+                put_in_place(partial, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
         with contextlib.suppress(OSError):  # not empty, mostly
             engines.rmdir()
 

@@ -131,12 +131,16 @@ def add_profiles(
         ranges = input_ranges(profile, n_mels)
         check_inputs(network, ranges, file)
         added = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            name = network.get_input(index).name
-            if name in ranges:
-                added.set_shape(name, *ranges[name])
-        if config.add_optimization_profile(added) < 0:
+        refused = ""
+        try:
+            for index in range(network.num_inputs):
+                name = network.get_input(index).name
+                if name in ranges:
+                    added.set_shape(name, *ranges[name])
+        except RuntimeError as error:  # TensorRT's bindings raise it where C++ gives false
+            refused = f" ({error})"
+        if refused or config.add_optimization_profile(added) < 0:
             raise EngineError(
-                f"{file}: TensorRT does not take optimization profile {number}, {ranges}; give other "
-                "--profile-seconds or --batch"
+                f"{file}: TensorRT does not take optimization profile {number}, {ranges}{refused}; "
+                "give other --profile-seconds or --batch"
             )

@@ -50,6 +50,7 @@ class Fp16Proof:
             likely token; 0.0 when a case could not be compared.
         min_agreement: what these must reach.
         n_clips: clips and batches that the peaks were measured on.
+        n_calibration_clips: of these, clips of the calibration set.
         duration_s: of all three parts.
     """
 
@@ -61,6 +62,7 @@ class Fp16Proof:
     shipped_agreement: float
     min_agreement: float
     n_clips: int
+    n_calibration_clips: int
     duration_s: float
 
     @property
@@ -83,6 +85,7 @@ class Fp16Proof:
             "rounded": {**summarize_step(self.rounded), "pooled_agreement": self.rounded_agreement},
             "shipped": {**summarize_step(self.shipped), "pooled_agreement": self.shipped_agreement},
             "n_clips": self.n_clips,
+            "n_calibration_clips": self.n_calibration_clips,
             "duration_s": round(self.duration_s, 3),
         }
 
@@ -101,8 +104,9 @@ class Fp16Proof:
             self._row(self.shipped, self.shipped_agreement),
             "",
             f"Largest magnitudes of {len(self.peaks)} FP16 values in a float32 run over {self.n_clips} "
-            "inputs: speech, full-scale noise, silence, padded batches. "
-            f"Asked: below {self.peak_limit:g}. Masked attention scores lie near 1e4, the mask.",
+            f"inputs: speech ({self.n_calibration_clips} clips of the calibration set), full-scale noise, "
+            f"silence, padded batches. Asked: below {self.peak_limit:g}, a quarter of half's range. Masked "
+            "attention scores lie near 1e4, the mask. The largest are listed; report.json has all.",
             "",
             "| value | largest magnitude |",
             "|---|---:|",
@@ -172,6 +176,7 @@ def prove_fp16(
     """
     started = time.perf_counter()
     batches = [case.batch() for case in cases if case.family in ("real", "signal", "padded")]
+    n_proof_batches = len(batches)
     batches += [(clip[None], np.asarray([len(clip)], np.int64)) for clip in calibration]
     peaks = measure_peaks(float32_model, fp16_model, batches)
 
@@ -208,6 +213,7 @@ def prove_fp16(
         shipped_agreement=_pooled_agreement(reference, shipped),
         min_agreement=min_agreement,
         n_clips=len(batches),
+        n_calibration_clips=len(batches) - n_proof_batches,
         duration_s=time.perf_counter() - started,
     )
 

@@ -41,6 +41,7 @@ from edge_asr.export.weights import store_weights_as_float16
 if TYPE_CHECKING:
     import onnx
 
+    from edge_asr.calibration.calibration_set import CalibrationSet
     from edge_asr.calibration.int8 import Int8Options, Int8Result
     from edge_asr.checkpoints import Checkpoint
     from edge_asr.export.fp16_proof import Fp16Proof
@@ -104,7 +105,8 @@ def export_bundle(
         output: folder of the bundle; its parents are created.
         name: short name of the model in the bundle; the output folder's name when None.
         precisions: what to write beside "fp32", which is always there: "fp16", "int8".
-        int8: how to quantize, for "int8"; None is all defaults, on the embedded, synthetic speech.
+        int8: how to quantize, for "int8"; None is all defaults, on the embedded, synthetic speech. Its
+            calibration speech serves "fp16" too.
         weights: of the fp32 file: "fp32", or "fp16" to store them in half the space (cast to float32 when
             loaded; proven against the float32 file by identical greedy text on the clips and a reported
             error).
@@ -118,8 +120,7 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         BundleError: the output exists, or cannot be written.
-        GateError: a comparison failed, or INT8 loses more than its budget; nothing was written, but a failed
-            fp32 export to `keep_failed`.
+        GateError: a comparison failed, or INT8 is over its budget; only `keep_failed` was written.
         AudioError, ConfigError: clips or options that cannot be used.
         MissingDependencyError: torch, onnx, onnxscript, onnxsim or onnxruntime is not installed.
     """
@@ -159,7 +160,7 @@ def export_bundle(
     # Of a large model each copy is half a gigabyte: what has been compared goes.
     del rewritten
     cases = build_cases(waveforms, features, config.output_frames, plan)
-    prover = _Prover(run, cases, features, vocabulary, config.output_frames)
+    prover = _Prover(run, cases, features, vocabulary, config.output_frames, int8)
     prover.run_reference(model)
     del model
     return_memory()
@@ -178,9 +179,14 @@ def export_bundle(
             shipped = store_weights_as_float16(simplified)
             check_graph(shipped)
         prover.prove_weights(shipped)
-    verified = all(step.passed for step in run.steps)
-    half = prover.prove_half(simplified) if verified and "fp16" in precisions else None
-    quantized = prover.prove_int8(simplified, int8) if verified and "int8" in precisions else None
+    half, quantized = None, None
+    if all(step.passed for step in run.steps):
+        if "fp16" in precisions:
+            half = prover.prove_half(simplified)
+        if "int8" in precisions and not _failures(run.steps, half, None):
+            quantized = prover.prove_int8(simplified)
+    failures = _failures(run.steps, half, quantized)
+    verified = not failures
     destination = target if verified else None if keep_failed is None else Path(keep_failed)
     if destination is not None:
         with run.stage("write"), replacing_folder(destination, force=force) as folder:
@@ -216,9 +222,20 @@ def export_bundle(
             report.write(folder)
     if not verified:
         kept = "nothing was written" if destination is None else f"kept in {destination}"
-        failed = next(step for step in run.steps if not step.passed)
-        raise GateError(f"{failed.failure_message()}; {kept}")
+        raise GateError(f"{failures[0]}; {kept}")
     return report
+
+
+def _failures(
+    steps: Sequence[ProofStep], half: tuple[onnx.ModelProto, Fp16Proof] | None, quantized: Int8Result | None
+) -> list[str]:
+    """What failed, in sentences, in the order of the chain."""
+    failures = [step.failure_message() for step in steps if not step.passed]
+    if half is not None and not half[1].passed:
+        failures.append(half[1].failure_message())
+    if quantized is not None and quantized.failure is not None:
+        failures.append(quantized.failure)
+    return failures
 
 
 def _load(checkpoint: str | Path | Checkpoint) -> Checkpoint:
@@ -237,12 +254,15 @@ class _Prover:
         features: FeatureConfig,
         vocabulary: Vocabulary,
         output_frames: OutputFrames,
+        int8: Int8Options | None,
     ) -> None:
         self._run = run
         self._cases = cases
         self._features = features
         self._vocabulary = vocabulary
         self._output_frames = output_frames
+        self._int8 = int8
+        self._calibration: CalibrationSet | None = None
         self._reference: Outputs = []
         self._exported: Outputs = []
         self._float32: Outputs = []
@@ -271,54 +291,56 @@ class _Prover:
         )
 
     def prove_half(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto, Fp16Proof]:
-        """The typed FP16 graph and its proof.
-
-        Raises:
-            GateError: the proof failed.
-        """
+        """The typed FP16 graph and its proof, which may have failed."""
         from edge_asr.export.fp16 import convert_to_fp16
         from edge_asr.export.fp16_proof import prove_fp16
 
         with self._run.stage("convert to fp16"):
             half = convert_to_fp16(model)
             check_graph(half)
+        calibration = self._choose_calibration()
         with self._run.stage("prove: fp16") as progress:
-            proof = prove_fp16(
+            return half, prove_fp16(
                 model,
                 half,
                 self._cases,
                 self._float32,
                 self._vocabulary,
                 self._output_frames,
+                calibration=calibration.features(self._features),
                 progress=progress,
             )
-        if not proof.passed:
-            raise GateError(f"{proof.failure_message()}; nothing was written")
-        return half, proof
 
-    def prove_int8(self, model: onnx.ModelProto, options: Int8Options | None) -> Int8Result:
-        """The INT8 graph within its budget, finite and of the right shape on every case.
-
-        Raises:
-            GateError: over the budget, or a case failed.
-        """
+    def prove_int8(self, model: onnx.ModelProto) -> Int8Result:
+        """The INT8 graph, which may be over its budget; it is also run on every case."""
         from edge_asr.calibration.int8 import Int8Options, quantize_to_int8
 
+        calibration = self._choose_calibration()
         with self._run.stage("int8"):
             result = quantize_to_int8(
                 model,
                 self._features,
                 self._vocabulary,
-                options or Int8Options(),
+                self._int8 or Int8Options(),
                 self._run.progress,
                 output_frames=self._output_frames,
+                chosen=calibration,
             )
             check_graph(result.model)
         outputs = self._onnx_outputs("prove: int8", result.model)
         self._compare(self._float32, outputs, "ONNX simplified", "ONNX INT8", INT8_TOLERANCE)
-        if not self._run.steps[-1].passed:
-            raise GateError(f"{self._run.steps[-1].failure_message()}; nothing was written")
         return result
+
+    def _choose_calibration(self) -> CalibrationSet:
+        """Speech for FP16's magnitudes and INT8's ranges, chosen once."""
+        from edge_asr.calibration.int8 import Int8Options, choose_calibration_set
+
+        if self._calibration is None:
+            with self._run.stage("choose calibration speech"):
+                self._calibration = choose_calibration_set(
+                    self._int8 or Int8Options(), self._features.sample_rate
+                )
+        return self._calibration
 
     def _onnx_outputs(self, stage: str, model: onnx.ModelProto) -> Outputs:
         with open_graph(model) as backend:

@@ -28,13 +28,14 @@ _VERSIONED = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxrunt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Section:
-    """The last section of a report: what report.json holds under "int8", and the lines of report.md.
+    """The last section of a report: what report.json holds under "int8", the lines of report.md, a summary.
 
     The lines begin with a heading of the first rank, so that a later quantization can replace the section.
     """
 
     data: Mapping[str, Any]
     markdown: tuple[str, ...]
+    summary: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,15 +174,18 @@ def collect_versions() -> dict[str, str]:
 
 def _step_lines(step: ProofStep) -> list[str]:
     bar = step.tolerance.max_error
-    asked = "reported only" if bar is None else f"at most {bar:.0e}"
     families = step.tolerance.text_families
-    text = "all cases" if families == FAMILIES else ", ".join(families)
+    on = "all cases" if families == FAMILIES else ", ".join(families)
+    asked = ["finite values"]
+    asked += [] if bar is None else [f"log-prob error at most {bar:.0e}"]
+    asked += [f"identical greedy text on {on}"] if families else []
+    rest = "" if bar is not None and families == FAMILIES else " The rest is only reported."
     lines = [
         f"## {step.name}: {'passed' if step.passed else 'FAILED'}",
         "",
-        f"Asked: log-prob error {asked}; identical greedy text on {text}.",
+        f"Asked: {', '.join(asked)}.{rest}",
         "",
-        "| family | cases | max error | mean error | same text | frames agreeing | worst case |",
+        "| family | cases | max error | mean error | same text | least frames agreeing | worst case |",
         "|---|---:|---:|---:|---:|---:|---|",
     ]
     for family in dict.fromkeys(r.family for r in step.results):

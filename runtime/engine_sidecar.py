@@ -89,10 +89,6 @@ class EngineProfile:
                     "1 and must not fall"
                 )
 
-    def covers(self, n_frames: int, n_batch: int) -> bool:
-        """May an input of this shape run in this profile?"""
-        return self.min_frames <= n_frames <= self.max_frames and self.min_batch <= n_batch <= self.max_batch
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTensor:

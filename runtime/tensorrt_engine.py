@@ -170,10 +170,13 @@ class EngineRunner:
     def _load(self, plan: bytes, sidecar: EngineSidecar) -> None:
         self._stream = self._own(self._cuda.create_stream(), self._cuda.destroy_stream)
         self._log.take_errors()  # of others; the log is shared
-        self._runtime = self._trt.Runtime(self._log)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
         # Contexts, engine and runtime end in this order, when nothing refers to them any more.
         self._resources.callback(self._forget_engine)
+        try:
+            self._runtime = self._trt.Runtime(self._log)
+        except (TypeError, RuntimeError) as error:  # TypeError: pybind11's way to say that it got no object
+            raise self._error("TensorRT cannot start here; run `edge-asr doctor`") from error
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self._error("TensorRT refuses the plan")
         self._lens_dtype = self._check_tensors()
@@ -184,17 +187,15 @@ class EngineRunner:
         has_v2 = hasattr(engine, "device_memory_size_v2")  # 8.6 lacks it, 11 lacks the other
         self._workspace_bytes = int(engine.device_memory_size_v2 if has_v2 else engine.device_memory_size)
         self._workspace = self._own(self._cuda.allocate(max(self._workspace_bytes, 1)), self._cuda.free)
-        most = max(p.max_batch * p.max_frames for p in sidecar.profiles)
-        self._features = self._allocate(most * self._n_mels * 4)
-        self._lens = self._allocate(
-            max(p.max_batch for p in sidecar.profiles) * np.dtype(self._lens_dtype).itemsize
-        )
+        most_frames = max(p.max_batch * p.max_frames for p in sidecar.profiles)
+        most_rows = max(p.max_batch for p in sidecar.profiles)
+        self._features = self._allocate(most_frames * self._n_mels * 4)
+        self._lens = self._allocate(most_rows * np.dtype(self._lens_dtype).itemsize)
         output_bytes = 0
         for index, profile in enumerate(sidecar.profiles):
-            context = self._create_context(index)
-            self._contexts.append(context)
+            self._contexts.append(self._create_context(index))
             largest = RunShape(profile=index, n_batch=profile.max_batch, n_frames=profile.max_frames)
-            output_bytes = max(output_bytes, math.prod(self._set_shape(context, largest)) * 4)
+            output_bytes = max(output_bytes, math.prod(self._set_shape(self._contexts[-1], largest)) * 4)
         self._log_probs = self._allocate(output_bytes)
         for context in self._contexts:
             self._bind(context)
@@ -211,7 +212,7 @@ class EngineRunner:
                     "build the engine again"
                 )
             found[name] = dtype
-        if set(found) != set(_DTYPES):
+        if found.keys() != _DTYPES.keys():
             raise EngineError(
                 f"the engine has the tensors {sorted(found)}, not {sorted(_DTYPES)}; build the engine again"
             )
@@ -269,8 +270,10 @@ class EngineRunner:
             context = engine.create_execution_context_without_device_memory()  # 8.6
         if context is None:
             raise self._error("TensorRT cannot create an execution context")
-        if not context.set_optimization_profile_async(profile, int(self._stream)):
-            raise self._error(f"TensorRT refuses profile {profile}")
+        try:
+            context.set_optimization_profile_async(profile, int(self._stream))
+        except RuntimeError as error:  # the one setter that raises in place of giving False
+            raise self._error(f"TensorRT refuses profile {profile}") from error
         self._cuda.synchronize(self._stream)
         if hasattr(context, "set_device_memory"):
             context.set_device_memory(self._workspace, self._workspace_bytes)
@@ -291,10 +294,7 @@ class EngineRunner:
 
     def _set_shape(self, context: Any, shape: RunShape) -> tuple[int, ...]:
         """Tell a context the shape of the inputs; the shape of the output."""
-        inputs = {
-            FEATURES: (shape.n_batch, self._n_mels, shape.n_frames),
-            LENGTHS: (shape.n_batch,),
-        }
+        inputs = {FEATURES: (shape.n_batch, self._n_mels, shape.n_frames), LENGTHS: (shape.n_batch,)}
         for name, dims in inputs.items():
             if not context.set_input_shape(name, dims):
                 raise self._error(f"TensorRT refuses {name} of shape {list(dims)}")

@@ -7,14 +7,13 @@ file does not do: build or prove anything (edge_asr.export.engine_builder).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_asr.cli.export import parse_precisions, stage_display
-from edge_asr.errors import EdgeAsrError
 
 if TYPE_CHECKING:
     from edge_asr.bundle import Precision
@@ -129,7 +128,7 @@ def command(
     build_engines(
         bundle,
         parse_precisions(precisions),
-        as_json=as_json,
+        document={} if as_json else None,
         flavor=flavor,
         profile_seconds=profile_seconds,
         batch=batch,
@@ -142,34 +141,37 @@ def command(
 
 
 def build_engines(
-    bundle: str | Path, precisions: Sequence[Precision] = (), *, as_json: bool = False, **options: Any
+    bundle: str | Path,
+    precisions: Sequence[Precision] = (),
+    *,
+    document: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> None:
     """Build the engines of several precisions, by default those that suit, and print what came of it.
 
     Args:
         bundle: folder or name.
         precisions: none for the smaller ones that the bundle has.
-        as_json: print one JSON document.
+        document: print one JSON document, of this and "engines"; None prints lines.
         options: of `edge_asr.export.engine_builder.build_engine`.
     """
     from edge_asr.bundle import Bundle
     from edge_asr.export.engine_builder import build_engine, default_precisions
 
-    loaded = Bundle.load(bundle)
     reports: list[EngineReport] = []
     try:
+        loaded = Bundle.load(bundle)
         with stage_display() as progress:
             for precision in precisions or default_precisions(loaded):
                 reports.append(build_engine(loaded, precision, progress=progress, **options))
-    except EdgeAsrError:
-        _print_reports(reports, as_json)  # what is built stays built
-        raise
-    _print_reports(reports, as_json)
+    finally:  # what is built stays built, whatever happens to the next
+        _print_reports(reports, document)
 
 
-def _print_reports(reports: list[EngineReport], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"engines": [report.to_dict() for report in reports]}, ensure_ascii=False))
+def _print_reports(reports: list[EngineReport], document: Mapping[str, Any] | None) -> None:
+    if document is not None:
+        engines = [report.to_dict() for report in reports]
+        click.echo(json.dumps({**document, "engines": engines}, ensure_ascii=False))
         return
     for report in reports:
         click.echo(report.describe())

@@ -125,7 +125,7 @@ def command(
             output,
             name=name,
             precisions=wanted,
-            int8=make_int8_options(**int8) if "int8" in wanted else None,
+            int8=make_int8_options(**int8) if {"fp16", "int8"}.intersection(wanted) else None,
             weights=weights,
             opset=opset,
             clips=clips,
@@ -133,14 +133,15 @@ def command(
             keep_failed=keep_failed,
             progress=progress,
         )
-    if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
-    else:
+    document = report.to_dict() if as_json else None
+    if document is None:
         _print_summary(report)
     if engine:
         from edge_asr.cli.build import build_engines
 
-        build_engines(output, flavor=flavor, clips=clips, force=force)
+        build_engines(output, document=document, flavor=flavor, clips=clips, force=force)
+    elif document is not None:
+        click.echo(json.dumps(document, ensure_ascii=False))
 
 
 def parse_precisions(values: tuple[str, ...]) -> list[Precision]:
@@ -203,5 +204,7 @@ def _print_summary(report: ExportReport) -> None:
         )
     console = Console()
     console.print(table)
+    for line in () if report.int8 is None else report.int8.summary:
+        click.echo(line)
     size = sum(report.sizes_bytes.values()) / 1e6
     click.echo(f"{report.output}: {size:.2f} MB, {report.timings_s['total']:.1f} s, details in report.md")

@@ -20,8 +20,8 @@ _OPTIONS = (
         multiple=True,
         type=_MANIFEST,
         metavar="MANIFEST",
-        help="Speech for the ranges and for choosing what becomes INT8, never that of --evaluate; may be "
-        "repeated. Without it the embedded, synthetic speech serves.",
+        help="Speech for the ranges and for choosing what becomes INT8 (and for fp16's magnitudes), never "
+        "that of --evaluate; may be repeated. Without it the embedded, synthetic speech serves.",
     ),
     click.option(
         "--evaluate",

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from edge_asr.cli.int8_options import int8_options, make_int8_options
-
-if TYPE_CHECKING:
-    from edge_asr.calibration import Int8Result
 
 
 @click.command(name="quantize")
@@ -29,8 +26,16 @@ if TYPE_CHECKING:
 )
 @int8_options
 @click.option("--force", is_flag=True, help="Replace an existing bundle at --output.")
+@click.option(
+    "--keep-failed",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep a bundle that is over the budget there, marked as not verified, for its tables.",
+)
 @click.option("--json", "as_json", is_flag=True, help="All that was measured, as one JSON document.")
-def command(bundle: str, output: Path | None, force: bool, as_json: bool, **int8: Any) -> None:
+def command(
+    bundle: str, output: Path | None, force: bool, keep_failed: Path | None, as_json: bool, **int8: Any
+) -> None:
     """Add an INT8 model to BUNDLE, calibrated on speech, its loss measured and bounded.
 
     Each group of layers is measured alone; then as few as the budget demands stay in float32. The tables
@@ -41,39 +46,23 @@ def command(bundle: str, output: Path | None, force: bool, as_json: bool, **int8
     edge-asr quantize tiny-en -o tiny-int8 --calibration train.jsonl --evaluate dev.jsonl
     """
     from edge_asr.calibration import quantize_bundle
+    from edge_asr.calibration.report import int8_summary_lines
     from edge_asr.cli.export import stage_display
 
     with stage_display() as progress:
         written, result = quantize_bundle(
-            bundle, make_int8_options(**int8), output=output, force=force, progress=progress
+            bundle,
+            make_int8_options(**int8),
+            output=output,
+            force=force,
+            keep_failed=keep_failed,
+            progress=progress,
         )
     if as_json:
         click.echo(json.dumps(result.to_dict(), ensure_ascii=False))
     else:
-        print_int8_summary(result)
+        for line in int8_summary_lines(result):
+            click.echo(line)
         click.echo(
             f"{written.path}: {written.artifact('int8').size_bytes / 1e6:.2f} MB, details in report.md"
         )
-
-
-def print_int8_summary(result: Int8Result) -> None:
-    """What INT8 costs and gains, in a few lines on stdout."""
-    loss = result.gate
-    if result.calibration.is_synthetic:
-        click.echo(
-            "INT8: calibrated on the embedded, synthetic speech; --calibration with your own is better"
-        )
-    float_groups = [g for g in result.sensitivity.alone if g not in result.sensitivity.chosen.int8]
-    click.echo(
-        f"INT8: {', '.join(result.sensitivity.chosen.int8)}; float32: {', '.join(float_groups) or 'none'}"
-    )
-    if loss.wer_loss is not None and loss.wer_loss_low is not None and loss.wer_loss_high is not None:
-        click.echo(
-            f"INT8: WER {loss.wer_reference:.2%} -> {loss.wer_candidate:.2%}, loss "
-            f"{100 * loss.wer_loss:+.2f} points ({100 * loss.wer_loss_low:+.2f} to "
-            f"{100 * loss.wer_loss_high:+.2f}) on {loss.n_words} words"
-        )
-    speed = f"encoder time {result.time_ratio:.2f} of float32's on one thread here"
-    if result.time_ratio >= 1:
-        speed += ": slower, so --precision auto passes it over"
-    click.echo(f"INT8: {loss.agreement:.2%} of the frames keep their most likely token; {speed}")

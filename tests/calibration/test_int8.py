@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from edge_asr.calibration.groups import GROUPS
 from edge_asr.calibration.int8 import Int8Options, Int8Result, quantize_to_int8
 from edge_asr.calibration.measure import Loss, MeasuredClip, Reference, run_clips, time_graphs
 from edge_asr.calibration.sensitivity import Budget
-from edge_asr.errors import AudioError, GateError
+from edge_asr.errors import AudioError, ConfigError
 from edge_asr.export.optimize import check_graph
 from edge_asr.export.weights import load_float32
 from edge_asr.manifest import Utterance
@@ -67,11 +68,14 @@ def stages() -> list[str]:
 
 @pytest.fixture(scope="module")
 def small_result(
-    small: tuple[Bundle, onnx.ModelProto], calibration_manifest: Path, stages: list[str]
+    small: tuple[Bundle, onnx.ModelProto],
+    calibration_manifest: Path,
+    evaluation_manifest: Path,
+    stages: list[str],
 ) -> Int8Result:
     options = Int8Options(
         calibration=(calibration_manifest,),
-        evaluation=(calibration_manifest,),
+        evaluation=(evaluation_manifest,),
         minutes=1,
         budget=ANYTHING,
     )
@@ -112,10 +116,11 @@ def test_auto_takes_the_method_that_diverges_least(small_result: Int8Result) -> 
 
 
 def test_the_gate_looks_at_the_evaluation(small_result: Int8Result) -> None:
-    assert list(small_result.evaluation) == ["train", "pooled"]
+    assert list(small_result.evaluation) == ["dev", "pooled"]
     assert small_result.gate is small_result.evaluation["pooled"]
-    assert small_result.gate == small_result.evaluation["train"]
-    assert small_result.gate.n_words == 16 * 2
+    assert small_result.gate == small_result.evaluation["dev"]
+    assert small_result.gate.n_words == 4 * 2
+    assert small_result.failure is None
 
 
 def test_stages_are_announced_in_order(small_result: Int8Result, stages: list[str]) -> None:
@@ -141,9 +146,39 @@ def test_json_form_holds_the_choice(small_result: Int8Result) -> None:
     assert "model" not in data
 
 
-def test_over_the_budget_is_a_gate_error(
-    small: tuple[Bundle, onnx.ModelProto], calibration_manifest: Path
+def test_manifests_of_one_name_are_all_evaluated(
+    small: tuple[Bundle, onnx.ModelProto],
+    calibration_manifest: Path,
+    evaluation_manifest: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Two files called dev.jsonl, and one called as the sum of all; a row that cannot be used is told."""
+    rows = evaluation_manifest.read_text().splitlines()
+    other = evaluation_manifest.parent / "other" / "dev.jsonl"
+    other.parent.mkdir()
+    other.write_text(rows[0].replace('"0.wav"', '"../0.wav"') + '\n{"text": "no sound"}\n')
+    pooled = evaluation_manifest.with_name("pooled.jsonl")
+    pooled.write_text(rows[1] + "\n")
+    options = Int8Options(
+        calibration=(calibration_manifest,),
+        evaluation=(evaluation_manifest, other, pooled),
+        minutes=1,
+        range_method="minmax",
+        budget=ANYTHING,
+    )
+    evaluation = quantize(small, options).evaluation
+    assert list(evaluation) == ["dev", str(other), str(pooled), "pooled"]
+    assert [loss.n_words for loss in evaluation.values()] == [8, 2, 2, 12]
+    assert f"{other}: 1 rows cannot be evaluated on" in caplog.text
+
+
+def test_speech_that_is_calibrated_on_is_not_evaluated_on(calibration_manifest: Path) -> None:
+    indirect = calibration_manifest.parent / ".." / calibration_manifest.parent.name / "train.jsonl"
+    with pytest.raises(ConfigError, match=r"train\.jsonl is to be calibrated on and evaluated on"):
+        Int8Options(calibration=(calibration_manifest,), evaluation=(indirect,))
+
+
+def test_over_the_budget_says_so(small: tuple[Bundle, onnx.ModelProto], calibration_manifest: Path) -> None:
     """Ranges cut at the fifth percentile leave no group that keeps every frame."""
     options = Int8Options(
         calibration=(calibration_manifest,),
@@ -153,8 +188,9 @@ def test_over_the_budget_is_a_gate_error(
         smoothing=None,
         budget=Budget(max_wer_loss=1.0, min_agreement=1.0),
     )
-    with pytest.raises(GateError, match=r"^INT8 of \w+ is over the budget: .* at least 100\.00 % asked for"):
-        quantize(small, options)
+    failure = quantize(small, options).failure
+    assert failure is not None
+    assert re.match(r"INT8 of \w+ is over the budget: .* at least 100\.00 % asked for", failure)
 
 
 def test_a_single_recording_is_not_enough(

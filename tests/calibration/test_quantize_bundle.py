@@ -46,13 +46,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def made(
-    random_bundle: Path, calibration_manifest: Path, tmp_path_factory: pytest.TempPathFactory
+    random_bundle: Path,
+    calibration_manifest: Path,
+    evaluation_manifest: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Bundle, Int8Result]:
     """The random bundle, quantized into a folder of its own."""
     before = contents(random_bundle)
     made = quantize_bundle(
         random_bundle,
-        options(calibration_manifest, evaluation=(calibration_manifest,)),
+        options(calibration_manifest, evaluation=(evaluation_manifest,)),
         output=tmp_path_factory.mktemp("int8") / "bundle",
         plan=PLAN,
     )
@@ -94,7 +97,7 @@ def test_report_has_the_section_and_the_tables(made: tuple[Bundle, Int8Result]) 
         assert f"\n| {group} |" in section
     assert section.count("\n| **") == 1  # the row that is shipped
     assert "![Loss against time and size](int8.png)" in section
-    assert "| train |" in section
+    assert "| dev |" in section
     assert "| pooled |" in section
     assert result.calibration.sha256[:12] in section
     data = json.loads((bundle.path / "report.json").read_text())
@@ -163,9 +166,20 @@ def test_over_the_budget_nothing_changes(
         smoothing=None,
         budget=Budget(max_wer_loss=1.0, min_agreement=1.0),
     )
-    with pytest.raises(GateError, match="is over the budget"):
+    with pytest.raises(GateError, match=r"is over the budget: .*; nothing was written$"):
         quantize_bundle(folder, strict, plan=PLAN)
     assert contents(tmp_path) == before
+    kept = tmp_path / "failed"
+    with pytest.raises(GateError, match=rf"is over the budget: .*; kept in {kept}$"):
+        quantize_bundle(folder, strict, plan=PLAN, keep_failed=kept)
+    assert {name: data for name, data in contents(tmp_path).items() if name.startswith("bundle/")} == before
+    with pytest.raises(BundleError, match="failed its proof"):
+        Bundle.load(kept)
+    section = (kept / "report.md").read_text().split("\n# INT8\n")[1]
+    assert "**Failed: INT8 of " in section
+    assert section.count("\n| **") == 1
+    with pytest.raises(BundleError, match="failed exists; add --force"):
+        quantize_bundle(folder, strict, plan=PLAN, keep_failed=kept)
 
 
 def test_places_that_cannot_be_written_are_refused_before_any_work(

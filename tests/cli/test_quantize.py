@@ -54,12 +54,14 @@ def common(manifest: Path) -> list[str | Path]:
 def test_json_then_force_then_over_the_budget(run, random_bundle, manifest, tmp_path, monkeypatch) -> None:
     before, output = contents(random_bundle), tmp_path / "int8"
     arguments = ["quantize", random_bundle, "-o", output, *common(manifest), "--min-agreement", "0"]
-    result = run(*arguments, "--evaluate", manifest, "--json")
+    evaluated = manifest.with_name("dev.jsonl")
+    evaluated.write_text(manifest.read_text())
+    result = run(*arguments, "--evaluate", evaluated, "--json")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.count("\n") == 1
     data = json.loads(result.stdout)
     assert data["int8_groups"] == list(data["sensitivity"]["alone"])
-    assert list(data["evaluation"]) == ["train", "pooled"]
+    assert list(data["evaluation"]) == ["dev", "pooled"]
     assert "edge-asr: int8: choose groups ..." in result.stderr
     assert Bundle.load(output).artifact("int8").precision == "int8"
     assert contents(random_bundle) == before
@@ -85,6 +87,11 @@ def test_json_then_force_then_over_the_budget(run, random_bundle, manifest, tmp_
     assert "is over the budget: too much is lost" in over.stderr.splitlines()[-1]
     assert contents(output) == written
     assert [p.name for p in tmp_path.iterdir()] == ["int8"]
+    kept = run("quantize", output, *common(manifest), "--keep-failed", tmp_path / "failed")
+    assert (kept.exit_code, kept.stdout) == (3, "")
+    assert kept.stderr.splitlines()[-1].endswith(f"; kept in {tmp_path / 'failed'}")
+    assert contents(output) == written
+    assert not Bundle.load(tmp_path / "failed", allow_unverified=True).info.verified
 
 
 def test_embedded_model_needs_an_output(run) -> None:

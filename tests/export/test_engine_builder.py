@@ -42,7 +42,7 @@ from edge_asr.export.opset17 import convert_to_opset17
 from edge_asr.export.proof_cases import CasePlan
 from edge_asr.runtime import tensorrt_backend
 from edge_asr.runtime.backends import OnnxRuntimeBackend
-from edge_asr.runtime.engines import DeviceIdentity, EngineSidecar, find_engine
+from edge_asr.runtime.engines import DeviceIdentity, EngineSidecar, build_command, find_engine
 from edge_asr.runtime.tensorrt_api import create_logger
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -129,7 +129,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_plan_and_sidecar(
     assert "STRONGLY_TYPED" in sidecar.flags
     assert ("TF32" in sidecar.flags) == (precision != "fp32")
     assert sidecar.proof is None
-    assert engine_builder.NOT_RUN in report.notes
+    assert engine_builder.NOT_RUN + build_command(bundle, precision, "tensorrt-rtx") in report.notes
     found = find_engine(
         bundle, precision, flavor="tensorrt-rtx", tensorrt_version=sidecar.tensorrt_version, device=no_gpu
     )

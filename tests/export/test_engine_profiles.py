@@ -37,8 +37,8 @@ def test_edges_are_what_the_front_end_gives_for_so_much_sound(preset: str) -> No
 
 def test_profiles_leave_no_length_out() -> None:
     profiles = build_profiles(NEMO, (0, 1, 1.5, 7))
-    assert all(any(p.covers(n, 1) for p in profiles) for n in range(1, 701))
-    assert not any(p.covers(701, 1) for p in profiles)
+    covered = {n for p in profiles for n in range(p.min_frames, p.max_frames + 1)}
+    assert covered == set(range(1, 701))
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,15 @@ def test_fake_tensorrt_that_refuses_a_profile() -> None:
     with pytest.raises(EngineError, match="does not take optimization profile 0"):
         add_profiles(builder, config, inputs, build_profiles(NEMO), 80, "m.onnx")
     assert set_shapes == ["audio_signal", "length"]
+
+
+def test_fake_tensorrt_that_refuses_a_shape_of_a_profile() -> None:
+    """As its bindings do (python/src/infer/pyCore.cpp): an exception, where C++ gives false."""
+
+    def set_shape(name: str, *_: Any) -> None:
+        raise RuntimeError(f"Shape provided for min is inconsistent with other shapes of {name}.")
+
+    builder = SimpleNamespace(create_optimization_profile=lambda: SimpleNamespace(set_shape=set_shape))
+    inputs = network(audio_signal=(-1, 80, -1), length=(-1,))
+    with pytest.raises(EngineError, match=r"profile 0, .*inconsistent with other shapes of audio_signal"):
+        add_profiles(builder, SimpleNamespace(), inputs, build_profiles(NEMO), 80, "m.onnx")

@@ -37,7 +37,7 @@ from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import simplify_graph
 from edge_asr.export.weights import load_float32
 from edge_asr.model import ConformerConfig, ConformerCTC
-from edge_asr.runtime.engines import EngineSidecar
+from edge_asr.runtime.engines import EngineSidecar, build_command
 from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
 from edge_asr.runtime.tensorrt_api import create_logger
 
@@ -104,7 +104,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_tiny_en(
     if precision == "int8":  # the fixture is what it says
         assert quantized_share(onnx.load(bundle.artifact_path("int8")), "MatMul") > 0.9
     report = build_engine(bundle, precision, flavor="tensorrt-rtx", profile_seconds=(0.1, 8))
-    assert NOT_RUN in report.notes
+    assert NOT_RUN + build_command(bundle, precision, "tensorrt-rtx") in report.notes
     assert [(p.min_frames, p.max_frames, p.max_batch) for p in report.sidecar.profiles] == [(10, 800, 8)]
     assert report.sidecar.plan_size_bytes > bundle.artifact(precision).size_bytes
     assert report.sidecar.onnx_sha256 == bundle.artifact(precision).sha256
@@ -154,7 +154,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_export_engine_of_tiny_en(
     arguments = ["export", "tiny-en", "-o", str(tmp_path / "b"), "--engine", "--flavor", "tensorrt-rtx"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
-    assert f"edge-asr: {NOT_RUN}" in result.stderr
+    assert f"edge-asr: {NOT_RUN}edge-asr build {tmp_path / 'b'} --precision fp32" in result.stderr
     (folder,) = (tmp_path / "b" / "engines").iterdir()
     assert folder.name == f"tensorrt-rtx-{rtx.__version__}-no-gpu-linux-x86_64"
     assert sorted(path.name for path in folder.iterdir()) == ["model.fp32.json", "model.fp32.plan"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,20 @@ def test_json_is_one_document_on_stdout(invoke: Callable[..., Result], tmp_path:
     assert data["verified"] is True
     assert len(result.stdout.strip().splitlines()) == 1
     assert data["steps"][0]["results"][0]["family"] == "real"
+
+
+def test_json_with_an_engine_is_one_document_still(
+    invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the engine cannot be built: the bundle is written."""
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    result = invoke("-o", tmp_path / "b", "--json", "--engine", "--flavor", "tensorrt-rtx")
+    assert result.exit_code == 1
+    assert "tensorrt_rtx is needed here and is not installed" in result.stderr.splitlines()[-1]
+    (line,) = result.stdout.splitlines()
+    data = json.loads(line)
+    assert (data["verified"], data["engines"]) == (True, [])
+    assert Bundle.load(tmp_path / "b").info.verified
 
 
 def test_existing_output_is_exit_1_in_one_line(invoke: Callable[..., Result], tmp_path: Path) -> None:

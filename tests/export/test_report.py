@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import pytest
+
+from edge_asr.export.pipeline import FP16_WEIGHTS_TOLERANCE, INT8_TOLERANCE
 from edge_asr.export.proof import CaseResult, ProofStep, Tolerance
 from edge_asr.export.report import ExportReport, collect_versions, summarize_step
 
@@ -66,6 +70,26 @@ def test_markdown_groups_families_and_names_the_worst() -> None:
     assert "clip7.wav and 4 more" in text
     assert "| MatMul | 3 | 3 |" in text
     assert "| Add | 2 | 0 |" in text
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "asked"),
+    [
+        (
+            Tolerance(),
+            "Asked: finite values, log-prob error at most 1e-04, identical greedy text on all cases.",
+        ),
+        (
+            FP16_WEIGHTS_TOLERANCE,
+            "Asked: finite values, identical greedy text on real. The rest is only reported.",
+        ),
+        (INT8_TOLERANCE, "Asked: finite values. The rest is only reported."),
+    ],
+)
+def test_markdown_says_what_was_asked(tolerance: Tolerance, asked: str) -> None:
+    report = make_report(make_result("a", 1e-6))
+    step = dataclasses.replace(report.steps[0], tolerance=tolerance)
+    assert asked in dataclasses.replace(report, steps=(step,)).to_markdown().splitlines()
 
 
 def test_markdown_of_a_failed_proof_says_so_and_lists_failures() -> None:

@@ -104,6 +104,9 @@ class FakeRuntime:
 
     def __init__(self, logger: FakeLogger) -> None:
         assert logger.constructed
+        if self._gpu.fails("create runtime"):
+            logger.log(Severity.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         self._logger = logger
         self._gpu.objects.add(self)
 
@@ -234,8 +237,8 @@ class FakeContextBase:
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         assert stream_handle in self._gpu.streams
-        if self._gpu.fails("set profile"):
-            return False
+        if self._gpu.fails("set profile"):  # as in TensorRT's bindings (python/src/infer/pyCore.cpp)
+            raise RuntimeError("Error in set optimization profile async.")
         self._profile = profile_index
         return True
 

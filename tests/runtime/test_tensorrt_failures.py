@@ -81,6 +81,7 @@ def test_fake_tensorrt_release_goes_on_after_a_failure(
 
 LOADING = [
     "cudaStreamCreateWithFlags",
+    "create runtime",
     "deserialize",
     "cudaMalloc",
     "cudaHostAlloc",
@@ -101,7 +102,9 @@ def test_fake_tensorrt_a_failed_load_leaves_nothing(gpu: FakeGpu, bundle: Bundle
     assert n_calls >= 1
     for n_before in range(n_calls):
         gpu.fail(call, after=n_before)
-        with pytest.raises(BackendError, match=r"TensorRT refuses|cannot create|cannot run here"):
+        with pytest.raises(
+            BackendError, match=r"TensorRT refuses|cannot create|cannot start|cannot run here"
+        ):
             TensorRTBackend(bundle, "fp32")
         gpu.assert_all_released()
 
