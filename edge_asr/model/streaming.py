@@ -51,7 +51,7 @@ class StreamingStep(nn.Module):
 
     def __init__(self, model: ConformerCTC, geometry: StreamingGeometry) -> None:
         super().__init__()
-        self.model = model
+        self.acoustic_model = model
         self.geometry = geometry
         self.counts_on = model.config.attention == "absolute_pos"
 
@@ -78,7 +78,7 @@ class StreamingStep(nn.Module):
             float32 (B, chunk_frames, vocab_size); int64 (B,) valid ones; the next state, further by those. A
             row without a valid frame keeps its state.
         """
-        geometry, encoder = self.geometry, self.model.encoder
+        geometry, encoder = self.geometry, self.acoustic_model.encoder
         n_new = geometry.chunk_frames + geometry.ahead_frames
         x, n_valid = self._subsample(features, lens, n_new)
         valid = valid_frames(n_valid, n_new)
@@ -93,7 +93,7 @@ class StreamingStep(nn.Module):
             caches.append(cache)
         if encoder.output_norm is not None:
             x = encoder.output_norm(x)
-        log_probs = self.model.head(x[:, : geometry.chunk_frames])
+        log_probs = self.acoustic_model.head(x[:, : geometry.chunk_frames])
         n_valid = n_valid.clamp(max=geometry.chunk_frames)
         n_heard = state.channel_len + n_valid
         next_state = StreamState(
@@ -105,7 +105,8 @@ class StreamingStep(nn.Module):
 
     def _subsample(self, features: Tensor, lens: Tensor, n_new: int) -> tuple[Tensor, Tensor]:
         """The window's new encoder frames (B, n_new, D) and how many of them are valid, int64 (B,)."""
-        model, frames = self.model, self.model.config.output_frames
+        model = self.acoustic_model
+        frames = model.config.output_frames
         if model.cmvn is not None:
             features = model.cmvn(features)
         features = features.masked_fill(~valid_frames(lens, features.shape[1])[:, :, None], 0.0)
@@ -123,9 +124,10 @@ class StreamingStep(nn.Module):
         n_memory, n_new = self.geometry.left_frames, valid.shape[1]
         age = n_memory - torch.arange(n_memory, device=valid.device)  # the last of the memory is 1 frame old
         visible = torch.cat((age[None, :] <= n_heard[:, None], valid), dim=1)[:, None, None, :]
-        if self.model.config.attention_context_style == "regular":
-            assert self.model.config.attention_context is not None
-            left, right = self.model.config.attention_context
+        config = self.acoustic_model.config
+        if config.attention_context_style == "regular":
+            assert config.attention_context is not None
+            left, right = config.attention_context
             frame = torch.arange(n_memory + n_new, device=valid.device)
             behind = frame[n_memory:, None] - frame[None, :]  # (Q, K)
             visible = visible & ((behind <= left) & (behind >= -right))
