@@ -119,6 +119,13 @@ class StreamingGeometry:
         start = max(first - self.dropped_frames, 0) * self.subsampling_factor
         return start, last * self.subsampling_factor + self.reach_frames + 1
 
+    def describe(self) -> str:
+        """In a few words, for people."""
+        return (
+            f"chunks of {self.chunk_frames * self.frame_ms:g} ms, look-ahead {self.lookahead_ms:g} ms, "
+            f"left context {self.left_frames * self.frame_ms:g} ms"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the fields, and what follows from them."""
         return {**dataclasses.asdict(self), **self._derived()}

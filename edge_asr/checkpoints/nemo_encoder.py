@@ -10,6 +10,7 @@ parts/submodules/{subsampling,conformer_modules,multi_head_attention}.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +109,12 @@ def encoder_fields(settings: Settings, n_mels: int) -> Encoder:
     return encoder
 
 
+def trained_contexts(encoder: Mapping[str, Any]) -> list[list[int]]:
+    """Every [left, right] attention context of an encoder's settings, the default first; one for most models."""
+    contexts = encoder.get("att_context_size") or [-1, -1]
+    return contexts if isinstance(contexts[0], list) else [contexts]
+
+
 def _conv_context(settings: Settings, kernel: int) -> Any:
     value = settings.take("conv_context_size", None)
     if value is None:
@@ -124,7 +131,7 @@ def _attention(settings: Settings, notes: list[str]) -> dict[str, Any]:
     contexts = settings.take("att_context_size", None) or [-1, -1]
     if isinstance(contexts, list) and contexts and isinstance(contexts[0], list):
         if len(contexts) > 1:
-            notes.append(f"Trained with the contexts {contexts}; the first, NeMo's default, is exported.")
+            notes.append(f"Trained with the contexts {contexts}; the first is NeMo's default.")
         contexts = contexts[0]
     tokens = {
         "global_tokens": settings.integer("global_tokens", 0),
