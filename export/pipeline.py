@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import edge_asr
 from edge_asr.bundle import PRECISIONS, Artifact, BundleInfo, Precision, StreamingInfo
@@ -42,12 +42,7 @@ from edge_asr.export.proof import (
 from edge_asr.export.proof_cases import CasePlan, ProofCase, build_cases
 from edge_asr.export.report import ExportReport, collect_versions, summarize_step
 from edge_asr.export.sessions import open_graph
-from edge_asr.export.stream_export import (
-    check_stream,
-    export_stream,
-    simplify_stream,
-    stream_metadata,
-)
+from edge_asr.export.stream_export import make_stream_graph, stream_metadata
 from edge_asr.export.stream_proof import prove_stream, stream_cases
 from edge_asr.export.streaming_plan import StreamingOptions, plan_streaming
 from edge_asr.export.weightless import return_memory
@@ -60,7 +55,7 @@ if TYPE_CHECKING:
     from edge_asr.checkpoints import Checkpoint
     from edge_asr.export.fp16_proof import Fp16Proof
     from edge_asr.frames import OutputFrames
-    from edge_asr.model import ConformerConfig, ConformerCTC
+    from edge_asr.model import ConformerConfig
     from edge_asr.runtime.features import FeatureConfig
     from edge_asr.streaming import StreamingGeometry
     from edge_asr.vocabulary import Vocabulary
@@ -267,7 +262,6 @@ def _export_stream(
     name: str,
 ) -> tuple[onnx.ModelProto, StreamingGeometry]:
     """The streaming graph of a checkpoint with the stream's context, and the steps of its proof in `run`."""
-    from edge_asr.export.inference_form import to_inference_form
     from edge_asr.model.streamable import geometry_from_config
     from edge_asr.model.streaming import StreamingStep
 
@@ -275,19 +269,13 @@ def _export_stream(
     geometry = geometry_from_config(config, features)
     model = dataclasses.replace(checkpoint, model_config=config).build_model()
     with run.stage("export: streaming"):
-        rewritten = cast("ConformerCTC", to_inference_form(model))
-        exported = export_stream(StreamingStep(rewritten, geometry), opset=opset)
-        del rewritten
-    with run.stage("simplify: streaming"):
-        graph = simplify_stream(exported, geometry, features.n_mels)
+        graph = make_stream_graph(model, geometry, opset=opset)
         metadata = onnx_metadata(name, features, vocabulary, config.subsampling_factor)
         set_metadata(graph, {**metadata, **stream_metadata(geometry)})
-        check_stream(graph, geometry)
-        del exported
     with run.stage("prove: streaming") as progress:
         chosen = stream_cases(cases, geometry)
         step = StreamingStep(model, geometry)
-        run.steps += prove_stream(model, step, graph, chosen, vocabulary, progress)
+        run.steps += prove_stream(step, graph, chosen, vocabulary, progress)
     del model, step
     return_memory()
     return graph, geometry

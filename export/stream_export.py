@@ -10,7 +10,7 @@ sherpa-onnx/csrc/online-nemo-ctc-model.cc (metadata) and scripts/nemo/fast-confo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -22,10 +22,36 @@ from edge_asr.streaming import STREAM_INPUTS, STREAM_OUTPUTS, StreamingGeometry
 if TYPE_CHECKING:
     import onnx
 
+    from edge_asr.model import ConformerCTC
     from edge_asr.model.streaming import StreamingStep
 
 _DYNAMIC = {"audio_signal": (0, 2)}  # of the others only the batch
 _EXAMPLE_BATCH = 2
+
+
+def make_stream_graph(
+    model: ConformerCTC, geometry: StreamingGeometry, *, opset: int = DEFAULT_OPSET
+) -> onnx.ModelProto:
+    """A model's streaming graph: inference form, export, simplification, checks.
+
+    Args:
+        model: with the stream's context, in eval mode, on the CPU.
+        geometry: of that context.
+        opset: ONNX opset, 18 to 22.
+
+    Raises:
+        ConfigError: an opset outside 18 to 22.
+        GateError: simplification changed a number, or the graph is not what it must be.
+        MissingDependencyError: torch, onnx, onnxscript or onnxsim is not installed.
+    """
+    require("torch", extra="export")
+    from edge_asr.export.inference_form import to_inference_form
+    from edge_asr.model.streaming import StreamingStep
+
+    step = StreamingStep(cast("ConformerCTC", to_inference_form(model)), geometry)
+    graph = simplify_stream(export_stream(step, opset=opset), geometry, model.config.n_mels)
+    check_stream(graph, geometry)
+    return graph
 
 
 def export_stream(step: StreamingStep, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:

@@ -25,7 +25,6 @@ from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import onnx
-    import torch
 
     from edge_asr.model.streaming import StreamingStep
 
@@ -178,7 +177,6 @@ def open_stream(
 
 
 def prove_stream(
-    offline: torch.nn.Module,
     step: StreamingStep,
     model: onnx.ModelProto,
     cases: Sequence[ProofCase],
@@ -188,8 +186,7 @@ def prove_stream(
     """Compare a streaming graph with the step in PyTorch, and with the offline model of the same context.
 
     Args:
-        offline: the model with the stream's context; each row alone and whole.
-        step: the step, of the original modules.
+        step: the step, of the original modules; its model, each row alone and whole, is the offline one.
         model: the streaming graph.
         cases: from `stream_cases`.
         vocabulary: for the greedy text.
@@ -211,7 +208,7 @@ def prove_stream(
         chunks = LockstepStreams(TorchStep(step))
         stepwise: Outputs = run_cases(chunks, cases, rule, progress=report(0))
         batched: Outputs = run_cases(LockstepStreams(stream), cases, rule, progress=report(1))
-        whole: Outputs = run_cases(TorchModel(offline), cases, rule, rows_alone=True, progress=report(2))
+        whole: Outputs = run_cases(TorchModel(step.acoustic_model), cases, rule, rows_alone=True, progress=report(2))
         pushed: Outputs = run_cases(PushedStream(stream), cases, rule, rows_alone=True, progress=report(3))
     return [
         compare_outputs(
