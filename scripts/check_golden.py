@@ -81,7 +81,7 @@ def _row(fixture: Fixture, result: Result) -> dict[str, object]:
 
 
 def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
-    console = Console(width=max(Console().width, 180))
+    console = Console(width=max(Console().width, 200))
     table = Table(title="golden outputs: largest absolute differences, single clips")
     for header in (
         "family",
@@ -93,9 +93,9 @@ def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
         "batch",
         "batch golden",
         "stream torch",
-        "cache",
-        "runtime",
-        "whole",
+        "stream cache",
+        "stream runtime",
+        "stream whole",
         "tokens",
         "",
     ):
