@@ -168,7 +168,7 @@ class BundleInfo:
         ):
             if streamed != offline:
                 raise BundleError(
-                    f"{name}: the streaming graph has {streamed}, the bundle {offline}; export the model again"
+                    f"{name}: the streaming graph has {streamed}, the bundle {offline}; export it again"
                 )
 
     @property

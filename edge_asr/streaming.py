@@ -2,8 +2,8 @@
 
 Step k gives encoder frames k * chunk ... (k + 1) * chunk - 1. It reads a window of feature frames that begins
 early enough for the subsampling to be right from its first kept frame on (the frames before the chunk are
-NeMo's pre-encode cache), and reaches as far as the last one reads. All of it follows from a few numbers, which
-bundle.json records together with the rest of the arithmetic, so that other runtimes need not repeat it.
+NeMo's pre-encode cache), and reaches as far as the last one reads. All of it follows from a few numbers,
+which bundle.json records together with the rest of the arithmetic, so that other runtimes need not repeat it.
 This file has numbers only; edge_asr.model.streamable makes them from a network's configuration.
 """
 
@@ -43,8 +43,8 @@ class StreamingGeometry:
             they read. The first step has nothing to drop.
         reach_frames: feature frames behind its own (index * factor) that an encoder frame reads.
         n_layers: of the encoder.
-        channel_width, time_width, time_frames: of the caches: channels kept for a frame of attention, channels
-            of the convolution, frames it keeps.
+        channel_width, time_width, time_frames: of the caches: channels kept for a frame of attention,
+            channels of the convolution, frames it keeps.
 
     Raises:
         ConfigError: a number out of range; it names the field.
@@ -135,7 +135,8 @@ class StreamingGeometry:
         """The inverse of `to_dict`.
 
         Raises:
-            ConfigError: a missing or unknown key, a value out of range, or numbers that contradict each other.
+            ConfigError: a missing or unknown key, a value out of range, or numbers that contradict each
+            other.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         try:
@@ -145,7 +146,9 @@ class StreamingGeometry:
         derived = geometry._derived()
         unknown = sorted(set(data) - names - set(derived))
         if unknown:
-            raise ConfigError(f"the streaming geometry has the unknown keys {unknown}; export the model again")
+            raise ConfigError(
+                f"the streaming geometry has the unknown keys {unknown}; export the model again"
+            )
         for name, value in derived.items():
             if data.get(name) != value:
                 raise ConfigError(

@@ -160,10 +160,16 @@ class ProductAttention(nn.Module):
         self, x: Tensor, memory: Tensor, bias: Tensor, positions: tuple[Tensor, Tensor, Tensor]
     ) -> Tensor:
         """See `RelPosAttention.recall`; positions come from `AnglePositions.stream`."""
-        width, pair = 2 * self.n_heads * self.d_head, (2, self.n_heads, self.d_head)
-        queries = F.linear(x, self.qqkv.weight[:width], self.qqkv.bias[:width]).unflatten(2, pair)
-        recalled = F.linear(memory, self.qqkv.weight[width:], self.qqkv.bias[width:]).unflatten(2, pair)
-        return self._attend(*queries.unbind(2), *recalled.unbind(2), bias, positions)
+        d_model = self.n_heads * self.d_head
+        queries = F.linear(x, self.qqkv.weight[: 2 * d_model], self.qqkv.bias[: 2 * d_model])
+        recalled = F.linear(memory, self.qqkv.weight[2 * d_model :], self.qqkv.bias[2 * d_model :])
+        query_u, query_v = self._split_heads(queries)
+        key, value = self._split_heads(recalled)
+        return self._attend(query_u, query_v, key, value, bias, positions)
+
+    def _split_heads(self, pair: Tensor) -> tuple[Tensor, ...]:
+        """(B, T, 2D) -> two of (B, T, H, d)."""
+        return pair.reshape(pair.shape[0], pair.shape[1], 2, self.n_heads, self.d_head).unbind(2)
 
     def _attend(
         self,

@@ -1,4 +1,4 @@
-"""`edge-asr export` as a function: checkpoint -> ONNX -> simplified -> streaming, FP16, INT8 -> all proven -> bundle.
+"""`edge-asr export` as a function: checkpoint -> ONNX, streaming, FP16, INT8, all proven -> bundle.
 
 Only the order of things is here; each stage has its file. The bundle appears at its place complete
 and proven, or not at all. Engines start from the bundle (engine_builder.py), and INT8 for a bundle that

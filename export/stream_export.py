@@ -139,18 +139,22 @@ def check_stream(model: onnx.ModelProto, geometry: StreamingGeometry) -> None:
     check_model(model)
     given = [value.name for value in (*model.graph.input, *model.graph.output)]
     if given != [*STREAM_INPUTS, *STREAM_OUTPUTS]:
-        raise GateError(f"the streaming graph has inputs and outputs {given}; NeMo's names in NeMo's order belong there")
+        raise GateError(
+            f"the streaming graph has inputs and outputs {given}; NeMo's names in NeMo's order belong there"
+        )
     fixed = geometry.first_window_frames == geometry.window_frames
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
         axes = (0,) if fixed else _DYNAMIC.get(value.name, (0,))
         frozen = [axis for axis in axes if dims[axis].HasField("dim_value")]
         if frozen:
-            raise GateError(f"{value.name} of the streaming graph has the fixed axes {frozen}; they must be dynamic")
+            raise GateError(
+                f"{value.name} of the streaming graph has the fixed axes {frozen}; they must be dynamic"
+            )
 
 
 def stream_metadata(geometry: StreamingGeometry) -> dict[str, str]:
-    """What sherpa-onnx's online recognizer reads besides the offline graph's metadata; all is required there."""
+    """What sherpa-onnx's online recognizer needs besides the offline graph's metadata."""
     metadata = {"window_size": geometry.window_frames, "chunk_shift": geometry.shift_frames}
     for name in ("cache_last_channel", "cache_last_time"):
         for number, size in enumerate(getattr(geometry, name), start=1):

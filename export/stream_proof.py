@@ -1,9 +1,10 @@
-"""The proof of a streaming graph: chunk by chunk on real clips, against the step in PyTorch and the offline model.
+"""The proof of a streaming graph: chunk by chunk, against the step in PyTorch and against the offline model.
 
 The offline model has the same context, sees whole clips and its own padding, and every one of its frames is
-compared: the stream loses none. The stream gets the clip's features in uneven pieces (StreamingModel), and, against
-the step in PyTorch, in padded batches too, whose rows end at different steps. Lengths lie around every edge of the
-first windows.
+compared: the stream loses none. The stream gets the clip's features in uneven pieces (StreamingModel), and,
+    against
+the step in PyTorch, in padded batches too, whose rows end at different steps. Lengths lie around every edge
+of the first windows.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Step(Protocol):
     def run_step(
         self, features: F32Array, feature_lens: I64Array, caches: Any
     ) -> tuple[F32Array, I64Array, Any]:
-        """A window of each stream and the state -> log-probs, how many of each row are valid, the next state."""
+        """A window of each stream, and the state -> log-probs, valid ones of each row, the next state."""
         ...
 
 
@@ -75,7 +76,7 @@ class TorchStep:
 
 
 class LockstepStreams:
-    """A step as a `LogProbModel`: the rows of a batch are streams that begin together and end where they end."""
+    """A step as a `LogProbModel`: the rows of a batch are streams that begin together."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
@@ -110,7 +111,8 @@ class PushedStream:
         """See `LogProbModel`."""
         state = self._model.start()
         (row,), n_features = features, int(feature_lens[0])
-        parts, done = [], 0
+        parts: list[F32Array] = []
+        done = 0
         while done < n_features:
             size = _PIECES[len(parts) % len(_PIECES)]
             parts.append(self._model.push(state, row[done : min(done + size, n_features)]))
@@ -121,7 +123,7 @@ class PushedStream:
 
 
 def _padded_rows(parts: Sequence[Sequence[F32Array]], shape: tuple[int, int]) -> F32Array:
-    """The frames of each row, and zeros behind them; a row with more than belongs there is an error of the step."""
+    """The frames of each row, and zeros behind them; a row with more than belongs there is an error."""
     rows = [np.concatenate(row) if row else np.zeros((0, 1), np.float32) for row in parts]
     padded = np.zeros((*shape, max(row.shape[1] for row in rows)), np.float32)
     for index, row in enumerate(rows):
@@ -132,7 +134,7 @@ def _padded_rows(parts: Sequence[Sequence[F32Array]], shape: tuple[int, int]) ->
 
 
 def stream_cases(cases: Sequence[ProofCase], geometry: StreamingGeometry) -> list[ProofCase]:
-    """The cases of a stream: real clips, signals and padded batches as they are, and lengths around the first windows.
+    """The cases of a stream: real clips, signals and padded batches, and lengths around the first windows.
 
     Args:
         cases: those of the offline proof.
@@ -142,7 +144,12 @@ def stream_cases(cases: Sequence[ProofCase], geometry: StreamingGeometry) -> lis
     longest = max((row for case in cases for row in case.features), key=len)
     ends = [geometry.window(step)[1] for step in (0, 1, 2)]
     factor = geometry.subsampling_factor
-    counts = {1, factor, factor + 1, *(end + step for end in ends for step in (-factor, -1, 0, 1, factor - 1))}
+    counts = {
+        1,
+        factor,
+        factor + 1,
+        *(end + step for end in ends for step in (-factor, -1, 0, 1, factor - 1)),
+    }
     for n_frames in sorted(n for n in counts if 0 < n <= min(len(longest), _MAX_EDGE_FRAMES)):
         name = f"{n_frames} frames"
         kept.append(ProofCase(family="subsampling_edge", name=name, features=(longest[:n_frames],)))
@@ -208,11 +215,18 @@ def prove_stream(
         chunks = LockstepStreams(TorchStep(step))
         stepwise: Outputs = run_cases(chunks, cases, rule, progress=report(0))
         batched: Outputs = run_cases(LockstepStreams(stream), cases, rule, progress=report(1))
-        whole: Outputs = run_cases(TorchModel(step.acoustic_model), cases, rule, rows_alone=True, progress=report(2))
+        whole: Outputs = run_cases(
+            TorchModel(step.acoustic_model), cases, rule, rows_alone=True, progress=report(2)
+        )
         pushed: Outputs = run_cases(PushedStream(stream), cases, rule, rows_alone=True, progress=report(3))
     return [
         compare_outputs(
-            reference, candidate, cases, vocabulary, reference_name=reference_name, candidate_name=candidate_name
+            reference,
+            candidate,
+            cases,
+            vocabulary,
+            reference_name=reference_name,
+            candidate_name=candidate_name,
         )
         for reference, candidate, reference_name, candidate_name in (
             (stepwise, batched, "PyTorch, chunk by chunk", "streaming ONNX"),

@@ -1,8 +1,9 @@
-"""Which attention context an export has, and whether and how it streams: options and checkpoint to two configurations.
+"""Which attention context an export has, and whether and how it streams.
 
-A checkpoint trained with limited context streams with it; of several contexts one is chosen by its look-ahead,
-for the offline graph too. One trained with chunks of many sizes (WeNet's dynamic chunks; ours, when asked) streams
-with the chunk that is asked for, its offline graph keeps full context. Nothing is built here.
+A checkpoint trained with limited context streams with it; of several contexts one is chosen by its
+look-ahead, for the offline graph too. One trained with chunks of many sizes (WeNet's dynamic chunks; ours,
+when asked) streams with the chunk that is asked for, its offline graph keeps full context. Nothing is built
+here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from edge_asr.checkpoints import Checkpoint
     from edge_asr.model.config import ConformerConfig
 
-#: Of models that take chunks of any size: WeNet's usual chunk (16 frames of 40 ms) and sherpa-onnx's 4 before it.
+#: Of models that take chunks of any size: WeNet's usual chunk (16 frames of 40 ms) and sherpa-onnx's 4 before
+#: it.
 DEFAULT_CHUNK_MS = 640
 DEFAULT_LEFT_CONTEXT_MS = 2560
 
@@ -32,8 +34,8 @@ class StreamingOptions:
         enabled: write a streaming graph; None writes one when the checkpoint was trained for it.
         lookahead_ms: which of a checkpoint's contexts, by how far it looks ahead; None is its default.
         chunk_ms: chunk of a model trained with chunks of many sizes, rounded up to whole encoder frames.
-        left_context_ms: what attention sees before the chunk, where training left it open; rounded up to whole
-            chunks.
+        left_context_ms: what attention sees before the chunk, where training left it open; rounded up to
+            whole chunks.
 
     Raises:
         ConfigError: a number out of range, or options for a stream that is not wanted.
@@ -50,7 +52,9 @@ class StreamingOptions:
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ConfigError(f"{name} is {value!r}; give {least} ms or more")
         if self.enabled is False and (self.chunk_ms is not None or self.left_context_ms is not None):
-            raise ConfigError("a chunk or left context is given for a stream that is not wanted; leave one out")
+            raise ConfigError(
+                "a chunk or left context is given for a stream that is not wanted; leave one out"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +140,8 @@ def _fixed_context(
     if left >= 0:
         if options.left_context_ms is not None:
             raise ConfigError(
-                f"left_context_ms is {options.left_context_ms:g}, but the model was trained with {left} encoder "
-                f"frames ({left * frame_ms:g} ms); leave it out"
+                f"left_context_ms is {options.left_context_ms:g}, but the model was trained with {left} "
+                f"encoder frames ({left * frame_ms:g} ms); leave it out"
             )
         return config
     chunk = right + 1 if config.attention_context_style == "chunked_limited" else 1

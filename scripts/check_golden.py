@@ -4,10 +4,11 @@
     scripts/check_golden.py DIR [--dump OUT]
 
 DIR is a fixture or a folder of fixtures (golden/fixtures.py says what one is). Prints one row each: feature
-error, log-prob error in PyTorch and through an exported bundle from the raw waveform, tokens; where the original
-streamed, the same chunk by chunk (golden/streaming.py). Exits 3 when a row fails or no loader takes a fixture.
---dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp, clip<i>_ids and, of streams, the keys of golden.npz
-(stream_*_logp<k>, _ids, caches) as the runtime computed them from the sound files, in the original's order of outputs.
+error, log-prob error in PyTorch and through an exported bundle from the raw waveform, tokens; where the
+original streamed, the same chunk by chunk (golden/streaming.py). Exits 3 when a row fails or no loader takes
+a fixture. --dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp, clip<i>_ids and, of streams, the
+keys of golden.npz (stream_*_logp<k>, _ids, caches) as the runtime computed them from the sound files, in the
+original's order of outputs.
 """
 
 from __future__ import annotations

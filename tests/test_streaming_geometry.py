@@ -1,8 +1,9 @@
-"""The geometry in bundle.json: it comes back as it was, and contradictions are refused with the number that is wrong."""
+"""The geometry in bundle.json: it comes back as it was, and contradictions are refused by name."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -15,8 +16,9 @@ from edge_asr.streaming import StreamingGeometry
 
 #: NeMo's FastConformer of 480 ms, its first layers only.
 NEMO = StreamingGeometry(
-    subsampling_factor=8, first_output_frames=-6, frame_ms=80.0, chunk_frames=7, ahead_frames=0, left_frames=28,
-    dropped_frames=2, reach_frames=0, n_layers=3, channel_width=64, time_width=64, time_frames=8,
+    subsampling_factor=8, first_output_frames=-6, frame_ms=80.0, chunk_frames=7, ahead_frames=0,
+    left_frames=28, dropped_frames=2, reach_frames=0, n_layers=3, channel_width=64, time_width=64,
+    time_frames=8,
 )  # fmt: skip
 
 
@@ -49,7 +51,7 @@ def test_windows_cover_each_chunk_once(factor: int, chunk: int, ahead: int, drop
     assert max(sizes) == sizes[-1] == geometry.window_frames
     assert sizes == sorted(sizes)
     ends = [geometry.window(step)[1] for step in range(10)]
-    assert {later - earlier for earlier, later in zip(ends, ends[1:], strict=False)} == {geometry.shift_frames}
+    assert {later - earlier for earlier, later in itertools.pairwise(ends)} == {geometry.shift_frames}
 
 
 @pytest.mark.parametrize(

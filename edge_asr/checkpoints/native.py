@@ -67,7 +67,7 @@ class Checkpoint:
 
     @property
     def attention_contexts(self) -> tuple[tuple[int, int], ...]:
-        """Every (left, right) context it was trained with, the configuration's first; none for full context."""
+        """Every (left, right) context of its training, the configuration's first; none for full context."""
         contexts = self.provenance.get("attention_contexts") or [self.model_config.attention_context]
         return tuple((context[0], context[1]) for context in contexts if context and max(context) >= 0)
 

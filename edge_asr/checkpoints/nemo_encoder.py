@@ -110,7 +110,7 @@ def encoder_fields(settings: Settings, n_mels: int) -> Encoder:
 
 
 def trained_contexts(encoder: Mapping[str, Any]) -> list[list[int]]:
-    """Every [left, right] attention context of an encoder's settings, the default first; one for most models."""
+    """Every [left, right] attention context of an encoder's settings, the default first; mostly one."""
     contexts = encoder.get("att_context_size") or [-1, -1]
     return contexts if isinstance(contexts[0], list) else [contexts]
 

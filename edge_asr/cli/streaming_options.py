@@ -17,8 +17,8 @@ _OPTIONS = (
         "--streaming/--no-streaming",
         "enabled",
         default=None,
-        help="Also write stream.onnx, which runs chunk by chunk, or leave it out; by default it is written when "
-        "the checkpoint was trained with limited context.",
+        help="Also write stream.onnx, which runs chunk by chunk, or leave it out; by default it is "
+        "written when the checkpoint was trained with limited context.",
     ),
     click.option(
         "--lookahead-ms",

@@ -2,8 +2,8 @@
 
 Does: both kinds behind one call signature, with masks and positions computed once by the encoder, and the
 choice of other projects' kinds, each in its own file.
-Does not: keep the memory of a stream (`streaming.py` does; `memorize` and `recall` are what attention does with
-it), or look-up tables of fixed length.
+Does not: keep the memory of a stream (`streaming.py` does; `memorize` and `recall` are what attention does
+with it), or look-up tables of fixed length.
 """
 
 import math
@@ -50,8 +50,8 @@ class RelativePositions(nn.Module):
 def relative_shift(scores: Tensor) -> Tensor:
     """Line up scores by distance with keys; the queries are the last Q of K frames.
 
-    out[..., i, j] = scores[..., i, Q - (i - j)], for query i is frame K - Q + i. Only slices and reshapes of the
-    flat matrix, so it exports with a dynamic length (no as_strided, no gather).
+    out[..., i, j] = scores[..., i, Q - (i - j)], for query i is frame K - Q + i. Only slices and reshapes of
+    the flat matrix, so it exports with a dynamic length (no as_strided, no gather).
 
     Args:
         scores: (B, H, Q, K + Q), column m belonging to distance K - m.
@@ -117,10 +117,12 @@ class RelPosAttention(nn.Module):
         d_model = self.n_heads * self.d_head
         query = F.linear(x, self.qkv.weight[:d_model], self.qkv.bias[:d_model])
         key, value = self._keys_values(memory).chunk(2, dim=-1)
-        heads = (self.n_heads, self.d_head)
-        return self._attend(
-            query.unflatten(2, heads), key.unflatten(2, heads), value.unflatten(2, heads), bias, positions
-        )
+        query, key, value = (self._split_heads(part) for part in (query, key, value))
+        return self._attend(query, key, value, bias, positions)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, H, d)."""
+        return x.reshape(x.shape[0], x.shape[1], self.n_heads, self.d_head)
 
     def _keys_values(self, x: Tensor) -> Tensor:
         """(B, K, D) -> keys and values (B, K, 2D)."""

@@ -77,7 +77,8 @@ class Convolution(nn.Module):
             cache: float (B, D, left), the last frames before the chunk; zeros at the clip's beginning.
 
         Returns:
-            float (B, Q, D); the cache and the chunk's frames, (B, D, left + Q), of which the next cache is cut.
+            float (B, Q, D); the cache and the chunk's frames, (B, D, left + Q), of which the next cache is
+            cut.
         """
         frames = torch.cat((cache, self._gate(x, valid)), dim=2)
         return self._filter(F.pad(frames, (0, self.context[1]))), frames

@@ -55,7 +55,8 @@ class ConformerBlock(nn.Module):
             cache: float (B, D, left), see `Convolution.stream`.
 
         Returns:
-            float (B, Q, D), and the memory (B, M + Q, ...) and cache (B, D, left + Q) with the chunk's frames.
+            float (B, Q, D), and the memory (B, M + Q, ...) and cache (B, D, left + Q) with the chunk's
+            frames.
         """
         kept: dict[str, Tensor] = {}
         attention, convolution = cast(Any, self.attention), cast(Any, self.convolution)

@@ -1,20 +1,27 @@
 """Whether a network can run chunk by chunk, and with which geometry; no torch needed.
 
-Does: the rules and the numbers (`edge_asr.streaming`), from the configuration alone.
-Does not: choose a context where a checkpoint lists several (edge_asr.export.streaming_plan), or run anything
-(streaming.py).
+Does: the rules, what they allow in words, and the numbers (`edge_asr.streaming`), from the configuration
+alone.
+Does not: choose a context where a checkpoint lists several (edge_asr.export.streaming_plan), or run
+anything (streaming.py).
 
 NeMo's own streaming has the same chunks (nemo/collections/asr/modules/conformer_encoder.py,
-`setup_streaming_params`) and, for causal subsampling, the same windows. It keeps them for centered subsampling
-too, whose last frame of a chunk then misses what lies behind; ours are longer by what it reads.
+`setup_streaming_params`) and, for causal subsampling, the same windows. It keeps them for centered
+subsampling too, whose last frame of a chunk then misses what lies behind; ours are longer by what it reads.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 from edge_asr.errors import ConfigError
-from edge_asr.model.config import ConformerConfig
+from edge_asr.model.config import ConformerConfig, ContextStyle
 from edge_asr.runtime.feature_presets import FeatureConfig
 from edge_asr.streaming import StreamingGeometry
+
+_CACHED = ("rel_pos", "absolute_pos")
 
 
 def why_not_streamable(config: ConformerConfig, features: FeatureConfig) -> str | None:
@@ -26,7 +33,7 @@ def why_not_streamable(config: ConformerConfig, features: FeatureConfig) -> str 
     """
     if features.normalize != "none":
         return f"its features are normalized over the whole clip ({features.normalize})"
-    if config.attention not in ("rel_pos", "absolute_pos"):
+    if config.attention not in _CACHED:
         return f"attention {config.attention} has no cache"
     if config.head != "linear":
         return f"a head with {config.head} has no cache"
@@ -39,7 +46,9 @@ def why_not_streamable(config: ConformerConfig, features: FeatureConfig) -> str 
     left, _ = config.attention_context
     before, behind = config.conv_left_right
     if left < 1 or before < 1:
-        return f"attention sees {left} frames to the left, convolution {before}; caches need limits of 1 or more"
+        return (
+            f"attention sees {left} frames to the left, convolution {before}; caches need limits of 1 or more"
+        )
     if config.attention_context_style == "chunked_limited":
         chunk = config.attention_context[1] + 1
         if behind:
@@ -59,6 +68,50 @@ def lookahead_frames(config: ConformerConfig) -> int:
     if config.attention_context_style == "chunked_limited":
         return right
     return config.n_layers * (right + config.conv_left_right[1])
+
+
+def describe_streaming(
+    config: ConformerConfig,
+    features: FeatureConfig,
+    contexts: Sequence[tuple[int, int]] = (),
+    *,
+    style: ContextStyle | None = None,
+    dynamic_chunks: bool = False,
+) -> dict[str, Any]:
+    """What `edge-asr export` can stream of a checkpoint, as JSON for people.
+
+    Args:
+        config: of the checkpoint.
+        features: its front end.
+        contexts: every attention context it was trained with; none for full context.
+        style: of the contexts; None is that of `config`.
+        dynamic_chunks: whether it was trained with chunks of many sizes.
+    """
+    frame_ms = 1000 * config.subsampling_factor * features.hop_length / features.sample_rate
+    limited = [
+        dataclasses.replace(
+            config,
+            # A left side without limit gets one when exported.
+            attention_context=(left if left >= 0 else right + 1, right),
+            attention_context_style=style or config.attention_context_style,
+        )
+        for left, right in contexts
+        if right >= 0
+    ]
+    if limited:
+        reasons = [why_not_streamable(candidate, features) for candidate in limited]
+        pairs = zip(limited, reasons, strict=True)
+        lookaheads = [lookahead_frames(candidate) * frame_ms for candidate, reason in pairs if reason is None]
+        return {"lookahead_ms": lookaheads} if lookaheads else {"impossible": reasons[0]}
+    if config.attention in _CACHED and config.attention_context is None:
+        config = dataclasses.replace(
+            config, attention_context=(1, 0), attention_context_style="chunked_limited"
+        )
+    reason = why_not_streamable(config, features)
+    if reason is not None:
+        return {"impossible": reason}
+    default = "by default" if dynamic_chunks else "when asked, for models trained with chunk masks"
+    return {"chunk_ms": f"any ({default})"}
 
 
 def geometry_from_config(config: ConformerConfig, features: FeatureConfig) -> StreamingGeometry:

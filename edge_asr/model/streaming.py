@@ -1,16 +1,17 @@
 """One step of a stream in PyTorch: a window of features and a state in, log-probabilities and a state out.
 
-Does: run a `ConformerCTC`'s own modules chunk by chunk, so that the chunks of a clip, one after the other, give
-what the model gives for the clip at once under the same `attention_context`. There is no second set of weights.
-Does not: cut windows out of a feature stream (edge_asr.runtime.streaming_model), or choose the geometry
-(streamable.py).
+Does: run a `ConformerCTC`'s own modules chunk by chunk, so that the chunks of a clip, one after the other,
+give what the model gives for the clip at once under the same `attention_context`. There is no second set of
+weights.
+Does not: cut windows out of a feature stream (edge_asr.runtime.streaming_model), or choose the
+geometry (streamable.py).
 
 The state is NeMo's: of every layer the last inputs of attention (behind its LayerNorm) and of the depthwise
-convolution, and how many frames of the former are there. WeNet's attention memorizes keys and values instead, and
-its count goes on beyond the memory, for its positions are absolute.
+convolution, and how many frames of the former are there. WeNet's attention memorizes keys and values instead,
+and its count goes on beyond the memory, for its positions are absolute.
 
-Sources: NeMo, nemo/collections/asr/modules/conformer_encoder.py (`forward_internal`, `setup_streaming_params`)
-and parts/submodules/{multi_head_attention,causal_convs}.py (`update_cache`); WeNet,
+Sources: NeMo, nemo/collections/asr/modules/conformer_encoder.py (`forward_internal`,
+`setup_streaming_params`) and parts/submodules/{multi_head_attention,causal_convs}.py (`update_cache`); WeNet,
 wenet/models/transformer/encoder.py (`forward_chunk`).
 """
 
@@ -69,8 +70,8 @@ class StreamingStep(nn.Module):
         """One step.
 
         Args:
-            features: float32 (B, T, n_mels), the step's window (`StreamingGeometry.window`): the first ones may
-                be shorter than the later ones, the last is padded behind its end.
+            features: float32 (B, T, n_mels), the step's window (`StreamingGeometry.window`): the first ones
+                may be shorter than the later ones, the last is padded behind its end.
             lens: int64 (B,), valid frames of the window; fewer than T end the stream with this step.
             state: from the step before.
 

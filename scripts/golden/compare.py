@@ -227,7 +227,12 @@ def _compare_runtime(
         path = Path(folder) / "bundle"
         offline = StreamingOptions(enabled=False)  # streams have comparisons of their own
         export_bundle(
-            checkpoint, path, name=fixture.name, streaming=offline, clips=fixture.clip_paths(), plan=QUICK_PLAN
+            checkpoint,
+            path,
+            name=fixture.name,
+            streaming=offline,
+            clips=fixture.clip_paths(),
+            plan=QUICK_PLAN,
         )
         bundle = Bundle.load(path)
         extractor = FeatureExtractor(bundle.info.features)

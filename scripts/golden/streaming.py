@@ -1,12 +1,14 @@
-"""The streaming outputs of a fixture: NeMo's cache-aware steps and WeNet's chunks, through our step and graph.
+"""The streaming outputs of a fixture, NeMo's cache-aware steps or WeNet's chunks, through our code.
 
-golden.npz has, of the last clip, groups of keys `stream_<a>_<b>_...`: `logp<k>` is what step k gave; NeMo's (a and b
-are its left and right context) have the step's input in `chunk<k>`, the pre-encode cache in front, WeNet's (chunk
-and left chunks, `all` of them perhaps) in golden.json. `_offline_logp` or `_masked_logp` is the whole clip at once
-under the same mask, `_ids` the greedy tokens, and there are caches as they are after the last step.
+golden.npz has, of the last clip, groups of keys `stream_<a>_<b>_...`: `logp<k>` is what step k gave; NeMo's
+(a and b are its left and right context) have the step's input in `chunk<k>`, the pre-encode cache in front,
+WeNet's (chunk and left chunks, `all` of them perhaps) in golden.json. `_offline_logp` or `_masked_logp` is
+the whole clip at once under the same mask, `_ids` the greedy tokens, and there are caches as they are after
+the last step.
 
-A step is fed as the original feeds it. NeMo without look-ahead pads the second step's cache with frames of zeros,
-where the clip has none; its own streaming differs from its offline output there, and ours, so fed, follows.
+A step is fed as the original feeds it. NeMo without look-ahead pads the second step's cache with frames of
+zeros, where the clip has none; its own streaming differs from its offline output there, and ours, so fed,
+follows.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from edge_asr.checkpoints import Checkpoint
 from edge_asr.checkpoints.vocabularies import original_ids, original_order
 from edge_asr.export.stream_export import make_stream_graph
 from edge_asr.export.stream_proof import Step, TorchStep, open_stream
+from edge_asr.model.config import ContextStyle
 from edge_asr.model.streamable import geometry_from_config
 from edge_asr.model.streaming import StreamingStep
 from edge_asr.runtime.ctc import greedy_decode
@@ -41,8 +44,8 @@ class StreamResult:
         torch: log-probs of each step in PyTorch, fed with the original's input.
         cache: caches after the last step, likewise.
         runtime: log-probs of each step of the exported graph, fed with our features of the sound file.
-        whole: log-probs of the exported graph, the same features pushed in pieces, against the original's whole
-            clip at once.
+        whole: log-probs of the exported graph, the same features pushed in pieces, against the original's
+            whole clip at once.
         tokens: greedy tokens of `runtime` are the original's.
         dumped: of `runtime`, under the keys of golden.npz.
     """
@@ -98,8 +101,8 @@ def compare_streams(fixture: Fixture, checkpoint: Checkpoint, *, with_runtime: b
     return result
 
 
-def _style(checkpoint: Checkpoint) -> str:
-    return str(checkpoint.provenance.get("attention_context_style", "chunked_limited"))
+def _style(checkpoint: Checkpoint) -> ContextStyle:
+    return cast("ContextStyle", checkpoint.provenance.get("attention_context_style", "chunked_limited"))
 
 
 def _context(golden: dict[str, Any], name: str, first: str, second: str) -> tuple[int, int]:
@@ -141,7 +144,9 @@ def _error(checkpoint: Checkpoint, golden: dict[str, Any], name: str, log_probs:
         expected = golden[f"{name}_logp{number}"]
         given = original_order(ours, checkpoint.source_blank_id)
         if given.shape != expected.shape:
-            raise ValueError(f"{name}, step {number}: log-probs {given.shape}, the original's {expected.shape}")
+            raise ValueError(
+                f"{name}, step {number}: log-probs {given.shape}, the original's {expected.shape}"
+            )
         worst = max(worst, float(np.abs(given - expected).max()))
     return worst
 
@@ -194,7 +199,7 @@ def _compare_runtime(
 
 
 def _windows_as_fed(stream: StreamingModel, features: F32Array, inputs: list[F32Array]) -> list[F32Array]:
-    """Our features cut as the original cut its own: zeros before the clip, and behind it (NeMo's masked frame)."""
+    """Our features cut as the original cut its own, with zeros before the clip and behind it."""
     geometry = stream.geometry
     most = max(len(window) for window in inputs)
     padded = np.pad(features, ((most, most), (0, 0)))

@@ -1,7 +1,7 @@
 """NeMo's cache-aware steps and WeNet's chunks against golden files made by their own code.
 
-Each step in PyTorch from the original's input, with the caches after the last, and through the exported graph from
-the sound file; bars in scripts/golden/compare.py (log-probs 1e-3, through the runtime 2e-3).
+Each step in PyTorch from the original's input, with the caches after the last, and through the exported graph
+from the sound file; bars in scripts/golden/compare.py (log-probs 1e-3, through the runtime 2e-3).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def test_steps_and_caches_in_pytorch(shared_dir: Path, name: str) -> None:
     assert result.cache < BARS.stream_cache
 
 
-@pytest.mark.parametrize("name", ["nemo-fastconformer-streaming", pytest.param("wenet-u2pp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["nemo-fastconformer-streaming", pytest.param("wenet-u2pp", marks=pytest.mark.slow)]
+)
 def test_steps_of_the_exported_graph_from_the_sound_file(shared_dir: Path, name: str) -> None:
     result = stream(shared_dir, name, with_runtime=True)
     assert result.runtime is not None

@@ -1,7 +1,7 @@
 """The streaming graph and its proof: what is written, what is refused, what other programs find in it.
 
-That its numbers are right is the proof's own affair, and the golden files' (tests/checkpoints/test_streaming_golden.py);
-here the proof is shown graphs that are wrong.
+That its numbers are right is the proof's own affair, and the golden files'
+(tests/checkpoints/test_streaming_golden.py); here the proof is shown graphs that are wrong.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def test_proof_finds_a_wrong_weight(causal: ConformerCTC, prove: Callable[..., l
     assert [step.passed for step in prove(other)] == [False, False]
 
 
-def test_proof_finds_a_memory_that_is_too_short(causal: ConformerCTC, prove: Callable[..., list[Any]]) -> None:
+def test_proof_finds_a_memory_that_is_too_short(
+    causal: ConformerCTC, prove: Callable[..., list[Any]]
+) -> None:
     """Chunks agree with the step, which has the same memory; the offline model sees further back."""
     config = dataclasses.replace(causal.config, attention_context=(7, 0))
     further = ConformerCTC(config).eval()
@@ -112,7 +114,9 @@ def test_proof_finds_a_memory_that_is_too_short(causal: ConformerCTC, prove: Cal
     assert [step.passed for step in prove(further)] == [True, False]
 
 
-def test_proof_finds_a_state_that_is_not_passed_on(graph: onnx.ModelProto, prove: Callable[..., list[Any]]) -> None:
+def test_proof_finds_a_state_that_is_not_passed_on(
+    graph: onnx.ModelProto, prove: Callable[..., list[Any]]
+) -> None:
     broken = onnx.ModelProto()
     broken.CopyFrom(graph)
     for node in broken.graph.node:
@@ -157,10 +161,17 @@ def test_bundle_records_and_reports_the_stream(streaming_bundle: Path) -> None:
     assert all(step["passed"] and step["max_log_prob_error"] <= 1e-4 for step in steps)
     report = json.loads((streaming_bundle / "report.json").read_text())
     assert report["streaming"]["window_frames"] == 36
-    assert "chunks of 320 ms, look-ahead 280 ms, left context 640 ms" in (streaming_bundle / "report.md").read_text()
+    assert (
+        "chunks of 320 ms, look-ahead 280 ms, left context 640 ms"
+        in (streaming_bundle / "report.md").read_text()
+    )
     metadata = {p.key: p.value for p in onnx.load(streaming_bundle / "stream.onnx").metadata_props}
     wanted = {"window_size": "36", "chunk_shift": "32", "subsampling_factor": "4", "vocab_size": "28"}
-    wanted |= {"cache_last_channel_dim1": "2", "cache_last_channel_dim2": "16", "cache_last_channel_dim3": "32"}
+    wanted |= {
+        "cache_last_channel_dim1": "2",
+        "cache_last_channel_dim2": "16",
+        "cache_last_channel_dim3": "32",
+    }
     wanted |= {"cache_last_time_dim1": "2", "cache_last_time_dim2": "32", "cache_last_time_dim3": "14"}
     assert {key: metadata[key] for key in wanted} == wanted
 

@@ -105,7 +105,12 @@ def test_limited_context_that_cannot_stream_says_why(several: Checkpoint) -> Non
 
 @pytest.mark.parametrize(
     "options",
-    [{"lookahead_ms": -1}, {"chunk_ms": 0}, {"left_context_ms": float("nan")}, {"enabled": False, "chunk_ms": 640}],
+    [
+        {"lookahead_ms": -1},
+        {"chunk_ms": 0},
+        {"left_context_ms": float("nan")},
+        {"enabled": False, "chunk_ms": 640},
+    ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

@@ -1,6 +1,7 @@
 """Chunk by chunk, the step gives what the model gives for the clip at once under the same context.
 
-Tolerance 2e-5: the same products in float32, over fewer keys at once; the models' log-probs lie within about 20.
+Tolerance 2e-5: the same products in float32, over fewer keys at once; the models' log-probs lie within about
+20.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def test_rows_of_a_batch_are_streams_of_their_own(name: str) -> None:
 
 @torch.inference_mode()
 def test_state_is_what_nemo_keeps() -> None:
-    """Its shapes, and how many frames of it are heard: clamped for relative attention, counted on for absolute."""
+    """Shapes, and frames heard: clamped for relative attention, counted on for absolute positions."""
     step = make_step(streamable_model("nemo"))
     state = step.initial_state(3)
     assert [tuple(t.shape) for t in state] == [(3, 2, 6, 16), (3, 2, 16, 4), (3,)]
@@ -152,7 +153,9 @@ def test_state_is_what_nemo_keeps() -> None:
         heard = []
         for number in range(4):
             start, stop = model_step.geometry.window(number)
-            _, _, current = model_step(torch.randn(1, stop - start, N_MELS), torch.tensor([stop - start]), current)
+            _, _, current = model_step(
+                torch.randn(1, stop - start, N_MELS), torch.tensor([stop - start]), current
+            )
             heard.append(int(current.channel_len))
         assert heard == expected
 
@@ -160,10 +163,11 @@ def test_state_is_what_nemo_keeps() -> None:
 @pytest.mark.parametrize("right", [0, 1, 6, 13])
 @pytest.mark.parametrize("factor", [4, 8])
 def test_windows_of_causal_models_are_nemos(right: int, factor: int) -> None:
-    """setup_streaming_params: chunk [1 + s R, s (R + 1)], pre-encode cache s + 1, drop_extra_pre_encoded 2."""
+    """Chunk [1 + s R, s (R + 1)], pre-encode cache s + 1, drop_extra_pre_encoded 2."""
     config = ConformerConfig(
-        vocab_size=5, n_mels=N_MELS, subsampling_factor=factor, subsampling_causal=True, conv_context="causal",
-        attention_context=(4 * (right + 1), right), attention_context_style="chunked_limited",
+        vocab_size=5, n_mels=N_MELS, subsampling_factor=factor, subsampling_causal=True,
+        conv_context="causal", attention_context=(4 * (right + 1), right),
+        attention_context_style="chunked_limited",
     )  # fmt: skip
     geometry = geometry_from_config(config, FEATURES)
     assert geometry.first_window_frames == 1 + factor * right
@@ -191,7 +195,7 @@ def test_windows_of_causal_models_are_nemos(right: int, factor: int) -> None:
     ],
 )
 def test_what_cannot_stream_says_why(changes: dict[str, Any], reason: str) -> None:
-    config = ConformerConfig(**{"vocab_size": 5, "conv_context": "causal", **CHUNKED, **changes})  # type: ignore[arg-type]
+    config = ConformerConfig(**{"vocab_size": 5, "conv_context": "causal", **CHUNKED, **changes})
     assert reason in str(why_not_streamable(config, FEATURES))
     with pytest.raises(ConfigError, match="cannot stream"):
         geometry_from_config(config, FEATURES)

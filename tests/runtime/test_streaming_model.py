@@ -1,7 +1,7 @@
 """The runtime's streaming model: any cutting gives the same bits, nothing is lost, and PyTorch agrees.
 
-The reference is the checkpoint in PyTorch, the whole clip at once under the bundle's chunk mask. Tolerance 1e-4,
-the bar of the export's proof.
+The reference is the checkpoint in PyTorch, the whole clip at once under the bundle's chunk mask. Tolerance
+1e-4, the bar of the export's proof.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def test_features_of_a_stream_and_their_log_probs_are_those_of_the_file(
     waveform = read_audio(sample_path)
     stream = FeatureExtractor(Bundle.load(streaming_bundle).info.features).stream()
     state = streaming.start()
-    parts = [streaming.push(state, stream.push(waveform[i : i + 1600])) for i in range(0, len(waveform), 1600)]
+    parts = [
+        streaming.push(state, stream.push(waveform[i : i + 1600])) for i in range(0, len(waveform), 1600)
+    ]
     parts += [streaming.push(state, stream.flush()), streaming.flush(state)]
     np.testing.assert_array_equal(np.concatenate(parts), run(streaming, [speech_features]))
 
