@@ -90,11 +90,14 @@ def plan_streaming(checkpoint: Checkpoint, options: StreamingOptions) -> Streami
     else:
         stream = _fixed_context(offline, context, _frame_ms(checkpoint), options)
     reason = why_not_streamable(stream, checkpoint.features)
-    if reason is None:
-        return StreamingPlan(offline=offline, stream=stream)
-    if asked:
+    if reason is not None and asked:
         raise ConfigError(f"{checkpoint.path.name} cannot stream: {reason}; export it with --no-streaming")
-    return StreamingPlan(offline=offline, stream=None, reason=reason)
+    if reason is None and not asked and stream.attention_context_style == "regular":
+        # Each step would compute its look-ahead again, which nobody wants by default.
+        lookahead_ms = lookahead_frames(stream) * _frame_ms(checkpoint)
+        if lookahead_ms > 0:
+            reason = f"its look-ahead adds up to {lookahead_ms:g} ms over the layers; --streaming insists"
+    return StreamingPlan(offline=offline, stream=stream if reason is None else None, reason=reason)
 
 
 def _frame_ms(checkpoint: Checkpoint) -> float:

@@ -110,9 +110,19 @@ def encoder_fields(settings: Settings, n_mels: int) -> Encoder:
 
 
 def trained_contexts(encoder: Mapping[str, Any]) -> list[list[int]]:
-    """Every [left, right] attention context of an encoder's settings, the default first; mostly one."""
-    contexts = encoder.get("att_context_size") or [-1, -1]
-    return contexts if isinstance(contexts[0], list) else [contexts]
+    """Every [left, right] attention context of an encoder's settings, the default first; mostly one.
+
+    Raises:
+        CheckpointError: one is no pair of numbers.
+    """
+    value = encoder.get("att_context_size") or [-1, -1]
+    contexts = value if isinstance(value[0], list) else [value]
+    for context in contexts:
+        if not (isinstance(context, list) and len(context) == 2 and all(isinstance(n, int) for n in context)):
+            raise CheckpointError(
+                f"att_context_size lists {context!r}; each must be [left, right] in frames."
+            )
+    return contexts
 
 
 def _conv_context(settings: Settings, kernel: int) -> Any:

@@ -103,6 +103,19 @@ def test_limited_context_that_cannot_stream_says_why(several: Checkpoint) -> Non
         plan(symmetric, enabled=True)
 
 
+def test_look_ahead_that_grows_with_the_layers_streams_only_when_asked(several: Checkpoint) -> None:
+    """Of 2 layers, 1 frame to the right each; and of NeMo's local attention, a band as wide on both sides."""
+    for right, lookahead_ms in ((1, 160), (128, 20480)):
+        config = dataclasses.replace(
+            several.model_config, attention_context=(128, right), attention_context_style="regular"
+        )
+        band = dataclasses.replace(several, model_config=config, provenance={})
+        assert f"adds up to {lookahead_ms} ms" in str(plan(band).reason)
+        assert context(plan(band, enabled=True)) == (128, right)
+    causal = dataclasses.replace(config, attention_context=(128, 0))
+    assert context(plan(dataclasses.replace(several, model_config=causal, provenance={}))) == (128, 0)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -11,14 +11,14 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
+from golden_tokens import edit_distance, ids_of
 
 from edge_asr.bundle import Bundle
-from edge_asr.export import CasePlan, export_bundle
 from edge_asr.runtime.ctc import greedy_decode
 from edge_asr.runtime.features import FeatureExtractor
 from edge_asr.runtime.streaming_model import StreamingModel
@@ -43,16 +43,6 @@ print(json.dumps([recognizer.tokens(stream) for stream in streams]))
 """
 
 
-@pytest.fixture(scope="module")
-def nemo(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden cache-aware model, exported."""
-    golden = shared_dir / "golden" / "nemo-fastconformer-streaming"
-    folder = tmp_path_factory.mktemp("sherpa") / "nemo"
-    plan = CasePlan(random_lengths=1, max_random_s=2.0, max_batch=2)
-    export_bundle(golden / "model.nemo", folder, clips=sorted(golden.glob("*.flac")), plan=plan)
-    return folder
-
-
 def recognize(folder: Path, clips: list[Path]) -> list[list[str]]:
     """Tokens of each clip; the process must end well."""
     command = [sys.executable, "-c", RECOGNIZE, str(folder), *map(str, clips)]
@@ -62,7 +52,8 @@ def recognize(folder: Path, clips: list[Path]) -> list[list[str]]:
     return tokens
 
 
-def test_nemo_model_in_the_online_recognizer(nemo: Path, shared_dir: Path) -> None:
+def test_nemo_model_in_the_online_recognizer(exported: Callable[[str], Path], shared_dir: Path) -> None:
+    nemo = exported("nemo-fastconformer-streaming")
     clips = sorted((shared_dir / "golden" / "nemo-fastconformer-streaming").glob("audio_*.flac"))
     bundle = Bundle.load(nemo)
     model = StreamingModel.load(bundle, num_threads=1)
