@@ -1,8 +1,8 @@
 """sherpa-onnx's online recognizer runs our streaming graphs, in a process of its own: it may end it.
 
-Its log-mel is another than NeMo's and it has no first step of its own (docs/streaming.md). With its features, from
-the library that it computes them with, and its windows, our runtime gives exactly its tokens; against our own
-features they are only bounded, for random weights feel the difference much more than trained ones, and logged.
+Its log-mel is another than NeMo's and it has no first step of its own (docs/streaming.md). With its features,
+from the library that it computes them with, and its windows, our runtime gives exactly its tokens; against
+our own features they are only bounded, for random weights feel the difference much more than trained ones.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def recognize(folder: Path, clips: list[Path]) -> list[list[str]]:
 
 
 def sherpa_features(waveform: F32Array) -> F32Array:
-    """As sherpa-onnx computes them for NeMo models (csrc/features.cc), a second of silence behind the clip."""
+    """As sherpa-onnx computes them for NeMo models, with a second of silence behind the clip."""
     options = knf.FbankOptions()
     options.frame_opts.dither = 0
     options.frame_opts.snip_edges = False
@@ -73,7 +73,7 @@ def sherpa_features(waveform: F32Array) -> F32Array:
 
 
 def sherpa_tokens(model: StreamingModel, waveform: F32Array, blank_id: int) -> list[int]:
-    """Full windows from the first frame on, as long as one more frame is there (online-recognizer-ctc-impl.h)."""
+    """Full windows from frame 0 on while one more frame is there (online-recognizer-ctc-impl.h)."""
     geometry, features = model.geometry, sherpa_features(waveform)
     caches, outputs, done = model.initial_caches(), [], 0
     while done + geometry.window_frames < len(features):
