@@ -3,8 +3,8 @@
 Does: run a `ConformerCTC`'s own modules chunk by chunk, so that the chunks of a clip, one after the other,
 give what the model gives for the clip at once under the same `attention_context`. There is no second set of
 weights.
-Does not: cut windows out of a feature stream (edge_asr.runtime.streaming_model), or choose the
-geometry (streamable.py).
+Does not: cut windows out of a feature stream (edge_asr.runtime.streaming_model), or choose the geometry
+(streamable.py).
 
 The state is NeMo's: of every layer the last inputs of attention (behind its LayerNorm) and of the depthwise
 convolution, and how many frames of the former are there. WeNet's attention memorizes keys and values instead,
@@ -72,7 +72,7 @@ class StreamingStep(nn.Module):
         Args:
             features: float32 (B, T, n_mels), the step's window (`StreamingGeometry.window`): the first ones
                 may be shorter than the later ones, the last is padded behind its end.
-            lens: int64 (B,), valid frames of the window; fewer than T end the stream with this step.
+            lens: int64 (B,), valid frames of the window; fewer than T where the clip ends.
             state: from the step before.
 
         Returns:
