@@ -19,6 +19,7 @@ from typing import Any, Literal
 from edge_asr.errors import BundleError, EdgeAsrError
 from edge_asr.frames import OutputFrames
 from edge_asr.runtime.features import FeatureConfig
+from edge_asr.streaming import StreamingGeometry
 from edge_asr.vocabulary import Vocabulary, VocabularyKind
 
 FORMAT_VERSION = 1
@@ -70,6 +71,38 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamingInfo:
+    """The streaming graph of a bundle.
+
+    Attributes:
+        artifact: its file.
+        geometry: what it takes and gives in a step.
+    """
+
+    artifact: Artifact
+    geometry: StreamingGeometry
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, the inverse of `from_dict`."""
+        return {"artifact": dataclasses.asdict(self.artifact), "geometry": self.geometry.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> StreamingInfo:
+        """Read the JSON form.
+
+        Raises:
+            BundleError, ConfigError: a missing or unknown key, or a wrong value.
+        """
+        if not isinstance(data, Mapping):
+            raise BundleError(f"streaming is {data!r}; it must be an object, or null without a stream.onnx")
+        _check_keys("streaming of bundle.json", data, cls)
+        _check_keys("the streaming artefact of bundle.json", data["artifact"], Artifact)
+        return cls(
+            artifact=Artifact(**data["artifact"]), geometry=StreamingGeometry.from_dict(data["geometry"])
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BundleInfo:
     """Content of bundle.json, validated on creation.
 
@@ -83,8 +116,8 @@ class BundleInfo:
         first_output_frames: feature frames that the first output frame asks for (`edge_asr.frames`); with 1,
             a clip of T frames has ceil(T / factor) output frames.
         vocabulary_kind, vocabulary_size, blank_id: of tokens.txt; the size counts the blank.
-        streaming: streaming geometry, null for an offline bundle.
-        artifacts: one entry a model file.
+        streaming: the streaming graph and its geometry, null for an offline bundle.
+        artifacts: one entry an offline model file.
         source: where the weights came from.
         verification: results of the proof; details are in report.json.
         verified: false for a bundle kept by `--keep-failed`.
@@ -105,7 +138,7 @@ class BundleInfo:
     verification: Mapping[str, Any]
     verified: bool
     toolkit_version: str
-    streaming: Mapping[str, Any] | None = None
+    streaming: StreamingInfo | None = None
     first_output_frames: int = 1
     format_version: int = field(default=FORMAT_VERSION)
 
@@ -123,6 +156,20 @@ class BundleInfo:
             )
         if not self.artifacts:
             raise BundleError("the bundle lists no artefact; export the model again")
+        if self.streaming is not None:
+            self._check_streaming(self.streaming.geometry)
+
+    def _check_streaming(self, geometry: StreamingGeometry) -> None:
+        frame_ms = 1000 * self.subsampling_factor * self.features.hop_length / self.features.sample_rate
+        for name, streamed, offline in (
+            ("output frames", geometry.output_frames, self.output_frames),
+            ("frame_ms", geometry.frame_ms, frame_ms),
+            ("normalize of the features", "none", self.features.normalize),
+        ):
+            if streamed != offline:
+                raise BundleError(
+                    f"{name}: the streaming graph has {streamed}, the bundle {offline}; export it again"
+                )
 
     @property
     def output_frames(self) -> OutputFrames:
@@ -134,8 +181,9 @@ class BundleInfo:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["features"] = self.features.to_dict()
         data["artifacts"] = [dataclasses.asdict(a) for a in self.artifacts]
-        for key in ("source", "verification", "streaming"):
-            data[key] = None if data[key] is None else dict(data[key])
+        data["streaming"] = None if self.streaming is None else self.streaming.to_dict()
+        for key in ("source", "verification"):
+            data[key] = dict(data[key])
         return data
 
     @classmethod
@@ -156,6 +204,8 @@ class BundleInfo:
             _check_keys("an artefact of bundle.json", entry, Artifact)
         values["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
         values["features"] = FeatureConfig.from_dict(data["features"])
+        if data.get("streaming") is not None:
+            values["streaming"] = StreamingInfo.from_dict(data["streaming"])
         return cls(**values)
 
 
@@ -242,8 +292,22 @@ class Bundle:
         """Path of the artefact of a precision."""
         return self.path / self.artifact(precision).file
 
+    @property
+    def streaming(self) -> StreamingInfo:
+        """The streaming graph.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        if self.info.streaming is None:
+            raise BundleError(
+                f"{self.path} has no streaming model; export the checkpoint again with --streaming"
+            )
+        return self.info.streaming
+
     def _check_files(self, check_hashes: bool) -> None:
-        for artifact in self.info.artifacts:
+        streaming = () if self.info.streaming is None else (self.info.streaming.artifact,)
+        for artifact in (*self.info.artifacts, *streaming):
             file = self.path / artifact.file
             if not file.is_file():
                 raise BundleError(f"{file} is missing, though bundle.json lists it; export the model again")

@@ -24,6 +24,7 @@ MODEL_FILES: dict[Precision, str] = {
     "fp16": "model.fp16.onnx",
     "int8": "model.int8.onnx",
 }
+STREAM_NAME = "stream.onnx"
 VOCAB_NAME = "vocab.txt"
 ONNX_ASR_CONFIG_NAME = "config.json"
 
@@ -66,10 +67,11 @@ def write_model(
     precision: Precision,
     weights: Literal["fp32", "fp16", "int8"],
     *,
+    file: str | None = None,
     cpu_time_over_fp32: float | None = None,
 ) -> Artifact:
-    """Write a model in one file, named after its precision, and describe it."""
-    path = folder / MODEL_FILES[precision]
+    """Write a model in one file, named after its precision unless `file` says otherwise, and describe it."""
+    path = folder / (MODEL_FILES[precision] if file is None else file)
     path.write_bytes(model.SerializeToString(deterministic=True))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return Artifact(

@@ -92,6 +92,11 @@ class AnglePositions(nn.Module):
         table = torch.cat((cosine, sine), dim=-1).transpose(0, 1)
         return torch.cat((sine, sine), dim=-1), torch.cat((cosine, cosine), dim=-1), table
 
+    def stream(self, n_frames: int, n_memory: int, n_before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For a chunk of T behind M memorized frames: (T, D), (T, D) and (D, M + T)."""
+        sine, cosine, table = self(n_memory + n_frames)
+        return sine[n_memory:], cosine[n_memory:], table
+
 
 class DistanceProduct(nn.Module):
     """Scores by distance as a product, in a module of its own so that its nodes can be told by name.
@@ -113,7 +118,7 @@ class DistanceProduct(nn.Module):
         self.register_buffer("by_cosine", torch.cat((cosine, -sine), dim=-1).contiguous())
 
     def forward(self, query: Tensor, sine: Tensor, cosine: Tensor, table: Tensor) -> Tensor:
-        """(B, H, T, d) and what `AnglePositions` gives -> (B, H, T, T)."""
+        """(B, H, Q, d) and what `AnglePositions` gives -> (B, H, Q, K)."""
         rotated = torch.matmul(query, self.by_sine) * sine + torch.matmul(query, self.by_cosine) * cosine
         return torch.matmul(rotated, table)
 
@@ -143,14 +148,44 @@ class ProductAttention(nn.Module):
     ) -> Tensor:
         """See `RelPosAttention.forward`; positions come from `AnglePositions`."""
         batch, n_frames, _ = x.shape
-        sine, cosine, table = positions
         split = self.qqkv(x).reshape(batch, n_frames, 4, self.n_heads, self.d_head)
         query_u, query_v, key, value = split.unbind(2)
-        by_content = torch.matmul(query_u.transpose(1, 2), key.permute(0, 2, 3, 1))  # (B, H, T, T)
-        scores = by_content + self.by_distance(query_v.transpose(1, 2), sine, cosine, table)
+        return self._attend(query_u, query_v, key, value, bias, positions)
+
+    def memorize(self, x: Tensor) -> Tensor:
+        """See `RelPosAttention.memorize`."""
+        return x
+
+    def recall(
+        self, x: Tensor, memory: Tensor, bias: Tensor, positions: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """See `RelPosAttention.recall`; positions come from `AnglePositions.stream`."""
+        d_model = self.n_heads * self.d_head
+        queries = F.linear(x, self.qqkv.weight[: 2 * d_model], self.qqkv.bias[: 2 * d_model])
+        recalled = F.linear(memory, self.qqkv.weight[2 * d_model :], self.qqkv.bias[2 * d_model :])
+        query_u, query_v = self._split_heads(queries)
+        key, value = self._split_heads(recalled)
+        return self._attend(query_u, query_v, key, value, bias, positions)
+
+    def _split_heads(self, pair: Tensor) -> tuple[Tensor, ...]:
+        """(B, T, 2D) -> two of (B, T, H, d)."""
+        return pair.reshape(pair.shape[0], pair.shape[1], 2, self.n_heads, self.d_head).unbind(2)
+
+    def _attend(
+        self,
+        query_u: Tensor,
+        query_v: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor,
+        positions: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        batch, n_queries, _, _ = query_u.shape
+        by_content = torch.matmul(query_u.transpose(1, 2), key.permute(0, 2, 3, 1))  # (B, H, Q, K)
+        scores = by_content + self.by_distance(query_v.transpose(1, 2), *positions)
         weights = torch.softmax(scores + bias, dim=-1)
-        context = torch.matmul(weights, value.transpose(1, 2))  # (B, H, T, d)
-        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_frames, -1)))
+        context = torch.matmul(weights, value.transpose(1, 2))  # (B, H, Q, d)
+        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_queries, -1)))
 
 
 class PlaneConvolution(nn.Module):
@@ -171,9 +206,21 @@ class PlaneConvolution(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """See `Convolution.forward`."""
+        return self._filter(F.pad(self._gate(x, valid), self.context))
+
+    def stream(self, x: Tensor, valid: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Convolution.stream`."""
+        frames = torch.cat((cache[:, :, None], self._gate(x, valid)), dim=3)
+        return self._filter(F.pad(frames, (0, self.context[1]))), frames.squeeze(2)
+
+    def _gate(self, x: Tensor, valid: Tensor) -> Tensor:
+        """(B, T, D) -> (B, D, 1, T)."""
         x = F.glu(self.pointwise_in(self.norm(x)), dim=-1)
         x = x * valid[:, :, None].to(x.dtype)
-        x = self.depthwise(F.pad(x[:, None].permute(0, 3, 1, 2), self.context))  # (B, D, 1, T)
+        return x[:, None].permute(0, 3, 1, 2)
+
+    def _filter(self, x: Tensor) -> Tensor:
+        x = self.depthwise(x)  # (B, D, 1, T)
         x = x.permute(0, 2, 3, 1).squeeze(1)
         if self.layer_norm is not None:
             x = self.layer_norm(x)

@@ -15,7 +15,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge_asr.errors import ConfigError, require
@@ -51,6 +51,41 @@ def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPS
         ConfigError: an opset outside 18 to 22.
         MissingDependencyError: torch, onnx or onnxscript is not installed.
     """
+    require("torch", extra="export")
+    import torch
+
+    frames = _example_frames(model)
+    features = torch.zeros(len(frames), n_mels, max(frames))
+    lengths = torch.tensor(frames, dtype=torch.int64)
+    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
+    return export_module(
+        _channels_first(model),
+        (features, lengths),
+        input_names=INPUT_NAMES,
+        output_names=(OUTPUT_NAME,),
+        dynamic_shapes={"audio_signal": {0: batch, 2: time}, "length": {0: batch}},
+        opset=opset,
+    )
+
+
+def export_module(
+    module: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: dict[str, Any],
+    opset: int,
+) -> onnx.ModelProto:
+    """Export a module that takes and returns plain tensors; see `export_onnx`.
+
+    Args:
+        module: in eval mode, on the CPU; an acoustic model inside it is its `acoustic_model`.
+        example: tensors to trace with.
+        input_names, output_names: of the graph; the former are those of the module's arguments.
+        dynamic_shapes: of each argument, dimension -> `torch.export.Dim`.
+        opset: ONNX opset, 18 to 22.
+    """
     if not DEFAULT_OPSET <= opset <= MAX_OPSET:
         raise ConfigError(
             f"opset is {opset}; give {DEFAULT_OPSET} (torch's exporter) to {MAX_OPSET} (onnxruntime 1.23)"
@@ -59,19 +94,15 @@ def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPS
     require("onnxscript", extra="export")
     import torch
 
-    frames = _example_frames(model)
-    features = torch.zeros(len(frames), n_mels, max(frames))
-    lengths = torch.tensor(frames, dtype=torch.int64)
-    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
-            _channels_first(model),
-            (features, lengths),
+            module,
+            example,
             dynamo=True,
-            input_names=list(INPUT_NAMES),
-            output_names=[OUTPUT_NAME],
+            input_names=list(input_names),
+            output_names=list(output_names),
             opset_version=opset,
-            dynamic_shapes={"audio_signal": {0: batch, 2: time}, "length": {0: batch}},
+            dynamic_shapes=dynamic_shapes,
             external_data=False,
             verbose=False,
         )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +41,19 @@ def simplify_graph(model: onnx.ModelProto, n_mels: int) -> onnx.ModelProto:
         GateError: onnxsim's numerical check failed.
         MissingDependencyError: onnxsim is not installed.
     """
-    onnxsim = require("onnxsim", extra="export")
     generator = np.random.default_rng(0)
     inputs = [_random_inputs(generator, batch, n_frames, n_mels) for batch, n_frames in CHECK_SHAPES]
+    return simplify_and_compare(model, inputs)
+
+
+def simplify_and_compare(model: onnx.ModelProto, inputs: Sequence[Mapping[str, Any]]) -> onnx.ModelProto:
+    """As `simplify_graph`, for any graph.
+
+    Args:
+        model: the graph.
+        inputs: what it is run on before and after, an array for each of its inputs.
+    """
+    onnxsim = require("onnxsim", extra="export")
     bare, weights = split_weights(model)
     arrays = {name: weight.array() for name, weight in weights.items()}
     simplified: onnx.ModelProto
@@ -51,15 +61,15 @@ def simplify_graph(model: onnx.ModelProto, n_mels: int) -> onnx.ModelProto:
     with contextlib.redirect_stdout(io.StringIO()):
         simplified, equal = onnxsim.simplify(bare, check_n=0, skipped_optimizers=list(_SKIPPED_PASSES))
         differing = [
-            shape
-            for shape, data in zip(CHECK_SHAPES, inputs, strict=True)
+            {name: list(array.shape) for name, array in data.items()}
+            for data in inputs
             if not onnxsim.model_checking.compare(
                 simplified, bare, 1, input_data={**data, **arrays}, verbose=False, rtol=_RTOL, atol=_ATOL
             )
         ]
     if not equal or differing:
         raise GateError(
-            f"onnxsim's simplified graph differs from the exported one at (batch, frames) {differing}; "
+            f"onnxsim's simplified graph differs from the exported one on inputs of the shapes {differing}; "
             "report it with the versions of onnxsim and torch"
         )
     simplified.ir_version = min(simplified.ir_version, MAX_IR_VERSION)
@@ -78,22 +88,7 @@ def check_graph(model: onnx.ModelProto) -> onnx.ModelProto:
         GateError: the checker or strict shape inference objects, an input or output has another
             name or rank, batch or time is not dynamic, or weights lie outside the file.
     """
-    onnx_module = require("onnx", extra="export")
-    if any(i.data_location == onnx_module.TensorProto.EXTERNAL for i in model.graph.initializer):
-        raise GateError("the graph keeps weights in another file; it must be one file")
-    bare, _ = split_weights(model)
-    try:
-        onnx_module.checker.check_model(bare, full_check=True)
-        inferred: onnx.ModelProto = onnx_module.shape_inference.infer_shapes(
-            bare, check_type=True, strict_mode=True, data_prop=True
-        )
-    except (onnx_module.checker.ValidationError, onnx_module.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise GateError(f"the exported graph is not valid ONNX: {reason}") from error
-    if model.ir_version > MAX_IR_VERSION:
-        raise GateError(
-            f"the graph has ir_version {model.ir_version}; onnxruntime 1.23 reads {MAX_IR_VERSION} at most"
-        )
+    inferred = check_model(model)
     for value, name, rank, dynamic in (
         (model.graph.input[0], INPUT_NAMES[0], 3, (0, 2)),
         (model.graph.input[1], INPUT_NAMES[1], 1, (0,)),
@@ -111,6 +106,31 @@ def check_graph(model: onnx.ModelProto) -> onnx.ModelProto:
         raise GateError(
             f"the graph has {len(model.graph.input)} inputs and {len(model.graph.output)} outputs; "
             f"it must have {len(INPUT_NAMES)} and 1"
+        )
+    return inferred
+
+
+def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The part of `check_graph` that any graph must pass.
+
+    Raises:
+        GateError: the checker or strict shape inference objects, or weights lie outside the file.
+    """
+    onnx_module = require("onnx", extra="export")
+    if any(i.data_location == onnx_module.TensorProto.EXTERNAL for i in model.graph.initializer):
+        raise GateError("the graph keeps weights in another file; it must be one file")
+    bare, _ = split_weights(model)
+    try:
+        onnx_module.checker.check_model(bare, full_check=True)
+        inferred: onnx.ModelProto = onnx_module.shape_inference.infer_shapes(
+            bare, check_type=True, strict_mode=True, data_prop=True
+        )
+    except (onnx_module.checker.ValidationError, onnx_module.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise GateError(f"the exported graph is not valid ONNX: {reason}") from error
+    if model.ir_version > MAX_IR_VERSION:
+        raise GateError(
+            f"the graph has ir_version {model.ir_version}; onnxruntime 1.23 reads {MAX_IR_VERSION} at most"
         )
     return inferred
 

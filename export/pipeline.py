@@ -1,4 +1,4 @@
-"""`edge-asr export` as a function: checkpoint -> ONNX -> simplified -> FP16, INT8 -> all proven -> bundle.
+"""`edge-asr export` as a function: checkpoint -> ONNX, streaming, FP16, INT8, all proven -> bundle.
 
 Only the order of things is here; each stage has its file. The bundle appears at its place complete
 and proven, or not at all. Engines start from the bundle (engine_builder.py), and INT8 for a bundle that
@@ -7,6 +7,7 @@ exists is edge_asr.calibration.pipeline's.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import edge_asr
-from edge_asr.bundle import PRECISIONS, Artifact, BundleInfo, Precision
+from edge_asr.bundle import PRECISIONS, Artifact, BundleInfo, Precision, StreamingInfo
 from edge_asr.errors import ConfigError, GateError, require
 from edge_asr.export.atomic import check_target, replacing_folder
-from edge_asr.export.bundle_writer import onnx_metadata, write_manifest, write_model, write_token_files
+from edge_asr.export.bundle_writer import (
+    STREAM_NAME,
+    onnx_metadata,
+    write_manifest,
+    write_model,
+    write_token_files,
+)
 from edge_asr.export.clips import find_clips, load_clips
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_onnx
 from edge_asr.export.optimize import check_graph, count_operators, set_metadata, simplify_graph
@@ -35,6 +42,9 @@ from edge_asr.export.proof import (
 from edge_asr.export.proof_cases import CasePlan, ProofCase, build_cases
 from edge_asr.export.report import ExportReport, collect_versions, summarize_step
 from edge_asr.export.sessions import open_graph
+from edge_asr.export.stream_export import make_stream_graph, stream_metadata
+from edge_asr.export.stream_proof import prove_stream, stream_cases
+from edge_asr.export.streaming_plan import StreamingOptions, plan_streaming
 from edge_asr.export.weightless import return_memory
 from edge_asr.export.weights import store_weights_as_float16
 
@@ -46,7 +56,9 @@ if TYPE_CHECKING:
     from edge_asr.checkpoints import Checkpoint
     from edge_asr.export.fp16_proof import Fp16Proof
     from edge_asr.frames import OutputFrames
+    from edge_asr.model import ConformerConfig
     from edge_asr.runtime.features import FeatureConfig
+    from edge_asr.streaming import StreamingGeometry
     from edge_asr.vocabulary import Vocabulary
 
 Weights = Literal["fp32", "fp16"]
@@ -90,6 +102,7 @@ def export_bundle(
     name: str | None = None,
     precisions: Sequence[Precision] = ("fp32",),
     int8: Int8Options | None = None,
+    streaming: StreamingOptions | None = None,
     weights: Weights = "fp32",
     opset: int = DEFAULT_OPSET,
     clips: Sequence[str | Path] | None = None,
@@ -107,6 +120,7 @@ def export_bundle(
         precisions: what to write beside "fp32", which is always there: "fp16", "int8".
         int8: how to quantize, for "int8"; None is all defaults, on the embedded, synthetic speech. Its
             calibration speech serves "fp16" too.
+        streaming: whether and how to stream; None writes stream.onnx when the checkpoint was trained for it.
         weights: of the fp32 file: "fp32", or "fp16" to store them in half the space (cast to float32 when
             loaded; proven against the float32 file by identical greedy text on the clips and a reported
             error).
@@ -146,6 +160,8 @@ def export_bundle(
     name = name or target.absolute().name
     with run.stage("load"):
         loaded = _load(checkpoint)
+        streaming_plan = plan_streaming(loaded, streaming or StreamingOptions())
+        loaded = dataclasses.replace(loaded, model_config=streaming_plan.offline)
         config, features, vocabulary = loaded.model_config, loaded.features, loaded.vocabulary
         model = loaded.build_model()
         n_parameters = sum(p.numel() for p in model.parameters())
@@ -173,6 +189,9 @@ def export_bundle(
     with run.stage("check"):
         check_graph(simplified)
     prover.prove_simplified(simplified)
+    stream = None
+    if streaming_plan.stream is not None and all(step.passed for step in run.steps):
+        stream = _export_stream(run, loaded, streaming_plan.stream, cases, opset, name)
     shipped = simplified
     if weights == "fp16" and all(step.passed for step in run.steps):
         with run.stage("store weights as fp16"):
@@ -199,6 +218,11 @@ def export_bundle(
                 artifacts.append(write_int8(folder, quantized, simplified.ByteSize()))
             write_token_files(folder, vocabulary, features.n_mels, config.subsampling_factor)
             info = _bundle_info(name, loaded, n_parameters, artifacts, run.steps, verified)
+            if stream is not None:
+                artifact = write_model(folder, stream[0], "fp32", "fp32", file=STREAM_NAME)
+                info = dataclasses.replace(
+                    info, streaming=StreamingInfo(artifact=artifact, geometry=stream[1])
+                )
             write_manifest(folder, info)
             run.timings_s["total"] = time.perf_counter() - started
             report = ExportReport(
@@ -218,6 +242,8 @@ def export_bundle(
                 versions=collect_versions(),
                 fp16=None if half is None else half[1],
                 int8=None if quantized is None else describe_int8(quantized, simplified.ByteSize()),
+                streaming=None if stream is None else stream[1],
+                not_streaming=streaming_plan.reason,
             )
             report.write(folder)
     if not verified:
@@ -242,6 +268,34 @@ def _load(checkpoint: str | Path | Checkpoint) -> Checkpoint:
     from edge_asr.checkpoints import load_any
 
     return load_any(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+
+
+def _export_stream(
+    run: _Run,
+    checkpoint: Checkpoint,
+    config: ConformerConfig,
+    cases: Sequence[ProofCase],
+    opset: int,
+    name: str,
+) -> tuple[onnx.ModelProto, StreamingGeometry]:
+    """The streaming graph of a checkpoint with the stream's context, and the steps of its proof in `run`."""
+    from edge_asr.model.streamable import geometry_from_config
+    from edge_asr.model.streaming import StreamingStep
+
+    features, vocabulary = checkpoint.features, checkpoint.vocabulary
+    geometry = geometry_from_config(config, features)
+    model = dataclasses.replace(checkpoint, model_config=config).build_model()
+    with run.stage("export: streaming"):
+        graph = make_stream_graph(model, geometry, opset=opset)
+        metadata = onnx_metadata(name, features, vocabulary, config.subsampling_factor)
+        set_metadata(graph, {**metadata, **stream_metadata(geometry)})
+    with run.stage("prove: streaming") as progress:
+        chosen = stream_cases(cases, geometry)
+        step = StreamingStep(model, geometry)
+        run.steps += prove_stream(step, graph, chosen, vocabulary, progress)
+    del model, step
+    return_memory()
+    return graph, geometry
 
 
 class _Prover:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_asr.export.proof import CaseResult, ProofStep
 from edge_asr.export.proof_cases import FAMILIES
+from edge_asr.streaming import StreamingGeometry
 
 if TYPE_CHECKING:
     from edge_asr.export.fp16_proof import Fp16Proof
@@ -57,6 +58,8 @@ class ExportReport:
         timings_s: seconds by stage, in order, and `total`; the final flush to disk is not in it.
         versions: of the packages and the platform.
         fp16, int8: what was found about these precisions, for a bundle that has them.
+        streaming: geometry of stream.onnx, for a bundle that has one.
+        not_streaming: why a model of limited context has none.
     """
 
     name: str
@@ -75,6 +78,8 @@ class ExportReport:
     versions: Mapping[str, str]
     fp16: Fp16Proof | None = None
     int8: Int8Section | None = None
+    streaming: StreamingGeometry | None = None
+    not_streaming: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; every case is one row of its step."""
@@ -98,6 +103,7 @@ class ExportReport:
         ]
         data["fp16"] = None if self.fp16 is None else self.fp16.to_dict()
         data["int8"] = None if self.int8 is None else dict(self.int8.data)
+        data["streaming"] = None if self.streaming is None else self.streaming.to_dict()
         data["timings_s"] = {stage: round(seconds, 3) for stage, seconds in self.timings_s.items()}
         return data
 
@@ -121,6 +127,8 @@ class ExportReport:
             "Errors are absolute differences of log-probabilities (natural log) on valid frames.",
             "PyTorch runs every row alone and unpadded.",
         ]
+        if self.streaming is not None:
+            lines += ["", f"Streaming: {self.streaming.describe()}; stream.onnx."]
         for step in self.steps:
             lines += ["", *_step_lines(step)]
         if self.fp16 is not None:

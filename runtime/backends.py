@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -141,20 +142,27 @@ class OnnxRuntimeBackend:
 
     def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
         """See `Backend.log_probs`."""
-        if self._session is None:
-            raise BackendError("this backend was closed; load the recogniser again")
         feeds = {
             "audio_signal": np.ascontiguousarray(features.transpose(0, 2, 1)),  # (B, F, T)
             "length": feature_lens,
         }
+        log_probs: F32Array = self.run(("logprobs",), feeds)[0]
+        return log_probs
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """The graph as it is: outputs by name, for inputs by name.
+
+        Raises:
+            BackendError: the run failed.
+        """
+        if self._session is None:
+            raise BackendError("this backend was closed; load the recogniser again")
         try:
-            (log_probs,) = self._session.run(["logprobs"], feeds)
+            results: list[npt.NDArray[Any]] = self._session.run(list(outputs), dict(feeds))
         except Exception as error:  # see __init__
-            raise BackendError(
-                f"onnxruntime failed on features of shape {list(features.shape)}: {error}"
-            ) from error
-        result: F32Array = log_probs
-        return result
+            shape = list(feeds["audio_signal"].transpose(0, 2, 1).shape)
+            raise BackendError(f"onnxruntime failed on features of shape {shape}: {error}") from error
+        return results
 
     def close(self) -> None:
         """See `Backend.close`."""

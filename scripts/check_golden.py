@@ -4,9 +4,11 @@
     scripts/check_golden.py DIR [--dump OUT]
 
 DIR is a fixture or a folder of fixtures (golden/fixtures.py says what one is). Prints one row each: feature
-error, log-prob error in PyTorch and through an exported bundle from the raw waveform, tokens. Exits 3 when a
-row fails or no loader takes a fixture. --dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp and
-clip<i>_ids as the runtime computed them from the sound files, in the original's order of outputs.
+error, log-prob error in PyTorch and through an exported bundle from the raw waveform, tokens; where the
+original streamed, the same chunk by chunk (golden/streaming.py). Exits 3 when a row fails or no loader takes
+a fixture. --dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp, clip<i>_ids and, of streams, the
+keys of golden.npz (stream_*_logp<k>, _ids, caches) as the runtime computed them from the sound files, in the
+original's order of outputs.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def _row(fixture: Fixture, result: Result) -> dict[str, object]:
 
 
 def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
-    console = Console(width=max(Console().width, 150))
+    console = Console(width=max(Console().width, 200))
     table = Table(title="golden outputs: largest absolute differences, single clips")
     for header in (
         "family",
@@ -91,6 +93,10 @@ def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
         "runtime",
         "batch",
         "batch golden",
+        "stream torch",
+        "stream cache",
+        "stream runtime",
+        "stream whole",
         "tokens",
         "",
     ):
@@ -99,9 +105,11 @@ def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
         result = results[fixture.name]
         numbers = (
             result.feature_max, result.feature_mean, result.torch, result.runtime, result.batch,
-            result.batch_golden,
+            result.batch_golden, result.stream_torch, result.stream_cache, result.stream_runtime,
+            result.stream_whole,
         )  # fmt: skip
-        tokens = [value for value in (result.tokens_torch, result.tokens_runtime) if value is not None]
+        answers = (result.tokens_torch, result.tokens_runtime, result.tokens_stream)
+        tokens = [value for value in answers if value is not None]
         failures = result.failures()
         table.add_row(
             fixture.family,

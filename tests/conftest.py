@@ -108,3 +108,21 @@ def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     result = CliRunner().invoke(cli, [*arguments, "--clips", str(folder / "clips")])
     assert result.exit_code == 0, result.output
     return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def streaming_bundle(
+    random_checkpoint: Path, sample_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`random_checkpoint`, exported once a test run with chunks of 320 ms and 640 ms to their left."""
+    from edge_asr.export import CasePlan, StreamingOptions, export_bundle
+
+    folder = tmp_path_factory.mktemp("streaming") / "bundle"
+    export_bundle(
+        random_checkpoint,
+        folder,
+        streaming=StreamingOptions(chunk_ms=320, left_context_ms=640),
+        clips=[sample_path],
+        plan=CasePlan(random_lengths=1, max_random_s=2.0, max_batch=3),
+    )
+    return folder

@@ -65,6 +65,17 @@ class Checkpoint:
         """What its loader assumed or left out, in sentences."""
         return tuple(self.provenance.get("notes", ()))
 
+    @property
+    def attention_contexts(self) -> tuple[tuple[int, int], ...]:
+        """Every (left, right) context of its training, the configuration's first; none for full context."""
+        contexts = self.provenance.get("attention_contexts") or [self.model_config.attention_context]
+        return tuple((context[0], context[1]) for context in contexts if context and max(context) >= 0)
+
+    @property
+    def has_dynamic_chunks(self) -> bool:
+        """Whether its loader knows that it was trained with chunks of many sizes."""
+        return bool(self.provenance.get("dynamic_chunk", False))
+
     def build_model(self) -> ConformerCTC:
         """The network with a copy of these weights, on the CPU, in eval mode."""
         model = ConformerCTC(self.model_config)

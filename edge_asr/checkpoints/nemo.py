@@ -16,7 +16,7 @@ from typing import Any
 
 from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_config
 from edge_asr.checkpoints.native import Checkpoint
-from edge_asr.checkpoints.nemo_encoder import encoder_fields, move_encoder
+from edge_asr.checkpoints.nemo_encoder import encoder_fields, move_encoder, trained_contexts
 from edge_asr.checkpoints.nemo_features import check_stored_front_end, features_from_config
 from edge_asr.checkpoints.nemo_tokenizer import read_tokens
 from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
@@ -117,6 +117,8 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
             "target": target,
             "nemo_version": values.get("nemo_version"),
             "source_blank_id": len(tokens.pieces),
+            "attention_contexts": trained_contexts(values["encoder"]),
+            "attention_context_style": values["encoder"].get("att_context_style", "regular"),
             "notes": [*notes, *encoder.notes, *tokens.notes],
         },
         tokenizer_model=tokens.model,

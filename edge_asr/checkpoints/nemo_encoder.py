@@ -10,6 +10,7 @@ parts/submodules/{subsampling,conformer_modules,multi_head_attention}.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +109,22 @@ def encoder_fields(settings: Settings, n_mels: int) -> Encoder:
     return encoder
 
 
+def trained_contexts(encoder: Mapping[str, Any]) -> list[list[int]]:
+    """Every [left, right] attention context of an encoder's settings, the default first; mostly one.
+
+    Raises:
+        CheckpointError: one is no pair of numbers.
+    """
+    value = encoder.get("att_context_size") or [-1, -1]
+    contexts = value if isinstance(value[0], list) else [value]
+    for context in contexts:
+        if not (isinstance(context, list) and len(context) == 2 and all(isinstance(n, int) for n in context)):
+            raise CheckpointError(
+                f"att_context_size lists {context!r}; each must be [left, right] in frames."
+            )
+    return contexts
+
+
 def _conv_context(settings: Settings, kernel: int) -> Any:
     value = settings.take("conv_context_size", None)
     if value is None:
@@ -124,7 +141,7 @@ def _attention(settings: Settings, notes: list[str]) -> dict[str, Any]:
     contexts = settings.take("att_context_size", None) or [-1, -1]
     if isinstance(contexts, list) and contexts and isinstance(contexts[0], list):
         if len(contexts) > 1:
-            notes.append(f"Trained with the contexts {contexts}; the first, NeMo's default, is exported.")
+            notes.append(f"Trained with the contexts {contexts}; the first is NeMo's default.")
         contexts = contexts[0]
     tokens = {
         "global_tokens": settings.integer("global_tokens", 0),

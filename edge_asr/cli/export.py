@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from edge_asr.cli.int8_options import int8_options, make_int8_options
+from edge_asr.cli.streaming_options import make_streaming_options, streaming_options
 from edge_asr.errors import require
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ PRECISION_NAMES = ("fp32", "fp16", "int8")
     metavar="NAME",
     help="Front end of a NeMo checkpoint where its file does not say: nemo (2.5 and later) or nemo-2.4.",
 )
+@streaming_options
 @int8_options
 @click.option("--engine", is_flag=True, help="Then build TensorRT engines for this device, as `build` does.")
 @click.option(
@@ -91,6 +93,10 @@ def command(
     opset: int,
     clips: tuple[Path, ...],
     feature_preset: str | None,
+    enabled: bool | None,
+    lookahead_ms: float | None,
+    chunk_ms: float | None,
+    left_context_ms: float | None,
     engine: bool,
     flavor: Flavor,
     force: bool,
@@ -104,18 +110,23 @@ def command(
     checkpoint of NeMo, Hugging Face, ESPnet, WeNet or torchaudio (docs/checkpoints.md).
     The proof compares log-probs on real clips, at lengths around every edge, in padded batches, on
     silence and noise; when it fails the exit code is 3 and nothing is written. sherpa-onnx and
-    onnx-asr load the folder too.
+    onnx-asr load the folder too. A model trained with limited context also gets stream.onnx, which
+    runs chunk by chunk (docs/streaming.md) and is proven against the same model run at once.
 
     \b
     edge-asr export runs/mine/best -o mine
     edge-asr export tiny-en -o tiny-en --clips dev.jsonl
     edge-asr export tiny-en -o tiny-en --precision fp16,int8 --calibration train.jsonl
+    edge-asr export streaming.nemo -o mine --lookahead-ms 480
     """
     wanted = parse_precisions(precisions)
     require("torch", extra="export")
     from edge_asr.checkpoints import LoadOptions, load_any
     from edge_asr.export import export_bundle
 
+    streaming = make_streaming_options(
+        enabled=enabled, lookahead_ms=lookahead_ms, chunk_ms=chunk_ms, left_context_ms=left_context_ms
+    )
     loaded = load_any(checkpoint, LoadOptions(feature_preset=feature_preset))
     for note in loaded.notes:
         click.echo(f"edge-asr: {note}", err=True)
@@ -126,6 +137,7 @@ def command(
             name=name,
             precisions=wanted,
             int8=make_int8_options(**int8) if {"fp16", "int8"}.intersection(wanted) else None,
+            streaming=streaming,
             weights=weights,
             opset=opset,
             clips=clips,
@@ -206,5 +218,9 @@ def _print_summary(report: ExportReport) -> None:
     console.print(table)
     for line in () if report.int8 is None else report.int8.summary:
         click.echo(line)
+    if report.streaming is not None:
+        click.echo(f"stream.onnx: {report.streaming.describe()}")
+    elif report.not_streaming is not None:
+        click.echo(f"no stream.onnx: {report.not_streaming}")
     size = sum(report.sizes_bytes.values()) / 1e6
     click.echo(f"{report.output}: {size:.2f} MB, {report.timings_s['total']:.1f} s, details in report.md")

@@ -79,6 +79,7 @@ def _describe_foreign(path: Path, feature_preset: str | None) -> dict[str, Any]:
 
     require("torch", extra="export")
     from edge_asr.checkpoints import LoadOptions, find_loader, load_any
+    from edge_asr.model.streamable import describe_streaming
 
     loader = find_loader(path)
     if loader is None:
@@ -99,6 +100,13 @@ def _describe_foreign(path: Path, feature_preset: str | None) -> dict[str, Any]:
         "n_tensors": len(sizes),
         "model": config.to_dict(),
         "output_frames": {"factor": frames.factor, "first": frames.first},
+        "streaming": describe_streaming(
+            config,
+            checkpoint.features,
+            checkpoint.attention_contexts,
+            style=checkpoint.provenance.get("attention_context_style"),
+            dynamic_chunks=checkpoint.has_dynamic_chunks,
+        ),
         "features": checkpoint.features.to_dict(),
         "vocabulary_kind": vocabulary.kind,
         "vocabulary_size": len(vocabulary),
@@ -129,6 +137,7 @@ def _describe_bundle(path_or_name: str | Path) -> dict[str, Any]:
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
     from edge_asr.model.config import ConformerConfig
+    from edge_asr.model.streamable import describe_streaming
     from edge_asr.runtime.features import FeatureConfig
     from edge_asr.vocabulary import Vocabulary
 
@@ -158,6 +167,9 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "n_tensors": len(sizes),
         "weights": dict(Counter(entry["dtype"] for entry in tensors.values())),
         "model": model.to_dict(),
+        "streaming": describe_streaming(
+            model, features, () if model.attention_context is None else (model.attention_context,)
+        ),
         "features": features.to_dict(),
         "vocabulary_kind": vocabulary.kind,
         "vocabulary_size": len(vocabulary),
@@ -230,6 +242,8 @@ def _print_tables(description: Mapping[str, Any]) -> None:
     for key, value in description.items():
         if key in ("kind", "path", "artifacts", "tokens", "verification"):
             continue
+        if key == "streaming" and value and "geometry" in value:
+            value = value["geometry"]  # the artefact has its row below
         main.add_row(key, escape(_text(key, value)))
     main.add_row("tokens", escape(" ".join(description["tokens"])))
     console.print(main)
@@ -245,7 +259,8 @@ def _print_tables(description: Mapping[str, Any]) -> None:
         artifacts = Table(title="artefacts (hashes compared)")
         for column in _ARTIFACT_COLUMNS:
             artifacts.add_column(column)
-        for entry in description["artifacts"]:
+        streaming = description.get("streaming")
+        for entry in (*description["artifacts"], *([streaming["artifact"]] if streaming else [])):
             row = {**entry, "size": _text("size_bytes", entry["size_bytes"])}
             row["sha256"] = entry["sha256"][:8]
             artifacts.add_row(*(escape(str(row[column])) for column in _ARTIFACT_COLUMNS))

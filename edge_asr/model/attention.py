@@ -2,7 +2,8 @@
 
 Does: both kinds behind one call signature, with masks and positions computed once by the encoder, and the
 choice of other projects' kinds, each in its own file.
-Does not: caches for streaming inference, or look-up tables of fixed length.
+Does not: keep the memory of a stream (`streaming.py` does; `memorize` and `recall` are what attention does
+with it), or look-up tables of fixed length.
 """
 
 import math
@@ -10,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edge_asr.errors import ConfigError
 from edge_asr.model.config import ConformerConfig
@@ -33,25 +35,34 @@ class RelativePositions(nn.Module):
 
     def forward(self, n_frames: int) -> Tensor:
         """float32 (2 * n_frames, d_model)."""
-        distance = n_frames - torch.arange(2 * n_frames, device=self.inverse_frequency.device)
+        return self._encode(n_frames, 2 * n_frames)
+
+    def stream(self, n_frames: int, n_memory: int, n_before: Tensor) -> Tensor:
+        """For `RelPosAttention.recall`: distances n_memory + n_frames, ..., -(n_frames - 1)."""
+        return self._encode(n_memory + n_frames, n_memory + 2 * n_frames)
+
+    def _encode(self, first: int, n_distances: int) -> Tensor:
+        distance = first - torch.arange(n_distances, device=self.inverse_frequency.device)
         angle = distance.to(torch.float32)[:, None] * self.inverse_frequency.float()[None, :]  # (2T, D/2)
         return torch.stack((torch.sin(angle), torch.cos(angle)), dim=-1).flatten(1)
 
 
 def relative_shift(scores: Tensor) -> Tensor:
-    """Line up scores by distance with keys: out[..., i, j] = scores[..., i, T - (i - j)].
+    """Line up scores by distance with keys; the queries are the last Q of K frames.
 
-    Only slices and reshapes of the flat matrix, so it exports with a dynamic T (no as_strided, no gather).
+    out[..., i, j] = scores[..., i, Q - (i - j)], for query i is frame K - Q + i. Only slices and reshapes of
+    the flat matrix, so it exports with a dynamic length (no as_strided, no gather).
 
     Args:
-        scores: (B, H, T, 2T), column m belonging to distance T - m.
+        scores: (B, H, Q, K + Q), column m belonging to distance K - m.
 
     Returns:
-        (B, H, T, T).
+        (B, H, Q, K).
     """
-    batch, n_heads, n_frames, _ = scores.shape
-    flat = scores.reshape(batch, n_heads, 2 * n_frames * n_frames)[:, :, n_frames:]
-    return flat.reshape(batch, n_heads, n_frames, 2 * n_frames - 1)[:, :, :, :n_frames]
+    batch, n_heads, n_queries, n_distances = scores.shape
+    flat = scores.reshape(batch, n_heads, n_queries * n_distances)[:, :, n_queries:]
+    rows = flat.reshape(batch, n_heads, n_queries, n_distances - 1)
+    return rows[:, :, :, : n_distances - n_queries]
 
 
 class RelPosAttention(nn.Module):
@@ -85,15 +96,51 @@ class RelPosAttention(nn.Module):
         """
         batch, n_frames, _ = x.shape
         query, key, value = self.qkv(x).reshape(batch, n_frames, 3, self.n_heads, self.d_head).unbind(2)
+        return self._attend(query, key, value, bias, positions)
+
+    def memorize(self, x: Tensor) -> Tensor:
+        """What `recall` needs of frames later on: here their input, as NeMo's cache holds."""
+        return x
+
+    def recall(self, x: Tensor, memory: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
+        """Attend from a chunk to memorized frames, its own among them.
+
+        Args:
+            x: float (B, Q, D), the chunk.
+            memory: float (B, K, D or 2D), from `memorize`, the last Q frames those of `x`.
+            bias: float (B, 1, 1 or Q, K), added to the scores.
+            positions: from the `stream` of the positions.
+
+        Returns:
+            float (B, Q, D).
+        """
+        d_model = self.n_heads * self.d_head
+        query = F.linear(x, self.qkv.weight[:d_model], self.qkv.bias[:d_model])
+        key, value = self._keys_values(memory).chunk(2, dim=-1)
+        query, key, value = (self._split_heads(part) for part in (query, key, value))
+        return self._attend(query, key, value, bias, positions)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, H, d)."""
+        return x.reshape(x.shape[0], x.shape[1], self.n_heads, self.d_head)
+
+    def _keys_values(self, x: Tensor) -> Tensor:
+        """(B, K, D) -> keys and values (B, K, 2D)."""
+        d_model = self.n_heads * self.d_head
+        return F.linear(x, self.qkv.weight[d_model:], self.qkv.bias[d_model:])
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
+        """Queries (B, Q, H, d), keys and values (B, K, H, d), the queries being the last of the K frames."""
+        batch, n_queries, _, _ = query.shape
         scale = self.d_head**-0.5
-        query_u = ((query + self.pos_bias_u) * scale).transpose(1, 2)  # (B, H, T, d)
+        query_u = ((query + self.pos_bias_u) * scale).transpose(1, 2)  # (B, H, Q, d)
         query_v = ((query + self.pos_bias_v) * scale).transpose(1, 2)
-        position = self.position(positions).reshape(2 * n_frames, self.n_heads, self.d_head).permute(1, 2, 0)
-        by_content = torch.matmul(query_u, key.permute(0, 2, 3, 1))  # (B, H, T, T)
+        position = self.position(positions).reshape(-1, self.n_heads, self.d_head).permute(1, 2, 0)
+        by_content = torch.matmul(query_u, key.permute(0, 2, 3, 1))  # (B, H, Q, K)
         by_distance = relative_shift(torch.matmul(query_v, position))
         weights = torch.softmax(by_content + by_distance + bias, dim=-1)
-        context = torch.matmul(self.dropout(weights), value.transpose(1, 2))  # (B, H, T, d)
-        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_frames, -1)))
+        context = torch.matmul(self.dropout(weights), value.transpose(1, 2))  # (B, H, Q, d)
+        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_queries, -1)))
 
 
 class TaylorAttention(nn.Module):

@@ -2,7 +2,7 @@
 
 Does: score(i, j) = ((q_i + u) . k_j + (q_i + v) . W_pos r(j)) / sqrt(d_head), by one product with
 k_j + W_pos r(j).
-Does not: have an offset for streams (a chunk's keys begin at its offset), or WeNet's limit of 5000 frames.
+Does not: have WeNet's limit of 5000 frames.
 
 Source: WeNet, wenet/models/transformer/attention.py (RelPositionMultiHeadedAttention, whose rel_shift is
 commented out) and embedding.py (RelPositionalEncoding).
@@ -32,24 +32,40 @@ class AbsolutePositions(nn.Module):
 
     def forward(self, n_frames: int) -> Tensor:
         """float32 (n_frames, d_model)."""
-        position = torch.arange(n_frames, device=self.inverse_frequency.device)
-        angle = position.to(torch.float32)[:, None] * self.inverse_frequency.float()[None, :]  # (T, D/2)
-        return torch.stack((torch.sin(angle), torch.cos(angle)), dim=-1).flatten(1)
+        return self._encode(torch.arange(n_frames, device=self.inverse_frequency.device))
+
+    def stream(self, n_frames: int, n_memory: int, n_before: Tensor) -> Tensor:
+        """Of the last n_memory frames before a chunk, and of the chunk: float32 (B, K, d_model).
+
+        `n_before`, int64 (B,), frames came before the chunk; what would lie before the first means nothing.
+        """
+        frame = torch.arange(n_memory + n_frames, device=n_before.device) - n_memory
+        return self._encode(n_before[:, None] + frame[None, :])
+
+    def _encode(self, position: Tensor) -> Tensor:
+        angle = position.to(torch.float32)[..., None] * self.inverse_frequency.float()  # (..., D/2)
+        return torch.stack((torch.sin(angle), torch.cos(angle)), dim=-1).flatten(-2)
 
 
 class AbsolutePosAttention(RelPosAttention):
     """Multi-head attention whose keys know their position; the weights of `RelPosAttention`."""
 
-    def forward(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-        """See `RelPosAttention.forward`; positions are (T, D), from `AbsolutePositions`."""
-        batch, n_frames, _ = x.shape
-        query, key, value = self.qkv(x).reshape(batch, n_frames, 3, self.n_heads, self.d_head).unbind(2)
+    def memorize(self, x: Tensor) -> Tensor:
+        """Keys and values (B, T, 2D), as WeNet's cache holds."""
+        return super()._keys_values(x)
+
+    def _keys_values(self, x: Tensor) -> Tensor:
+        return x  # memorized as such
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
+        """See `RelPosAttention._attend`; positions are (K, D), from `AbsolutePositions`, or (B, K, D)."""
+        batch, n_queries, _, _ = query.shape
         scale = self.d_head**-0.5
-        position = self.position(positions).reshape(n_frames, self.n_heads, self.d_head)
+        position = self.position(positions).unflatten(-1, (self.n_heads, self.d_head))
         # (q + u) . k + (q + v) . p = q . (k + p) + (u . k + v . p)
-        of_key = (key * self.pos_bias_u).sum(-1) + (position * self.pos_bias_v).sum(-1)  # (B, T, H)
+        of_key = (key * self.pos_bias_u).sum(-1) + (position * self.pos_bias_v).sum(-1)  # (B, K, H)
         scores = torch.matmul(query.transpose(1, 2) * scale, (key + position).permute(0, 2, 3, 1))
-        scores = scores + (of_key * scale).transpose(1, 2)[:, :, None, :]  # (B, H, T, T)
+        scores = scores + (of_key * scale).transpose(1, 2)[:, :, None, :]  # (B, H, Q, K)
         weights = torch.softmax(scores + bias, dim=-1)
-        context = torch.matmul(self.dropout(weights), value.transpose(1, 2))  # (B, H, T, d)
-        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_frames, -1)))
+        context = torch.matmul(self.dropout(weights), value.transpose(1, 2))  # (B, H, Q, d)
+        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_queries, -1)))

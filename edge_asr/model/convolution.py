@@ -8,6 +8,7 @@ modules that are more than a setting of this one have their own files (`convolut
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,9 +66,31 @@ class Convolution(nn.Module):
         Returns:
             float (B, T, D).
         """
+        return self._filter(F.pad(self._gate(x, valid), self.context))
+
+    def stream(self, x: Tensor, valid: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve a chunk behind what came before it.
+
+        Args:
+            x: float (B, Q, D).
+            valid: bool (B, Q).
+            cache: float (B, D, left), the last frames before the chunk; zeros at the clip's beginning.
+
+        Returns:
+            float (B, Q, D); the cache and the chunk's frames, (B, D, left + Q), of which the next cache is
+            cut.
+        """
+        frames = torch.cat((cache, self._gate(x, valid)), dim=2)
+        return self._filter(F.pad(frames, (0, self.context[1]))), frames
+
+    def _gate(self, x: Tensor, valid: Tensor) -> Tensor:
+        """(B, T, D) -> the depthwise convolution's input (B, D, T), 0 on padding."""
         x = F.glu(self.pointwise_in(self.norm(x)), dim=-1)
-        x = x * valid[:, :, None].to(x.dtype)
-        x = self.depthwise(F.pad(x.transpose(1, 2), self.context))  # (B, D, T)
+        return (x * valid[:, :, None].to(x.dtype)).transpose(1, 2)
+
+    def _filter(self, x: Tensor) -> Tensor:
+        """(B, D, left + T + right) -> (B, T, D)."""
+        x = self.depthwise(x)  # (B, D, T)
         if self.batch_norm is not None:
             x = self.batch_norm(x)
         x = x.transpose(1, 2)

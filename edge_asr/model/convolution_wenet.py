@@ -1,15 +1,13 @@
 """WeNet's causal convolution module: its k - 1 zero frames come in before the first pointwise convolution.
 
 Does: what that means for a clip's first frames: the depthwise convolution sees GLU(bias) there, not 0.
-Does not: mask padded frames, for a causal convolution never looks ahead; keep a cache between chunks (it
-would hold the last k - 1 frames behind the LayerNorm).
+Does not: mask padded frames, for a causal convolution never looks ahead.
 
 Source: WeNet, wenet/models/transformer/convolution.py, ConvolutionModule with causal=True. Its non-causal
 form pads behind the GLU, as `Convolution` does.
 """
 
-from typing import cast
-
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,12 +33,14 @@ class WenetConvolution(Convolution):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """See `Convolution.forward`; `valid` is not needed."""
-        x = F.pad(self.norm(x), (0, 0, self.context[0], 0))  # (B, k - 1 + T, D)
-        x = F.glu(self.pointwise_in(x), dim=-1)
-        x = self.depthwise(x.transpose(1, 2))  # (B, D, T)
-        if self.batch_norm is not None:
-            x = self.batch_norm(x)
-        x = x.transpose(1, 2)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        return cast(Tensor, self.dropout(self.pointwise_out(self.activation(x))))
+        return self._filter(F.pad(self.norm(x).transpose(1, 2), (self.context[0], 0)))
+
+    def stream(self, x: Tensor, valid: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Convolution.stream`; the cache holds frames behind the LayerNorm, as WeNet's."""
+        frames = torch.cat((cache, self.norm(x).transpose(1, 2)), dim=2)
+        return self._filter(frames), frames
+
+    def _filter(self, x: Tensor) -> Tensor:
+        """(B, D, k - 1 + T) -> (B, T, D)."""
+        x = F.glu(self.pointwise_in(x.transpose(1, 2)), dim=-1)
+        return super()._filter(x.transpose(1, 2))

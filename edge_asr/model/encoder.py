@@ -1,12 +1,15 @@
 """The Conformer encoder: subsampling, then blocks of feed-forward, attention, convolution, feed-forward.
 
 Does: Gulati et al. 2020, equation 1, in three block orders, with chunk masks for streaming-ready training.
-Does not: the CTC head or feature normalization (`ctc.py`), nor streaming caches.
+Does not: the CTC head or feature normalization (`ctc.py`), nor what a stream keeps from step to step
+(`streaming.py`).
 """
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from edge_asr.model.attention import attention_from_config, check_chunking, positions_from_config
@@ -33,20 +36,56 @@ class ConformerBlock(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
         """See `RelPosAttention.forward` for the arguments."""
+
+        def attend(x: Tensor) -> Tensor:
+            return cast(Tensor, self.dropout(self.attention(self.attention_norm(x), bias, positions, valid)))
+
+        return self._run(x, attend, lambda x: self.convolution(x, valid))
+
+    def stream(
+        self, x: Tensor, bias: Tensor, positions: Any, valid: Tensor, memory: Tensor, cache: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One chunk of a stream.
+
+        Args:
+            x: float (B, Q, D).
+            bias, positions: see `RelPosAttention.recall`.
+            valid: bool (B, Q).
+            memory: float (B, M, D or 2D), what attention memorized of the frames before.
+            cache: float (B, D, left), see `Convolution.stream`.
+
+        Returns:
+            float (B, Q, D), and the memory (B, M + Q, ...) and cache (B, D, left + Q) with the chunk's
+            frames.
+        """
+        kept: dict[str, Tensor] = {}
+        attention, convolution = cast(Any, self.attention), cast(Any, self.convolution)
+
+        def attend(x: Tensor) -> Tensor:
+            x = self.attention_norm(x)
+            kept["memory"] = torch.cat((memory, attention.memorize(x)), dim=1)
+            return cast(Tensor, attention.recall(x, kept["memory"], bias, positions))
+
+        def convolve(x: Tensor) -> Tensor:
+            x, kept["cache"] = convolution.stream(x, valid, cache)
+            return x
+
+        return self._run(x, attend, convolve), kept["memory"], kept["cache"]
+
+    def _run(
+        self, x: Tensor, attend: Callable[[Tensor], Tensor], convolve: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         x = x + self.half_step * self.feed_forward_in(x)
         if self.order == "attention_first":
-            x = x + self._attend(x, bias, positions, valid)
-            x = x + self.convolution(x, valid)
+            x = x + attend(x)
+            x = x + convolve(x)
         elif self.order == "convolution_first":
-            x = x + self.convolution(x, valid)
-            x = x + self._attend(x, bias, positions, valid)
+            x = x + convolve(x)
+            x = x + attend(x)
         else:
-            x = x + self._attend(x, bias, positions, valid) + self.convolution(x, valid)
+            x = x + attend(x) + convolve(x)
         x = x + self.half_step * self.feed_forward_out(x)
         return cast(Tensor, self.final_norm(x))
-
-    def _attend(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-        return cast(Tensor, self.dropout(self.attention(self.attention_norm(x), bias, positions, valid)))
 
 
 class ConformerEncoder(nn.Module):

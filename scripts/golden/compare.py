@@ -21,11 +21,13 @@ from edge_asr.checkpoints import Checkpoint, load_any
 from edge_asr.checkpoints.vocabularies import original_ids, original_order
 from edge_asr.export.pipeline import export_bundle
 from edge_asr.export.proof_cases import CasePlan
+from edge_asr.export.streaming_plan import StreamingOptions
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.ctc import greedy_decode
 from edge_asr.runtime.features import FeatureExtractor
 from edge_asr.runtime.recognizer import Recognizer
 from golden.fixtures import F32Array, Fixture
+from golden.streaming import compare_streams, has_streams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,7 @@ class Bars:
             bundle from the raw waveform.
         batch: a clip in a padded batch against the clip alone, both ours.
         batch_golden: the same against the original's batch, where it is a target.
+        stream_torch, stream_cache, stream_runtime, stream_whole: see `golden.streaming.StreamResult`.
     """
 
     feature_max: float = 5e-4
@@ -46,6 +49,10 @@ class Bars:
     runtime: float = 2e-3
     batch: float = 1e-4
     batch_golden: float = 1e-3
+    stream_torch: float = 1e-3
+    stream_cache: float = 1e-3
+    stream_runtime: float = 2e-3
+    stream_whole: float = 2e-3
 
 
 BARS = Bars()
@@ -60,8 +67,9 @@ class Result:
     Attributes:
         error: why it could not be compared at all.
         feature_max, feature_mean, torch, runtime, batch, batch_golden: see `Bars`; the worst clip.
-        tokens_torch, tokens_runtime: greedy tokens identical in every clip.
-        dumped: per clip what the runtime computed: feat, logp, ids.
+        stream_torch, stream_cache, stream_runtime, stream_whole: see `Bars`; the worst stream.
+        tokens_torch, tokens_runtime, tokens_stream: greedy tokens identical in every clip or stream.
+        dumped: per clip what the runtime computed: feat, logp, ids; and its streams under golden.npz's keys.
     """
 
     error: str | None = None
@@ -71,8 +79,13 @@ class Result:
     runtime: float | None = None
     batch: float | None = None
     batch_golden: float | None = None
+    stream_torch: float | None = None
+    stream_cache: float | None = None
+    stream_runtime: float | None = None
+    stream_whole: float | None = None
     tokens_torch: bool | None = None
     tokens_runtime: bool | None = None
+    tokens_stream: bool | None = None
     dumped: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def failures(self, bars: Bars = BARS) -> list[str]:
@@ -80,11 +93,11 @@ class Result:
         if self.error is not None:
             return [self.error]
         failed = []
-        for name in ("feature_max", "feature_mean", "torch", "runtime", "batch", "batch_golden"):
+        for name in (entry.name for entry in dataclasses.fields(bars)):
             value, bar = getattr(self, name), getattr(bars, name)
             if value is not None and not value <= bar:
                 failed.append(f"{name} {value:.1e} is above {bar:.0e}")
-        for name in ("tokens_torch", "tokens_runtime"):
+        for name in ("tokens_torch", "tokens_runtime", "tokens_stream"):
             if getattr(self, name) is False:
                 failed.append(f"{name.replace('_', ' of ')} differ")
         return failed
@@ -117,6 +130,12 @@ def compare_fixture(fixture: Fixture, *, with_runtime: bool = True) -> Result:
     _compare_batches(result, fixture, checkpoint, golden, clips, alone, model)
     if with_runtime:
         _compare_runtime(result, fixture, checkpoint, golden, waveforms)
+    if has_streams(fixture):
+        streams = compare_streams(fixture, checkpoint, with_runtime=with_runtime)
+        for name in ("torch", "cache", "runtime", "whole"):
+            setattr(result, f"stream_{name}", getattr(streams, name))
+        result.tokens_stream = streams.tokens
+        result.dumped.update(streams.dumped)
     return result
 
 
@@ -206,7 +225,15 @@ def _compare_runtime(
     result.tokens_runtime = True
     with tempfile.TemporaryDirectory(prefix="edge-asr-golden-") as folder:
         path = Path(folder) / "bundle"
-        export_bundle(checkpoint, path, name=fixture.name, clips=fixture.clip_paths(), plan=QUICK_PLAN)
+        offline = StreamingOptions(enabled=False)  # streams have comparisons of their own
+        export_bundle(
+            checkpoint,
+            path,
+            name=fixture.name,
+            streaming=offline,
+            clips=fixture.clip_paths(),
+            plan=QUICK_PLAN,
+        )
         bundle = Bundle.load(path)
         extractor = FeatureExtractor(bundle.info.features)
         backend = OnnxRuntimeBackend(bundle.artifact_path("fp32"), precision="fp32", num_threads=1)

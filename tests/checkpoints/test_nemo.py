@@ -253,6 +253,26 @@ def test_contexts_are_masks(tmp_path: Path, contexts: Any, style: str, visible: 
     assert mask.tolist() == [[bool(visible(i, j)) for j in range(11)] for i in range(11)]
 
 
+def test_every_look_ahead_is_kept_for_the_export_to_choose(tmp_path: Path) -> None:
+    from edge_asr.export.streaming_plan import StreamingOptions, plan_streaming
+
+    contexts = [[8, 3], [8, 1], [8, 0]]
+    encoder = {
+        "att_context_size": contexts,
+        "att_context_style": "chunked_limited",
+        "conv_context_size": "causal",
+    }
+    config = changed(encoder=encoder, preprocessor={"normalize": "NA"})
+    checkpoint = load(tmp_path, config)
+    assert checkpoint.attention_contexts == ((8, 3), (8, 1), (8, 0))
+    plan = plan_streaming(checkpoint, StreamingOptions(lookahead_ms=40))
+    assert plan.stream is plan.offline
+    assert plan.offline.attention_context == (8, 1)
+    config["encoder"]["att_context_size"] = [[8, 3], [8, "1"]]
+    with pytest.raises(CheckpointError, match=r"lists .*'1'"):
+        load(tmp_path, config)
+
+
 # The front end.
 
 

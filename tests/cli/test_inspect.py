@@ -127,12 +127,33 @@ def test_another_projects_checkpoint(run, shared_dir) -> None:
     assert (found["kind"], found["format"], found["blank_id"]) == ("checkpoint", "nemo", 128)
     assert found["model"]["attention_context"] == [28, 6]
     assert found["output_frames"] == {"factor": 8, "first": -6}
+    assert found["streaming"] == {"lookahead_ms": [480.0]}
     assert found["size_bytes"] == file.stat().st_size
     text = run("inspect", file).stdout
     for expected in ("chunked_limited", "NeMo 3.0.0", "edge-asr export"):
         assert expected in text
     asked = json.loads(run("inspect", file, "--json", "--feature-preset", "nemo-2.4").stdout)
     assert asked["features"]["framing"] == "center_reflect"
+
+
+def test_what_streams(run, streaming_bundle, random_checkpoint, shared_dir) -> None:
+    """Of a bundle the geometry and the file, of a checkpoint what can be asked of `export`."""
+    found = json.loads(run("inspect", streaming_bundle, "--json").stdout)
+    assert found["streaming"]["geometry"]["chunk_frames"] == 8
+    text = run("inspect", streaming_bundle).stdout
+    for expected in ("lookahead_ms: 280.0", "pre_encode_cache_frames: 4", "stream.onnx"):
+        assert expected in text
+    found = json.loads(run("inspect", random_checkpoint, "--json").stdout)
+    assert found["streaming"] == {"chunk_ms": "any (when asked, for models trained with chunk masks)"}
+    golden = shared_dir / "golden"
+    for name, expected in (
+        ("wenet-u2pp", {"chunk_ms": "any (by default)"}),
+        ("wenet-conformer", {"impossible": "its convolutions look 15 frames ahead, over the end of a chunk"}),
+        ("nemo-fastconformer-local/model.nemo", "per_feature"),
+        ("torchaudio-conformer", "no_pos has no cache"),
+    ):
+        streaming = json.loads(run("inspect", golden / name, "--json").stdout)["streaming"]
+        assert streaming == expected or expected in streaming["impossible"]
 
 
 def test_a_hugging_face_folder_is_not_taken_for_ours(run, shared_dir) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ import pytest
 from edge_asr.audio import read_audio
 from edge_asr.export import CasePlan, export_bundle
 from edge_asr.export.weights import store_weights_as_float16
+
+sys.path.insert(0, str(Path(__file__).parent))  # for golden_tokens
 
 F32Array = npt.NDArray[np.float32]
 
@@ -67,3 +71,20 @@ def per_feature_bundle(
     plan = CasePlan(random_lengths=3, max_random_s=10.0, max_batch=4)
     export_bundle(per_feature_checkpoint, folder, clips=[sample_path], plan=plan)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of a golden fixture -> its bundle, exported once."""
+    known: dict[str, Path] = {}
+
+    def export(name: str) -> Path:
+        if name not in known:
+            folder = shared_dir / "golden" / name
+            model = folder / "model.nemo" if (folder / "model.nemo").exists() else folder
+            known[name] = tmp_path_factory.mktemp("golden") / name
+            plan = CasePlan(random_lengths=1, max_random_s=4.0, max_batch=2)
+            export_bundle(model, known[name], clips=sorted(folder.glob("audio_*.flac")), plan=plan)
+        return known[name]
+
+    return export

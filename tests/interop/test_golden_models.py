@@ -16,12 +16,10 @@ import onnx_asr
 import pytest
 import sherpa_onnx
 import soundfile
+from golden_tokens import edit_distance, ids_of
 
 from edge_asr.bundle import Bundle
-from edge_asr.export import CasePlan, export_bundle
-from edge_asr.vocabulary import Vocabulary
 
-PLAN = CasePlan(random_lengths=1, max_random_s=4.0, max_batch=2)
 PER_FEATURE = (
     "nemo-conformer-char",
     "nemo-fastconformer-bpe",
@@ -32,22 +30,6 @@ PER_FEATURE = (
 )
 
 
-@pytest.fixture(scope="module")
-def exported(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Name of a golden fixture -> its bundle, exported once."""
-    known: dict[str, Path] = {}
-
-    def export(name: str) -> Path:
-        if name not in known:
-            folder = shared_dir / "golden" / name
-            model = folder / "model.nemo" if (folder / "model.nemo").exists() else folder
-            known[name] = tmp_path_factory.mktemp("golden") / name
-            export_bundle(model, known[name], clips=sorted(folder.glob("audio_*.flac")), plan=PLAN)
-        return known[name]
-
-    return export
-
-
 def golden_clips(shared_dir: Path, name: str) -> list[tuple[np.ndarray, list[int]]]:
     """Waveforms and greedy ids of a fixture's clips."""
     folder = shared_dir / "golden" / name
@@ -56,12 +38,6 @@ def golden_clips(shared_dir: Path, name: str) -> list[tuple[np.ndarray, list[int
             (soundfile.read(path, dtype="float32")[0], golden[f"clip{i}_ids0"].ravel().tolist())
             for i, path in enumerate(sorted(folder.glob("audio_*.flac")))
         ]
-
-
-def ids_of(tokens: list[str], vocabulary: Vocabulary) -> list[int]:
-    """Ids of tokens that a runtime printed, a word boundary as a space."""
-    index = {token.replace("\u2581", " "): i for i, token in enumerate(vocabulary.tokens)}
-    return [index[token.replace("\u2581", " ")] for token in tokens]
 
 
 @pytest.mark.parametrize("name", PER_FEATURE)
@@ -90,13 +66,3 @@ def test_sherpa_onnx_runs_them(exported, shared_dir: Path, name: str) -> None:
         n_tokens += len(expected)
     logging.getLogger(__name__).info("%s: sherpa-onnx's token error rate %.3f", name, n_errors / n_tokens)
     assert n_errors <= 0.8 * n_tokens
-
-
-def edit_distance(given: list[int], expected: list[int]) -> int:
-    """Insertions, deletions and substitutions (Levenshtein)."""
-    row = list(range(len(expected) + 1))
-    for i, token in enumerate(given, start=1):
-        previous, row[0] = row[0], i
-        for j, other in enumerate(expected, start=1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (token != other))
-    return row[-1]

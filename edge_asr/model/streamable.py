@@ -1,0 +1,154 @@
+"""Whether a network can run chunk by chunk, and with which geometry; no torch needed.
+
+Does: the rules, what they allow in words, and the numbers (`edge_asr.streaming`), from the configuration
+alone.
+Does not: choose a context where a checkpoint lists several (edge_asr.export.streaming_plan), or run
+anything (streaming.py).
+
+NeMo's own streaming has the same chunks (nemo/collections/asr/modules/conformer_encoder.py,
+`setup_streaming_params`) and, for causal subsampling, the same windows. It keeps them for centered
+subsampling too, whose last frame of a chunk then misses what lies behind; ours are longer by what it reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from edge_asr.errors import ConfigError
+from edge_asr.model.config import ConformerConfig, ContextStyle
+from edge_asr.runtime.feature_presets import FeatureConfig
+from edge_asr.streaming import StreamingGeometry
+
+_CACHED = ("rel_pos", "absolute_pos")
+
+
+def why_not_streamable(config: ConformerConfig, features: FeatureConfig) -> str | None:
+    """Why no streaming graph can give what the model gives offline; None when one can.
+
+    Args:
+        config: with the context that the stream is to have.
+        features: the front end.
+    """
+    if features.normalize != "none":
+        return f"its features are normalized over the whole clip ({features.normalize})"
+    if config.attention not in _CACHED:
+        return f"attention {config.attention} has no cache"
+    if config.head != "linear":
+        return f"a head with {config.head} has no cache"
+    if config.conv_norm == "group_norm":
+        return "group_norm normalizes over the whole clip"
+    if config.subsampling == "waveform":
+        return "subsampling of the waveform has no cache"
+    if config.attention_context is None or config.attention_context[1] < 0:
+        return "attention sees all that follows a frame"
+    left, _ = config.attention_context
+    before, behind = config.conv_left_right
+    if left < 1 or before < 1:
+        return (
+            f"attention sees {left} frames to the left, convolution {before}; caches need limits of 1 or more"
+        )
+    if config.attention_context_style == "chunked_limited":
+        chunk = config.attention_context[1] + 1
+        if behind:
+            return f"its convolutions look {behind} frames ahead, over the end of a chunk"
+        if left % chunk:
+            return f"{left} frames of left context are no whole number of chunks of {chunk}"
+    return None
+
+
+def lookahead_frames(config: ConformerConfig) -> int:
+    """Encoder frames that a frame may depend on behind itself; `attention_context` must limit them.
+
+    Chunks add nothing from layer to layer; a context to the right of every frame grows with each.
+    """
+    assert config.attention_context is not None
+    right = config.attention_context[1]
+    if config.attention_context_style == "chunked_limited":
+        return right
+    return config.n_layers * (right + config.conv_left_right[1])
+
+
+def describe_streaming(
+    config: ConformerConfig,
+    features: FeatureConfig,
+    contexts: Sequence[tuple[int, int]] = (),
+    *,
+    style: ContextStyle | None = None,
+    dynamic_chunks: bool = False,
+) -> dict[str, Any]:
+    """What `edge-asr export` can stream of a checkpoint, as JSON for people.
+
+    Args:
+        config: of the checkpoint.
+        features: its front end.
+        contexts: every attention context it was trained with; none for full context.
+        style: of the contexts; None is that of `config`.
+        dynamic_chunks: whether it was trained with chunks of many sizes.
+    """
+    frame_ms = 1000 * config.subsampling_factor * features.hop_length / features.sample_rate
+    limited = [
+        dataclasses.replace(
+            config,
+            # A left side without limit gets one when exported.
+            attention_context=(left if left >= 0 else right + 1, right),
+            attention_context_style=style or config.attention_context_style,
+        )
+        for left, right in contexts
+        if right >= 0
+    ]
+    if limited:
+        reasons = [why_not_streamable(candidate, features) for candidate in limited]
+        pairs = zip(limited, reasons, strict=True)
+        lookaheads = [lookahead_frames(candidate) * frame_ms for candidate, reason in pairs if reason is None]
+        return {"lookahead_ms": lookaheads} if lookaheads else {"impossible": reasons[0]}
+    if config.attention in _CACHED and config.attention_context is None:
+        config = dataclasses.replace(
+            config, attention_context=(1, 0), attention_context_style="chunked_limited"
+        )
+    reason = why_not_streamable(config, features)
+    if reason is not None:
+        return {"impossible": reason}
+    default = "by default" if dynamic_chunks else "when asked, for models trained with chunk masks"
+    return {"chunk_ms": f"any ({default})"}
+
+
+def geometry_from_config(config: ConformerConfig, features: FeatureConfig) -> StreamingGeometry:
+    """The geometry of a model's streaming graph.
+
+    Raises:
+        ConfigError: it cannot stream; the message says why.
+    """
+    reason = why_not_streamable(config, features)
+    if reason is not None:
+        raise ConfigError(f"this model cannot stream: {reason}; export it with --no-streaming")
+    assert config.attention_context is not None
+    left, right = config.attention_context
+    chunked = config.attention_context_style == "chunked_limited"
+    before, behind = _subsampling_reach(config)
+    factor = config.subsampling_factor
+    return StreamingGeometry(
+        subsampling_factor=factor,
+        first_output_frames=config.first_output_frames,
+        frame_ms=1000 * factor * features.hop_length / features.sample_rate,
+        chunk_frames=right + 1 if chunked else 1,
+        ahead_frames=0 if chunked else lookahead_frames(config),
+        left_frames=left,
+        dropped_frames=-(-before // factor),
+        reach_frames=behind,
+        n_layers=config.n_layers,
+        # What attention recalls: its input, or (absolute positions) keys and values.
+        channel_width=config.d_model * (2 if config.attention == "absolute_pos" else 1),
+        time_width=config.d_model,
+        time_frames=config.conv_left_right[0],
+    )
+
+
+def _subsampling_reach(config: ConformerConfig) -> tuple[int, int]:
+    """Feature frames that encoder frame i reads before frame i * factor, and behind it."""
+    factor = config.subsampling_factor
+    if config.subsampling in ("striding", "dw_striding"):
+        # Of each stage, kernel 3: two frames before and none behind, or one and one.
+        return (2 * (factor - 1), 0) if config.subsampling_causal else (factor - 1, factor - 1)
+    return 0, config.first_output_frames - 1  # nothing is padded, or nothing convolved

@@ -1,0 +1,169 @@
+"""The geometry of a streaming graph: which feature frames a step takes, and what it keeps for the next.
+
+Step k gives encoder frames k * chunk ... (k + 1) * chunk - 1. It reads a window of feature frames that begins
+early enough for the subsampling to be right from its first kept frame on (the frames before the chunk are
+NeMo's pre-encode cache), and reaches as far as the last one reads. All of it follows from a few numbers,
+which bundle.json records together with the rest of the arithmetic, so that other runtimes need not repeat it.
+This file has numbers only; edge_asr.model.streamable makes them from a network's configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_asr.errors import ConfigError
+from edge_asr.frames import OutputFrames
+
+#: Inputs and outputs of a streaming graph, in the order that NeMo exports and sherpa-onnx feeds.
+STREAM_INPUTS = ("audio_signal", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len")
+STREAM_OUTPUTS = (
+    "logprobs",
+    "encoded_lengths",
+    "cache_last_channel_next",
+    "cache_last_time_next",
+    "cache_last_channel_next_len",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamingGeometry:
+    """What a streaming graph computes in a step; "frames" are encoder frames unless said otherwise.
+
+    Attributes:
+        subsampling_factor, first_output_frames: see `edge_asr.frames.OutputFrames`.
+        frame_ms: length of an encoder frame.
+        chunk_frames: new frames a step.
+        ahead_frames: frames behind those that are computed too, for what they tell about the chunk, and again
+            in the next step; 0 but for contexts that reach to the right of every frame ("regular").
+        left_frames: frames before the chunk that attention sees at most: those of the cache.
+        dropped_frames: first outputs of the subsampling that are thrown away, for the window has cut off what
+            they read. The first step has nothing to drop.
+        reach_frames: feature frames behind its own (index * factor) that an encoder frame reads.
+        n_layers: of the encoder.
+        channel_width, time_width, time_frames: of the caches: channels kept for a frame of attention,
+            channels of the convolution, frames it keeps.
+
+    Raises:
+        ConfigError: a number out of range; it names the field.
+    """
+
+    subsampling_factor: int
+    first_output_frames: int
+    frame_ms: float
+    chunk_frames: int
+    ahead_frames: int
+    left_frames: int
+    dropped_frames: int
+    reach_frames: int
+    n_layers: int
+    channel_width: int
+    time_width: int
+    time_frames: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "frame_ms":
+                if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                    raise ConfigError(f"streaming frame_ms is {value!r}; it must be above 0")
+                continue
+            least = {"first_output_frames": None, "ahead_frames": 0, "dropped_frames": 0, "reach_frames": 0}
+            low = least.get(field.name, 1)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or (low is not None and value < low):
+                at_least = "" if low is None else f" of at least {low}"
+                raise ConfigError(f"streaming {field.name} is {value!r}; it must be a whole number{at_least}")
+
+    @property
+    def output_frames(self) -> OutputFrames:
+        """How many encoder frames a clip has."""
+        return OutputFrames(factor=self.subsampling_factor, first=self.first_output_frames)
+
+    @property
+    def shift_frames(self) -> int:
+        """Feature frames from one step's window to the next one's."""
+        return self.subsampling_factor * self.chunk_frames
+
+    @property
+    def window_frames(self) -> int:
+        """Feature frames of a step's window, once the clip is long enough; sherpa-onnx's `window_size`."""
+        return self.window(self.dropped_frames)[1] - self.window(self.dropped_frames)[0]
+
+    @property
+    def first_window_frames(self) -> int:
+        """Feature frames of the first window, the shortest."""
+        return self.window(0)[1]
+
+    @property
+    def lookahead_ms(self) -> float:
+        """How much later than a frame the last one lies that it may depend on, at most; NeMo's number."""
+        return (self.chunk_frames - 1 + self.ahead_frames) * self.frame_ms
+
+    @property
+    def cache_last_channel(self) -> tuple[int, int, int]:
+        """Shape of the attention cache of one stream."""
+        return (self.n_layers, self.left_frames, self.channel_width)
+
+    @property
+    def cache_last_time(self) -> tuple[int, int, int]:
+        """Shape of the convolution cache of one stream."""
+        return (self.n_layers, self.time_width, self.time_frames)
+
+    def window(self, step: int) -> tuple[int, int]:
+        """First feature frame of a step's window, and the one behind its last."""
+        first = step * self.chunk_frames
+        last = first + self.chunk_frames + self.ahead_frames - 1
+        start = max(first - self.dropped_frames, 0) * self.subsampling_factor
+        return start, last * self.subsampling_factor + self.reach_frames + 1
+
+    def describe(self) -> str:
+        """In a few words, for people."""
+        return (
+            f"chunks of {self.chunk_frames * self.frame_ms:g} ms, look-ahead {self.lookahead_ms:g} ms, "
+            f"left context {self.left_frames * self.frame_ms:g} ms"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: the fields, and what follows from them."""
+        return {**dataclasses.asdict(self), **self._derived()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StreamingGeometry:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a missing or unknown key, a value out of range, or numbers that contradict each
+            other.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        try:
+            geometry = cls(**{name: data[name] for name in names})
+        except KeyError as error:
+            raise ConfigError(f"the streaming geometry lacks {error}; export the model again") from error
+        derived = geometry._derived()
+        unknown = sorted(set(data) - names - set(derived))
+        if unknown:
+            raise ConfigError(
+                f"the streaming geometry has the unknown keys {unknown}; export the model again"
+            )
+        for name, value in derived.items():
+            if data.get(name) != value:
+                raise ConfigError(
+                    f"streaming {name} is {data.get(name)!r}, its other numbers say {value!r}; "
+                    "export the model again"
+                )
+        return geometry
+
+    def _derived(self) -> dict[str, Any]:
+        return {
+            "window_frames": self.window_frames,
+            "first_window_frames": self.first_window_frames,
+            "shift_frames": self.shift_frames,
+            "pre_encode_cache_frames": self.window_frames - self.shift_frames,
+            "lookahead_ms": self.lookahead_ms,
+            "cache_last_channel": list(self.cache_last_channel),
+            "cache_last_time": list(self.cache_last_time),
+        }

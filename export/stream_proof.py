@@ -1,0 +1,235 @@
+"""The proof of a streaming graph: chunk by chunk, against the step in PyTorch and against the offline model.
+
+The offline model has the same context, sees whole clips and its own padding, and every one of its frames is
+compared: the stream loses none. The stream gets the clip's features in uneven pieces (StreamingModel), and,
+    against
+the step in PyTorch, in padded batches too, whose rows end at different steps. Lengths lie around every edge
+of the first windows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.export.proof import Outputs, Progress, ProofStep, TorchModel, compare_outputs, run_cases
+from edge_asr.export.proof_cases import ProofCase
+from edge_asr.runtime.streaming_model import StreamingModel
+from edge_asr.streaming import StreamingGeometry
+from edge_asr.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edge_asr.model.streaming import StreamingStep
+
+F32Array = npt.NDArray[np.float32]
+I64Array = npt.NDArray[np.int64]
+_MAX_EDGE_FRAMES = 3000
+_PIECES = (1, 37, 160, 5, 64)  # feature frames pushed at a time, in turn
+
+
+class Step(Protocol):
+    """A streaming step, in PyTorch or ONNX; see `StreamingModel`."""
+
+    geometry: StreamingGeometry
+
+    def initial_caches(self, batch: int = 1) -> Any:
+        """The state of streams that have heard nothing."""
+        ...
+
+    def run_step(
+        self, features: F32Array, feature_lens: I64Array, caches: Any
+    ) -> tuple[F32Array, I64Array, Any]:
+        """A window of each stream, and the state -> log-probs, valid ones of each row, the next state."""
+        ...
+
+
+class TorchStep:
+    """The step in PyTorch as a `Step`."""
+
+    def __init__(self, step: StreamingStep) -> None:
+        self.geometry = step.geometry
+        self._step = step.eval()
+
+    def initial_caches(self, batch: int = 1) -> Any:
+        """See `Step`."""
+        return self._step.initial_state(batch)
+
+    def run_step(
+        self, features: F32Array, feature_lens: I64Array, caches: Any
+    ) -> tuple[F32Array, I64Array, Any]:
+        """See `Step`."""
+        import torch
+
+        with torch.inference_mode():
+            log_probs, n_valid, following = self._step(
+                torch.from_numpy(features), torch.from_numpy(feature_lens), caches
+            )
+        return log_probs.numpy(), n_valid.numpy(), following
+
+
+class LockstepStreams:
+    """A step as a `LogProbModel`: the rows of a batch are streams that begin together."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
+        """See `LogProbModel`."""
+        geometry = self._step.geometry
+        n_rows, n_features, n_mels = features.shape
+        n_frames = [geometry.output_frames.n_valid(int(n)) for n in feature_lens]
+        caches = self._step.initial_caches(n_rows)
+        parts: list[list[F32Array]] = [[] for _ in range(n_rows)]
+        for number in range(-(-max(n_frames) // geometry.chunk_frames)):
+            start, stop = geometry.window(number)
+            window = np.zeros((n_rows, stop - start, n_mels), np.float32)
+            there = features[:, start:stop]
+            window[:, : there.shape[1]] = there
+            lengths = np.clip(feature_lens - start, 0, stop - start)
+            log_probs, n_valid, caches = self._step.run_step(window, lengths, caches)
+            for row, count in enumerate(n_valid):
+                parts[row].append(log_probs[row, :count])
+        shape = (n_rows, geometry.output_frames.n_graph(n_features))
+        return _padded_rows(parts, shape)
+
+
+class PushedStream:
+    """A streaming graph as a `LogProbModel` of one row, whose features come in uneven pieces."""
+
+    def __init__(self, model: StreamingModel) -> None:
+        self._model = model
+
+    def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
+        """See `LogProbModel`."""
+        state = self._model.start()
+        (row,), n_features = features, int(feature_lens[0])
+        parts: list[F32Array] = []
+        done = 0
+        while done < n_features:
+            size = _PIECES[len(parts) % len(_PIECES)]
+            parts.append(self._model.push(state, row[done : min(done + size, n_features)]))
+            done += size
+        parts.append(self._model.flush(state))
+        shape = (1, self._model.geometry.output_frames.n_graph(features.shape[1]))
+        return _padded_rows([parts], shape)
+
+
+def _padded_rows(parts: Sequence[Sequence[F32Array]], shape: tuple[int, int]) -> F32Array:
+    """The frames of each row, and zeros behind them; a row with more than belongs there is an error."""
+    rows = [np.concatenate(row) if row else np.zeros((0, 1), np.float32) for row in parts]
+    padded = np.zeros((*shape, max(row.shape[1] for row in rows)), np.float32)
+    for index, row in enumerate(rows):
+        if len(row) > shape[1]:
+            raise ValueError(f"the stream gave {len(row)} frames where {shape[1]} belong")
+        padded[index, : len(row)] = row
+    return padded
+
+
+def stream_cases(cases: Sequence[ProofCase], geometry: StreamingGeometry) -> list[ProofCase]:
+    """The cases of a stream: real clips, signals and padded batches, and lengths around the first windows.
+
+    Args:
+        cases: those of the offline proof.
+        geometry: of the stream.
+    """
+    kept = [case for case in cases if case.family in ("real", "signal", "padded")]
+    longest = max((row for case in cases for row in case.features), key=len)
+    ends = [geometry.window(step)[1] for step in (0, 1, 2)]
+    factor = geometry.subsampling_factor
+    counts = {
+        1,
+        factor,
+        factor + 1,
+        *(end + step for end in ends for step in (-factor, -1, 0, 1, factor - 1)),
+    }
+    for n_frames in sorted(n for n in counts if 0 < n <= min(len(longest), _MAX_EDGE_FRAMES)):
+        name = f"{n_frames} frames"
+        kept.append(ProofCase(family="subsampling_edge", name=name, features=(longest[:n_frames],)))
+    return kept
+
+
+@contextlib.contextmanager
+def open_stream(
+    model: onnx.ModelProto,
+    geometry: StreamingGeometry,
+    *,
+    n_mels: int,
+    vocab_size: int,
+    num_threads: int | None = None,
+) -> Iterator[StreamingModel]:
+    """A streaming graph in memory, run by the runtime's own code; closed at the end of the block.
+
+    Raises:
+        BackendError: onnxruntime cannot load it.
+    """
+    with tempfile.TemporaryDirectory(prefix="edge-asr-") as folder:
+        path = Path(folder) / "stream.onnx"
+        path.write_bytes(model.SerializeToString())
+        streaming = StreamingModel(
+            path, geometry, n_mels=n_mels, vocab_size=vocab_size, num_threads=num_threads
+        )
+        path.unlink()
+    try:
+        yield streaming
+    finally:
+        streaming.close()
+
+
+def prove_stream(
+    step: StreamingStep,
+    model: onnx.ModelProto,
+    cases: Sequence[ProofCase],
+    vocabulary: Vocabulary,
+    progress: Progress | None = None,
+) -> list[ProofStep]:
+    """Compare a streaming graph with the step in PyTorch, and with the offline model of the same context.
+
+    Args:
+        step: the step, of the original modules; its model, each row alone and whole, is the offline one.
+        model: the streaming graph.
+        cases: from `stream_cases`.
+        vocabulary: for the greedy text.
+        progress: called after each case of each of the four runs.
+
+    Raises:
+        GateError: a reference itself failed.
+    """
+    rule = step.geometry.output_frames
+    n_mels = step.acoustic_model.config.n_mels
+    n_runs = 4
+
+    def report(run: int) -> Progress | None:
+        if progress is None:
+            return None
+        return lambda done, total: progress(run * total + done, n_runs * total)
+
+    with open_stream(model, step.geometry, n_mels=n_mels, vocab_size=len(vocabulary)) as stream:
+        chunks = LockstepStreams(TorchStep(step))
+        stepwise: Outputs = run_cases(chunks, cases, rule, progress=report(0))
+        batched: Outputs = run_cases(LockstepStreams(stream), cases, rule, progress=report(1))
+        whole: Outputs = run_cases(
+            TorchModel(step.acoustic_model), cases, rule, rows_alone=True, progress=report(2)
+        )
+        pushed: Outputs = run_cases(PushedStream(stream), cases, rule, rows_alone=True, progress=report(3))
+    return [
+        compare_outputs(
+            reference,
+            candidate,
+            cases,
+            vocabulary,
+            reference_name=reference_name,
+            candidate_name=candidate_name,
+        )
+        for reference, candidate, reference_name, candidate_name in (
+            (stepwise, batched, "PyTorch, chunk by chunk", "streaming ONNX"),
+            (whole, pushed, "PyTorch with the stream's context", "streaming ONNX in pieces"),
+        )
+    ]

@@ -1,0 +1,157 @@
+"""Which attention context an export has, and whether and how it streams.
+
+A checkpoint trained with limited context streams with it; of several contexts one is chosen by its
+look-ahead, for the offline graph too. One trained with chunks of many sizes (WeNet's dynamic chunks; ours,
+when asked) streams with the chunk that is asked for, its offline graph keeps full context. Nothing is built
+here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_asr.errors import ConfigError
+from edge_asr.model.streamable import lookahead_frames, why_not_streamable
+
+if TYPE_CHECKING:
+    from edge_asr.checkpoints import Checkpoint
+    from edge_asr.model.config import ConformerConfig
+
+#: Of models that take chunks of any size: WeNet's usual chunk (16 frames of 40 ms) and sherpa-onnx's 4 before
+#: it.
+DEFAULT_CHUNK_MS = 640
+DEFAULT_LEFT_CONTEXT_MS = 2560
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamingOptions:
+    """What to stream, and how.
+
+    Attributes:
+        enabled: write a streaming graph; None writes one when the checkpoint was trained for it.
+        lookahead_ms: which of a checkpoint's contexts, by how far it looks ahead; None is its default.
+        chunk_ms: chunk of a model trained with chunks of many sizes, rounded up to whole encoder frames.
+        left_context_ms: what attention sees before the chunk, where training left it open; rounded up to
+            whole chunks.
+
+    Raises:
+        ConfigError: a number out of range, or options for a stream that is not wanted.
+    """
+
+    enabled: bool | None = None
+    lookahead_ms: float | None = None
+    chunk_ms: float | None = None
+    left_context_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("lookahead_ms", 0), ("chunk_ms", 1), ("left_context_ms", 1)):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise ConfigError(f"{name} is {value!r}; give {least} ms or more")
+        if self.enabled is False and (self.chunk_ms is not None or self.left_context_ms is not None):
+            raise ConfigError(
+                "a chunk or left context is given for a stream that is not wanted; leave one out"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamingPlan:
+    """What will be exported.
+
+    Attributes:
+        offline: configuration of the offline graph.
+        stream: that of the streaming graph, with its context; None without one.
+        reason: why a model of limited context has no streaming graph all the same, for people.
+    """
+
+    offline: ConformerConfig
+    stream: ConformerConfig | None
+    reason: str | None = None
+
+
+def plan_streaming(checkpoint: Checkpoint, options: StreamingOptions) -> StreamingPlan:
+    """Decide.
+
+    Raises:
+        ConfigError: an option that this checkpoint cannot follow; it names what it can.
+    """
+    offline = _choose_context(checkpoint, options.lookahead_ms)
+    if options.enabled is False:
+        return StreamingPlan(offline=offline, stream=None)
+    asked = options.enabled or options.chunk_ms is not None or options.left_context_ms is not None
+    context = offline.attention_context
+    if context is None and not (asked or checkpoint.has_dynamic_chunks):
+        return StreamingPlan(offline=offline, stream=None)
+    if context is None:
+        stream = _chunks(offline, _frame_ms(checkpoint), options)
+    else:
+        stream = _fixed_context(offline, context, _frame_ms(checkpoint), options)
+    reason = why_not_streamable(stream, checkpoint.features)
+    if reason is not None and asked:
+        raise ConfigError(f"{checkpoint.path.name} cannot stream: {reason}; export it with --no-streaming")
+    if reason is None and not asked and stream.attention_context_style == "regular":
+        # Each step would compute its look-ahead again, which nobody wants by default.
+        lookahead_ms = lookahead_frames(stream) * _frame_ms(checkpoint)
+        if lookahead_ms > 0:
+            reason = f"its look-ahead adds up to {lookahead_ms:g} ms over the layers; --streaming insists"
+    return StreamingPlan(offline=offline, stream=stream if reason is None else None, reason=reason)
+
+
+def _frame_ms(checkpoint: Checkpoint) -> float:
+    features = checkpoint.features
+    return 1000 * checkpoint.model_config.subsampling_factor * features.hop_length / features.sample_rate
+
+
+def _choose_context(checkpoint: Checkpoint, lookahead_ms: float | None) -> ConformerConfig:
+    config = checkpoint.model_config
+    if lookahead_ms is None:
+        return config
+    style = checkpoint.provenance.get("attention_context_style", config.attention_context_style)
+    choices: dict[float, ConformerConfig] = {}
+    for context in checkpoint.attention_contexts:
+        if context[1] >= 0:
+            choice = dataclasses.replace(config, attention_context=context, attention_context_style=style)
+            choices.setdefault(lookahead_frames(choice) * _frame_ms(checkpoint), choice)
+    if lookahead_ms in choices:
+        return choices[lookahead_ms]
+    have = ", ".join(f"{ms:g}" for ms in sorted(choices)) or "none: it sees all that follows"
+    raise ConfigError(f"lookahead_ms is {lookahead_ms:g}; {checkpoint.path.name} was trained with {have}")
+
+
+def _chunks(config: ConformerConfig, frame_ms: float, options: StreamingOptions) -> ConformerConfig:
+    """Chunks of the length asked for, in a model that was trained with many."""
+    chunk = math.ceil((options.chunk_ms or DEFAULT_CHUNK_MS) / frame_ms)
+    left = _whole_chunks(options.left_context_ms, frame_ms, chunk)
+    return dataclasses.replace(
+        config, attention_context=(left, chunk - 1), attention_context_style="chunked_limited"
+    )
+
+
+def _fixed_context(
+    config: ConformerConfig, context: tuple[int, int], frame_ms: float, options: StreamingOptions
+) -> ConformerConfig:
+    """The context of training, its left side limited where it was not."""
+    left, right = context
+    if options.chunk_ms is not None:
+        raise ConfigError(
+            f"chunk_ms is {options.chunk_ms:g}, but the model was trained with one context, {list(context)} "
+            "encoder frames; leave it out, or choose among several by lookahead_ms"
+        )
+    if left >= 0:
+        if options.left_context_ms is not None:
+            raise ConfigError(
+                f"left_context_ms is {options.left_context_ms:g}, but the model was trained with {left} "
+                f"encoder frames ({left * frame_ms:g} ms); leave it out"
+            )
+        return config
+    chunk = right + 1 if config.attention_context_style == "chunked_limited" else 1
+    left = _whole_chunks(options.left_context_ms, frame_ms, chunk)
+    return dataclasses.replace(config, attention_context=(left, right))
+
+
+def _whole_chunks(left_context_ms: float | None, frame_ms: float, chunk: int) -> int:
+    wanted = (DEFAULT_LEFT_CONTEXT_MS if left_context_ms is None else left_context_ms) / frame_ms
+    return max(math.ceil(wanted / chunk), 1) * chunk

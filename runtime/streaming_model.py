@@ -1,0 +1,211 @@
+"""A streaming graph run chunk by chunk: features in pieces of any size, log-probs out, state in one object.
+
+The windows are the geometry's (edge_asr.streaming), so however the features are cut, the same windows are run
+and the log-probs are the same bits. `flush` gives what is left, the end padded as the offline graph pads it:
+every frame that the offline graph gives comes out. (NeMo's own buffer drops a rest that is shorter than one
+encoder frame, and with it up to one output.)
+
+What this file does not do: features, decoding, microphones; it imports neither PyTorch nor onnx.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.bundle import DEFAULT_MODEL, Bundle
+from edge_asr.errors import AudioError, BackendError
+from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.streaming import STREAM_INPUTS, STREAM_OUTPUTS, StreamingGeometry
+
+F32Array = npt.NDArray[np.float32]
+I64Array = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True, kw_only=True)
+class StreamState:
+    """What one stream is between two pushes; made by `StreamingModel.start`, changed by `push` and `flush`.
+
+    Attributes:
+        caches: the graph's own state: [1, L, left, width] and [1, L, D, k - 1] float32, [1] int64.
+        features: [t, n_mels] float32, feature frames that a window to come still reads.
+        first_feature: number of the first of them in the stream.
+        n_features: feature frames pushed so far.
+        step: number of the next step.
+        n_frames: log-prob frames given so far.
+        flushed: nothing more can be pushed.
+    """
+
+    caches: tuple[F32Array, F32Array, I64Array]
+    features: F32Array
+    first_feature: int = 0
+    n_features: int = 0
+    step: int = 0
+    n_frames: int = 0
+    flushed: bool = False
+
+
+class StreamingModel:
+    """A stream.onnx. It holds no stream's state, so it may serve many, from several threads.
+
+    Args:
+        path: the file.
+        geometry: what it was exported with.
+        n_mels, vocab_size: bands of the features, and outputs, the blank included.
+        num_threads, device: see `OnnxRuntimeBackend`.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        BackendError: the device cannot be had, or the file cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        geometry: StreamingGeometry,
+        *,
+        n_mels: int,
+        vocab_size: int,
+        num_threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.geometry = geometry
+        self.n_mels, self.vocab_size = n_mels, vocab_size
+        self._backend = OnnxRuntimeBackend(path, precision="fp32", device=device, num_threads=num_threads)
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Bundle | str | Path = DEFAULT_MODEL,
+        *,
+        num_threads: int | None = None,
+        device: str = "cpu",
+    ) -> StreamingModel:
+        """The streaming graph of a bundle.
+
+        Raises:
+            BundleError: no bundle, or it has no streaming graph.
+            MissingDependencyError, BackendError: see the class.
+        """
+        if not isinstance(bundle, Bundle):
+            bundle = Bundle.load(bundle)
+        streaming = bundle.streaming
+        return cls(
+            bundle.path / streaming.artifact.file,
+            streaming.geometry,
+            n_mels=bundle.info.features.n_mels,
+            vocab_size=bundle.info.vocabulary_size,
+            num_threads=num_threads,
+            device=device,
+        )
+
+    def start(self) -> StreamState:
+        """A stream that has heard nothing."""
+        return StreamState(caches=self.initial_caches(), features=np.zeros((0, self.n_mels), np.float32))
+
+    def push(self, state: StreamState, features: F32Array) -> F32Array:
+        """Take [t, n_mels] more feature frames; return the log-probs they complete.
+
+        Args:
+            state: of the stream; moves on.
+            features: float32, t >= 0.
+
+        Returns:
+            [n, V] float32, natural log: a whole number of chunks.
+
+        Raises:
+            AudioError: not [t, n_mels], or the stream was flushed.
+            BackendError: the run failed.
+        """
+        self._check_open(state)
+        if features.ndim != 2 or features.shape[1] != self.n_mels:
+            raise AudioError(f"features have the shape {list(features.shape)}; give [frames, {self.n_mels}]")
+        state.features = np.concatenate([state.features, features.astype(np.float32, copy=False)])
+        state.n_features += len(features)
+        outputs = []
+        while self.geometry.window(state.step)[1] <= state.n_features:
+            outputs.append(self._advance(state))
+        return self._join(outputs)
+
+    def flush(self, state: StreamState) -> F32Array:
+        """End the stream; return the log-probs of its rest, [n, V], n >= 0.
+
+        With it the stream has given as many frames as the offline graph gives for all its features.
+
+        Raises:
+            AudioError: the stream was flushed before.
+            BackendError: the run failed.
+        """
+        self._check_open(state)
+        state.flushed = True
+        outputs = []
+        while state.n_frames < self.geometry.output_frames.n_valid(state.n_features):
+            outputs.append(self._advance(state))
+        return self._join(outputs)
+
+    def initial_caches(self, batch: int = 1) -> tuple[F32Array, F32Array, I64Array]:
+        """The graph's state for streams that have heard nothing."""
+        return (
+            np.zeros((batch, *self.geometry.cache_last_channel), np.float32),
+            np.zeros((batch, *self.geometry.cache_last_time), np.float32),
+            np.zeros(batch, np.int64),
+        )
+
+    def run_step(
+        self, features: F32Array, feature_lens: I64Array, caches: tuple[F32Array, F32Array, I64Array]
+    ) -> tuple[F32Array, I64Array, tuple[F32Array, F32Array, I64Array]]:
+        """One run of the graph, for a batch of streams at the same step or, behind the first ones, at any.
+
+        Args:
+            features: [B, T, n_mels] float32, a window each, padded behind its end.
+            feature_lens: [B] int64, valid frames of each window; a row of 0 keeps its state.
+            caches: from the step before.
+
+        Returns:
+            log-probs [B, chunk, V], how many of each row are valid [B], the next caches.
+
+        Raises:
+            BackendError: the run failed.
+        """
+        inputs = (np.ascontiguousarray(features.transpose(0, 2, 1)), feature_lens, *caches)
+        log_probs, n_valid, channel, time, channel_len = self._backend.run(
+            STREAM_OUTPUTS, dict(zip(STREAM_INPUTS, inputs, strict=True))
+        )
+        return log_probs, n_valid, (channel, time, channel_len)
+
+    def close(self) -> None:
+        """Give memory and devices back. May be called twice."""
+        self._backend.close()
+
+    def _advance(self, state: StreamState) -> F32Array:
+        """Run the next step on what is there of its window."""
+        start, stop = self.geometry.window(state.step)
+        n_there = min(stop, state.n_features) - start
+        window = np.zeros((1, stop - start, self.n_mels), np.float32)
+        first = start - state.first_feature
+        window[0, :n_there] = state.features[first : first + n_there]
+        log_probs, n_valid, state.caches = self.run_step(window, np.array([n_there]), state.caches)
+        n_new = int(n_valid[0])
+        if n_new < 1:
+            raise BackendError(
+                f"the streaming graph gave nothing for {n_there} feature frames of step {state.step}; it is "
+                "not the one its geometry describes: export the model again"
+            )
+        state.step += 1
+        state.n_frames += n_new
+        following = min(self.geometry.window(state.step)[0], state.n_features)
+        state.features = state.features[following - state.first_feature :]
+        state.first_feature = following
+        frames: F32Array = log_probs[0, :n_new]
+        return frames
+
+    @staticmethod
+    def _check_open(state: StreamState) -> None:
+        if state.flushed:
+            raise AudioError("this stream was flushed; make a new one with start()")
+
+    def _join(self, outputs: list[F32Array]) -> F32Array:
+        return np.concatenate(outputs) if outputs else np.zeros((0, self.vocab_size), np.float32)
