@@ -18,7 +18,7 @@ from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_json
 from edge_asr.errors import CheckpointError
 
 #: transformers' names of activations that edge-asr has (transformers/activations.py, ACT2CLS).
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "relu": "relu"}
 
 #: Of every configuration: bookkeeping, and outputs that nobody asks for here.
 IGNORED_SETTINGS = (

@@ -117,6 +117,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
             "target": target,
             "nemo_version": values.get("nemo_version"),
             "source_blank_id": len(tokens.pieces),
+            "normalize": features.normalize if cmvn is None else "fixed",
             "notes": [*notes, *encoder.notes, *tokens.notes],
         },
         tokenizer_model=tokens.model,
