@@ -91,6 +91,11 @@ class Result:
         return failed
 
 
+def worst_of(*errors: float | None) -> float:
+    """The largest of differences, None left out; NaN is the worst (`max` loses it)."""
+    return float(np.max([error for error in errors if error is not None], initial=0.0))
+
+
 def compare_fixture(fixture: Fixture, *, with_runtime: bool = True) -> Result:
     """Run a fixture through our code.
 
@@ -132,7 +137,7 @@ def _compare_model(
     alone = [_run(model, [clip])[0] for clip in clips]
     for index, log_probs in enumerate(alone):
         error, same = _compare_log_probs(checkpoint, golden, f"clip{index}", log_probs)
-        result.torch = max(result.torch or 0.0, error)
+        result.torch = worst_of(result.torch, error)
         result.tokens_torch = bool(result.tokens_torch and same)
     _compare_batches(result, fixture, checkpoint, golden, clips, alone, model)
 
@@ -154,9 +159,9 @@ def _compare_features(
                 f"clip {index}: features {given.shape}, the original has {n_frames} valid frames"
             )
         errors = np.abs(given - expected[:n_frames])
-        worst = max(worst, float(errors.max()))
+        worst = worst_of(worst, float(errors.max(initial=0.0)))
         means.append(float(errors.mean(dtype=np.float64)))
-    result.feature_max, result.feature_mean = worst, max(means)
+    result.feature_max, result.feature_mean = worst, worst_of(*means)
 
 
 def _length(golden: dict[str, Any], key: str, default: int, row: int = 0) -> int:
@@ -224,12 +229,12 @@ def _compare_batches(
 ) -> None:
     order = fixture.info.get("batch_order") or list(range(len(clips)))
     rows = _run(model, [clips[index] for index in order])
-    result.batch = max(
-        float(np.abs(row - alone[index]).max()) for row, index in zip(rows, order, strict=True)
+    result.batch = worst_of(
+        *(float(np.abs(row - alone[index]).max(initial=0.0)) for row, index in zip(rows, order, strict=True))
     )
     if "batch_logp" in golden and _batch_is_a_target(golden, order):
         errors = [_compare_log_probs(checkpoint, golden, "batch", row, i)[0] for i, row in enumerate(rows)]
-        result.batch_golden = max(errors)
+        result.batch_golden = worst_of(*errors)
 
 
 def _batch_is_a_target(golden: dict[str, Any], order: list[int]) -> bool:
@@ -279,7 +284,7 @@ def _compare_runtime(
                 if result.error is not None:
                     continue
                 error, same = _compare_log_probs(checkpoint, golden, f"clip{index}", log_probs)
-                result.runtime = max(result.runtime or 0.0, error)
+                result.runtime = worst_of(result.runtime, error)
                 expected = golden[f"clip{index}_logp"][0]
                 expected = expected[: _length(golden, f"clip{index}_len", len(expected))]
                 same = same and ids == _golden_ids(checkpoint, golden, f"clip{index}", expected)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
-from golden.compare import Result
+from golden.compare import Result, worst_of
 from golden.fixtures import Fixture
 
 _KEY = re.compile(r"v(\d+)\.(\d+)\.\d+_(norm|raw)_clip(\d+)")
@@ -58,7 +58,8 @@ def compare_features_only(fixture: Fixture) -> Result:
         given = FeatureExtractor(config)(waveforms[int(match[4])])
         dumped[key] = given
         errors = np.abs(given - expected[: int(golden[f"{key}_len"].ravel()[0])])
-        worst, mean = max(worst, float(errors.max())), max(mean, float(errors.mean(dtype=np.float64)))
+        worst = worst_of(worst, float(errors.max()))
+        mean = worst_of(mean, float(errors.mean(dtype=np.float64)))
     if not dumped:
         return Result(error="it holds neither log-probs nor features of a known form")
     return Result(feature_max=worst, feature_mean=mean, dumped=dumped)
