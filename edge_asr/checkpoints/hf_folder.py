@@ -94,7 +94,7 @@ def tokens_from_tokenizer(path: Path, vocab_size: int, blank_id: int) -> list[st
     where = f"{path.name}/tokenizer.json"
     values = load_json(path / "tokenizer.json", where)
     tokens: dict[int, str] = {}
-    vocabulary: Any = values.get("model", {}).get("vocab")
+    vocabulary: Any = Settings(values, where).section("model", {}).take("vocab", None)
     try:
         if isinstance(vocabulary, dict):
             tokens.update({int(index): str(token) for token, index in vocabulary.items()})

@@ -124,8 +124,10 @@ def check_stored_front_end(weights: TensorMap, features: FeatureConfig, where: s
 def _samples(settings: Settings, seconds_key: str, samples_key: str, default: float, rate: int) -> int:
     samples = _number(settings, samples_key, None)
     seconds = _number(settings, seconds_key, None if samples else default)
-    # Truncated, as NeMo does.
-    return int(samples) if samples else int((seconds or 0.0) * rate)
+    length = samples or (seconds or 0.0) * rate
+    if length > rate:
+        raise settings.refusal(seconds_key, seconds or samples, "a second at most")
+    return int(length)  # truncated, as NeMo does
 
 
 def _number(settings: Settings, key: str, default: float | None) -> float | None:
