@@ -10,6 +10,7 @@ written as U+2581): sherpa-onnx reads tokens.txt, onnx-asr reads vocab.txt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,24 @@ BLANK_TOKEN = "<blk>"
 UNKNOWN_TOKEN = "<unk>"
 
 VocabularyKind = Literal["char", "sentencepiece"]
+
+_BYTE_RUN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
+
+
+def join_pieces(pieces: Iterable[str]) -> str:
+    """Pieces as one text; runs of SentencePiece's byte pieces (`byte_fallback`) as the characters they spell.
+
+    Source: google/sentencepiece, src/sentencepiece_processor.cc, `Decode`; bytes that are no UTF-8: U+FFFD.
+    """
+    text = "".join(pieces)
+    if "<0x" not in text:
+        return text
+    return _BYTE_RUN.sub(lambda run: _spell(run[0]), text)
+
+
+def _spell(run: str) -> str:
+    """The characters of `<0xC3><0xA9>...`."""
+    return bytes.fromhex(run.replace("<0x", "").replace(">", "")).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +109,7 @@ class Vocabulary:
         Raises:
             VocabularyError: an id outside the vocabulary.
         """
-        text = "".join(self.token_text(i) for i in ids if i != self.blank_id)
+        text = join_pieces(self.token_text(i) for i in ids if i != self.blank_id)
         return " ".join(text.split())
 
     def token_text(self, token_id: int) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary
+from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary, join_pieces
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
@@ -219,16 +219,17 @@ def words_from_tokens(tokens: Sequence[Token], vocabulary: Vocabulary) -> tuple[
     pieces: list[tuple[str, Token]] = []
 
     def close() -> None:
-        if pieces:
+        text = " ".join(join_pieces(text for text, _ in pieces).split())
+        if text:
             words.append(
                 Word(
-                    text="".join(text for text, _ in pieces),
+                    text=text,
                     start_s=pieces[0][1].start_s,
                     end_s=pieces[-1][1].end_s,
                     confidence=min(token.confidence for _, token in pieces),
                 )
             )
-            pieces.clear()
+        pieces.clear()
 
     for token in tokens:
         for index, part in enumerate(vocabulary.tokens[token.id].split(WORD_BOUNDARY)):

@@ -36,6 +36,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "normalize": ("none", "per_feature", "all_features", "mean", "mean_std", "waveform"),
 }
 
+# A front end's tables have n_mels times n_fft values: a file that asks for more means to fill the memory.
+_LARGEST = {"n_mels": 4096, "n_fft": 65536}
+
 # Each preset is the difference from the field defaults, which are NeMo's of 2.5 and later.
 # Sources: nemo/collections/asr/parts/preprocessing/features.py (FilterbankFeatures; 2.5 changed
 # padding and length, PR 13827), kaldi/src/feat/feature-{fbank,window}.cc with dither 0, ESPnet's
@@ -157,6 +160,9 @@ class FeatureConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"features.{name} is {value!r}; give a whole number of at least 1")
+        for name, most in _LARGEST.items():
+            if getattr(self, name) > most:
+                raise ConfigError(f"features.{name} is {getattr(self, name)!r}; give at most {most}")
         for name in ("input_scale", "preemphasis", "f_min", "f_max", "log_guard_value"):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, (int, float)):

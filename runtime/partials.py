@@ -18,6 +18,7 @@ from edge_asr.errors import ConfigError
 from edge_asr.runtime.ctc import Token
 from edge_asr.runtime.events import STREAM_SAMPLE_RATE
 from edge_asr.runtime.transcript import Transcript
+from edge_asr.vocabulary import join_pieces
 
 # Windows move in whole output frames for any subsampling up to x8 of a 10 ms hop.
 _ALIGN_SAMPLES = 1280
@@ -77,7 +78,7 @@ class Hypothesis:
     @property
     def text(self) -> str:
         """The text, spaces normalised as `Vocabulary.decode` does."""
-        return " ".join("".join(token.text for token in self.tokens).split())
+        return " ".join(join_pieces(token.text for token in self.tokens).split())
 
     @property
     def last_token_end(self) -> int | None:

@@ -69,3 +69,12 @@ def test_broken_token_files_are_refused(tmp_path: Path, content: str) -> None:
     file.write_text(content, encoding="utf-8")
     with pytest.raises(VocabularyError, match=r"tokens\.txt"):
         Vocabulary.read_token_file(file, "char")
+
+
+def test_byte_pieces_spell_characters() -> None:
+    """As sentencepiece decodes a model with byte_fallback; "\xff" begins no UTF-8 character."""
+    pieces = ("▁na", "<0xC3>", "<0xAF>", "ve", "<0xFF>", "<0xc3>")
+    vocabulary = Vocabulary.from_pieces(pieces)
+    assert vocabulary.decode([0, 1, 2, 3]) == "naïve"
+    assert vocabulary.decode([0, 4, 3]) == "na\ufffdve"
+    assert vocabulary.decode([0, 5]) == "na<0xc3>"  # capitals only, as sentencepiece writes them

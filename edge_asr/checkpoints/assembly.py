@@ -159,8 +159,11 @@ def build_checkpoint(
         CheckpointError: a tensor of ours that is missing, unknown or of another shape, or parts that
             contradict each other.
     """
-    with torch.device("meta"):
-        expected = ConformerCTC(config).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = ConformerCTC(config).state_dict()
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes whose product has no integer
+        raise CheckpointError(f"{path}: its settings make no network ({error}).") from error
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unexpected {name}" for name in sorted(set(tensors) - set(expected))]
     problems += [

@@ -18,7 +18,7 @@ from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_json
 from edge_asr.errors import CheckpointError
 
 #: transformers' names of activations that edge-asr has (transformers/activations.py, ACT2CLS).
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "relu": "relu"}
 
 #: Of every configuration: bookkeeping, and outputs that nobody asks for here.
 IGNORED_SETTINGS = (
@@ -94,7 +94,7 @@ def tokens_from_tokenizer(path: Path, vocab_size: int, blank_id: int) -> list[st
     where = f"{path.name}/tokenizer.json"
     values = load_json(path / "tokenizer.json", where)
     tokens: dict[int, str] = {}
-    vocabulary: Any = values.get("model", {}).get("vocab")
+    vocabulary: Any = Settings(values, where).section("model", {}).take("vocab", None)
     try:
         if isinstance(vocabulary, dict):
             tokens.update({int(index): str(token) for token, index in vocabulary.items()})

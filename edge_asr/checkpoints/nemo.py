@@ -119,6 +119,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
             "source_blank_id": len(tokens.pieces),
             "attention_contexts": trained_contexts(values["encoder"]),
             "attention_context_style": values["encoder"].get("att_context_style", "regular"),
+            "normalize": features.normalize if cmvn is None else "fixed",
             "notes": [*notes, *encoder.notes, *tokens.notes],
         },
         tokenizer_model=tokens.model,

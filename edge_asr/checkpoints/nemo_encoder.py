@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, float64
+from torch import Tensor, float64, full, int64, zeros
+from torch.nn import BatchNorm1d
 
 from edge_asr.checkpoints.assembly import TensorMap
 from edge_asr.checkpoints.safe_yaml import Settings
@@ -25,9 +26,11 @@ from edge_asr.model.config import ConformerConfig
 _IGNORED = (
     "_target_", "dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att", "pos_emb_max_len",
     "stochastic_depth_drop_prob", "stochastic_depth_mode", "stochastic_depth_start_layer", "untie_biases",
-    "subsampling_conv_chunking_factor", "use_pytorch_sdpa", "use_pytorch_sdpa_backends", "att_context_probs",
-    "sync_max_audio_length", "conv_dual_mode", "adapter", "dropout_pre",
+    "use_pytorch_sdpa", "use_pytorch_sdpa_backends", "att_context_probs",
+    "sync_max_audio_length", "conv_dual_mode", "adapter", "dropout_pre", "att_chunk_context_size",
+    "conv_context_style",
 )  # fmt: skip
+_STYLES = ("regular", "chunked_limited", "chunked_limited_with_rc")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +41,14 @@ class Encoder:
         fields: for `ConformerConfig`.
         use_bias: whether linear and convolution layers of the blocks have biases.
         has_projection: whether `encoder.out_proj` stands before the head.
+        fused_norm: the convolution's BatchNorm is a scale and an offset, its statistics multiplied in.
         notes: for people.
     """
 
     fields: dict[str, Any]
     use_bias: bool
     has_projection: bool
+    fused_norm: bool = False
     notes: list[str] = field(default_factory=list)
 
     def move_head(self, weights: TensorMap, source: str) -> None:
@@ -82,6 +87,7 @@ def encoder_fields(settings: Settings, n_mels: int) -> Encoder:
     if reduction and settings.integer("reduction_factor", 1) > 1:
         raise settings.refusal("reduction", reduction, "null")
     settings.ignore("reduction_factor", "reduction_position")
+    norm = settings.expect("conv_norm_type", ("batch_norm", "layer_norm", "fused_batch_norm"), "batch_norm")
     fields: dict[str, Any] = {
         "n_layers": settings.integer("n_layers"),
         "d_model": d_model,
@@ -93,15 +99,22 @@ def encoder_fields(settings: Settings, n_mels: int) -> Encoder:
         "subsampling_causal": settings.flag("causal_downsampling", False),
         "xscaling": settings.flag("xscaling", True),
         "conv_kernel_size": kernel,
-        "conv_norm": settings.expect("conv_norm_type", ("batch_norm", "layer_norm"), "batch_norm"),
+        "conv_norm": norm.removeprefix("fused_"),
         "conv_context": _conv_context(settings, kernel),
     }
     notes: list[str] = []
     fields.update(_attention(settings, notes))
+    chunking = settings.integer("subsampling_conv_chunking_factor", 1)
+    if chunking > 1 and fields["subsampling"] == "dw_striding":
+        notes.append(
+            f"subsampling_conv_chunking_factor is {chunking}: NeMo from 2.5 on then does not mask a single "
+            "clip's subsampling, which changes its last frames; edge-asr computes what NeMo gives in a batch."
+        )
     encoder = Encoder(
         fields=fields,
         use_bias=settings.flag("use_bias", True),
         has_projection=feat_out > 0 and feat_out != d_model,
+        fused_norm=norm == "fused_batch_norm",
         notes=notes,
     )
     settings.ignore(*_IGNORED)
@@ -137,8 +150,14 @@ def _conv_context(settings: Settings, kernel: int) -> Any:
 
 def _attention(settings: Settings, notes: list[str]) -> dict[str, Any]:
     model = settings.expect("self_attention_model", ("rel_pos", "rel_pos_local_attn"), "rel_pos")
-    style = settings.expect("att_context_style", ("regular", "chunked_limited"), "regular")
+    style = settings.expect("att_context_style", _STYLES, "regular")
     contexts = settings.take("att_context_size", None) or [-1, -1]
+    if style == "chunked_limited_with_rc":
+        # Whatever att_context_size says: its contexts are drawn in training, or set for streaming.
+        notes.append(
+            "Trained with contexts of many sizes (chunked_limited_with_rc); full context is exported."
+        )
+        style, contexts = "regular", [-1, -1]
     if isinstance(contexts, list) and contexts and isinstance(contexts[0], list):
         if len(contexts) > 1:
             notes.append(f"Trained with the contexts {contexts}; the first is NeMo's default.")
@@ -161,7 +180,8 @@ def _attention(settings: Settings, notes: list[str]) -> dict[str, Any]:
             "attention_context": context,
             "attention_context_style": "regular" if context is None else style,
         }
-    if style != "regular" or min(left, right) < 0 or max(left, right) < 1:
+    # Local attention has its window and no other mask, whatever the style says.
+    if min(left, right) < 0 or max(left, right) < 1:
         raise settings.refusal(
             "att_context_size", contexts, "two numbers of 0 or more for rel_pos_local_attn"
         )
@@ -197,7 +217,9 @@ def move_encoder(weights: TensorMap, config: ConformerConfig, encoder: Encoder) 
         weights.linear(f"{source}.pointwise_conv1", f"{target}.pointwise_in", bias=bias)
         weights.convolution(f"{source}.depthwise_conv", f"{target}.depthwise", bias=bias)
         weights.linear(f"{source}.pointwise_conv2", f"{target}.pointwise_out", bias=bias)
-        if config.conv_norm == "batch_norm":
+        if encoder.fused_norm:
+            _move_fused_norm(weights, f"{source}.batch_norm", f"{target}.batch_norm")
+        elif config.conv_norm == "batch_norm":
             weights.batch_norm(f"{source}.batch_norm", f"{target}.batch_norm")
         else:  # NeMo keeps the attribute's name
             weights.norm(f"{source}.batch_norm", f"{target}.layer_norm")
@@ -216,6 +238,15 @@ def move_subsampling(weights: TensorMap, config: ConformerConfig, source: str, t
         else:
             for part in (0, 1):
                 weights.convolution(f"{source}.{3 * stage - 1 + part}", f"{target}.stages.{stage}.{part}")
+
+
+def _move_fused_norm(weights: TensorMap, source: str, target: str) -> None:
+    """weight * x + bias as a BatchNorm of mean 0 whose variance and epsilon add up to 1."""
+    weights.norm(source, target)
+    channels = weights.ours[f"{target}.weight"].shape
+    weights.ours[f"{target}.running_mean"] = zeros(channels)
+    weights.ours[f"{target}.running_var"] = full(channels, 1.0 - BatchNorm1d(1).eps)
+    weights.ours[f"{target}.num_batches_tracked"] = zeros((), dtype=int64)
 
 
 def _move_attention(

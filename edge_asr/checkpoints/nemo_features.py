@@ -53,8 +53,10 @@ def features_from_config(
     rate = settings.integer("sample_rate", 16000)
     window = _samples(settings, "window_size", "n_window_size", 0.02, rate)
     hop = _samples(settings, "window_stride", "n_window_stride", 0.01, rate)
-    n_fft = settings.take("n_fft", None) or 2 ** math.ceil(math.log2(window))
-    preemphasis = settings.take("preemph", 0.97)
+    if min(window, hop) < 1:
+        raise settings.refusal("window_size", f"{window} samples, its stride {hop}", "one sample or more")
+    n_fft = _number(settings, "n_fft", None) or 2 ** math.ceil(math.log2(window))
+    preemphasis = _number(settings, "preemph", 0.97)
     settings.expect("log", (True,), True)
     settings.expect("frame_splicing", (1,), 1)
     for key in ("exact_pad", "stft_exact_pad", "stft_conv", "use_torchaudio"):
@@ -64,22 +66,23 @@ def features_from_config(
     guard = settings.take("log_zero_guard_value", 2.0**-24)
     if isinstance(guard, str) and guard in _GUARDS:
         guard = _GUARDS[guard]
+    guard = Settings({"log_zero_guard_value": guard}, settings.where).number("log_zero_guard_value")
     features = build_features(
         settings.where,
         _generation(values, preset, notes),
         sample_rate=rate,
         n_mels=n_mels,
-        n_fft=n_fft,
+        n_fft=int(n_fft),
         win_length=window,
         hop_length=hop,
         window=settings.expect("window", ("hann", "hamming", "blackman", "bartlett"), "hann"),
-        preemphasis=0.0 if preemphasis is None else float(preemphasis),
+        preemphasis=0.0 if preemphasis is None else preemphasis,
         power=float(settings.expect("mag_power", (1, 2, 1.0, 2.0), 2.0)),
-        f_min=float(settings.take("lowfreq", 0)),
-        f_max=float(settings.take("highfreq", None) or rate / 2),
+        f_min=_number(settings, "lowfreq", 0) or 0.0,
+        f_max=_number(settings, "highfreq", None) or rate / 2,
         mel_norm=settings.expect("mel_norm", ("slaney", None), "slaney") or "none",
         log_guard=settings.expect("log_zero_guard_type", ("add", "clamp"), "add"),
-        log_guard_value=float(guard),
+        log_guard_value=guard,
         normalize=normalize,
     )
     settings.ignore(*_IGNORED)
@@ -91,7 +94,7 @@ def check_stored_front_end(weights: TensorMap, features: FeatureConfig, where: s
     """The checkpoint's own window and filters must be what the settings say; both count as used then.
 
     Raises:
-        CheckpointError: they are other ones (a front end that was changed by hand).
+        CheckpointError: they are other ones (a front end that was changed by hand, or rounded to 16 bits).
     """
     expected = {
         "window": build_window(features.window, features.win_length),
@@ -114,15 +117,28 @@ def check_stored_front_end(weights: TensorMap, features: FeatureConfig, where: s
         if tensor.shape != ours.shape or float((tensor - ours).abs().max()) > _FILTER_TOLERANCE:
             raise CheckpointError(
                 f"{where}: the stored {stored} is not what preprocessor's settings give; edge-asr takes "
-                "NeMo's own windows and mel filters."
+                "NeMo's own windows and mel filters, in float32."
             )
 
 
 def _samples(settings: Settings, seconds_key: str, samples_key: str, default: float, rate: int) -> int:
-    samples = settings.take(samples_key, None)
-    seconds = settings.take(seconds_key, None if samples else default)
-    # Truncated, as NeMo does.
-    return int(samples) if samples else int(float(seconds) * rate)
+    samples = _number(settings, samples_key, None)
+    seconds = _number(settings, seconds_key, None if samples else default)
+    length = samples or (seconds or 0.0) * rate
+    if length > rate:
+        raise settings.refusal(seconds_key, seconds or samples, "a second at most")
+    return int(length)  # truncated, as NeMo does
+
+
+def _number(settings: Settings, key: str, default: float | None) -> float | None:
+    """A finite number, or null."""
+    value = settings.take(key, default)
+    if value is None:
+        return None
+    number = float(Settings({key: value}, settings.where).number(key))
+    if not math.isfinite(number):
+        raise settings.refusal(key, value, "a finite number")
+    return number
 
 
 def _normalization(settings: Settings, n_mels: int) -> tuple[tuple[Tensor, Tensor] | None, str]:
@@ -132,8 +148,10 @@ def _normalization(settings: Settings, n_mels: int) -> tuple[tuple[Tensor, Tenso
     if isinstance(value, Mapping):
         if set(value) != {"fixed_mean", "fixed_std"}:
             raise settings.refusal("normalize", sorted(value), "fixed_mean and fixed_std, nothing else")
-        mean = torch.tensor(value["fixed_mean"], dtype=torch.float64).flatten()
-        std = torch.tensor(value["fixed_std"], dtype=torch.float64).flatten()
+        try:
+            mean, std = (torch.tensor(value[key], dtype=torch.float64).flatten() for key in sorted(value))
+        except (TypeError, ValueError, RuntimeError):
+            raise settings.refusal("normalize", value, "numbers in fixed_mean and fixed_std") from None
         if mean.numel() != n_mels or std.numel() != n_mels or not bool((std > 0).all()):
             raise settings.refusal(
                 "normalize", f"{mean.numel()} means and {std.numel()} deviations", f"{n_mels} each, above 0"

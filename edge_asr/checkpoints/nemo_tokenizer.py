@@ -16,7 +16,7 @@ from typing import Any
 from edge_asr.checkpoints.safe_sentencepiece import read_pieces
 from edge_asr.checkpoints.safe_yaml import Settings
 from edge_asr.errors import CheckpointError
-from edge_asr.vocabulary import VocabularyKind
+from edge_asr.vocabulary import WORD_BOUNDARY, VocabularyKind
 
 _PREFIX = "nemo:"
 
@@ -57,11 +57,12 @@ def read_tokens(
         labels = labels or values.get("labels")
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise CheckpointError(f"{where} has no labels; a character model needs them.")
-        kind: VocabularyKind = "char" if all(len(label) == 1 for label in labels) else "sentencepiece"
-        return Tokens(pieces=tuple(labels), kind=kind)
+        # " " and U+2581 are one text; characters must differ, pieces need not.
+        texts = {WORD_BOUNDARY if label.isspace() else label for label in labels}
+        characters = len(texts) == len(labels) and all(len(label) == 1 for label in labels)
+        return Tokens(pieces=tuple(labels), kind="char" if characters else "sentencepiece")
     settings = Settings(values, where).section("tokenizer")
-    kind_of_tokenizer = settings.take("type", "bpe")
-    if kind_of_tokenizer == "agg":
+    if str(settings.take("type", "bpe")).lower() == "agg":  # NeMo takes capitals too
         languages = settings.section("langs")
         pieces: list[str] = []
         names = list(Settings(values, where).section("tokenizer").take("langs"))
@@ -76,7 +77,7 @@ def read_tokens(
 
 def _pieces(settings: Settings, members: Mapping[str, bytes]) -> tuple[list[str], bytes]:
     kind = settings.take("type", "bpe")
-    if kind != "bpe":
+    if str(kind).lower() != "bpe":
         raise settings.refusal("type", kind, "bpe (SentencePiece), agg, or a character model")
     name = str(settings.take("model_path", "") or "")
     file = name.removeprefix(_PREFIX).rpartition("/")[2]

@@ -48,8 +48,8 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     where = f"{path.name}/config.json"
     values = load_json(path / "config.json", where)
     settings = Settings(values, where)
-    encoder = settings.section("encoder_config")
-    vocab_size, blank_id = settings.integer("vocab_size"), settings.integer("pad_token_id")
+    encoder = settings.section("encoder_config", {})
+    vocab_size, blank_id = settings.integer("vocab_size", 1025), settings.integer("pad_token_id", 1024)
     settings.ignore(
         "ctc_loss_reduction", "ctc_zero_infinity", "initializer_range", "model_type", *IGNORED_SETTINGS
     )

@@ -7,11 +7,12 @@ Does not: unpack, follow links, or trust a header: what is read is counted.
 from __future__ import annotations
 
 import gzip
+import io
 import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from edge_asr.errors import CheckpointError
 
@@ -21,6 +22,40 @@ MAX_MEMBER_BYTES = 20 << 30
 
 MAX_RATIO = 200
 """Uncompressed bytes per byte of the archive; weights compress by less than 2, text by less than 20."""
+
+
+#: RecursionError: tarfile reads extended headers one inside the other.
+_DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, RecursionError)
+
+
+class _BoundedFile(io.RawIOBase):
+    """A file, decompressed if it is gzipped, of which no read gives more than `limit` bytes.
+
+    tarfile reads an extended header whole before its member is shown to anybody, and believes its size.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        self._path, self._limit = path, limit
+        self._file: IO[bytes] = cast("IO[bytes]", gzip.open(path)) if zipped else path.open("rb")  # noqa: SIM115
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._limit:
+            raise CheckpointError(
+                f"{self._path} would unpack to more than {self._limit} bytes; it is not opened."
+            )
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
@@ -38,7 +73,7 @@ def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     limit = min(max(path.stat().st_size * MAX_RATIO, 1 << 24), MAX_MEMBER_BYTES)
     total = 0
     try:
-        with tarfile.open(path, "r:*") as archive:
+        with _BoundedFile(path, limit) as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
             for number, member in enumerate(archive, start=1):
                 if number > MAX_MEMBERS:
                     raise CheckpointError(f"{path} has more than {MAX_MEMBERS} members; no checkpoint has.")
@@ -60,10 +95,10 @@ def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                     )
                 if parts[-1] in found:
                     raise CheckpointError(f"{path} holds {parts[-1]!r} twice; which one counts is unknown.")
-                handle = archive.extractfile(member)
-                assert handle is not None  # it is a regular file
-                found[parts[-1]] = _read_exactly(handle, member.size, path, member.name)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, OSError) as error:
+                content = archive.extractfile(member)
+                assert content is not None  # it is a regular file
+                found[parts[-1]] = _read_exactly(content, member.size, path, member.name)
+    except (*_DAMAGE, ValueError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is damaged or no tar archive ({error}); copy it again.") from error

@@ -21,6 +21,9 @@ from torch import Tensor
 from edge_asr.checkpoints.safe_archive import MAX_MEMBER_BYTES, MAX_MEMBERS
 from edge_asr.errors import CheckpointError
 
+MAX_EXPANSION = 16
+"""Bytes as float32 for each byte held: 8-bit values take 4, and a few tensors may share a storage."""
+
 
 def load_tensors(
     source: Path | bytes, where: str | None = None, *, key: str | None = None
@@ -90,15 +93,29 @@ def checked_tensors(loaded: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
     """Dense tensors by name, floating ones as float32.
 
     Raises:
-        CheckpointError: an entry that is no dense tensor, a name that is no text, or values not finite.
+        CheckpointError: an entry that is no dense tensor, a name that is no text, values not finite, or
+            tensors that stand for far more values than they hold (one number repeated, say).
     """
     tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    held = claimed = 0
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
             raise CheckpointError(
                 f"{where}: the entry {name!r} is a {type(value).__name__}, not a dense tensor."
             )
         tensor = value.detach()
+        if tensor.device.type != "cpu" or tensor.is_nested:
+            raise CheckpointError(f"{where}: {name} has no values ({tensor.device.type}); save it on a CPU.")
+        storage = tensor.untyped_storage()
+        held += 0 if storage.data_ptr() in storages else storage.nbytes()
+        storages.add(storage.data_ptr())
+        claimed += tensor.numel() * 4
+        if claimed > MAX_EXPANSION * held + (1 << 20):
+            raise CheckpointError(
+                f"{where}: {name} brings the tensors to {claimed} bytes, of which the file holds {held}; "
+                "they are not opened."
+            )
         if tensor.is_quantized or tensor.is_complex():
             raise CheckpointError(
                 f"{where}: {name} is {tensor.dtype}; edge-asr takes floating-point weights."

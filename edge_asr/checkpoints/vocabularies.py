@@ -6,6 +6,7 @@ Does not: read token files; each loader knows its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ def vocabulary_from_tokens(
     """A vocabulary with its blank moved last.
 
     Args:
-        tokens: in the order of the original's outputs, the blank among them; a space is U+2581 or " ".
+        tokens: in the order of the original's outputs, the blank among them; white space becomes U+2581.
         blank_id: the blank's place.
         kind: "char" for characters (and `<...>` specials), "sentencepiece" for pieces.
         where: the file they came from, for messages.
@@ -49,7 +50,7 @@ def vocabulary_from_tokens(
     """
     if not 0 <= blank_id < len(tokens):
         raise CheckpointError(f"{where}: the blank is token {blank_id} of {len(tokens)}; the two do not fit.")
-    spoken = [token.replace(" ", WORD_BOUNDARY) for i, token in enumerate(tokens) if i != blank_id]
+    spoken = [re.sub(r"\s", WORD_BOUNDARY, token) for i, token in enumerate(tokens) if i != blank_id]
     try:
         return Vocabulary(kind=kind, tokens=(*spoken, BLANK_TOKEN), blank_id=len(spoken))
     except VocabularyError as error:

@@ -40,14 +40,21 @@ def load_vocabulary(path: Path, vocab_size: int, blank_id: int) -> tuple[Vocabul
     settings.expect("tokenizer_class", (*_CLASSES, None), _CLASSES[0])
     settings.expect("target_lang", (None,), None)
     lower = settings.flag("do_lower_case", False)
+    delimited = values.get("word_delimiter_token", "|") is not None  # null: no token is a space
     delimiter = _text(settings, "word_delimiter_token", "|")
     space = _text(settings, "replace_word_delimiter_char", " ")
     unknown = _text(settings, "unk_token", "<unk>")
     padding = _text(settings, "pad_token", "<pad>")
+    added = _added_tokens(settings)
     if (path / "added_tokens.json").is_file():
-        added = f"{path.name}/added_tokens.json"
-        by_id.update(_tokens_by_id(load_json(path / "added_tokens.json", added), added))
-    by_id.update(_added_tokens(settings))
+        name = f"{path.name}/added_tokens.json"
+        added = {**_tokens_by_id(load_json(path / "added_tokens.json", name), name), **added}
+    notes = []
+    unreachable = [index for index in added if index >= vocab_size and index not in by_id]
+    if unreachable:
+        # The tokenizer adds <s> and </s> behind its vocabulary even where the model has no outputs for them.
+        notes.append(f"{len(unreachable)} added tokens have no output of the model and were left out.")
+    by_id.update((index, token) for index, token in added.items() if index not in unreachable)
     above = sorted(index for index in by_id if not 0 <= index < vocab_size)
     if above:
         raise CheckpointError(
@@ -59,14 +66,13 @@ def load_vocabulary(path: Path, vocab_size: int, blank_id: int) -> tuple[Vocabul
             f"{path.name}/config.json.pad_token_id is {blank_id}, which is the token {by_id[blank_id]!r}, "
             f"but the tokenizer's padding token, which is the CTC blank, is {padding!r}; correct one."
         )
-    notes = []
     unnamed = [index for index in range(vocab_size) if index not in by_id and index != blank_id]
     if unnamed:
         notes.append(f"{len(unnamed)} outputs have no token and decode as {unknown}.")
     tokens = []
     for index in range(vocab_size):
         token = by_id.get(index, unknown)
-        token = space if token == delimiter else token.lower() if lower else token
+        token = space if delimited and token == delimiter else token.lower() if lower else token
         tokens.append(token if token or index == blank_id else unknown)
     if values.get("clean_up_tokenization_spaces"):
         notes.append(

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 from edge_asr.errors import ConfigError
 from edge_asr.frames import OutputFrames
 from edge_asr.model.config_checks import (
+    LARGEST_SIZE,
     attention_context_from_value,
     check_attention,
     check_numbers,
@@ -159,6 +160,8 @@ class ConformerConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            if value > LARGEST_SIZE:
+                raise ConfigError(f"{name} must be at most {LARGEST_SIZE}, got {value!r}.")
         if self.vocab_size < 2:
             raise ConfigError("vocab_size must be at least 2 (one token and the blank), got 1.")
         for name, choices in _CHOICES.items():

@@ -15,6 +15,12 @@ from edge_asr.frames import OutputFrames
 if TYPE_CHECKING:
     from edge_asr.model.config import ConformerConfig
 
+LARGEST_SIZE = 1 << 20
+"""Of any width or count, far above every published model: what asks for more means to fill the memory."""
+
+LARGEST_LOCAL_CONTEXT = 1 << 16
+"""Frames to a side in local attention, which has a table of them: an hour and a half of FastConformer."""
+
 SUBSAMPLING_FACTORS = (2, 4, 8, 16)
 """Of the striding kinds; "conv2d" takes those of `CONV2D_STAGES`."""
 
@@ -100,6 +106,11 @@ def check_attention(config: ConformerConfig) -> None:
                 "attention rel_pos_local needs a regular attention_context [left, right] of 0 or more, "
                 f"got {context}, {config.attention_context_style}."
             )
+        if max(context) > LARGEST_LOCAL_CONTEXT:
+            raise ConfigError(
+                f"attention_context of rel_pos_local must be at most {LARGEST_LOCAL_CONTEXT} frames to a "
+                f"side, got {context}."
+            )
     elif config.global_tokens or config.global_attn_separate:
         raise ConfigError(f"global_tokens go with attention rel_pos_local, not with {config.attention}.")
 
@@ -120,8 +131,10 @@ def check_numbers(config: ConformerConfig) -> None:
         value = getattr(config, name)
         if value is None and optional:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST_SIZE:
+            raise ConfigError(
+                f"{name} must be a whole number of at least {least}, at most {LARGEST_SIZE}, got {value!r}."
+            )
 
 
 def attention_context_from_value(value: Any) -> tuple[int, int] | None:
@@ -132,7 +145,7 @@ def attention_context_from_value(value: Any) -> tuple[int, int] | None:
     """
     if value is None:
         return None
-    if _is_whole(value, 2) and min(value) >= -1:
+    if _is_whole(value, 2) and min(value) >= -1 and max(value) <= 1 << 31:
         return (value[0], value[1])
     raise ConfigError(f"attention_context must be [left, right] in frames, -1 unlimited, got {value!r}.")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
-from golden.compare import Result
+from golden.compare import Result, worst_of
 from golden.fixtures import Fixture
 
 _KEY = re.compile(r"v(\d+)\.(\d+)\.\d+_(norm|raw)_clip(\d+)")
@@ -44,7 +44,8 @@ def compare_features_only(fixture: Fixture) -> Result:
     """Our presets against each array."""
     golden = fixture.arrays()
     waveforms = fixture.waveforms()
-    worst, mean, n_compared = 0.0, 0.0, 0
+    worst, mean = 0.0, 0.0
+    dumped: dict[str, Any] = {}
     for key, expected in golden.items():
         match = _KEY.fullmatch(key)
         if match is None:
@@ -55,9 +56,10 @@ def compare_features_only(fixture: Fixture) -> Result:
             changes["normalize"] = "none"
         config = FeatureConfig.from_preset(preset, **changes)
         given = FeatureExtractor(config)(waveforms[int(match[4])])
+        dumped[key] = given
         errors = np.abs(given - expected[: int(golden[f"{key}_len"].ravel()[0])])
-        worst, mean = max(worst, float(errors.max())), max(mean, float(errors.mean(dtype=np.float64)))
-        n_compared += 1
-    if n_compared == 0:
+        worst = worst_of(worst, float(errors.max()))
+        mean = worst_of(mean, float(errors.mean(dtype=np.float64)))
+    if not dumped:
         return Result(error="it holds neither log-probs nor features of a known form")
-    return Result(feature_max=worst, feature_mean=mean)
+    return Result(feature_max=worst, feature_mean=mean, dumped=dumped)

@@ -1,13 +1,14 @@
-"""Folders of golden fixtures: a checkpoint, three clips, and what the original project's code made of them.
+"""Folders of golden fixtures: a checkpoint, clips, and what the original project's code made of them.
 
 Does: find them, the checkpoint inside each, and the arrays of golden.npz by clip.
 Does not: run anything (compare.py).
 
-A fixture is a folder with golden.json, golden.npz and audio_<i>.flac; its checkpoint is the folder itself or
-the one thing inside it that a loader recognizes. Keys of golden.npz: `clip<i>_feat` [1, T, F] (of waveform
-models the normalized wave [1, S]; `clip<i>_feat_raw` is the same before normalization, where it was kept),
-`clip<i>_feat_len`, `clip<i>_logp` [1, T', V], `clip<i>_len`, `clip<i>_ids0`, and `batch_*` over the clips in
-`batch_order`. Rows past a length mean nothing.
+A fixture is a folder with golden.json, golden.npz and audio_<i>.flac, at any depth; its checkpoint is the
+folder itself or the one thing inside it that a loader recognizes. Keys of golden.npz: `clip<i>_feat`
+[1, T, F] (of waveform models the normalized wave [1, S]; `clip<i>_feat_raw` is the same before
+normalization, where it was kept), `clip<i>_feat_len`, `clip<i>_logp` [1, T', V], `clip<i>_len`,
+`clip<i>_ids0`, and `batch_*` over the clips in `batch_order`. Rows past a length mean nothing. Lengths,
+tokens (they follow from the log-probs) and batches may be absent.
 """
 
 from __future__ import annotations
@@ -25,9 +26,6 @@ from edge_asr.checkpoints import find_loader
 
 F32Array = npt.NDArray[np.float32]
 
-#: Families whose padded batches are a target too; the others let padding leak.
-BATCH_FAMILIES = ("nemo", "hf-parakeet")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixture:
@@ -35,18 +33,15 @@ class Fixture:
 
     Attributes:
         folder: where it lies.
+        name: for the table and the dump: the folder's path in the folder that was asked for.
         info: golden.json.
         checkpoint: what `load_any` takes, or None where no loader recognizes anything.
     """
 
     folder: Path
+    name: str
     info: dict[str, Any]
     checkpoint: Path | None
-
-    @property
-    def name(self) -> str:
-        """For the table and the dump."""
-        return self.folder.name
 
     @property
     def family(self) -> str:
@@ -63,11 +58,6 @@ class Fixture:
         """False for features alone."""
         return any(key.endswith("_logp") for key in self.arrays())
 
-    @property
-    def compares_batches(self) -> bool:
-        """Whether the original's padded batch is a target."""
-        return self.family in BATCH_FAMILIES or f"{self.family}-{self.variant}" in BATCH_FAMILIES
-
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """golden.npz."""
         with np.load(self.folder / "golden.npz") as archive:
@@ -83,15 +73,25 @@ class Fixture:
 
 
 def find_fixtures(root: Path) -> list[Fixture]:
-    """The fixtures in a folder, or the folder as one."""
-    folders = [root] if (root / "golden.json").is_file() else sorted(root.iterdir())
-    return [read_fixture(folder) for folder in folders if (folder / "golden.json").is_file()]
+    """The fixtures in a folder at any depth, or the folder as one; golden.npz alone counts as one too."""
+    found = {path.parent for name in ("golden.json", "golden.npz") for path in root.rglob(name)}
+    folders = [root] if root in found else sorted(found)
+    return [read_fixture(folder, root) for folder in folders]
 
 
-def read_fixture(folder: Path) -> Fixture:
-    """One fixture folder."""
-    info = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
-    return Fixture(folder=folder, info=info, checkpoint=_find_checkpoint(folder))
+def read_fixture(folder: Path, root: Path) -> Fixture:
+    """One fixture folder; without a golden.json that can be read it has neither family nor variant."""
+    try:
+        info = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        info = {}
+    name = "-".join(folder.relative_to(root).parts) or folder.resolve().name
+    return Fixture(
+        folder=folder,
+        name=name,
+        info=info if isinstance(info, dict) else {},
+        checkpoint=_find_checkpoint(folder),
+    )
 
 
 def _find_checkpoint(folder: Path) -> Path | None:

@@ -370,6 +370,7 @@ def test_fixed_normalization_is_the_models_cmvn(tmp_path: Path) -> None:
     checkpoint = load(tmp_path, changed(preprocessor={"normalize": fixed}), weights=weights)
     plain = load(tmp_path, changed(preprocessor={"normalize": "NA"}), weights=weights)
     assert checkpoint.features.normalize == plain.features.normalize == "none"
+    assert (checkpoint.provenance["normalize"], plain.provenance["normalize"]) == ("fixed", "none")
     features = torch.randn(1, 40, 16, generator=torch.Generator().manual_seed(0))
     normalized = (features - torch.tensor(mean).float()) / torch.tensor(std).float()
     lengths = torch.tensor([40])
@@ -430,6 +431,30 @@ def test_sentencepiece_and_aggregate_tokens(tmp_path: Path) -> None:
     assert checkpoint.vocabulary.decode([4, 2]) == "ab"
 
 
+def test_a_tokenizer_type_in_capitals(tmp_path: Path) -> None:
+    pieces = ["<unk>", "▁a", "b"]
+    config = bpe(
+        decoder={"vocabulary": pieces, "num_classes": -1},
+        tokenizer={"type": "BPE", "dir": "/gone", "model_path": "nemo:x_tokenizer.model"},
+    )
+    files = {"x_tokenizer.model": sentencepiece_model(pieces)}
+    assert load(tmp_path, config, files=files).vocabulary.tokens == (*pieces, "<blk>")
+
+
+@pytest.mark.parametrize(
+    ("labels", "tokens", "kind"),
+    [
+        ([" ", "A", "é", "-"], ("▁", "A", "é", "-"), "char"),
+        (["\u00a0", "a", "\t", "b"], ("▁", "a", "▁", "b"), "sentencepiece"),
+        ([" ", "▁", "a", "b"], ("▁", "▁", "a", "b"), "sentencepiece"),
+        ([" ", "<unk>", "ch", "e\u0301"], ("▁", "<unk>", "ch", "e\u0301"), "sentencepiece"),
+    ],
+)
+def test_labels_of_any_kind(tmp_path: Path, labels: list[str], tokens: tuple[str, ...], kind: str) -> None:
+    vocabulary = load(tmp_path, changed(decoder={"vocabulary": labels})).vocabulary
+    assert (vocabulary.tokens[:-1], vocabulary.kind) == (tokens, kind)
+
+
 def test_the_ctc_branch_of_a_hybrid(tmp_path: Path) -> None:
     config = changed(target="nemo.collections.asr.models.hybrid_rnnt_ctc_models.EncDecHybridRNNTCTCModel")
     config["aux_ctc"] = {
@@ -452,6 +477,48 @@ def test_gzip_archives_of_old_versions(tmp_path: Path) -> None:
     assert load(tmp_path, CONFIG, mode="w:gz").vocabulary.tokens == ("▁", "a", "b", "c", "<blk>")
 
 
+def test_a_fused_norm_is_a_scale_and_an_offset(tmp_path: Path) -> None:
+    """NeMo's FusedBatchNorm1d: x * weight + bias, what a BatchNorm of these statistics computes."""
+    plain = random_weights(changed())
+    fused = dict(plain)
+    for layer in range(2):
+        name = f"encoder.layers.{layer}.conv.batch_norm"
+        mean, variance = fused.pop(f"{name}.running_mean"), fused.pop(f"{name}.running_var")
+        del fused[f"{name}.num_batches_tracked"]
+        scale = plain[f"{name}.weight"] / torch.sqrt(variance + 1e-5)
+        fused[f"{name}.weight"], fused[f"{name}.bias"] = scale, plain[f"{name}.bias"] - mean * scale
+    config = changed(encoder={"conv_norm_type": "fused_batch_norm"})
+    given = run(load(tmp_path, config, weights=fused))
+    torch.testing.assert_close(given, run(load(tmp_path, changed(), weights=plain)), atol=1e-4, rtol=0)
+
+
+def test_contexts_drawn_in_training_are_no_context(tmp_path: Path) -> None:
+    encoder = {
+        "att_context_style": "chunked_limited_with_rc",
+        "att_context_size": [70, 6, 2],
+        "att_chunk_context_size": [[70], [1, 6], [0, 2]],
+        "conv_context_style": "dcc",
+    }
+    weights = random_weights(changed())
+    checkpoint = load(tmp_path, changed(encoder=encoder), weights=weights)
+    assert checkpoint.model_config.attention_context is None
+    assert any("contexts of many sizes" in note for note in checkpoint.notes)
+    assert torch.equal(run(checkpoint), run(load(tmp_path, changed(), weights=weights)))
+
+
+def test_local_attention_has_no_chunks(tmp_path: Path) -> None:
+    local = {"self_attention_model": "rel_pos_local_attn", "att_context_size": [4, 4]}
+    chunks = {**local, "att_context_style": "chunked_limited"}
+    weights = random_weights(changed())
+    given, expected = (load(tmp_path, changed(encoder=e), weights=weights) for e in (chunks, local))
+    assert given.model_config == expected.model_config
+
+
+def test_a_chunked_subsampling_is_said(tmp_path: Path) -> None:
+    checkpoint = load(tmp_path, changed(encoder={"subsampling_conv_chunking_factor": 2}))
+    assert any("subsampling_conv_chunking_factor is 2" in note for note in checkpoint.notes)
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -471,6 +538,12 @@ def test_gzip_archives_of_old_versions(tmp_path: Path) -> None:
         ({"preprocessor": {"_target_": "x.AudioToMFCCPreprocessor"}}, "AudioToMFCCPreprocessor"),
         ({"preprocessor": {"window": "kaiser"}}, "window is 'kaiser'"),
         ({"preprocessor": {"normalize": {"fixed_mean": [0.0]}}}, "normalize is"),
+        ({"preprocessor": {"normalize": {"fixed_mean": "a", "fixed_std": [[1.0], 2.0]}}}, "normalize is"),
+        ({"preprocessor": {"n_fft": "many"}}, "n_fft is 'many'; edge-asr takes a number"),
+        ({"preprocessor": {"preemph": [0.97]}}, "preemph is [0.97]; edge-asr takes a number"),
+        ({"preprocessor": {"highfreq": float("nan")}}, "highfreq is nan; edge-asr takes a finite number"),
+        ({"preprocessor": {"window_size": 0}}, "window_size is '0 samples, its stride 160'"),
+        ({"preprocessor": {"log_zero_guard_value": "small"}}, "log_zero_guard_value is 'small'"),
         ({"decoder": {"_target_": "x.ConvASRDecoderReconstruction"}}, "edge-asr takes ConvASRDecoder"),
         ({"decoder": {"add_blank": False}}, "add_blank is False"),
         ({"decoder": {"num_classes": 9}}, "9 classes"),

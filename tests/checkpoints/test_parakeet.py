@@ -139,7 +139,7 @@ def test_activations_reach_both_modules(tmp_path: Path) -> None:
     weights = hf_weights(random_weights(changed()))
     models = {
         act: load_any(write_folder(tmp_path / act, weights, hidden_act=act)).build_model()
-        for act in ("silu", "swish", "gelu", "relu")
+        for act in ("silu", "swish", "gelu", "gelu_python", "relu")
     }
     x = torch.randn(1, 9, 12, generator=torch.Generator().manual_seed(2))
     for act, function in (("silu", torch.nn.SiLU()), ("gelu", torch.nn.GELU()), ("relu", torch.nn.ReLU())):
@@ -150,6 +150,25 @@ def test_activations_reach_both_modules(tmp_path: Path) -> None:
             assert torch.equal(feed_forward(x), expected)
         assert block.convolution.activation is feed_forward.activation
     assert models["swish"].config.activation == "silu"
+    assert models["gelu_python"].config.activation == "gelu"
+
+
+def test_absent_sizes_are_those_of_transformers(tmp_path: Path) -> None:
+    """ParakeetCTCConfig: vocab_size 1025, pad_token_id 1024; ParakeetEncoderConfig: subsampling by 8."""
+    folder = write_folder(tmp_path / "hf", hf_weights(random_weights(changed())))
+    values = json.loads((folder / "config.json").read_text())
+    for key in ("vocab_size", "pad_token_id", "encoder_config"):
+        del values[key]
+    (folder / "config.json").write_text(json.dumps(values))
+    extractor = {"feature_extractor": {**EXTRACTOR, "feature_size": 80}}
+    (folder / "processor_config.json").write_text(json.dumps(extractor))
+    with pytest.raises(CheckpointError, match="the model has 1025 outputs"):
+        load_any(folder)
+    tokens = {"model": {"vocab": {f"t{index}": index for index in range(1024)}}}
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+    # By 8, one stage more than these weights have.
+    with pytest.raises(CheckpointError, match=r"lacks the tensor 'encoder\.subsampling\.layers\.5\.weight'"):
+        load_any(folder)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,41 @@ def test_too_many_members(tmp_path: Path) -> None:
         read_all(path)
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
+def test_extended_headers_are_bounded_too(tmp_path: Path, kind: bytes) -> None:
+    """tarfile reads them whole ahead of the member they belong to: 1 GiB of zeros here, in 1 MB."""
+    path = tmp_path / "bomb.nemo"
+    with gzip.open(path, "wb", compresslevel=1) as zipped:
+        zipped.write(member("header", 1 << 30, kind).tobuf(tarfile.GNU_FORMAT))
+        for _ in range(4):  # enough of it to be read, were it believed
+            zipped.write(bytes(1 << 20))
+    with pytest.raises(CheckpointError, match="would unpack to more than"):
+        read_all(path)
+
+
+def test_a_chain_of_extended_headers(tmp_path: Path) -> None:
+    record = b"12 a=bcdefgh".ljust(11, b" ")[:11] + b"\n"
+    header = member("h", len(record), tarfile.XHDTYPE).tobuf(tarfile.GNU_FORMAT) + record.ljust(512, b"\0")
+    path = tmp_path / "chain.nemo"
+    path.write_bytes(header * 5000)
+    with pytest.raises(CheckpointError, match="no tar archive"):
+        read_all(path)
+
+
+def test_a_sparse_member_that_stands_for_more(tmp_path: Path) -> None:
+    """GNU's old sparse header: 1 TiB, of which the archive holds nothing."""
+    info = member("model_weights.ckpt", 0, tarfile.GNUTYPE_SPARSE)
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    head[386:410] = b"%011o\0%011o\0" % (0, 0)
+    head[483:495] = b"\x80" + (1 << 40).to_bytes(11, "big")  # real size
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    path = tmp_path / "sparse.nemo"
+    path.write_bytes(bytes(head) + bytes(1024))
+    with pytest.raises(CheckpointError, match="would unpack to more than"):
+        read_all(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive at all", b"\x1f\x8b broken", os.urandom(2000)])
 def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.nemo"
@@ -219,6 +254,33 @@ def test_state_dicts_of_anything_else(tmp_path: Path, state: Any, message: str) 
         load_tensors(tmp_path / "model.pth")
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"a": torch.zeros(1).expand(1 << 40)},
+        {f"a{index}": tensor for index, tensor in enumerate([torch.zeros(1 << 16)] * 64)},
+        {"a": torch.zeros(1, dtype=torch.float16).expand(1 << 20, 1 << 20)},
+    ],
+)
+def test_tensors_that_stand_for_more_than_they_hold(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save(state, tmp_path / "model.pth")
+    assert (tmp_path / "model.pth").stat().st_size < 1 << 20
+    with pytest.raises(CheckpointError, match="of which the file holds"):
+        load_tensors(tmp_path / "model.pth")
+
+
+def test_tied_weights_are_no_bomb(tmp_path: Path) -> None:
+    weight = torch.randn(400, 400)
+    torch.save({"embed": weight, "head": weight, "row": weight[:1].expand(8, -1)}, tmp_path / "model.pth")
+    assert torch.equal(load_tensors(tmp_path / "model.pth")["head"], weight)
+
+
+def test_tensors_without_values(tmp_path: Path) -> None:
+    torch.save({"a": torch.empty(3, device="meta")}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"a has no values \(meta\)"):
+        load_tensors(tmp_path / "model.pth")
+
+
 def test_nested_state_dicts_and_half_precision(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.ones(2, dtype=torch.bfloat16)}}, tmp_path / "model.pth")
     tensors = load_tensors(tmp_path / "model.pth", key="model")
@@ -247,6 +309,11 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
         ("a: [1, 2", "plain YAML"),
         ("\t: x", "plain YAML"),
         ("a: " + "[" * 3000, "plain YAML"),
+        ("a: " + "- " * 3000, "plain YAML"),
+        ("a: " + "9" * 10_000, "plain YAML"),
+        ("a: 2024-99-99", "plain YAML"),
+        ("? [a]\n: b", "plain YAML"),
+        ("a: 1\n---\nb: 2", "plain YAML"),
     ],
 )
 def test_yaml_of_anything_else(text: str, message: str) -> None:
@@ -261,6 +328,10 @@ def test_aliases_may_repeat_but_not_explode() -> None:
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
     with pytest.raises(CheckpointError, match="more than 1000000 values"):
         load_yaml("\n".join(lines).encode(), "config.yaml")
+    merged = ["a0: &a0 {" + ", ".join(f"k{i}: x" for i in range(10)) + "}"]
+    merged += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 12)]
+    with pytest.raises(CheckpointError, match="more than 1000000 values"):
+        load_yaml("\n".join(merged).encode(), "config.yaml")
     with pytest.raises(CheckpointError, match="contains itself"):
         load_yaml(b"a: &x [1, *x]", "config.yaml")
 

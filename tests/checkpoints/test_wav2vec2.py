@@ -313,6 +313,18 @@ def test_added_tokens_lower_case_and_another_delimiter(tmp_path: Path) -> None:
     assert checkpoint.vocabulary.kind == "sentencepiece"
 
 
+def test_a_null_delimiter_is_no_space(tmp_path: Path) -> None:
+    checkpoint = load(tmp_path, tokenizer={**TOKENIZER, "word_delimiter_token": None})
+    assert checkpoint.vocabulary.tokens == ("A", "B", "|", "<unk>", "<blk>")
+
+
+def test_added_tokens_behind_the_outputs_are_left_out(tmp_path: Path) -> None:
+    tokenizer = {**TOKENIZER, "added_tokens_decoder": {"5": {"content": "<s>"}, "6": {"content": "</s>"}}}
+    checkpoint = load(tmp_path, tokenizer=tokenizer)
+    assert checkpoint.vocabulary.tokens == load(tmp_path).vocabulary.tokens
+    assert any("2 added tokens have no output" in note for note in checkpoint.notes)
+
+
 def test_outputs_without_a_token_decode_as_unknown(tmp_path: Path) -> None:
     checkpoint = load(tmp_path, tokens={"A": 0, "<unk>": 1, "<pad>": 2})
     assert checkpoint.vocabulary.tokens == ("A", "<unk>", "<unk>", "<unk>", "<blk>")
