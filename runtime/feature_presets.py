@@ -113,14 +113,14 @@ class FeatureConfig:
             removal).
         power: 2.0 for mel bands of the power spectrum, 1.0 of the magnitude.
         mel_scale, mel_norm, f_min, f_max: see `mel.build_mel_filters`; Hz.
-        float32_tables: window and filters have torchaudio's roundings (`float32_tables.py`); not with
-            mel_scale "kaldi" or the window "povey".
+        float32_tables: window and filters have torchaudio's roundings (`float32_tables.py`), and so has all that
+            is done to a frame ahead of the transform.
         log_guard, log_guard_value: log(x + value) for "add", log(max(x, value)) for "clamp".
         normalize: "none", or a normalization over the clip, which then cannot stream: see
             `features.normalize_features`.
-        double_precision: frame and transform in float64. Without an offset in the logarithm, a band
-            far below the loudest of its frame carries float32's rounding noise (up to 4e-3 in
-            log-mel in Kaldi itself); this removes it for half as much time again.
+        double_precision: transform in float64, and frames too but for `float32_tables`. Without an offset in
+            the logarithm, a band far below the loudest of its frame carries float32's rounding noise (up to
+            4e-3 in log-mel in Kaldi itself); this removes it for half as much time again.
 
     Raises:
         ConfigError: a value out of range; the message names it.
@@ -179,12 +179,13 @@ class FeatureConfig:
                     f"features.{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}"
                 )
         if self.float32_tables and (
-            self.mel_scale == "kaldi" or self.window == "povey" or self.n_fft % 2 or self.sample_rate % 2
+            self.mel_norm != "none"
+            if self.mel_scale == "kaldi"
+            else bool(self.n_fft % 2 or self.sample_rate % 2)
         ):
             raise ConfigError(
-                "features.float32_tables needs mel_scale slaney or htk, a window other than povey, and an "
-                f"even n_fft and sample_rate, got {self.mel_scale}, {self.window}, {self.n_fft}, "
-                f"{self.sample_rate}"
+                "features.float32_tables needs mel_norm none with mel_scale kaldi, and else an even n_fft and "
+                f"sample_rate, got {self.mel_norm}, {self.mel_scale}, {self.n_fft}, {self.sample_rate}"
             )
         if not self.hop_length <= self.win_length <= self.n_fft:
             raise ConfigError(

@@ -66,9 +66,10 @@ class _Scratch(threading.local):
     """Buffers of one extractor in one thread; never shared, so extractors are thread-safe."""
 
     def __init__(self, config: FeatureConfig) -> None:
-        dtype = _compute_dtype(config)
+        dtype = _frame_dtype(config)
         self.frames = np.zeros((BLOCK_FRAMES, config.n_fft), dtype)
         self.spare = np.zeros((BLOCK_FRAMES, config.n_fft), dtype)
+        self.wide = np.empty((BLOCK_FRAMES if _is_widened(config) else 0, config.n_fft), np.float64)
         self.power = np.empty((BLOCK_FRAMES, 2 * (config.n_fft // 2 + 1)), np.float32)
         self.log_mel = np.empty((BLOCK_FRAMES, config.n_mels), np.float32)
 
@@ -83,7 +84,7 @@ class FeatureExtractor:
     def __init__(self, config: FeatureConfig) -> None:
         self.config = config
         # One row a frame and zeros up to n_fft: the product is then one contiguous run.
-        self._window = np.zeros((BLOCK_FRAMES, config.n_fft), _compute_dtype(config))
+        self._window = np.zeros((BLOCK_FRAMES, config.n_fft), _frame_dtype(config))
         build = build_float32_window if config.float32_tables else build_window
         self._window[:, : config.win_length] = build(config.window, config.win_length)
         self._bands = _build_bands(config) if config.kind == "log_mel" else []
@@ -161,6 +162,9 @@ class FeatureExtractor:
         # Copy, then multiply all of the block: half the time of a product with a strided operand.
         # Where the window sits in the FFT only turns phases, so it starts at column 0.
         np.multiply(block, self._window, out=block)
+        if _is_widened(config):
+            np.copyto(scratch.wide, block)
+            block = scratch.wide
         spectrum = scipy.fft.rfft(block, axis=1, workers=1).view(block.dtype)  # (B, 2 * bins)
         power = spectrum
         if config.double_precision:
@@ -368,8 +372,14 @@ def _product_size(bins: list[npt.NDArray[np.int64]]) -> int:
     return BLOCK_FRAMES * len(bins) * 2 * int(used.max() - used.min() + 1)
 
 
-def _compute_dtype(config: FeatureConfig) -> type[np.floating[Any]]:
-    return np.float64 if config.double_precision else np.float32
+def _frame_dtype(config: FeatureConfig) -> type[np.floating[Any]]:
+    """Of frames ahead of the transform; its own is float64 with `double_precision`."""
+    return np.float64 if config.double_precision and not config.float32_tables else np.float32
+
+
+def _is_widened(config: FeatureConfig) -> bool:
+    """Whether frames go from float32 to a transform in float64."""
+    return config.double_precision and config.float32_tables
 
 
 def _condition_frames(

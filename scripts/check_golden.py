@@ -4,9 +4,11 @@
     scripts/check_golden.py DIR [--dump OUT]
 
 DIR is a fixture or a folder of fixtures (golden/fixtures.py says what one is). Prints one row each: feature
-error, log-prob error in PyTorch and through an exported bundle from the raw waveform, tokens. Exits 3 when a
-row fails or no loader takes a fixture. --dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp and
-clip<i>_ids as the runtime computed them from the sound files, in the original's order of outputs.
+error, log-prob error in PyTorch and through an exported bundle from the raw waveform, tokens. The feature
+error that is judged weighs bands too weak for a float32 transform by their amplitude (golden/compare.py,
+`float32_weight`); "unweighted" is the largest of all. Exits 3 when a row fails or no loader takes a fixture.
+--dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp and clip<i>_ids as the runtime computed them
+from the sound files, in the original's order of outputs.
 """
 
 from __future__ import annotations
@@ -86,6 +88,7 @@ def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
         "family",
         "variant",
         "feature",
+        "unweighted",
         "mean",
         "torch",
         "runtime",
@@ -98,8 +101,8 @@ def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
     for fixture in fixtures:
         result = results[fixture.name]
         numbers = (
-            result.feature_max, result.feature_mean, result.torch, result.runtime, result.batch,
-            result.batch_golden,
+            result.feature_max, result.feature_unweighted, result.feature_mean, result.torch, result.runtime,
+            result.batch, result.batch_golden,
         )  # fmt: skip
         tokens = [value for value in (result.tokens_torch, result.tokens_runtime) if value is not None]
         failures = result.failures()

@@ -68,6 +68,7 @@ def features_from_settings(dataset: Settings) -> FeatureConfig:
         hop_length=hop_length,
         window=_WINDOWS[window],
         f_max=rate / 2,
+        float32_tables=True,
     )
     fbank.ignore("dither")
     fbank.finish()

@@ -33,7 +33,7 @@ class Bars:
     """What passes (absolute differences on valid frames; single clips).
 
     Attributes:
-        feature_max, feature_mean: of the front end.
+        feature_max, feature_mean: of the front end; the largest is weighted (`float32_weight`).
         torch, runtime: log-probabilities of the PyTorch model on the original's clips, and of the exported
             bundle from the raw waveform.
         batch: a clip in a padded batch against the clip alone, both ours.
@@ -60,6 +60,7 @@ class Result:
     Attributes:
         error: why it could not be compared at all.
         feature_max, feature_mean, torch, runtime, batch, batch_golden: see `Bars`; the worst clip.
+        feature_unweighted: largest error of a feature, whatever its level; not judged.
         tokens_torch, tokens_runtime: greedy tokens identical in every clip.
         dumped: per clip what the runtime computed: feat, logp, ids.
     """
@@ -67,6 +68,7 @@ class Result:
     error: str | None = None
     feature_max: float | None = None
     feature_mean: float | None = None
+    feature_unweighted: float | None = None
     torch: float | None = None
     runtime: float | None = None
     batch: float | None = None
@@ -125,7 +127,7 @@ def _compare_features(
 ) -> None:
     extractor = FeatureExtractor(checkpoint.features)
     raw_extractor = FeatureExtractor(dataclasses.replace(checkpoint.features, normalize="none"))
-    worst, means = 0.0, []
+    worst, largest, means = 0.0, 0.0, []
     for index, waveform in enumerate(waveforms):
         raw = f"clip{index}_feat_raw" in golden
         expected = golden[f"clip{index}_feat_raw" if raw else f"clip{index}_feat"][0]
@@ -137,9 +139,23 @@ def _compare_features(
                 f"clip {index}: features {given.shape}, the original has {n_frames} valid frames"
             )
         errors = np.abs(given - expected[:n_frames])
-        worst = max(worst, float(errors.max()))
+        weight = float32_weight(raw_extractor(waveform), checkpoint.features.power)
+        worst, largest = max(worst, float((errors * weight).max())), max(largest, float(errors.max()))
         means.append(float(errors.mean(dtype=np.float64)))
-    result.feature_max, result.feature_mean = worst, max(means)
+    result.feature_max, result.feature_mean, result.feature_unweighted = worst, max(means), largest
+
+
+def float32_weight(log_mel: F32Array, power: float) -> F32Array:
+    """How much of an error counts, [T, n_mels]: all of it down to float32's epsilon of a frame's loudest band.
+
+    A transform in float32, which is what the originals run, has a rounding noise of one level over all bins of
+    a frame. What it makes of a band's logarithm grows as the band's amplitude falls: from a power 2^-23 below
+    the loudest band on it is above any bar of ours, and it differs from one FFT library to the next. There
+    an error counts in proportion to the amplitude.
+    """
+    amplitude = np.exp((log_mel - log_mel.max(axis=1, keepdims=True)) / power)
+    weight: F32Array = np.minimum(1.0, amplitude / np.sqrt(np.float32(2.0**-23)))
+    return weight
 
 
 def as_stored(checkpoint: Checkpoint, features: F32Array) -> F32Array:
