@@ -26,14 +26,14 @@ WINDOWS = (
 )
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "framing": ("center_zero", "center_reflect", "snip_edges"),
+    "framing": ("center_zero", "center_zero_end", "center_reflect", "snip_edges"),
     "kind": ("log_mel", "waveform"),
     "window": WINDOWS,
     "preemphasis_scope": ("signal", "frame"),
     "mel_scale": ("slaney", "htk", "kaldi"),
     "mel_norm": ("slaney", "none"),
     "log_guard": ("add", "clamp"),
-    "normalize": ("none", "per_feature", "all_features", "mean", "mean_std", "waveform"),
+    "normalize": ("none", "per_feature", "all_features", "mean", "std", "mean_std", "waveform"),
 }
 
 # Each preset is the difference from the field defaults, which are NeMo's of 2.5 and later.
@@ -103,9 +103,9 @@ class FeatureConfig:
         kind: "log_mel", or "waveform": the samples themselves, one a frame (n_mels and hop_length 1).
         window: one of `WINDOWS`; symmetric but for the `_periodic` ones; "povey" is hann ** 0.85.
         framing: "center_zero": frame k is centered on sample k * hop, zeros outside, S // hop
-            frames; "center_reflect": mirrored outside, S // hop + 1 frames (none for a clip of at
-            most win_length // 2 samples, which cannot be mirrored); "snip_edges": only whole
-            windows, (S - win) // hop + 1 frames.
+            frames; "center_zero_end": the same, S // hop + 1 frames; "center_reflect": mirrored
+            outside, S // hop + 1 frames (none for a clip of at most half a window, which cannot be
+            mirrored); "snip_edges": only whole windows, (S - win) // hop + 1 frames.
         input_scale: the waveform (full scale 1.0) is multiplied by this first.
         remove_dc: subtract the mean of each frame.
         preemphasis: y[t] = x[t] - preemphasis * x[t - 1]; 0 turns it off.
@@ -113,8 +113,8 @@ class FeatureConfig:
             removal).
         power: 2.0 for mel bands of the power spectrum, 1.0 of the magnitude.
         mel_scale, mel_norm, f_min, f_max: see `mel.build_mel_filters`; Hz.
-        float32_tables: window and filters have torchaudio's roundings (`float32_tables.py`), and so has all that
-            is done to a frame ahead of the transform.
+        float32_tables: window and filters have torchaudio's roundings (`float32_tables.py`), and so has all
+            that is done to a frame ahead of the transform.
         log_guard, log_guard_value: log(x + value) for "add", log(max(x, value)) for "clamp".
         normalize: "none", or a normalization over the clip, which then cannot stream: see
             `features.normalize_features`.
@@ -184,16 +184,14 @@ class FeatureConfig:
             else bool(self.n_fft % 2 or self.sample_rate % 2)
         ):
             raise ConfigError(
-                "features.float32_tables needs mel_norm none with mel_scale kaldi, and else an even n_fft and "
-                f"sample_rate, got {self.mel_norm}, {self.mel_scale}, {self.n_fft}, {self.sample_rate}"
+                "features.float32_tables needs mel_norm none with mel_scale kaldi, and else an even n_fft "
+                f"and sample_rate, got {self.mel_norm}, {self.mel_scale}, {self.n_fft}, {self.sample_rate}"
             )
         if not self.hop_length <= self.win_length <= self.n_fft:
             raise ConfigError(
                 f"features need hop_length <= win_length <= n_fft, got {self.hop_length}, "
                 f"{self.win_length}, {self.n_fft}"
             )
-        if self.win_length % 2 and self.framing != "snip_edges":
-            raise ConfigError(f"features.win_length is {self.win_length}; centered frames need an even one")
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise ConfigError(
                 f"features need 0 <= f_min < f_max <= sample_rate / 2, got {self.f_min}, {self.f_max} "

@@ -98,8 +98,10 @@ class FeatureExtractor:
         config = self.config
         if config.framing == "center_zero":
             return max(n_samples, 0) // config.hop_length
+        if config.framing == "center_zero_end":
+            return n_samples // config.hop_length + 1 if n_samples > 0 else 0
         if config.framing == "center_reflect":
-            return n_samples // config.hop_length + 1 if n_samples > config.win_length // 2 else 0
+            return n_samples // config.hop_length + 1 if n_samples > _half_window(config) else 0
         return max((n_samples - config.win_length) // config.hop_length + 1, 0)
 
     def __call__(self, waveform: npt.ArrayLike) -> F32Array:
@@ -222,7 +224,7 @@ class _Framer:
 
     def __init__(self, config: FeatureConfig) -> None:
         self._config = config
-        self._half = 0 if config.framing == "snip_edges" else config.win_length // 2
+        self._half = 0 if config.framing == "snip_edges" else _half_window(config)
         self._reflect = config.framing == "center_reflect"
         self._head_pending = self._reflect
         # Samples _start ... _end of the storage are not yet used up; the first of them is sample
@@ -303,8 +305,8 @@ def normalize_features(features: F32Array, normalize: str) -> None:
     - "none": nothing.
     - "per_feature", "all_features": each band, or all at once, to zero mean and unit deviation (unbiased,
       + 1e-5), as NeMo does (nemo/collections/asr/parts/preprocessing/features.py, normalize_batch).
-    - "mean", "mean_std": each band to zero mean, and to unit deviation (population, at least 1e-20), as
-      ESPnet's utterance_mvn does (espnet2/layers/utterance_mvn.py).
+    - "mean", "mean_std", "std": each band to zero mean, and to unit deviation (population, at least 1e-20),
+      or the latter alone, as ESPnet's utterance_mvn does (espnet2/layers/utterance_mvn.py).
     - "waveform": zero mean and unit variance, (x - mean) / sqrt(variance + 1e-7), as transformers'
       Wav2Vec2FeatureExtractor does.
     """
@@ -320,9 +322,11 @@ def normalize_features(features: F32Array, normalize: str) -> None:
         deviation = values.std(ddof=1) if values.size > 1 else 0.0
         features[:] = (values - values.mean()) / (deviation + _NORM_EPS)
     else:
-        features -= features.mean(axis=0, dtype=np.float64).astype(np.float32)
-        if normalize == "mean_std":
-            variance = np.square(features, dtype=np.float64).mean(axis=0)
+        centered = features - features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        if normalize != "std":
+            features[:] = centered
+        if normalize != "mean":
+            variance = np.square(centered, dtype=np.float64).mean(axis=0)
             features /= np.maximum(np.sqrt(variance), _UTTERANCE_MVN_EPS).astype(np.float32)
 
 
@@ -370,6 +374,11 @@ def _product_size(bins: list[npt.NDArray[np.int64]]) -> int:
     """Rows * columns * depth of the product for filters that use these bins."""
     used = np.concatenate(bins)
     return BLOCK_FRAMES * len(bins) * 2 * int(used.max() - used.min() + 1)
+
+
+def _half_window(config: FeatureConfig) -> int:
+    """Samples of a centered frame before its center, the window in the middle of the FFT as in torch.stft."""
+    return config.n_fft // 2 - (config.n_fft - config.win_length) // 2
 
 
 def _frame_dtype(config: FeatureConfig) -> type[np.floating[Any]]:

@@ -8,12 +8,20 @@ modules that are more than a setting of this one have their own files (`convolut
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_asr.model.config import ConformerConfig
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "hardtanh": F.hardtanh,
+    "selu": F.selu,
+}
 
 
 class FeedForward(nn.Module):

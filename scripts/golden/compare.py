@@ -146,12 +146,12 @@ def _compare_features(
 
 
 def float32_weight(log_mel: F32Array, power: float) -> F32Array:
-    """How much of an error counts, [T, n_mels]: all of it down to float32's epsilon of a frame's loudest band.
+    """How much of an error counts, [T, n_mels]: all, down to float32's epsilon of a frame's loudest band.
 
-    A transform in float32, which is what the originals run, has a rounding noise of one level over all bins of
-    a frame. What it makes of a band's logarithm grows as the band's amplitude falls: from a power 2^-23 below
-    the loudest band on it is above any bar of ours, and it differs from one FFT library to the next. There
-    an error counts in proportion to the amplitude.
+    A transform in float32, which is what the originals run, has a rounding noise of one level over all bins
+    of a frame. What it makes of a band's logarithm grows as the band's amplitude falls: from a power 2^-23
+    below the loudest band on it is above any bar of ours, and it differs from one FFT library to the next.
+    There an error counts in proportion to the amplitude.
     """
     amplitude = np.exp((log_mel - log_mel.max(axis=1, keepdims=True)) / power)
     weight: F32Array = np.minimum(1.0, amplitude / np.sqrt(np.float32(2.0**-23)))

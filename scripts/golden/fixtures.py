@@ -4,10 +4,10 @@ Does: find them, the checkpoint inside each, and the arrays of golden.npz by cli
 Does not: run anything (compare.py).
 
 A fixture is a folder with golden.json, golden.npz and audio_<i>.flac; its checkpoint is the folder itself or
-the one thing inside it that a loader recognizes. Keys of golden.npz: `clip<i>_feat` [1, T, F] (of waveform
-models the normalized wave [1, S]; `clip<i>_feat_raw` is the same before normalization, where it was kept),
-`clip<i>_feat_len`, `clip<i>_logp` [1, T', V], `clip<i>_len`, `clip<i>_ids0`, and `batch_*` over the clips in
-`batch_order`. Rows past a length mean nothing.
+the first thing up to three folders deep that a loader recognizes. Keys of golden.npz: `clip<i>_feat`
+[1, T, F] (of waveform models the normalized wave [1, S]; `clip<i>_feat_raw` is the same before normalization,
+where it was kept), `clip<i>_feat_len`, `clip<i>_logp` [1, T', V], `clip<i>_len`, `clip<i>_ids0`, and
+`batch_*` over the clips in `batch_order`. Rows past a length mean nothing.
 """
 
 from __future__ import annotations
@@ -95,5 +95,6 @@ def read_fixture(folder: Path) -> Fixture:
 
 
 def _find_checkpoint(folder: Path) -> Path | None:
-    candidates = [folder, *sorted(folder.iterdir())]
+    # Folders in folders: exp/<name> of an ESPnet recipe that was not packed.
+    candidates = [folder, *(path for depth in ("*", "*/*", "*/*/*") for path in sorted(folder.glob(depth)))]
     return next((path for path in candidates if find_loader(path) is not None), None)
