@@ -117,7 +117,7 @@ class FeatureConfig:
             that is done to a frame ahead of the transform.
         log_guard, log_guard_value: log(x + value) for "add", log(max(x, value)) for "clamp".
         normalize: "none", or a normalization over the clip, which then cannot stream: see
-            `features.normalize_features`.
+            `feature_normalization.normalize_features`.
         double_precision: transform in float64, and frames too but for `float32_tables`. Without an offset in
             the logarithm, a band far below the loudest of its frame carries float32's rounding noise (up to
             4e-3 in log-mel in Kaldi itself); this removes it for half as much time again.

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from edge_asr.errors import AudioError, ConfigError
+from edge_asr.runtime.feature_normalization import normalize_features
 from edge_asr.runtime.feature_presets import FeatureConfig
 from edge_asr.runtime.float32_tables import build_float32_mel_filters, build_float32_window
 from edge_asr.runtime.mel import build_mel_filters
@@ -37,10 +38,6 @@ BLOCK_FRAMES = 128
 _MAX_PRODUCT = 1 << 18
 """Largest rows * columns * depth of one banded product; OpenBLAS wakes its threads above (interface/gemm.c,
 SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD), which costs more than such a product takes."""
-
-_NORM_EPS = 1e-5  # nemo/collections/asr/parts/preprocessing/features.py, CONSTANT
-_WAVEFORM_EPS = 1e-7  # transformers, feature_extraction_wav2vec2.py, zero_mean_unit_var_norm
-_UTTERANCE_MVN_EPS = 1e-20  # espnet2/layers/utterance_mvn.py
 
 
 def build_window(name: str, length: int) -> npt.NDArray[np.float64]:
@@ -297,50 +294,6 @@ class _Framer:
         storage[len(left) + n_new :] = 0.0
         self._storage, self._start, self._end = storage, 0, len(left) + n_new
         return storage[len(left) : len(left) + n_new]
-
-
-def normalize_features(features: F32Array, normalize: str) -> None:
-    """Normalise the features [T, n_mels] of a clip in place, as `FeatureConfig.normalize` says.
-
-    - "none": nothing.
-    - "per_feature", "all_features": each band, or all at once, to zero mean and unit deviation (unbiased,
-      + 1e-5), as NeMo does (nemo/collections/asr/parts/preprocessing/features.py, normalize_batch).
-    - "mean", "mean_std", "std": each band to zero mean, and to unit deviation (population, at least 1e-20),
-      or the latter alone, as ESPnet's utterance_mvn does (espnet2/layers/utterance_mvn.py).
-    - "waveform": zero mean and unit variance, (x - mean) / sqrt(variance + 1e-7), as transformers'
-      Wav2Vec2FeatureExtractor does.
-    """
-    if normalize == "none" or len(features) == 0:
-        return
-    if normalize == "per_feature":
-        normalize_per_feature(features)
-    elif normalize == "waveform":
-        values = features.astype(np.float64)
-        features[:] = (values - values.mean()) / np.sqrt(values.var() + _WAVEFORM_EPS)
-    elif normalize == "all_features":
-        values = features.astype(np.float64)
-        deviation = values.std(ddof=1) if values.size > 1 else 0.0
-        features[:] = (values - values.mean()) / (deviation + _NORM_EPS)
-    else:
-        centered = features - features.mean(axis=0, dtype=np.float64).astype(np.float32)
-        if normalize != "std":
-            features[:] = centered
-        if normalize != "mean":
-            variance = np.square(centered, dtype=np.float64).mean(axis=0)
-            features /= np.maximum(np.sqrt(variance), _UTTERANCE_MVN_EPS).astype(np.float32)
-
-
-def normalize_per_feature(features: F32Array) -> None:
-    """Each band of [T, n_mels] to zero mean and unit deviation over T, in place, as NeMo does.
-
-    Unbiased deviation (T - 1) plus 1e-5; one frame has deviation 0.
-    """
-    n_frames = len(features)
-    if n_frames == 0:
-        return
-    features -= features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    variance = np.square(features, dtype=np.float64).sum(axis=0) / max(n_frames - 1, 1)
-    features /= (np.sqrt(variance) + _NORM_EPS).astype(np.float32)
 
 
 def _build_bands(config: FeatureConfig) -> list[tuple[slice, slice, F32Array]]:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, normalize_per_feature
+from edge_asr.runtime.feature_normalization import normalize_per_feature
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
 from edge_asr.runtime.mel import build_mel_filters
 
 MAX_ERROR = 5e-4
