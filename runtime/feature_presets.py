@@ -26,14 +26,14 @@ WINDOWS = (
 )
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "framing": ("center_zero", "center_reflect", "snip_edges"),
+    "framing": ("center_zero", "center_zero_end", "center_reflect", "snip_edges"),
     "kind": ("log_mel", "waveform"),
     "window": WINDOWS,
     "preemphasis_scope": ("signal", "frame"),
     "mel_scale": ("slaney", "htk", "kaldi"),
     "mel_norm": ("slaney", "none"),
     "log_guard": ("add", "clamp"),
-    "normalize": ("none", "per_feature", "all_features", "mean", "mean_std", "waveform"),
+    "normalize": ("none", "per_feature", "all_features", "mean", "std", "mean_std", "waveform"),
 }
 
 # A front end's tables have n_mels times n_fft values: a file that asks for more means to fill the memory.
@@ -106,9 +106,9 @@ class FeatureConfig:
         kind: "log_mel", or "waveform": the samples themselves, one a frame (n_mels and hop_length 1).
         window: one of `WINDOWS`; symmetric but for the `_periodic` ones; "povey" is hann ** 0.85.
         framing: "center_zero": frame k is centered on sample k * hop, zeros outside, S // hop
-            frames; "center_reflect": mirrored outside, S // hop + 1 frames (none for a clip of at
-            most win_length // 2 samples, which cannot be mirrored); "snip_edges": only whole
-            windows, (S - win) // hop + 1 frames.
+            frames; "center_zero_end": the same, S // hop + 1 frames; "center_reflect": mirrored
+            outside, S // hop + 1 frames (none for a clip of at most half a window, which cannot be
+            mirrored); "snip_edges": only whole windows, (S - win) // hop + 1 frames.
         input_scale: the waveform (full scale 1.0) is multiplied by this first.
         remove_dc: subtract the mean of each frame.
         preemphasis: y[t] = x[t] - preemphasis * x[t - 1]; 0 turns it off.
@@ -116,14 +116,14 @@ class FeatureConfig:
             removal).
         power: 2.0 for mel bands of the power spectrum, 1.0 of the magnitude.
         mel_scale, mel_norm, f_min, f_max: see `mel.build_mel_filters`; Hz.
-        float32_tables: window and filters have torchaudio's roundings (`float32_tables.py`); not with
-            mel_scale "kaldi" or the window "povey".
+        float32_tables: window and filters have torchaudio's roundings (`float32_tables.py`), and so has all
+            that is done to a frame ahead of the transform.
         log_guard, log_guard_value: log(x + value) for "add", log(max(x, value)) for "clamp".
         normalize: "none", or a normalization over the clip, which then cannot stream: see
-            `features.normalize_features`.
-        double_precision: frame and transform in float64. Without an offset in the logarithm, a band
-            far below the loudest of its frame carries float32's rounding noise (up to 4e-3 in
-            log-mel in Kaldi itself); this removes it for half as much time again.
+            `feature_normalization.normalize_features`.
+        double_precision: transform in float64, and frames too but for `float32_tables`. Without an offset in
+            the logarithm, a band far below the loudest of its frame carries float32's rounding noise (up to
+            4e-3 in log-mel in Kaldi itself); this removes it for half as much time again.
 
     Raises:
         ConfigError: a value out of range; the message names it.
@@ -185,20 +185,19 @@ class FeatureConfig:
                     f"features.{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}"
                 )
         if self.float32_tables and (
-            self.mel_scale == "kaldi" or self.window == "povey" or self.n_fft % 2 or self.sample_rate % 2
+            self.mel_norm != "none"
+            if self.mel_scale == "kaldi"
+            else bool(self.n_fft % 2 or self.sample_rate % 2)
         ):
             raise ConfigError(
-                "features.float32_tables needs mel_scale slaney or htk, a window other than povey, and an "
-                f"even n_fft and sample_rate, got {self.mel_scale}, {self.window}, {self.n_fft}, "
-                f"{self.sample_rate}"
+                "features.float32_tables needs mel_norm none with mel_scale kaldi, and else an even n_fft "
+                f"and sample_rate, got {self.mel_norm}, {self.mel_scale}, {self.n_fft}, {self.sample_rate}"
             )
         if not self.hop_length <= self.win_length <= self.n_fft:
             raise ConfigError(
                 f"features need hop_length <= win_length <= n_fft, got {self.hop_length}, "
                 f"{self.win_length}, {self.n_fft}"
             )
-        if self.win_length % 2 and self.framing != "snip_edges":
-            raise ConfigError(f"features.win_length is {self.win_length}; centered frames need an even one")
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise ConfigError(
                 f"features need 0 <= f_min < f_max <= sample_rate / 2, got {self.f_min}, {self.f_max} "

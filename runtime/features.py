@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import AudioError, ConfigError
+from edge_asr.runtime.feature_normalization import normalize_features
 from edge_asr.runtime.feature_presets import FeatureConfig
 from edge_asr.runtime.fft import load_rfft
 from edge_asr.runtime.float32_tables import build_float32_mel_filters, build_float32_window
@@ -39,10 +40,6 @@ _MAX_PRODUCT = 1 << 18
 SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD), which costs more than such a product takes."""
 
 _rfft = load_rfft()
-
-_NORM_EPS = 1e-5  # nemo/collections/asr/parts/preprocessing/features.py, CONSTANT
-_WAVEFORM_EPS = 1e-7  # transformers, feature_extraction_wav2vec2.py, zero_mean_unit_var_norm
-_UTTERANCE_MVN_EPS = 1e-20  # espnet2/layers/utterance_mvn.py
 
 
 def build_window(name: str, length: int) -> npt.NDArray[np.float64]:
@@ -68,9 +65,10 @@ class _Scratch(threading.local):
     """Buffers of one extractor in one thread; never shared, so extractors are thread-safe."""
 
     def __init__(self, config: FeatureConfig) -> None:
-        dtype = _compute_dtype(config)
+        dtype = _frame_dtype(config)
         self.frames = np.zeros((BLOCK_FRAMES, config.n_fft), dtype)
         self.spare = np.zeros((BLOCK_FRAMES, config.n_fft), dtype)
+        self.wide = np.empty((BLOCK_FRAMES if _is_widened(config) else 0, config.n_fft), np.float64)
         self.power = np.empty((BLOCK_FRAMES, 2 * (config.n_fft // 2 + 1)), np.float32)
         self.log_mel = np.empty((BLOCK_FRAMES, config.n_mels), np.float32)
 
@@ -85,7 +83,7 @@ class FeatureExtractor:
     def __init__(self, config: FeatureConfig) -> None:
         self.config = config
         # One row a frame and zeros up to n_fft: the product is then one contiguous run.
-        self._window = np.zeros((BLOCK_FRAMES, config.n_fft), _compute_dtype(config))
+        self._window = np.zeros((BLOCK_FRAMES, config.n_fft), _frame_dtype(config))
         build = build_float32_window if config.float32_tables else build_window
         self._window[:, : config.win_length] = build(config.window, config.win_length)
         self._bands = _build_bands(config) if config.kind == "log_mel" else []
@@ -99,8 +97,10 @@ class FeatureExtractor:
         config = self.config
         if config.framing == "center_zero":
             return max(n_samples, 0) // config.hop_length
+        if config.framing == "center_zero_end":
+            return n_samples // config.hop_length + 1 if n_samples > 0 else 0
         if config.framing == "center_reflect":
-            return n_samples // config.hop_length + 1 if n_samples > config.win_length // 2 else 0
+            return n_samples // config.hop_length + 1 if n_samples > _half_window(config) else 0
         return max((n_samples - config.win_length) // config.hop_length + 1, 0)
 
     def __call__(self, waveform: npt.ArrayLike) -> F32Array:
@@ -163,6 +163,9 @@ class FeatureExtractor:
         # Copy, then multiply all of the block: half the time of a product with a strided operand.
         # Where the window sits in the FFT only turns phases, so it starts at column 0.
         np.multiply(block, self._window, out=block)
+        if _is_widened(config):
+            np.copyto(scratch.wide, block)
+            block = scratch.wide
         spectrum = _rfft(block).view(block.dtype)  # (B, 2 * bins)
         power = spectrum
         if config.double_precision:
@@ -220,7 +223,7 @@ class _Framer:
 
     def __init__(self, config: FeatureConfig) -> None:
         self._config = config
-        self._half = 0 if config.framing == "snip_edges" else config.win_length // 2
+        self._half = 0 if config.framing == "snip_edges" else _half_window(config)
         self._reflect = config.framing == "center_reflect"
         self._head_pending = self._reflect
         # Samples _start ... _end of the storage are not yet used up; the first of them is sample
@@ -295,48 +298,6 @@ class _Framer:
         return storage[len(left) : len(left) + n_new]
 
 
-def normalize_features(features: F32Array, normalize: str) -> None:
-    """Normalise the features [T, n_mels] of a clip in place, as `FeatureConfig.normalize` says.
-
-    - "none": nothing.
-    - "per_feature", "all_features": each band, or all at once, to zero mean and unit deviation (unbiased,
-      + 1e-5), as NeMo does (nemo/collections/asr/parts/preprocessing/features.py, normalize_batch).
-    - "mean", "mean_std": each band to zero mean, and to unit deviation (population, at least 1e-20), as
-      ESPnet's utterance_mvn does (espnet2/layers/utterance_mvn.py).
-    - "waveform": zero mean and unit variance, (x - mean) / sqrt(variance + 1e-7), as transformers'
-      Wav2Vec2FeatureExtractor does.
-    """
-    if normalize == "none" or len(features) == 0:
-        return
-    if normalize == "per_feature":
-        normalize_per_feature(features)
-    elif normalize == "waveform":
-        values = features.astype(np.float64)
-        features[:] = (values - values.mean()) / np.sqrt(values.var() + _WAVEFORM_EPS)
-    elif normalize == "all_features":
-        values = features.astype(np.float64)
-        deviation = values.std(ddof=1) if values.size > 1 else 0.0
-        features[:] = (values - values.mean()) / (deviation + _NORM_EPS)
-    else:
-        features -= features.mean(axis=0, dtype=np.float64).astype(np.float32)
-        if normalize == "mean_std":
-            variance = np.square(features, dtype=np.float64).mean(axis=0)
-            features /= np.maximum(np.sqrt(variance), _UTTERANCE_MVN_EPS).astype(np.float32)
-
-
-def normalize_per_feature(features: F32Array) -> None:
-    """Each band of [T, n_mels] to zero mean and unit deviation over T, in place, as NeMo does.
-
-    Unbiased deviation (T - 1) plus 1e-5; one frame has deviation 0.
-    """
-    n_frames = len(features)
-    if n_frames == 0:
-        return
-    features -= features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    variance = np.square(features, dtype=np.float64).sum(axis=0) / max(n_frames - 1, 1)
-    features /= (np.sqrt(variance) + _NORM_EPS).astype(np.float32)
-
-
 def _build_bands(config: FeatureConfig) -> list[tuple[slice, slice, F32Array]]:
     """Groups of filters: (mel columns, columns of the squared spectrum, weights)."""
     build = build_float32_mel_filters if config.float32_tables else build_mel_filters
@@ -370,8 +331,19 @@ def _product_size(bins: list[npt.NDArray[np.int64]]) -> int:
     return BLOCK_FRAMES * len(bins) * 2 * int(used.max() - used.min() + 1)
 
 
-def _compute_dtype(config: FeatureConfig) -> type[np.floating[Any]]:
-    return np.float64 if config.double_precision else np.float32
+def _half_window(config: FeatureConfig) -> int:
+    """Samples of a centered frame before its center, the window in the middle of the FFT as in torch.stft."""
+    return config.n_fft // 2 - (config.n_fft - config.win_length) // 2
+
+
+def _frame_dtype(config: FeatureConfig) -> type[np.floating[Any]]:
+    """Of frames ahead of the transform; its own is float64 with `double_precision`."""
+    return np.float64 if config.double_precision and not config.float32_tables else np.float32
+
+
+def _is_widened(config: FeatureConfig) -> bool:
+    """Whether frames go from float32 to a transform in float64."""
+    return config.double_precision and config.float32_tables
 
 
 def _condition_frames(

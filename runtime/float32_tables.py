@@ -5,9 +5,10 @@ are apart, only its foot may lie on a bin, and then the logarithm of what it let
 more; a rounded window leaks 1e-7 of the loudest bin into an almost empty one. So the same roundings are made
 here, in the same order; torch's own cosine and power are off by a last bit in a few values of a hundred.
 
-What this file does not do: know "kaldi" (mel.py), or apply anything (features.py).
+What this file does not do: apply anything (features.py).
 
-Sources: torchaudio, functional/functional.py, `melscale_fbanks`; torch, aten/src/ATen/native,
+Sources: torchaudio, functional/functional.py, `melscale_fbanks`, and compliance/kaldi.py, `get_mel_banks` and
+`_feature_window_function`; torch, aten/src/ATen/native,
 TensorFactories.cpp (windows) and cpu/RangeFactoriesKernel.cpp (linspace: from both ends to the middle, each
 product and sum rounded once).
 """
@@ -28,9 +29,12 @@ def build_float32_window(name: str, length: int) -> F64Array:
     shape, _, periodic = name.partition("_")
     period = length if periodic else max(length - 1, 1)
     index = np.arange(length, dtype=np.float32)
-    if shape in ("hann", "hamming"):
-        offset, height = (0.5, 0.5) if shape == "hann" else (0.54, 0.46)
+    if shape in ("hann", "hamming", "povey"):
+        offset, height = (0.54, 0.46) if shape == "hamming" else (0.5, 0.5)
         window = _cosine(index * np.float32(2.0 * np.pi / period)) * -np.float32(height) + np.float32(offset)
+        if shape == "povey":
+            # The exponent is a float32 too.
+            window = np.power(window.astype(np.float64), np.float64(np.float32(0.85))).astype(np.float32)
     elif shape == "blackman":
         angle = index * np.float32(np.pi / period)
         window = _cosine(angle * np.float32(4.0)) * np.float32(0.08)
@@ -50,7 +54,12 @@ def _cosine(angle: F32Array) -> F32Array:
 def build_float32_mel_filters(
     *, sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float, scale: str, norm: str
 ) -> F64Array:
-    """See `mel.build_mel_filters`; the values are float32's, and n_fft and the sample rate are even."""
+    """See `mel.build_mel_filters`; the values are float32's.
+
+    n_fft and the sample rate are even but for "kaldi", which has the norm "none".
+    """
+    if scale == "kaldi":
+        return _build_kaldi_filters(sample_rate, n_fft, n_mels, f_min, f_max)
     edges_mel = _linspace(float(mel_from_hz(f_min, scale)), float(mel_from_hz(f_max, scale)), n_mels + 2)
     edges = _hz_from_mel(edges_mel, scale)
     bins = _linspace(0.0, float(sample_rate // 2), n_fft // 2 + 1)
@@ -62,6 +71,21 @@ def build_float32_mel_filters(
     if norm == "slaney":
         filters *= (np.float32(2.0) / (edges[2:] - edges[:-2]))[:, None]
     return np.asarray(filters, np.float64)
+
+
+def _build_kaldi_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> F64Array:
+    """Triangles drawn in mel; the corners are each a multiple of the step, rounded."""
+    low, high = float(mel_from_hz(f_min, "kaldi")), float(mel_from_hz(f_max, "kaldi"))
+    step = np.float32((high - low) / (n_mels + 1))
+    corners = np.float32(low) + np.arange(n_mels + 2, dtype=np.float32) * step
+    left, center, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
+    hz = np.float32(sample_rate / n_fft) * np.arange(n_fft // 2, dtype=np.float32)
+    ratio = np.float32(1.0) + hz / np.float32(700.0)
+    mel = np.float32(1127.0) * np.log(ratio.astype(np.float64)).astype(np.float32)
+    rising, falling = (mel - left) / (center - left), (right - mel) / (right - center)
+    filters = np.maximum(np.float32(0.0), np.minimum(rising, falling))
+    # Kaldi leaves the Nyquist bin out of every filter.
+    return np.pad(filters, ((0, 0), (0, 1))).astype(np.float64)
 
 
 def _linspace(start: float, end: float, count: int) -> F32Array:

@@ -29,7 +29,8 @@ from edge_asr.errors import AudioError, ConfigError
 from edge_asr.frames import OutputFrames
 from edge_asr.runtime.backends import Backend, choose_backend
 from edge_asr.runtime.ctc import GreedyDecoder, TokenRuns, greedy_decode, tokens_from_runs, words_from_tokens
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, normalize_features
+from edge_asr.runtime.feature_normalization import normalize_features
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
 from edge_asr.runtime.transcript import Transcript, split_segments
 from edge_asr.runtime.windows import WindowGeometry, stitch_log_probs
 from edge_asr.vocabulary import Vocabulary

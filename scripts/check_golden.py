@@ -5,10 +5,11 @@
 
 DIR is a fixture or a folder of fixtures (golden/fixtures.py says what one is). Prints one row each: feature
 error, log-prob error in PyTorch and through an exported bundle from the raw waveform, tokens; where the
-original streamed, the same chunk by chunk (golden/streaming.py). Exits 3 when a row fails or no loader takes
-a fixture. --dump writes OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp, clip<i>_ids and, of streams, the
-keys of golden.npz (stream_*_logp<k>, _ids, caches) as the runtime computed them from the sound files, in the
-original's order of outputs.
+original streamed, the same chunk by chunk (golden/streaming.py). The feature error that is judged weighs
+bands too weak for a float32 transform by their amplitude (golden/compare.py, `float32_weight`); "unweighted"
+is the largest of all. Exits 3 when a row fails or no loader takes a fixture. --dump writes OUT/<fixture>.npz
+with clip<i>_feat, clip<i>_logp, clip<i>_ids and, of streams, the keys of golden.npz (stream_*_logp<k>, _ids,
+caches) as the runtime computed them from the sound files, in the original's order of outputs.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
         "family",
         "variant",
         "feature",
+        "unweighted",
         "mean",
         "torch",
         "runtime",
@@ -104,9 +106,9 @@ def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
     for fixture in fixtures:
         result = results[fixture.name]
         numbers = (
-            result.feature_max, result.feature_mean, result.torch, result.runtime, result.batch,
-            result.batch_golden, result.stream_torch, result.stream_cache, result.stream_runtime,
-            result.stream_whole,
+            result.feature_max, result.feature_unweighted, result.feature_mean, result.torch, result.runtime,
+            result.batch, result.batch_golden, result.stream_torch, result.stream_cache,
+            result.stream_runtime, result.stream_whole,
         )  # fmt: skip
         answers = (result.tokens_torch, result.tokens_runtime, result.tokens_stream)
         tokens = [value for value in answers if value is not None]

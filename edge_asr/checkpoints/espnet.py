@@ -33,9 +33,11 @@ from edge_asr.errors import CheckpointError
 from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary, VocabularyKind
 
 #: `input_layer` -> subsampling factor.
-_INPUT_LAYERS = {"conv2d": 4, "conv2d6": 6, "conv2d8": 8}
+_INPUT_LAYERS = {"conv2d": 4, "conv2d1": 1, "conv2d2": 2, "conv2d6": 6, "conv2d8": 8, "linear": 1}
 #: espnet/nets/pytorch_backend/nets_utils.py, get_activation.
-_ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
+_ACTIVATIONS = {
+    "swish": "silu", "relu": "relu", "gelu": "gelu", "tanh": "tanh", "hardtanh": "hardtanh", "selu": "selu",
+}  # fmt: skip
 _LAYER_NORM_EPS = 1e-12  # espnet/nets/pytorch_backend/transformer/layer_norm.py
 _BLANK, _SPACE = "<blank>", "<space>"
 
@@ -164,24 +166,15 @@ def _encoder_fields(encoder: Settings) -> tuple[dict[str, Any], bool]:
     """Fields of `ConformerConfig`, and whether the blocks are macaron style."""
     d_model = encoder.integer("output_size", 256)
     input_layer = encoder.expect("input_layer", tuple(_INPUT_LAYERS), "conv2d")
-    kind = encoder.expect("rel_pos_type", ("legacy", "latest"), "legacy")
-    # "rel_pos" is whichever rel_pos_type says; the explicit names are the legacy ones.
-    names = {
-        "pos_enc_layer_type": ("rel_pos", "legacy_rel_pos"),
-        "selfattention_layer_type": ("rel_selfattn", "legacy_rel_selfattn"),
-    }
-    for key, (plain, legacy) in names.items():
-        encoder.expect(key, (plain, legacy) if kind == "legacy" else (plain,), plain)
+    attention = _attention_fields(encoder)
     activation = _ACTIVATIONS[encoder.expect("activation_type", tuple(_ACTIVATIONS), "swish")]
     fixed: dict[str, tuple[Any, ...]] = {
         "normalize_before": (True,),
         "concat_after": (False,),
         "positionwise_layer_type": ("linear",),
         "use_cnn_module": (True,),
-        "zero_triu": (False,),
         "interctc_use_conditioning": (False,),
         "ctc_trim": (False,),
-        "qk_norm": (False,),
     }
     for key, allowed in fixed.items():
         encoder.expect(key, allowed, allowed[0])
@@ -193,11 +186,11 @@ def _encoder_fields(encoder: Settings) -> tuple[dict[str, Any], bool]:
         "activation": activation,
         "norm_eps": _LAYER_NORM_EPS,
         "conv_kernel_size": encoder.integer("cnn_module_kernel", 31),
-        "subsampling": "conv2d",
+        "subsampling": "linear" if input_layer == "linear" else "conv2d",
         "subsampling_factor": _INPUT_LAYERS[input_layer],
         "subsampling_channels": d_model,
         "xscaling": True,
-        "attention": "rel_pos" if kind == "latest" else "rel_pos_legacy",
+        **attention,
         "position_table": encoder.integer("max_pos_emb_len", 5000),
         "output_norm": True,
     }
@@ -209,6 +202,33 @@ def _encoder_fields(encoder: Settings) -> tuple[dict[str, Any], bool]:
     )  # fmt: skip
     encoder.finish()
     return fields, macaron
+
+
+def _attention_fields(encoder: Settings) -> dict[str, Any]:
+    """Attention and positions: relative, latest or legacy, or plain with absolute ones."""
+    kind = encoder.expect("rel_pos_type", ("legacy", "latest"), "legacy")
+    position = encoder.take("pos_enc_layer_type", "rel_pos")
+    attention = encoder.take("selfattention_layer_type", "rel_selfattn")
+    if (position, attention) == ("abs_pos", "selfattn"):
+        encoder.expect("qk_norm", (False,), False)
+        encoder.ignore("zero_triu")  # of relative attention
+        return {"attention": "no_pos", "added_positions": True}
+    # "rel_pos" is whichever rel_pos_type says; the explicit names are the legacy ones.
+    legacy = kind == "legacy"
+    choices = ("rel_pos", "legacy_rel_pos") if legacy else ("rel_pos",)
+    if position not in choices:
+        raise encoder.refusal(
+            "pos_enc_layer_type", position, f"{' or '.join(choices)}, or abs_pos with selfattn"
+        )
+    choices = ("rel_selfattn", "legacy_rel_selfattn") if legacy else ("rel_selfattn",)
+    if attention not in choices:
+        raise encoder.refusal("selfattention_layer_type", attention, f"{' or '.join(choices)}")
+    encoder.ignore("qk_norm")  # of plain attention
+    if legacy:
+        encoder.ignore("zero_triu")  # of the latest
+    else:
+        encoder.expect("zero_triu", (False,), False)
+    return {"attention": "rel_pos_legacy" if legacy else "rel_pos"}
 
 
 def _vocabulary(settings: Settings, folder: EspnetFolder, notes: list[str]) -> Vocabulary:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from edge_asr.checkpoints.assembly import TensorMap
 from edge_asr.model.config import ConformerConfig
@@ -25,12 +26,14 @@ class BlockForm:
 
     Attributes:
         macaron: whether there are two half-step feed-forward modules; one whole one otherwise.
+        n_kv_heads: heads of keys and values, where queries have more (grouped attention).
         query_bias, key_bias, value_bias: of the attention's linear layers; the first also of its output's.
         ff_bias, conv_bias: of the feed-forward and convolution modules.
         batch_norm_eps: epsilon of BatchNorm.
     """
 
     macaron: bool = True
+    n_kv_heads: int | None = None
     query_bias: bool = True
     key_bias: bool = True
     value_bias: bool = True
@@ -43,16 +46,25 @@ def move_encoder(weights: TensorMap, config: ConformerConfig, form: BlockForm) -
     """`encoder.*` but for CMVN. The linear layer behind the convolutions is `out`, `out.0` or `linear`."""
     # Position tables follow from their size; older files hold them.
     weights.ignore(r"encoder\.embed\.(.*\.)?pe")
-    for stage in range(len(CONV2D_STAGES[config.subsampling_factor])):
-        weights.convolution(f"encoder.embed.conv.{2 * stage}", f"encoder.subsampling.stages.{stage}.0")
-    names = [name for name in ("out", "linear") if f"encoder.embed.{name}.weight" in weights]
-    weights.linear(f"encoder.embed.{names[0] if names else 'out.0'}", "encoder.subsampling.out")
+    if config.subsampling == "linear":
+        prefix = "encoder.embed.out" if "encoder.embed.out.0.weight" in weights else "encoder.embed"
+        weights.linear(f"{prefix}.0", "encoder.subsampling.out")
+        weights.norm(f"{prefix}.1", "encoder.subsampling.norm")
+    else:
+        _move_convolutions(weights, config)
     for layer in range(config.n_layers):
         _move_block(weights, config, form, f"encoder.encoders.{layer}", f"encoder.layers.{layer}")
     if config.output_norm:
         weights.norm("encoder.after_norm", "encoder.output_norm")
     else:
         weights.ignore(r"encoder\.after_norm\..*")  # WeNet keeps it without using it
+
+
+def _move_convolutions(weights: TensorMap, config: ConformerConfig) -> None:
+    for stage in range(len(CONV2D_STAGES[config.subsampling_factor])):
+        weights.convolution(f"encoder.embed.conv.{2 * stage}", f"encoder.subsampling.stages.{stage}.0")
+    names = [name for name in ("out", "linear") if f"encoder.embed.{name}.weight" in weights]
+    weights.linear(f"encoder.embed.{names[0] if names else 'out.0'}", "encoder.subsampling.out")
 
 
 def _move_block(weights: TensorMap, config: ConformerConfig, form: BlockForm, theirs: str, ours: str) -> None:
@@ -65,7 +77,7 @@ def _move_block(weights: TensorMap, config: ConformerConfig, form: BlockForm, th
             weights.ours[f"{ours}.feed_forward_out.project.{kind}"] *= 2.0  # against the half step
         _feed_forward_of_zero(weights, config, f"{ours}.feed_forward_in")
     weights.norm(f"{theirs}.norm_mha", f"{ours}.attention_norm")
-    _attention(weights, form, f"{theirs}.self_attn", f"{ours}.attention")
+    _attention(weights, config, form, f"{theirs}.self_attn", f"{ours}.attention")
     weights.norm(f"{theirs}.norm_conv", f"{ours}.convolution.norm")
     source, target = f"{theirs}.conv_module", f"{ours}.convolution"
     weights.linear(f"{source}.pointwise_conv1", f"{target}.pointwise_in", bias=form.conv_bias)
@@ -97,13 +109,27 @@ def _feed_forward_of_zero(weights: TensorMap, config: ConformerConfig, target: s
     weights.ours[f"{target}.project.bias"] = torch.zeros(d_model)
 
 
-def _attention(weights: TensorMap, form: BlockForm, source: str, target: str) -> None:
+def _attention(
+    weights: TensorMap, config: ConformerConfig, form: BlockForm, source: str, target: str
+) -> None:
     for part, bias in (("q", form.query_bias), ("k", form.key_bias), ("v", form.value_bias)):
         weights.linear(f"{source}.linear_{part}", f"{target}.{part}", bias=bias)
+        if part != "q" and form.n_kv_heads is not None:
+            for kind in ("weight", "bias"):
+                name = f"{target}.{part}.{kind}"
+                weights.ours[name] = _repeated_heads(weights.ours[name], form.n_kv_heads, config.n_heads)
     for kind in ("weight", "bias"):
         parts = [weights.ours.pop(f"{target}.{part}.{kind}") for part in "qkv"]
         weights.ours[f"{target}.qkv.{kind}"] = torch.cat(parts)
     weights.linear(f"{source}.linear_out", f"{target}.out", bias=form.query_bias)
+    if config.attention == "no_pos":
+        return
     weights.move(f"{source}.linear_pos.weight", f"{target}.position.weight")
     for name in ("pos_bias_u", "pos_bias_v"):
         weights.move(f"{source}.{name}", f"{target}.{name}")
+
+
+def _repeated_heads(rows: Tensor, n_kv_heads: int, n_heads: int) -> Tensor:
+    """Rows of `n_kv_heads` heads, each once for every one of the neighbouring query heads that it serves."""
+    per_head = rows.reshape(n_kv_heads, -1, *rows.shape[1:])
+    return per_head.repeat_interleave(n_heads // n_kv_heads, dim=0).reshape(-1, *rows.shape[1:])

@@ -64,8 +64,10 @@ def features_from_settings(
     window = frontend.take("window", "hann")
     if window not in _WINDOWS:
         raise frontend.refusal("window", window, ", ".join(str(name) for name in _WINDOWS))
-    for key, value in (("center", True), ("pad_mode", "reflect"), ("onesided", True), ("apply_stft", True)):
+    for key, value in (("pad_mode", "reflect"), ("onesided", True), ("apply_stft", True)):
         frontend.expect(key, (value,), value)
+    win_length = n_fft if win_length is None else win_length
+    framing = framing_from_center(frontend, n_fft, win_length)
     # torch.stft multiplies by 1 / sqrt(n_fft), which may as well be done to the samples.
     scale = n_fft**-0.5 if frontend.flag("normalized", False) else 1.0
     f_min, f_max = frontend.number("fmin", None), frontend.number("fmax", None)
@@ -79,7 +81,8 @@ def features_from_settings(
         sample_rate=rate,
         n_mels=frontend.integer("n_mels", 80),
         n_fft=n_fft,
-        win_length=n_fft if win_length is None else win_length,
+        win_length=win_length,
+        framing=framing,
         hop_length=frontend.integer("hop_length", 128),
         window=_WINDOWS[window],
         input_scale=scale,
@@ -92,6 +95,21 @@ def features_from_settings(
     return features
 
 
+def framing_from_center(settings: Settings, n_fft: int, win_length: int) -> str:
+    """`FeatureConfig.framing` of torch.stft's `center` with reflected edges.
+
+    Raises:
+        CheckpointError: frames of n_fft samples, not centered, around a shorter window.
+    """
+    if settings.flag("center", True):
+        return "center_reflect"
+    if win_length != n_fft:
+        raise settings.refusal(
+            "center", False, f"it with a window as long as n_fft ({n_fft}, not {win_length})"
+        )
+    return "snip_edges"
+
+
 def _clip_normalization(normalize: str | None, settings: Settings) -> str:
     if normalize != "utterance_mvn":
         return "none"
@@ -100,9 +118,9 @@ def _clip_normalization(normalize: str | None, settings: Settings) -> str:
     settings.finish()
     if variances and eps != _EPS:
         raise settings.refusal("eps", eps, f"{_EPS}")
-    if variances and not means:
-        raise settings.refusal("norm_vars", True, "it together with norm_means")
-    return "mean_std" if variances else "mean" if means else "none"
+    if variances:
+        return "mean_std" if means else "std"
+    return "mean" if means else "none"
 
 
 def move_cmvn(

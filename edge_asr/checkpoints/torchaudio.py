@@ -17,7 +17,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_config, build_features
+from edge_asr.checkpoints.espnet_features import framing_from_center
 from edge_asr.checkpoints.native import Checkpoint
 from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
 from edge_asr.checkpoints.safe_torch import load_tensors
@@ -26,6 +29,7 @@ from edge_asr.checkpoints.vocabularies import move_blank_last, vocabulary_from_t
 from edge_asr.errors import CheckpointError
 from edge_asr.model.config import ConformerConfig
 from edge_asr.runtime.features import FeatureConfig
+from edge_asr.runtime.float32_tables import build_float32_window
 from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.pt"
@@ -99,17 +103,17 @@ def _features(settings: Settings) -> FeatureConfig:
         if value % 2:
             # torchaudio's mel filters then stand on a grid that is not the transform's.
             raise mel.refusal(name, value, "an even number")
-    window = mel.expect("window_fn", tuple(_WINDOWS), "hann_window")
     power = mel.number("power", 2.0)
     if power not in (1, 2):
         raise mel.refusal("power", power, "2 (power) or 1 (magnitude)")
     mel_scale = mel.expect("mel_scale", ("htk", "slaney"), "htk")
     mel_norm = mel.expect("norm", (None, "slaney"), None)
-    mel.expect("normalized", (False,), False)
-    mel.expect("center", (True,), True)
-    mel.expect("pad_mode", ("reflect",), "reflect")
+    window = _window(mel)
+    framing = framing_from_center(mel, n_fft, win_length)
+    if mel.expect("pad_mode", ("reflect", "constant"), "reflect") == "constant" and framing != "snip_edges":
+        framing = "center_zero_end"
+    scale = _input_scale(mel, n_fft, win_length, window)
     mel.expect("pad", (0,), 0)
-    mel.expect("wkwargs", (None, {}), None)
     n_mels, f_min = mel.integer("n_mels", 128), mel.number("f_min", 0.0)
     mel.ignore("onesided")
     mel.finish()
@@ -124,7 +128,9 @@ def _features(settings: Settings) -> FeatureConfig:
         n_fft=n_fft,
         win_length=win_length,
         hop_length=win_length // 2 if hop_length is None else hop_length,
-        window=_WINDOWS[window],
+        window=window,
+        framing=framing,
+        input_scale=scale,
         power=float(power),
         mel_scale=mel_scale,
         mel_norm="none" if mel_norm is None else mel_norm,
@@ -133,6 +139,24 @@ def _features(settings: Settings) -> FeatureConfig:
         log_guard=guard,
         log_guard_value=float(guard_value),
     )
+
+
+def _window(mel: Settings) -> str:
+    name = mel.expect("window_fn", tuple(_WINDOWS), "hann_window")
+    wkwargs = mel.section("wkwargs", {})
+    periodic = wkwargs.flag("periodic", True)
+    wkwargs.finish()
+    return _WINDOWS[name] if periodic else _WINDOWS[name].removesuffix("_periodic")
+
+
+def _input_scale(mel: Settings, n_fft: int, win_length: int, window: str) -> float:
+    """What `normalized` divides the spectrum by may as well be taken from the samples."""
+    normalized = mel.expect("normalized", (False, True, "window", "frame_length"), False)
+    if normalized is False:
+        return 1.0
+    if normalized == "frame_length":
+        return float(n_fft**-0.5)
+    return float(np.square(build_float32_window(window, win_length)).sum() ** -0.5)
 
 
 def _vocabulary(settings: Settings) -> tuple[Vocabulary, int]:

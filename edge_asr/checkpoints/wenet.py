@@ -28,8 +28,10 @@ from edge_asr.vocabulary import Vocabulary
 CONFIG_NAME = "train.yaml"
 _WEIGHTS = ("final.pt", "avg.pt")
 #: `input_layer` -> subsampling factor.
-_INPUT_LAYERS = {"conv2d": 4, "conv2d6": 6, "conv2d8": 8}
-_ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}  # wenet/utils/class_utils.py
+_INPUT_LAYERS = {"conv2d": 4, "conv2d6": 6, "conv2d8": 8, "linear": 1}
+_ACTIVATIONS = {
+    "swish": "silu", "relu": "relu", "gelu": "gelu", "tanh": "tanh", "hardtanh": "hardtanh", "selu": "selu",
+}  # fmt: skip
 
 # Training and bookkeeping (wenet/bin/train.py, utils/train_utils.py): nothing of it changes an output.
 _TRAINING = (
@@ -66,7 +68,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     settings.expect("encoder", ("conformer",), "conformer")
     settings.expect("model", ("asr_model", "transducer", "k2_model"), "asr_model")
     settings.expect("ctc", ("ctc",), "ctc")
-    features = features_from_settings(settings.section("dataset_conf", {}))
+    features = features_from_settings(settings.section("dataset_conf", {}), values.get("collate_conf"))
     blank_id = settings.section("ctc_conf", {}).integer("ctc_blank_id", 0)
     vocabulary, tokenizer_model = _vocabulary(settings, folder, blank_id, where)
     n_outputs = settings.integer("output_dim", len(vocabulary))
@@ -88,6 +90,8 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     if cmvn_file is not None:
         found = _look_up(folder, cmvn_file, ("global_cmvn",))
         move_cmvn(weights, n_mels, found, is_json, where, notes)
+    # Of versions before 2022, which have it without using it unless concat_after is set.
+    weights.ignore(r"encoder\.encoders\.\d+\.concat_linear\..*")
     move_encoder(weights, config, form)
     weights.linear("ctc.ctc_lo", "head.projection")
     for kind in ("weight", "bias"):
@@ -148,19 +152,20 @@ def _encoder_fields(encoder: Settings) -> tuple[dict[str, Any], BlockForm, bool]
     input_layer = encoder.expect("input_layer", tuple(_INPUT_LAYERS), "conv2d")
     activation = _ACTIVATIONS[encoder.expect("activation_type", tuple(_ACTIVATIONS), "swish")]
     fixed: dict[str, tuple[Any, ...]] = {
-        "pos_enc_layer_type": ("rel_pos",),
-        "selfattention_layer_type": ("rel_selfattn",),
         "normalize_before": (True,),
         "concat_after": (False,),
         "use_cnn_module": (True,),
         "layer_norm_type": ("layer_norm",),
         "mlp_type": ("position_wise_feed_forward",),
-        "n_kv_head": (None,),
         "head_dim": (None, d_model // n_heads if n_heads else 0),
         "conv_inner_factor": (2,),
     }
     for key, allowed in fixed.items():
         encoder.expect(key, allowed, allowed[0])
+    attention = _attention_fields(encoder)
+    n_kv_heads = encoder.integer("n_kv_head", None)
+    if n_kv_heads is not None and (n_kv_heads < 1 or n_heads % n_kv_heads):
+        raise encoder.refusal("n_kv_head", n_kv_heads, f"a divisor of attention_heads ({n_heads})")
     norm_eps, conv_norm_eps = encoder.number("norm_eps", 1e-5), encoder.number("conv_norm_eps", 1e-5)
     conv_norm = encoder.expect("cnn_module_norm", ("batch_norm", "layer_norm"), "batch_norm")
     if conv_norm == "layer_norm" and conv_norm_eps != norm_eps:
@@ -180,17 +185,17 @@ def _encoder_fields(encoder: Settings) -> tuple[dict[str, Any], BlockForm, bool]
         "conv_context": "causal" if causal else "symmetric",
         "conv_norm": conv_norm,
         "conv_padding": "before_pointwise" if causal else "after_glu",
-        "subsampling": "conv2d",
+        "subsampling": "linear" if input_layer == "linear" else "conv2d",
         "subsampling_factor": _INPUT_LAYERS[input_layer],
         "subsampling_channels": d_model,
-        "xscaling": True,
-        "attention": "absolute_pos",
+        **attention,
         "attention_context": (-1, static - 1) if chunked else None,
         "attention_context_style": "chunked_limited" if chunked else "regular",
         "output_norm": encoder.flag("final_norm", True),
     }
     form = BlockForm(
         macaron=encoder.flag("macaron_style", True),
+        n_kv_heads=n_kv_heads,
         query_bias=encoder.flag("query_bias", True),
         key_bias=encoder.flag("key_bias", True),
         value_bias=encoder.flag("value_bias", True),
@@ -205,6 +210,19 @@ def _encoder_fields(encoder: Settings) -> tuple[dict[str, Any], BlockForm, bool]
     )  # fmt: skip
     encoder.finish()
     return fields, form, dynamic
+
+
+def _attention_fields(encoder: Settings) -> dict[str, Any]:
+    """Positions: of the keys (rel_pos, absolute here), added to the input, or none and no scaling."""
+    position = encoder.expect("pos_enc_layer_type", ("rel_pos", "abs_pos", "no_pos"), "rel_pos")
+    needed = "rel_selfattn" if position == "rel_pos" else "selfattn"
+    attention = encoder.take("selfattention_layer_type", "rel_selfattn")
+    if attention != needed:
+        raise encoder.refusal("selfattention_layer_type", attention, f"{needed} with {position}")
+    if position == "rel_pos":
+        return {"attention": "absolute_pos", "xscaling": True}
+    absolute = position == "abs_pos"
+    return {"attention": "no_pos", "added_positions": absolute, "xscaling": absolute}
 
 
 def _vocabulary(

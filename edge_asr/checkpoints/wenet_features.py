@@ -10,7 +10,9 @@ Sources: wenet/dataset/processor.py (compute_fbank), torchaudio/compliance/kaldi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +42,16 @@ _IGNORED = (
     "spec_sub_conf", "spec_trim", "spec_trim_conf", "speed_perturb", "speed_perturb_conf", "cycle",
     "language_conf", "singal_channel_conf", "reverb_source", "noise_source", "wav_distortion_conf",
     "split_with_space",
+    "max_length", "min_length", "token_max_length", "token_min_length",
 )  # fmt: skip
 
 
-def features_from_settings(dataset: Settings) -> FeatureConfig:
+def features_from_settings(dataset: Settings, collate: Any = None) -> FeatureConfig:
     """The front end that dataset_conf says.
+
+    Args:
+        dataset: dataset_conf.
+        collate: collate_conf, which held the front end before 2022 under other names.
 
     Raises:
         CheckpointError: a setting that edge-asr does not have.
@@ -52,7 +59,10 @@ def features_from_settings(dataset: Settings) -> FeatureConfig:
     dataset.expect("feats_type", ("fbank",), "fbank")
     dataset.expect("speaker_conf", (None,), None)
     rate = dataset.section("resample_conf", {}).integer("resample_rate", 16000)
-    fbank = dataset.section("fbank_conf", {})
+    if isinstance(collate, Mapping) and "fbank_conf" not in dataset:
+        fbank = _older_fbank(Settings(collate, "train.yaml.collate_conf"))
+    else:
+        fbank = dataset.section("fbank_conf", {})
     length_ms, shift_ms = fbank.number("frame_length", 25), fbank.number("frame_shift", 10)
     win_length, hop_length = int(rate * length_ms * 0.001), int(rate * shift_ms * 0.001)
     window = fbank.expect("window_type", tuple(_WINDOWS), "povey")
@@ -68,6 +78,7 @@ def features_from_settings(dataset: Settings) -> FeatureConfig:
         hop_length=hop_length,
         window=_WINDOWS[window],
         f_max=rate / 2,
+        float32_tables=True,
     )
     fbank.ignore("dither")
     fbank.finish()
@@ -76,6 +87,23 @@ def features_from_settings(dataset: Settings) -> FeatureConfig:
     dataset.ignore(*_IGNORED)
     dataset.finish()
     return features
+
+
+def _older_fbank(collate: Settings) -> Settings:
+    """collate_conf.feature_extraction_conf under the names of fbank_conf.
+
+    Source: WeNet of 2021, wenet/dataset/dataset.py (_extract_feature), where mel_bins had no default.
+    """
+    older = collate.section("feature_extraction_conf", {})
+    older.expect("feature_type", ("fbank",), "fbank")
+    older.expect("using_pitch", (False,), False)
+    values = {"num_mel_bins": older.integer("mel_bins", 80)}
+    for key in ("frame_length", "frame_shift"):
+        if key in older:
+            values[key] = older.take(key)
+    older.ignore("wav_dither")
+    older.finish()
+    return Settings(values, older.where)
 
 
 def move_cmvn(

@@ -20,7 +20,7 @@ from edge_asr.model.config_checks import (
     waveform_layers_from_value,
 )
 
-Subsampling = Literal["striding", "dw_striding", "conv2d", "none", "waveform"]
+Subsampling = Literal["striding", "dw_striding", "conv2d", "linear", "none", "waveform"]
 BlockOrder = Literal["attention_first", "convolution_first", "parallel"]
 Attention = Literal[
     "rel_pos", "linear", "rel_pos_local", "rel_pos_legacy", "absolute_pos", "rotary", "no_pos"
@@ -28,7 +28,7 @@ Attention = Literal[
 ContextStyle = Literal["regular", "chunked_limited"]
 ConvNorm = Literal["batch_norm", "layer_norm", "group_norm"]
 ConvPadding = Literal["after_glu", "before_pointwise"]
-Activation = Literal["silu", "gelu", "relu"]
+Activation = Literal["silu", "gelu", "relu", "tanh", "hardtanh", "selu"]
 WaveformNorm = Literal["layer", "group"]
 Head = Literal["linear", "lstm"]
 ConvContext = Literal["symmetric", "causal"] | tuple[int, int]
@@ -58,7 +58,14 @@ _POSITIVE = (
     "global_tokens_spacing",
     "position_table",
 )
-_FLAGS = ("xscaling", "cmvn", "subsampling_causal", "global_attn_separate", "output_norm")
+_FLAGS = (
+    "xscaling",
+    "added_positions",
+    "cmvn",
+    "subsampling_causal",
+    "global_attn_separate",
+    "output_norm",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +89,11 @@ class ConformerConfig:
         conv_padding: where zeros come in at a clip's edges: "after_glu", or "before_pointwise" (WeNet's
             causal module, where the padding carries GLU(bias)).
         subsampling: "striding" (Conformer) or "dw_striding" (FastConformer), named as in NeMo; "conv2d"
-            (ESPnet, WeNet: unpadded, full convolutions); "none" (torchaudio: n_mels is d_model);
+            (ESPnet, WeNet: unpadded, full convolutions); "linear" (both: a layer and its norm, no
+            convolutions); "none" (torchaudio: n_mels is d_model);
             "waveform" (wav2vec 2.0's stack over samples: n_mels is 1).
-        subsampling_factor: input frames per encoder frame: 2, 4, 8 or 16 (striding), 4, 6 or 8 (conv2d), 1
-            (none), the product of the strides (waveform).
+        subsampling_factor: input frames per encoder frame: 2, 4, 8 or 16 (striding), 1, 2, 4, 6 or 8
+            (conv2d), 1 (linear, none), the product of the strides (waveform).
         subsampling_channels: channels of the subsampling convolutions.
         subsampling_causal: striding kinds only: NeMo's `causal_downsampling`, padding 2/1 on time and bands.
         waveform_layers: (channels, kernel, stride) of each convolution over samples; only for "waveform".
@@ -93,10 +101,11 @@ class ConformerConfig:
             first only).
         waveform_activation: of the convolutions over samples.
         xscaling: multiply the subsampled features by sqrt(d_model).
+        added_positions: add sinusoids of the frames' positions to that (abs_pos of ESPnet and WeNet).
         attention: "rel_pos" (Transformer-XL; NeMo, Parakeet, ESPnet "latest", Wav2Vec2-Conformer "relative"),
             "linear" (second-order Taylor kernel, O(T), no positions), "rel_pos_local" (NeMo's local attention
             where it is more than a band mask), "rel_pos_legacy" (ESPnet's one-sided table), "absolute_pos"
-            (WeNet: positions of keys), "rotary" (Wav2Vec2-Conformer), "no_pos" (torchaudio).
+            (WeNet: positions of keys), "rotary" (Wav2Vec2-Conformer), "no_pos" (torchaudio, abs_pos).
         attention_context: (left, right) encoder frames that a frame may see, -1 unlimited; None is all.
         attention_context_style: "regular" (a band), or "chunked_limited" (chunks of right + 1 frames, each
             sees itself and left // (right + 1) chunks before; NeMo).
@@ -138,6 +147,7 @@ class ConformerConfig:
     waveform_norm: WaveformNorm = "layer"
     waveform_activation: Activation = "gelu"
     xscaling: bool = False
+    added_positions: bool = False
     attention: Attention = "rel_pos"
     attention_context: tuple[int, int] | None = None
     attention_context_style: ContextStyle = "regular"

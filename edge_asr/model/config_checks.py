@@ -27,6 +27,8 @@ SUBSAMPLING_FACTORS = (2, 4, 8, 16)
 #: (kernel, stride) of each unpadded convolution of "conv2d", by factor. Sources: ESPnet,
 #: espnet/nets/pytorch_backend/transformer/subsampling.py; WeNet, wenet/transformer/subsampling.py.
 CONV2D_STAGES: dict[int, tuple[tuple[int, int], ...]] = {
+    1: ((3, 1), (3, 1)),
+    2: ((3, 2), (3, 1)),
     4: ((3, 2), (3, 2)),
     6: ((3, 2), (5, 3)),
     8: ((3, 2), (3, 2), (3, 2)),
@@ -35,7 +37,7 @@ CONV2D_STAGES: dict[int, tuple[tuple[int, int], ...]] = {
 
 def output_frames_from_config(config: ConformerConfig) -> OutputFrames:
     """How many encoder frames a clip gives."""
-    if config.subsampling == "none":
+    if config.subsampling in ("none", "linear"):
         return OutputFrames(factor=1)
     if config.subsampling == "waveform":
         layers = config.waveform_layers
@@ -59,12 +61,14 @@ def check_subsampling(config: ConformerConfig) -> None:
     if striding and factor not in SUBSAMPLING_FACTORS:
         raise ConfigError(f"subsampling_factor must be 2, 4, 8 or 16, got {factor!r}.")
     if kind == "conv2d" and factor not in CONV2D_STAGES:
-        raise ConfigError(f"subsampling_factor of conv2d must be 4, 6 or 8, got {factor!r}.")
+        raise ConfigError(f"subsampling_factor of conv2d must be 1, 2, 4, 6 or 8, got {factor!r}.")
     if kind == "none" and (factor != 1 or config.n_mels != config.d_model):
         raise ConfigError(
             "without subsampling, subsampling_factor must be 1 and n_mels equal to d_model, got factor "
             f"{factor}, {config.n_mels} bands and d_model {config.d_model}."
         )
+    if kind == "linear" and factor != 1:
+        raise ConfigError(f"subsampling_factor of linear must be 1, got {factor!r}.")
     if config.subsampling_causal and not striding:
         raise ConfigError(f"subsampling_causal goes with striding and dw_striding, not with {kind}.")
     if (kind == "waveform") != bool(config.waveform_layers):

@@ -14,7 +14,14 @@ from torch.nn import functional as F
 
 from edge_asr.model.config import ConformerConfig
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "hardtanh": F.hardtanh,
+    "selu": F.selu,
+}
 
 
 class FeedForward(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.model.attention import attention_from_config, check_chunking, positions_from_config
+from edge_asr.model.attention_wenet import AbsolutePositions
 from edge_asr.model.config import ConformerConfig
 from edge_asr.model.convolution import FeedForward, convolution_from_config
 from edge_asr.model.masks import attention_bias, context_mask, valid_frames
@@ -95,6 +96,7 @@ class ConformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.subsampling = subsampling_from_config(config)
+        self.added_positions = AbsolutePositions(config) if config.added_positions else None
         self.positions = positions_from_config(config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.n_layers))
@@ -119,6 +121,8 @@ class ConformerEncoder(nn.Module):
         x = self.subsampling(features, feature_lens)
         if self.config.xscaling:
             x = x * math.sqrt(self.config.d_model)
+        if self.added_positions is not None:
+            x = x + self.added_positions(x.shape[1]).to(x.dtype)
         x = self.dropout(x)
         n_frames = x.shape[1]
         frames = self.config.output_frames

@@ -36,10 +36,29 @@ class NoSubsampling(nn.Module):
         return features - features.mean(dim=-1, keepdim=True)
 
 
+class LinearInput(nn.Module):
+    """A linear layer and its LayerNorm: (B, T, n_mels) -> (B, T, d_model).
+
+    Sources: ESPnet, espnet2/asr/encoder/conformer_encoder.py (input_layer "linear"); WeNet,
+    wenet/models/transformer/subsampling.py (LinearNoSubsampling).
+    """
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        self.out = nn.Linear(config.n_mels, config.d_model)
+        self.norm = nn.LayerNorm(config.d_model)  # torch's epsilon in both, whatever the blocks have
+
+    def forward(self, features: Tensor, lens: Tensor) -> Tensor:
+        """See `ConvSubsampling.forward`; `lens` is not needed."""
+        return cast(Tensor, self.norm(self.out(features)))
+
+
 def subsampling_from_config(config: ConformerConfig) -> nn.Module:
     """The front end that the configuration names; all are called as `ConvSubsampling.forward`."""
     if config.subsampling == "none":
         return NoSubsampling()
+    if config.subsampling == "linear":
+        return LinearInput(config)
     if config.subsampling == "conv2d":
         from edge_asr.model.subsampling_conv2d import UnpaddedSubsampling
 

@@ -1,10 +1,11 @@
-"""The unpadded subsampling of ESPnet and WeNet: full 3x3 (or 5x5) convolutions with strides, by 4, 6 or 8.
+"""The unpadded subsampling of ESPnet and WeNet: full 3x3 (or 5x5) convolutions with strides, by 1 to 8.
 
 Does: append the zero frames that bring the output to ceil(n / factor) frames for any n, however short.
 Does not: mask between the convolutions. Nothing is padded, so a valid output frame reads valid frames only,
 and what the appended zeros give lies behind the last valid one.
 
-Sources: ESPnet, espnet/nets/pytorch_backend/transformer/subsampling.py (Conv2dSubsampling, 6, 8); WeNet,
+Sources: ESPnet, espnet/nets/pytorch_backend/transformer/subsampling.py (Conv2dSubsampling, 1, 2, 6,
+8); WeNet,
 wenet/models/transformer/subsampling.py (Conv2dSubsampling4, 6, 8).
 """
 

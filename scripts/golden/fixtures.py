@@ -95,5 +95,6 @@ def read_fixture(folder: Path, root: Path) -> Fixture:
 
 
 def _find_checkpoint(folder: Path) -> Path | None:
-    candidates = [folder, *sorted(folder.iterdir())]
+    # Folders in folders: exp/<name> of an ESPnet recipe that was not packed.
+    candidates = [folder, *(path for depth in ("*", "*/*", "*/*/*") for path in sorted(folder.glob(depth)))]
     return next((path for path in candidates if find_loader(path) is not None), None)

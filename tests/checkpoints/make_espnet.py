@@ -20,8 +20,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 N_MELS, D, HEADS, FF, LAYERS, KERNEL = 31, 12, 3, 20, 2, 5
-STAGES = {"conv2d": ((3, 2), (3, 2)), "conv2d6": ((3, 2), (5, 3)), "conv2d8": ((3, 2), (3, 2), (3, 2))}
-ACTIVATIONS = {"swish": F.silu, "relu": F.relu, "gelu": F.gelu}
+STAGES = {
+    "conv2d": ((3, 2), (3, 2)),
+    "conv2d1": ((3, 1), (3, 1)),
+    "conv2d2": ((3, 2), (3, 1)),
+    "conv2d6": ((3, 2), (5, 3)),
+    "conv2d8": ((3, 2), (3, 2), (3, 2)),
+}
+ACTIVATIONS = {
+    "swish": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "hardtanh": lambda x: x.clamp(-1.0, 1.0),
+    "selu": F.selu,
+}
 TOKENS = ("<blank>", "<unk>", "▁A", "B", "▁", "C", "<sos/eos>")
 
 ESPNET: dict[str, Any] = {
@@ -80,7 +93,11 @@ class Plain:
     """What `plain_log_probs` and `random_weights` need to know of a model.
 
     Attributes:
-        attention: "legacy", "latest" (both ESPnet) or "wenet".
+        attention: "legacy", "latest" (both ESPnet), "wenet", or "plain" (abs_pos or no_pos of both).
+        added: whether sinusoids of the positions are added to the input, as abs_pos does.
+        scaled: whether the input is multiplied by sqrt(D).
+        wenet_names: WeNet's names of the layer behind the convolutions, and its stored table.
+        heads, kv_heads: of queries, and of keys and values.
         table: rows of ESPnet's legacy table.
         causal: WeNet's causal convolution, padded before the first pointwise one.
         missing_biases: parts of names whose linear layers and convolutions have no bias.
@@ -88,6 +105,11 @@ class Plain:
     """
 
     attention: str = "latest"
+    added: bool = False
+    scaled: bool = True
+    wenet_names: bool = False
+    heads: int = HEADS
+    kv_heads: int | None = None
     input_layer: str = "conv2d"
     activation: str = "swish"
     kernel: int = KERNEL
@@ -122,12 +144,19 @@ def random_weights(plain: Plain, seed: int = 0) -> dict[str, Tensor]:
             weights[f"{name}.running_var"] = 0.5 + torch.rand(D, generator=generator)
             weights[f"{name}.num_batches_tracked"] = torch.tensor(7)
 
+    wenet = plain.attention == "wenet" or plain.wenet_names
     bands = N_MELS
-    for number, (kernel, stride) in enumerate(STAGES[plain.input_layer]):
+    stages = () if plain.input_layer == "linear" else STAGES[plain.input_layer]
+    for number, (kernel, stride) in enumerate(stages):
         layer(f"encoder.embed.conv.{2 * number}", D, D if number else 1, kernel, kernel)
         bands = (bands - kernel) // stride + 1
-    wenet_linear = plain.attention == "wenet" and plain.input_layer != "conv2d"
-    layer(f"encoder.embed.{'linear' if wenet_linear else 'out.0'}", D, D * bands)
+    if plain.input_layer == "linear":
+        place = "encoder.embed.out." if wenet else "encoder.embed."
+        layer(f"{place}0", D, N_MELS)
+        norm(f"{place}1")
+    else:
+        name = "linear" if wenet and plain.input_layer != "conv2d" else "out.0"
+        layer(f"encoder.embed.{name}", D, D * bands)
     for number in range(LAYERS):
         block = f"encoder.encoders.{number}"
         for name in ("feed_forward", "feed_forward_macaron")[: 2 if plain.macaron else 1]:
@@ -136,13 +165,15 @@ def random_weights(plain: Plain, seed: int = 0) -> dict[str, Tensor]:
             norm(f"{block}.{name.replace('feed_forward', 'norm_ff')}")
         for name in ("norm_mha", "norm_conv", "norm_final"):
             norm(f"{block}.{name}")
-        for part in ("q", "k", "v", "out"):
-            layer(f"{block}.self_attn.linear_{part}", D, D)
-        weights[f"{block}.self_attn.linear_pos.weight"] = torch.randn(D, D, generator=generator) * 0.3
-        for name in ("u", "v"):
-            weights[f"{block}.self_attn.pos_bias_{name}"] = torch.randn(
-                HEADS, D // HEADS, generator=generator
-            )
+        of_keys = D // plain.heads * (plain.kv_heads or plain.heads)
+        for part, size in (("q", D), ("k", of_keys), ("v", of_keys), ("out", D)):
+            layer(f"{block}.self_attn.linear_{part}", size, D)
+        if plain.attention != "plain":
+            weights[f"{block}.self_attn.linear_pos.weight"] = torch.randn(D, D, generator=generator) * 0.3
+            for name in ("u", "v"):
+                weights[f"{block}.self_attn.pos_bias_{name}"] = torch.randn(
+                    plain.heads, D // plain.heads, generator=generator
+                )
         layer(f"{block}.conv_module.pointwise_conv1", 2 * D, D, 1)
         layer(f"{block}.conv_module.depthwise_conv", D, 1, plain.kernel)
         layer(f"{block}.conv_module.pointwise_conv2", D, D, 1)
@@ -150,7 +181,7 @@ def random_weights(plain: Plain, seed: int = 0) -> dict[str, Tensor]:
     norm("encoder.after_norm")
     layer("ctc.ctc_lo", len(TOKENS), D)
     weights["decoder.embed.0.weight"] = torch.randn(len(TOKENS), 4, generator=generator)
-    if plain.attention == "wenet":
+    if wenet:
         weights["encoder.embed.pos_enc.pe"] = sinusoids(range(50))[None]
     return weights
 
@@ -174,14 +205,20 @@ def plain_log_probs(plain: Plain, w: dict[str, Tensor], features: Tensor) -> Ten
     def norm(name: str, x: Tensor, eps: float = plain.eps) -> Tensor:
         return F.layer_norm(x, (D,), w[f"{name}.weight"], w[f"{name}.bias"], eps)
 
-    x = features[None, None]
-    for number, (_, stride) in enumerate(STAGES[plain.input_layer]):
-        name = f"encoder.embed.conv.{2 * number}"
-        x = F.relu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride=stride))
-    x = x[0].permute(1, 0, 2).flatten(1)  # (T', C * F)
-    out = "encoder.embed.linear" if "encoder.embed.linear.weight" in w else "encoder.embed.out.0"
-    x = linear(out, x) * math.sqrt(D)
+    if plain.input_layer == "linear":
+        place = "encoder.embed.out." if plain.attention == "wenet" or plain.wenet_names else "encoder.embed."
+        x = norm(f"{place}1", linear(f"{place}0", features), 1e-5)
+    else:
+        x = features[None, None]
+        for number, (_, stride) in enumerate(STAGES[plain.input_layer]):
+            name = f"encoder.embed.conv.{2 * number}"
+            x = F.relu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride=stride))
+        x = x[0].permute(1, 0, 2).flatten(1)  # (T', C * F)
+        out = "encoder.embed.linear" if "encoder.embed.linear.weight" in w else "encoder.embed.out.0"
+        x = linear(out, x)
     n = len(x)
+    x = x * math.sqrt(D) if plain.scaled else x
+    x = x + sinusoids(range(n)) if plain.added else x
     for number in range(LAYERS):
         block = f"encoder.encoders.{number}"
 
@@ -215,20 +252,15 @@ def plain_log_probs(plain: Plain, w: dict[str, Tensor], features: Tensor) -> Ten
 
 
 def _attention(plain: Plain, w: dict[str, Tensor], name: str, x: Tensor, linear: Any) -> Tensor:
-    n, d = len(x), D // HEADS
-    q, k, v = (linear(f"{name}.linear_{part}", x).reshape(n, HEADS, d).transpose(0, 1) for part in "qkv")
-    u, bias_v = w[f"{name}.pos_bias_u"][:, None], w[f"{name}.pos_bias_v"][:, None]
-    if plain.attention == "legacy":
-        rows = max(plain.table, n)
-        positions: Any = range(rows - 1, rows - 1 - n, -1)
+    n, n_heads, d = len(x), plain.heads, D // plain.heads
+    q, k, v = (linear(f"{name}.linear_{part}", x).reshape(n, -1, d).transpose(0, 1) for part in "qkv")
+    if plain.kv_heads is not None:
+        served = [head * plain.kv_heads // n_heads for head in range(n_heads)]
+        k, v = k[served], v[served]
+    if plain.attention == "plain":
+        u, bd = torch.zeros(n_heads, 1, d), torch.zeros(n_heads, n, n)
     else:
-        positions = range(n) if plain.attention == "wenet" else range(n - 1, -n, -1)
-    p = linear(f"{name}.linear_pos", sinusoids(positions)).reshape(-1, HEADS, d).transpose(0, 1)
-    bd = (q + bias_v) @ p.transpose(1, 2)
-    if plain.attention == "latest":
-        bd = torch.stack([bd[:, i, n - 1 - i : 2 * n - 1 - i] for i in range(n)], dim=1)
-    elif plain.attention == "legacy":
-        bd = torch.cat((torch.zeros(HEADS, n, 1), bd), dim=-1).reshape(HEADS, n + 1, n)[:, 1:]
+        u, bd = w[f"{name}.pos_bias_u"][:, None], _positional_scores(plain, w, name, q, linear)
     scores = ((q + u) @ k.transpose(1, 2) + bd) / math.sqrt(d)
     if plain.chunk is not None:
         for i in range(n):
@@ -238,6 +270,24 @@ def _attention(plain: Plain, w: dict[str, Tensor], name: str, x: Tensor, linear:
                     scores[:, i, j] = -math.inf
     context = torch.softmax(scores, dim=-1) @ v
     return linear(f"{name}.linear_out", context.transpose(0, 1).reshape(n, D))
+
+
+def _positional_scores(plain: Plain, w: dict[str, Tensor], name: str, q: Tensor, linear: Any) -> Tensor:
+    """(heads, n, n)."""
+    n_heads, n, d = q.shape
+    bias_v = w[f"{name}.pos_bias_v"][:, None]
+    if plain.attention == "legacy":
+        rows = max(plain.table, n)
+        positions: Any = range(rows - 1, rows - 1 - n, -1)
+    else:
+        positions = range(n) if plain.attention == "wenet" else range(n - 1, -n, -1)
+    p = linear(f"{name}.linear_pos", sinusoids(positions)).reshape(-1, n_heads, d).transpose(0, 1)
+    bd = (q + bias_v) @ p.transpose(1, 2)
+    if plain.attention == "latest":
+        bd = torch.stack([bd[:, i, n - 1 - i : 2 * n - 1 - i] for i in range(n)], dim=1)
+    elif plain.attention == "legacy":
+        bd = torch.cat((torch.zeros(n_heads, n, 1), bd), dim=-1).reshape(n_heads, n + 1, n)[:, 1:]
+    return bd
 
 
 def write_espnet(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> Path:

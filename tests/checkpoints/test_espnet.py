@@ -76,6 +76,23 @@ VARIANTS: list[tuple[dict[str, Any], Plain]] = [
         {"pos_enc_layer_type": "legacy_rel_pos", "selfattention_layer_type": "legacy_rel_selfattn"},
         Plain(attention="legacy"),
     ),
+    ({"zero_triu": True, "qk_norm": True}, Plain(attention="legacy")),  # of other attentions
+    (
+        {**ENCODER, "input_layer": "conv2d1", "activation_type": "tanh"},
+        Plain(input_layer="conv2d1", activation="tanh"),
+    ),
+    (
+        {**ENCODER, "input_layer": "conv2d2", "activation_type": "selu"},
+        Plain(input_layer="conv2d2", activation="selu"),
+    ),
+    (
+        {**ENCODER, "input_layer": "linear", "activation_type": "hardtanh"},
+        Plain(input_layer="linear", activation="hardtanh"),
+    ),
+    (
+        {**ENCODER, "pos_enc_layer_type": "abs_pos", "selfattention_layer_type": "selfattn"},
+        Plain(attention="plain", added=True),
+    ),
 ]
 
 
@@ -163,6 +180,8 @@ def librosa_mel(rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float, 
          "utterance_mvn", {}),
         ({"htk": True, "window": "hamming", "win_length": 400}, "utterance_mvn", {"norm_means": False}),
         ({"window": None, "win_length": 320, "normalized": True}, None, {}),
+        ({"win_length": 401}, "utterance_mvn", {"norm_means": False, "norm_vars": True}),
+        ({"center": False}, None, {}),
         ({"fs": "16k", "window": "blackman", "fmin": None, "fmax": None, "win_length": None}, None, {}),
     ],
 )  # fmt: skip
@@ -182,16 +201,19 @@ def test_front_end_against_its_formulas(
     name = conf.get("window", "hann")
     window = torch.ones(win) if name is None else getattr(torch, f"{name}_window")(win)
     spectrum = torch.stft(
-        waveform, n_fft, conf["hop_length"], win, window.double(), center=True, pad_mode="reflect",
+        waveform, n_fft, conf["hop_length"], win, window.double(), pad_mode="reflect",
+        center=conf.get("center", True),
         normalized=conf.get("normalized", False), return_complex=True,
     )  # fmt: skip
     f_max = conf.get("fmax") or rate / 2
     filters = librosa_mel(rate, n_fft, N_MELS, conf.get("fmin") or 0.0, f_max, conf.get("htk", False))
     expected = (filters @ spectrum.abs() ** 2).clamp(min=1e-10).log().T
-    if normalize and normalize_conf.get("norm_means", True):
-        expected = expected - expected.mean(0)
+    if normalize:
+        deviation = expected.std(0, correction=0)
+        if normalize_conf.get("norm_means", True):
+            expected = expected - expected.mean(0)
         if normalize_conf.get("norm_vars"):
-            expected = expected / expected.pow(2).mean(0).sqrt()
+            expected = expected / deviation
     given = FeatureExtractor(checkpoint.features)(waveform.float().numpy())
     assert given.shape == expected.shape
     errors = np.abs(given - expected.numpy())
@@ -265,7 +287,7 @@ def test_a_packed_folder_an_experiment_and_a_file(tmp_path: Path) -> None:
         ({"input_size": 80}, "input_size is 80"),
         ({"speech_volume_normalize": 1.0}, "speech_volume_normalize is 1.0"),
         ({"normalize": "sliding"}, "normalize is 'sliding'"),
-        ({"normalize_conf": {"norm_means": False, "norm_vars": True}}, "norm_vars is True"),
+        ({"normalize_conf": {"norm_vars": True, "eps": 1e-3}}, "eps is 0.001"),
         ({"normalize_conf": {"eps2": 1}}, "unknown setting 'eps2'"),
         ({"normalize": "global_mvn"}, "names no stats_file"),
         ({"normalize": "global_mvn", "normalize_conf": {"stats_file": "a.npz"}}, r"lacks a\.npz"),
@@ -278,11 +300,11 @@ def test_a_packed_folder_an_experiment_and_a_file(tmp_path: Path) -> None:
         ({"something_new": 1}, "unknown setting 'something_new'"),
         ({"frontend_conf": {"frontend_conf": {"use_wpe": True}}}, "use_wpe is True"),
         ({"frontend_conf": {"window": "kaiser"}}, "window is 'kaiser'"),
-        ({"frontend_conf": {"center": False}}, "center is False"),
+        ({"frontend_conf": {"center": False, "win_length": 400}}, r"center is False.* 400\)"),
         ({"frontend_conf": {"fs": "fast"}}, "fs is 'fast'"),
         ({"frontend_conf": {"n_mels": 40}}, "weights do not fit the settings"),
         ({"frontend_conf": {"colour": 1}}, "unknown setting 'colour'"),
-        ({"encoder_conf": {"input_layer": "linear"}}, "input_layer is 'linear'"),
+        ({"encoder_conf": {"input_layer": "embed"}}, "input_layer is 'embed'"),
         ({"encoder_conf": {"use_cnn_module": False}}, "use_cnn_module is False"),
         ({"encoder_conf": {"normalize_before": False}}, "normalize_before is False"),
         ({"encoder_conf": {"concat_after": True}}, "concat_after is True"),
@@ -291,8 +313,16 @@ def test_a_packed_folder_an_experiment_and_a_file(tmp_path: Path) -> None:
         ({"encoder_conf": {"selfattention_layer_type": "lf_selfattn"}}, "selfattention_layer_type"),
         ({"encoder_conf": {"rel_pos_type": "newest"}}, "rel_pos_type is 'newest'"),
         ({"encoder_conf": {"interctc_use_conditioning": True}}, "interctc_use_conditioning is True"),
-        ({"encoder_conf": {"zero_triu": True}}, "zero_triu is True"),
-        ({"encoder_conf": {"activation_type": "tanh"}}, "activation_type is 'tanh'"),
+        ({"encoder_conf": {"rel_pos_type": "latest", "zero_triu": True}}, "zero_triu is True"),
+        (
+            {
+                "encoder_conf": {
+                    "pos_enc_layer_type": "abs_pos", "selfattention_layer_type": "selfattn", "qk_norm": True
+                }
+            },
+            "qk_norm is True",
+        ),
+        ({"encoder_conf": {"activation_type": "elu"}}, "activation_type is 'elu'"),
         ({"encoder_conf": {"attention_heads": 5}}, "n_heads"),
         ({"encoder_conf": {"new_trick": True}}, "unknown setting 'new_trick'"),
     ],

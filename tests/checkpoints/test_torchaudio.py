@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from edge_asr.checkpoints import Checkpoint, LoadOptions, find_loader, load_any
 from edge_asr.checkpoints.vocabularies import original_order
 from edge_asr.errors import CheckpointError
-from edge_asr.runtime.features import FeatureConfig
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.runtime.mel import build_mel_filters
 
 FIXTURES = ("torchaudio-conformer", "torchaudio-conformer-norm")
 D, HEADS, FF, LAYERS, KERNEL = 24, 3, 20, 2, 5
@@ -233,11 +234,51 @@ def test_arguments_of_the_spectrogram(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "mel",
+    [
+        {"hop_length": 160},
+        {"hop_length": 160, "pad_mode": "constant", "win_length": 321, "n_fft": 512},
+        {"hop_length": 221, "win_length": 551, "n_fft": 1024},
+        {"hop_length": 160, "center": False, "wkwargs": {"periodic": False}},
+        {"hop_length": 160, "center": False, "pad_mode": "constant"},
+        {"hop_length": 160, "normalized": True, "window_fn": "hamming_window", "win_length": 320},
+        {"hop_length": 160, "normalized": "frame_length", "window_fn": "blackman_window"},
+    ],
+)
+@pytest.mark.parametrize("n_samples", [16000, 16001, 2400, 700])
+def test_frames_against_torch(tmp_path: Path, mel: dict[str, Any], n_samples: int) -> None:
+    """torch.stft in float64 and the same filters; the issue's tolerances."""
+    features = load(tmp_path, changed(mel_spectrogram=mel)).features
+    waveform = 0.1 * torch.randn(n_samples, generator=torch.Generator().manual_seed(6))
+    n_fft = mel.get("n_fft", 400)
+    win_length = mel.get("win_length", n_fft)
+    window = getattr(torch, mel.get("window_fn", "hann_window"))(win_length, **mel.get("wkwargs", {}))
+    spectrum = torch.stft(
+        waveform.double(), n_fft, mel["hop_length"], win_length, window.double(), mel.get("center", True),
+        mel.get("pad_mode", "reflect"), return_complex=True,
+    )  # fmt: skip
+    power = spectrum.abs() ** 2
+    if mel.get("normalized") == "frame_length":
+        power = power / n_fft
+    elif mel.get("normalized"):
+        power = power / window.double().pow(2).sum()
+    filters = build_mel_filters(
+        sample_rate=16000, n_fft=n_fft, n_mels=D, f_min=0.0, f_max=8000.0, scale="htk", norm="none"
+    )
+    expected = ((torch.from_numpy(filters) @ power) + 1e-6).log().T.numpy()
+    given = FeatureExtractor(features)(waveform.numpy())
+    assert given.shape == expected.shape
+    assert np.abs(given - expected).max() <= 5e-4
+    assert np.abs(given - expected).mean() <= 1e-5
+
+
+@pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"mel_spectrogram": {"center": False}}, "center"),
-        ({"mel_spectrogram": {"pad_mode": "constant"}}, "pad_mode"),
-        ({"mel_spectrogram": {"normalized": True}}, "normalized"),
+        ({"mel_spectrogram": {"center": False, "n_fft": 512, "win_length": 400}}, "center"),
+        ({"mel_spectrogram": {"pad_mode": "replicate"}}, "pad_mode"),
+        ({"mel_spectrogram": {"normalized": "ortho"}}, "normalized"),
+        ({"mel_spectrogram": {"wkwargs": {"beta": 3}}}, "beta"),
         ({"mel_spectrogram": {"power": 3.0}}, "power"),
         ({"mel_spectrogram": {"pad": 4}}, "pad"),
         ({"mel_spectrogram": {"n_fft": 401}}, "n_fft"),

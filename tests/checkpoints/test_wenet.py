@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_checks import arrays_of, golden_folder, run_fixture
+from golden_checks import arrays_of, check_fixture, golden_folder
 from make_espnet import (
     N_MELS,
     TOKENS,
@@ -36,23 +36,22 @@ FIXTURES = ("wenet-conformer", "wenet-u2pp")
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_golden_outputs(shared_dir: Path, name: str) -> None:
-    check_but_for_weak_bands(golden_folder(shared_dir, name))
+    check_with_weak_bands(golden_folder(shared_dir, name))
 
 
 def test_golden_outputs_through_the_runtime(shared_dir: Path) -> None:
-    check_but_for_weak_bands(golden_folder(shared_dir, "wenet-u2pp"), with_runtime=True)
+    check_with_weak_bands(golden_folder(shared_dir, "wenet-u2pp"), with_runtime=True)
 
 
-def check_but_for_weak_bands(folder: Path, *, with_runtime: bool = False) -> None:
-    """Every bar, but the largest error of a feature leaves out bands e^-16 below the loudest of their frame.
+def check_with_weak_bands(folder: Path, *, with_runtime: bool = False) -> None:
+    """Every bar, and the bands that the largest error leaves to their amplitude one by one.
 
-    There torchaudio's float32 transform is rounding noise (up to 2.4e-3 in the logarithm, as its own float64
+    There torchaudio's float32 transform is rounding noise (up to 1.6e-3 in the logarithm, as its own float64
     result shows), and which noise depends on the FFT library.
     """
-    result = run_fixture(folder, with_runtime=with_runtime)
-    assert [failure for failure in result.failures() if not failure.startswith("feature_max")] == []
-    assert result.tokens_torch
-    assert result.tokens_runtime is (True if with_runtime else None)
+    result = check_fixture(folder, with_runtime=with_runtime)
+    assert result.feature_unweighted is not None
+    assert result.feature_unweighted <= 2e-3
     checkpoint, golden = load_any(folder), arrays_of(folder)
     import soundfile
 
@@ -62,8 +61,8 @@ def check_but_for_weak_bands(folder: Path, *, with_runtime: bool = False) -> Non
         errors = np.abs(FeatureExtractor(checkpoint.features)(waveform) - expected)
         loud = expected > expected.max(axis=1, keepdims=True) - 16.0
         assert loud.mean() > 0.95
-        assert errors[loud].max() <= 5e-4
-        assert errors.max() <= 4e-3
+        assert errors[loud].max() <= 3e-4
+        assert errors.mean() <= 5e-6
 
 
 @pytest.mark.parametrize(("key", "left_chunks"), [("stream_16_all", None), ("stream_16_2", 2)])
@@ -123,6 +122,20 @@ VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"conv_bias": False, "mlp_bias": False, "causal": True},
         {"missing_biases": ("conv_module", "feed_forward"), "causal": True},
     ),
+    (
+        {"pos_enc_layer_type": "abs_pos", "selfattention_layer_type": "selfattn", "activation_type": "tanh"},
+        {"attention": "plain", "added": True, "activation": "tanh"},
+    ),
+    (
+        {"pos_enc_layer_type": "no_pos", "selfattention_layer_type": "selfattn", "activation_type": "selu"},
+        {"attention": "plain", "scaled": False, "activation": "selu"},
+    ),
+    (
+        {"input_layer": "linear", "activation_type": "hardtanh", "norm_eps": 1e-3},
+        {"input_layer": "linear", "activation": "hardtanh", "eps": 1e-3},
+    ),
+    ({"attention_heads": 6, "n_kv_head": 2, "head_dim": 2}, {"heads": 6, "kv_heads": 2}),
+    ({"n_kv_head": 1, "head_dim": 4, "key_bias": False}, {"kv_heads": 1, "missing_biases": ("linear_k",)}),
     ({"static_chunk_size": 3, "causal": True}, {"chunk": 3, "causal": True}),
     ({"static_chunk_size": 3, "use_dynamic_chunk": True, "causal": True}, {"causal": True}),
 ]
@@ -133,7 +146,7 @@ def test_variants_against_the_formulas(
     tmp_path: Path, encoder: dict[str, Any], plain: dict[str, Any]
 ) -> None:
     """Each row of a padded batch as the plain encoder gives it alone; float32 over two layers: 1e-4."""
-    model = Plain(attention="wenet", **plain)
+    model = Plain(**{"attention": "wenet", "wenet_names": True, **plain})
     weights = random_weights(model)
     checkpoint = load(tmp_path, changed(WENET, encoder_conf=encoder), weights)
     features = clips((83, 15, 40, 61))
@@ -194,6 +207,34 @@ def test_global_cmvn(tmp_path: Path, source: str, nested: bool) -> None:
     expected = plain_log_probs(plain, weights, (clip - mean.float()) * istd.float())
     torch.testing.assert_close(row, expected, atol=1e-4, rtol=0)
     assert (source == "weights") != any("global_cmvn" in note for note in checkpoint.notes)
+
+
+def test_the_layout_of_2021(tmp_path: Path) -> None:
+    """Front end in collate_conf, statistics at the top, an unused layer in each block."""
+    plain = Plain(attention="wenet", causal=True)
+    weights = random_weights(plain)
+    given = dict(weights)
+    for name in ("encoder.global_cmvn.mean", "encoder.global_cmvn.istd"):
+        given[name] = torch.ones(N_MELS)
+    for layer in range(2):
+        given[f"encoder.encoders.{layer}.concat_linear.weight"] = torch.ones(D, 2 * D)
+        given[f"encoder.encoders.{layer}.concat_linear.bias"] = torch.ones(D)
+    config = {name: WENET[name] for name in ("encoder", "encoder_conf", "decoder", "input_dim", "output_dim")}
+    extraction = {"feature_type": "fbank", "mel_bins": N_MELS, "frame_shift": 12, "frame_length": 30}
+    config = changed(
+        config,
+        encoder_conf={"causal": True},
+        cmvn_file="exp/global_cmvn",
+        is_json_cmvn=True,
+        raw_wav=True,
+        collate_conf={"speed_perturb": True, "feature_extraction_conf": {**extraction, "using_pitch": False}},
+        dataset_conf={"max_length": 40960, "min_length": 0, "batch_type": "static", "sort": True},
+    )
+    checkpoint = load(tmp_path, config, given)
+    assert (checkpoint.features.hop_length, checkpoint.features.win_length) == (192, 480)
+    (clip,) = features = clips((50,))
+    (row,) = rows_of(checkpoint, features)
+    torch.testing.assert_close(row, plain_log_probs(plain, weights, clip - 1.0), atol=1e-4, rtol=0)
 
 
 def test_damaged_statistics_are_refused(tmp_path: Path) -> None:
@@ -355,13 +396,17 @@ def test_files_are_found_and_named(tmp_path: Path) -> None:
         ({"dataset_conf": {"fbank_conf": {"num_mel_bins": N_MELS, "low_freq": 50}}}, "setting 'low_freq'"),
         ({"dataset_conf": {"fbank_conf": {"window_type": "sine"}}}, "window_type is 'sine'"),
         ({"encoder_conf": {"input_layer": "conv2d2"}}, "input_layer is 'conv2d2'"),
-        ({"encoder_conf": {"input_layer": "linear"}}, "input_layer is 'linear'"),
+        ({"encoder_conf": {"pos_enc_layer_type": "abs_pos"}}, "edge-asr takes selfattn with abs_pos"),
         ({"encoder_conf": {"pos_enc_layer_type": "rope_pos"}}, "pos_enc_layer_type is 'rope_pos'"),
         ({"encoder_conf": {"selfattention_layer_type": "selfattn"}}, "_layer_type is 'selfattn'"),
         ({"encoder_conf": {"use_cnn_module": False}}, "use_cnn_module is False"),
         ({"encoder_conf": {"normalize_before": False}}, "normalize_before is False"),
         ({"encoder_conf": {"mlp_type": "moe"}}, "mlp_type is 'moe'"),
-        ({"encoder_conf": {"n_kv_head": 1, "head_dim": 4}}, "n_kv_head is 1"),
+        ({"encoder_conf": {"n_kv_head": 2, "head_dim": 4}}, "n_kv_head is 2"),
+        (
+            {"collate_conf": {"feature_extraction_conf": {"using_pitch": True}}, "dataset_conf": None},
+            "using_pitch is True",
+        ),
         ({"encoder_conf": {"conv_inner_factor": 4}}, "conv_inner_factor is 4"),
         ({"encoder_conf": {"layer_norm_type": "rms_norm"}}, "layer_norm_type is 'rms_norm'"),
         ({"encoder_conf": {"cnn_module_norm": "rms_norm"}}, "cnn_module_norm is 'rms_norm'"),

@@ -82,7 +82,9 @@ def test_configuration_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"subsampling": "conv2d", "subsampling_factor": 2}, "conv2d must be 4, 6 or 8, got 2"),
+        ({"subsampling": "conv2d", "subsampling_factor": 16}, "conv2d must be 1, 2, 4, 6 or 8, got 16"),
+        ({"subsampling": "linear", "subsampling_factor": 4}, "linear must be 1, got 4"),
+        ({"added_positions": 1}, "added_positions must be true or false"),
         ({"subsampling": "conv2d", "subsampling_factor": 4, "subsampling_causal": True}, "not with conv2d"),
         ({"subsampling": "none", "subsampling_factor": 1}, "n_mels equal to d_model"),
         ({"subsampling": "waveform", "subsampling_factor": 10, "n_mels": 1}, "0 waveform_layers"),
@@ -96,7 +98,7 @@ def test_configuration_needs_no_torch() -> None:
         ({"global_tokens": 2}, "go with attention rel_pos_local"),
         ({"norm_eps": 0.0}, "norm_eps must be a number above 0"),
         ({"ff_size": 0}, "ff_size must be a whole number of at least 1"),
-        ({"activation": "tanh"}, "activation must be one of silu, gelu, relu"),
+        ({"activation": "elu"}, "activation must be one of silu, gelu, relu, tanh"),
         ({"output_norm": 1}, "output_norm must be true or false"),
     ],
 )

@@ -23,6 +23,16 @@ KINDS: dict[str, dict[str, Any]] = {
         "block_order": "parallel",
         "conv_context": "causal",
     },
+    "linear input, added positions, tanh": {
+        "subsampling": "linear",
+        "subsampling_factor": 1,
+        "attention": "no_pos",
+        "added_positions": True,
+        "xscaling": True,
+        "activation": "tanh",
+    },
+    "conv2d by 2, selu": {"subsampling": "conv2d", "subsampling_factor": 2, "activation": "selu"},
+    "conv2d by 1, hardtanh": {"subsampling": "conv2d", "subsampling_factor": 1, "activation": "hardtanh"},
 }
 
 

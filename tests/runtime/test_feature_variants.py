@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, build_window, normalize_features
+from edge_asr.runtime.feature_normalization import normalize_features
+from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, build_window
 from edge_asr.runtime.mel import build_mel_filters
 
 # float32 in the transform and in the logarithm of small numbers.
@@ -123,12 +124,16 @@ def test_normalizations_against_their_formulas() -> None:
         "all_features": (values - values.mean()) / (values.std(ddof=1) + 1e-5),
         "mean": mean,
         "mean_std": mean / values.std(axis=0),
+        "std": values / values.std(axis=0),
         "waveform": (values - values.mean()) / np.sqrt(values.var() + 1e-7),
     }
     for kind, array in expected.items():
         np.testing.assert_allclose(normalized(kind), array, atol=2e-6, err_msg=kind)
         assert normalized(kind, features[:0]).shape == (0, 7)
         assert np.isfinite(normalized(kind, features[:1])).all()
+    # Digital silence through "std", which ESPnet divides by 1e-20.
+    silence = np.full((5, 7), np.log(1e-10), np.float32)
+    assert np.array_equal(normalized("std", silence), silence)
 
 
 @pytest.mark.parametrize(

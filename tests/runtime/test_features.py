@@ -16,6 +16,8 @@ from edge_asr.runtime.features import BLOCK_FRAMES, FeatureConfig, FeatureExtrac
 
 PRESETS = ["nemo", "nemo-2.4", "kaldi"]
 EXTRACTORS = {name: FeatureExtractor(FeatureConfig.from_preset(name)) for name in PRESETS}
+# WeNet's: frames in float32, the transform in float64.
+EXTRACTORS["wenet"] = FeatureExtractor(FeatureConfig.from_preset("kaldi", float32_tables=True))
 
 
 def noise(n_samples: int, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -29,7 +31,7 @@ def stream_in(extractor: FeatureExtractor, pieces: list[npt.NDArray[np.float32]]
 
 @settings(max_examples=60, deadline=None)
 @given(
-    preset=st.sampled_from(PRESETS),
+    preset=st.sampled_from(sorted(EXTRACTORS)),
     n_samples=st.integers(0, 3 * BLOCK_FRAMES * 160),
     cuts=st.lists(st.floats(0, 1), max_size=30),
     seed=st.integers(0, 2**16),
@@ -123,7 +125,6 @@ def test_config_round_trip() -> None:
         ({"n_mels": 80.0}, "n_mels"),
         ({"window": "haan"}, "haan"),
         ({"win_length": 600}, "600"),
-        ({"win_length": 401}, "401"),
         ({"f_max": 9000.0}, "9000"),
         ({"preemphasis": 1.5}, "1.5"),
         ({"remove_dc": 1}, "remove_dc"),
