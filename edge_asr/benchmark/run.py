@@ -1,0 +1,443 @@
+"""A whole benchmark: which things are measured, in which order. `run_benchmark` is `edge-asr bench` as a function.
+
+For each precision: fresh processes (cold start, peak memory, the texts that all runs are proven against), then whole
+clips by stage, power, streams, error rates. Precisions and batch sizes of one length take turns.
+What this file does not do: measure anything itself, print.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, cast
+
+from edge_asr.benchmark import schema
+from edge_asr.benchmark.audio_clips import Recording, spoken_signal
+from edge_asr.benchmark.copies import time_copies
+from edge_asr.benchmark.fresh_process import FreshRun, cold_start, run_fresh
+from edge_asr.benchmark.offline import MIN_RUNS, Task, measure, repeat
+from edge_asr.benchmark.power import PowerReader, find_readers
+from edge_asr.benchmark.provenance import Surroundings
+from edge_asr.benchmark.schema import BenchReport, Cell, Configuration, PowerReading, Times
+from edge_asr.benchmark.stages import StagedRecognizer
+from edge_asr.benchmark.statistics import four_digits
+from edge_asr.benchmark.streams import find_most_sustained, run_streams
+from edge_asr.bundle import MANIFEST_NAME, PRECISIONS, Bundle, Precision, sha256_of
+from edge_asr.diagnostics.machine import Machine
+from edge_asr.errors import ConfigError
+from edge_asr.manifest import Manifest
+from edge_asr.runtime.events import STREAM_SAMPLE_RATE
+from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.tensorrt_backend import TensorRTBackend
+
+COLD_RUNS = 5
+IDLE_S = 2.0
+MIN_POWER_S = 2.0
+NO_STREAMS = "not asked for: --streams N"
+NO_MANIFEST = "not asked for: --manifest FILE"
+RANDOM_TEXT = "the weights are random: error rates mean nothing"
+
+#: Called with the name of a stage and the share of it that is done.
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """What to measure.
+
+    Attributes:
+        model: folder of a bundle or name of an embedded model.
+        random: shape of a model of random weights, which then is measured instead.
+        precisions: "auto", "fp32", "fp16", "int8".
+        backend, threads, allow_unverified: as `Recognizer.load` takes them.
+        seconds, batches: lengths of clips, and how many at once; every pair is measured.
+        streams: so many at real-time pace; "max" looks for the most; None leaves them out.
+        utterances: that each stream hears.
+        warmup, min_duration_s: unmeasured runs, and least time of measured runs, for each pair.
+        audio: recording; None for the embedded sample.
+        manifest: for error rates; normalization of both texts.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    model: str = "tiny-en"
+    random: str | None = None
+    precisions: tuple[str, ...] = ("auto",)
+    backend: str = "auto"
+    threads: int | None = None
+    allow_unverified: bool = False
+    seconds: tuple[float, ...] = (1.0, 5.0, 10.0, 30.0)
+    batches: tuple[int, ...] = (1, 8)
+    streams: int | str | None = None
+    utterances: int = 6
+    warmup: int = 3
+    min_duration_s: float = 2.0
+    audio: Path | None = None
+    manifest: Path | None = None
+    normalization: str = "none"
+
+    def __post_init__(self) -> None:
+        if not self.precisions or not self.seconds or not self.batches:
+            raise ConfigError("precisions, seconds and batches must each name at least one")
+        if not all(0.1 <= value <= 3600 for value in self.seconds):
+            raise ConfigError(f"seconds are {list(self.seconds)}; each must be from 0.1 to 3600")
+        if not all(value >= 1 for value in (*self.batches, self.utterances)):
+            raise ConfigError(
+                f"batches are {list(self.batches)}, utterances {self.utterances}; 1 is the least"
+            )
+        if not (self.streams in (None, "max") or (isinstance(self.streams, int) and self.streams >= 1)):
+            raise ConfigError(f"streams is {self.streams!r}; give a number of at least 1, or max")
+        if self.warmup < 0 or self.min_duration_s < 0:
+            raise ConfigError(
+                f"warmup is {self.warmup}, min_duration_s {self.min_duration_s}; neither is negative"
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Subject:
+    """One precision on one backend, loaded, and what is known of it so far."""
+
+    recognizer: StagedRecognizer
+    load: dict[str, Any]
+    fresh: dict[tuple[float, int], FreshRun]
+    cold: list[FreshRun]
+    cells: dict[tuple[float, int], Cell]
+
+    @property
+    def name(self) -> str:
+        backend = self.recognizer.backend
+        return f"{backend.precision} on {backend.name}"
+
+
+def run_benchmark(
+    options: BenchOptions, *, progress: Progress | None = None, machine: Machine | None = None
+) -> BenchReport:
+    """Measure.
+
+    Args:
+        options: what.
+        progress: called as it goes on.
+        machine: where system files and programs are; None for this machine.
+
+    Raises:
+        GateError: a run whose text is not that of `transcribe`; nothing is reported.
+        BundleError, BackendError, AudioError, ManifestError, MissingDependencyError: what is asked for
+            cannot be had.
+    """
+    began, created = time.monotonic(), datetime.now(timezone.utc)
+    machine = machine or Machine()
+    show = progress or (lambda stage, share: None)
+    manifest = _read_manifest(options)
+    with ExitStack() as resources:
+        folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="edge-asr-bench-")))
+        bundle = _find_bundle(options, folder, show)
+        recording = Recording.load(options.audio, bundle.info.features.sample_rate)
+        subjects = _load(options, bundle, resources)
+        uses_gpu = any(subject.recognizer.backend.name != "cpu" for subject in subjects)
+        surroundings = Surroundings(machine, uses_gpu=uses_gpu)
+        for subject in subjects:
+            _run_fresh_processes(options, subject, recording, folder, show)
+        meter = _PowerMeter(machine, uses_gpu, show)
+        for seconds in dict.fromkeys(options.seconds):
+            _measure_clips(options, subjects, recording, seconds, meter, show)
+        configurations = []
+        for subject in subjects:
+            streams, most, streams_reason = _run_streams(options, subject, show)
+            accuracy, accuracy_reason = _accuracy(options, subject, manifest, show)
+            warm = subject.cells.get((options.seconds[0], 1))
+            total = None if warm is None else warm.stages["total"].summary
+            configurations.append(
+                Configuration(
+                    precision=subject.recognizer.backend.precision,
+                    backend=subject.recognizer.backend.name,
+                    backend_reason=subject.recognizer.backend_reason,
+                    threads=getattr(subject.recognizer.inner_backend, "num_threads", None),
+                    **_describe_file(bundle, subject.recognizer),
+                    cold=cold_start(subject.cold, options.seconds[0], None if total is None else total.p50),
+                    cells=tuple(subject.cells.values()),
+                    streams=tuple(streams),
+                    streams_reason=streams_reason,
+                    most_sustained=most,
+                    accuracy=accuracy,
+                    accuracy_reason=accuracy_reason,
+                )
+            )
+        return BenchReport(
+            schema_version=schema.SCHEMA_VERSION,
+            created=created.isoformat(timespec="seconds"),
+            seconds_taken=round(time.monotonic() - began, 1),
+            model=_describe_model(options, bundle),
+            settings=_describe_settings(options),
+            audio=recording.describe(),
+            machine=surroundings.describe(),
+            configurations=tuple(configurations),
+        )
+
+
+def _read_manifest(options: BenchOptions) -> Manifest | None:
+    """Before anything that takes time."""
+    if options.manifest is None or options.random is not None:
+        return None
+    from edge_asr.benchmark.accuracy import read_whole_manifest
+    from edge_asr.errors import require
+
+    require("jiwer", extra="eval")
+    return read_whole_manifest(options.manifest)
+
+
+def _find_bundle(options: BenchOptions, folder: Path, show: Progress) -> Bundle:
+    if options.random is None:
+        return Bundle.load(options.model, allow_unverified=options.allow_unverified)
+    from edge_asr.benchmark.random_models import export_random
+
+    def show_export(stage: str, done: int, total: int) -> None:
+        show(f"random {options.random}: {stage}", done / total if total else 0.0)
+
+    wanted = tuple(cast(Precision, p) for p in options.precisions if p in PRECISIONS)
+    return export_random(options.random, folder, precisions=wanted, progress=show_export)
+
+
+def _load(options: BenchOptions, bundle: Bundle, resources: ExitStack) -> list[_Subject]:
+    subjects: dict[tuple[str, str], _Subject] = {}
+    for precision in options.precisions:
+        recognizer = StagedRecognizer.load(
+            bundle.path,
+            precision=precision,
+            backend=options.backend,
+            num_threads=options.threads,
+            allow_unverified=options.allow_unverified,
+        )
+        resources.callback(recognizer.close)
+        backend = recognizer.backend
+        load = {
+            "path_or_name": str(bundle.path.resolve()),
+            "precision": backend.precision,
+            "backend": backend.name,
+            "num_threads": options.threads,
+            "allow_unverified": options.allow_unverified,
+        }
+        assert isinstance(recognizer, StagedRecognizer)
+        # "auto" may be one that is also named.
+        subjects.setdefault(
+            (backend.precision, backend.name),
+            _Subject(recognizer=recognizer, load=load, fresh={}, cold=[], cells={}),
+        )
+    return list(subjects.values())
+
+
+def _run_fresh_processes(
+    options: BenchOptions, subject: _Subject, recording: Recording, folder: Path, show: Progress
+) -> None:
+    pairs = [(s, b) for s in dict.fromkeys(options.seconds) for b in dict.fromkeys(options.batches)]
+    total = COLD_RUNS + len(pairs)
+    cold_clips = recording.clips(options.seconds[0], 1)
+    stage = f"{subject.name}: fresh processes"
+    for index in range(COLD_RUNS):
+        show(stage, index / total)
+        subject.cold.append(run_fresh(subject.load, cold_clips, recording.sample_rate, folder))
+    for index, (seconds, batch) in enumerate(pairs):
+        show(stage, (COLD_RUNS + index) / total)
+        subject.fresh[seconds, batch] = run_fresh(
+            subject.load, recording.clips(seconds, batch), recording.sample_rate, folder
+        )
+
+
+def _measure_clips(
+    options: BenchOptions,
+    subjects: list[_Subject],
+    recording: Recording,
+    seconds: float,
+    meter: _PowerMeter,
+    show: Progress,
+) -> None:
+    tasks: list[tuple[_Subject, int, Task]] = []
+    for subject in subjects:
+        for batch in dict.fromkeys(options.batches):
+            task = Task(
+                name=f"{subject.name}, {seconds:g} s, batch {batch}",
+                recognizer=subject.recognizer,
+                clips=recording.clips(seconds, batch),
+                sample_rate=recording.sample_rate,
+                text_sha256=subject.fresh[seconds, batch].text_sha256,
+            )
+            tasks.append((subject, batch, task))
+    measure(
+        [task for _, _, task in tasks],
+        warmup=options.warmup,
+        min_duration_s=options.min_duration_s,
+        progress=lambda share: show(f"clips of {seconds:g} s", share),
+    )
+    for subject, batch, task in tasks:
+        power = meter.read(task, max(options.min_duration_s, MIN_POWER_S), show)
+        subject.cells[seconds, batch] = _cell(
+            task, seconds, subject.fresh[seconds, batch], options.warmup, power
+        )
+
+
+def _cell(
+    task: Task, seconds: float, fresh: FreshRun, n_warmup: int, power: tuple[list[PowerReading], str | None]
+) -> Cell:
+    runs, batch = task.runs, len(task.clips)
+    there, back = time_copies(task.recognizer.inner_backend, runs[-1].passes, len(runs))
+    stages = {
+        "features": Times.of([run.features_s for run in runs]),
+        "copy_to_device": there,
+        "encode": Times.of([run.encode_s for run in runs]),
+        "copy_to_host": back,
+        "decode": Times.of([run.decode_s for run in runs]),
+        "total": Times.of([run.total_s for run in runs]),
+    }
+    without = Times.of([run.total_s - run.features_s for run in runs])
+    return Cell(
+        seconds=seconds,
+        batch=batch,
+        audio_s=task.audio_s,
+        mode="transcribe" if batch == 1 else "transcribe_batch",
+        n_warmup=n_warmup,
+        n_runs=len(runs),
+        passes=tuple(runs[-1].passes),
+        text_sha256=task.text_sha256,
+        text_is_empty=not any(fresh.texts),
+        stages=stages,
+        rtfx=_rtfx(task.audio_s, stages["total"]),
+        rtfx_without_features=_rtfx(task.audio_s, without),
+        memory=fresh.memory,
+        power=tuple(power[0]),
+        power_reason=power[1],
+    )
+
+
+def _rtfx(audio_s: float, times: Times) -> float:
+    assert times.summary is not None
+    return four_digits(audio_s / (times.summary.p50 / 1e3))
+
+
+class _PowerMeter:
+    """The machine's power sensors, and what they say when nothing runs."""
+
+    def __init__(self, machine: Machine, uses_gpu: bool, show: Progress) -> None:
+        self._readers, reasons = find_readers(machine, uses_gpu=uses_gpu)
+        self._reason = "; ".join(reasons) if not self._readers else None
+        self._idle: dict[str, float | None] = {}
+        for reader in self._readers:
+            show(f"power when idle ({reader.name})", 0.0)
+            reader.start()
+            time.sleep(IDLE_S)
+            self._idle[reader.name] = reader.stop().watts
+
+    def read(self, task: Task, seconds: float, show: Progress) -> tuple[list[PowerReading], str | None]:
+        """Run the task over and over under each sensor; why there is no reading."""
+        readings = [self._read_one(reader, task, seconds, show) for reader in self._readers]
+        return readings, self._reason
+
+    def _read_one(self, reader: PowerReader, task: Task, seconds: float, show: Progress) -> PowerReading:
+        show(f"{task.name}: power ({reader.name})", 0.0)
+        reader.start()
+        try:
+            n_runs = repeat(task, seconds)
+        finally:
+            energy = reader.stop()
+        watts = energy.watts
+        return PowerReading(
+            reader=reader.name,
+            scope=reader.scope,
+            seconds=round(energy.seconds, 3),
+            watts=None if watts is None else four_digits(watts),
+            reason=energy.reason,
+            idle_watts=self._idle[reader.name],
+            joules_per_audio_s=(
+                None if energy.joules is None else four_digits(energy.joules / (n_runs * task.audio_s))
+            ),
+            parts_watts={name: four_digits(value) for name, value in energy.parts_watts.items()},
+        )
+
+
+def _run_streams(
+    options: BenchOptions, subject: _Subject, show: Progress
+) -> tuple[list[schema.Streams], int | None, str | None]:
+    if options.streams is None:
+        return [], None, NO_STREAMS
+    recording = Recording.load(options.audio, STREAM_SAMPLE_RATE)
+    signal = spoken_signal(recording.waveform, STREAM_SAMPLE_RATE, options.utterances)
+    with Recognizer.load(**subject.load) as recognizer:
+        recognizer.transcribe(signal.waveform, STREAM_SAMPLE_RATE)  # warm
+
+        def listen(n_streams: int) -> schema.Streams:
+            show(f"{subject.name}: {n_streams} streams at real-time pace", 0.0)
+            return run_streams(recognizer, signal, n_streams, is_random=options.random is not None)
+
+        if options.streams == "max":
+            tried, most = find_most_sustained(listen)
+            return tried, most, None
+        assert isinstance(options.streams, int)
+        return [listen(n) for n in dict.fromkeys((1, options.streams))], None, None
+
+
+def _accuracy(
+    options: BenchOptions, subject: _Subject, manifest: Manifest | None, show: Progress
+) -> tuple[schema.Accuracy | None, str | None]:
+    if options.manifest is None:
+        return None, NO_MANIFEST
+    if manifest is None:
+        return None, RANDOM_TEXT
+    from edge_asr.benchmark.accuracy import measure_accuracy
+
+    stage = f"{subject.name}: error rates on {manifest.name}"
+    rates = measure_accuracy(
+        subject.recognizer,
+        manifest,
+        options.manifest,
+        options.normalization,
+        lambda share: show(stage, share),
+    )
+    return rates, None
+
+
+def _describe_file(bundle: Bundle, recognizer: StagedRecognizer) -> dict[str, Any]:
+    backend = recognizer.inner_backend
+    if isinstance(backend, TensorRTBackend):
+        plan = backend.plan_path
+        return {
+            "file": str(plan.relative_to(bundle.path)),
+            "sha256": sha256_of(plan),
+            "size_bytes": plan.stat().st_size,
+        }
+    artifact = bundle.artifact(cast(Precision, backend.precision))
+    return {"file": artifact.file, "sha256": artifact.sha256, "size_bytes": artifact.size_bytes}
+
+
+def _describe_model(options: BenchOptions, bundle: Bundle) -> schema.Model:
+    info = bundle.info
+    return schema.Model(
+        name=info.name,
+        family=info.family,
+        preset=info.preset,
+        n_parameters=info.n_parameters,
+        subsampling_factor=info.subsampling_factor,
+        source=options.model if options.random is None else f"--random {options.random}",
+        is_random=options.random is not None,
+        streams=info.streaming is not None,
+        bundle_sha256=sha256_of(bundle.path / MANIFEST_NAME),
+    )
+
+
+def _describe_settings(options: BenchOptions) -> schema.Settings:
+    return schema.Settings(
+        precisions=options.precisions,
+        backend=options.backend,
+        seconds=options.seconds,
+        batches=options.batches,
+        streams=None if options.streams is None else str(options.streams),
+        utterances=options.utterances,
+        threads=options.threads,
+        warmup=options.warmup,
+        min_duration_s=options.min_duration_s,
+        min_runs=MIN_RUNS,
+        cold_runs=COLD_RUNS,
+    )
