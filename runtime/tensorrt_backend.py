@@ -151,7 +151,7 @@ class TensorRTBackend:
         return log_probs
 
     def time_copies(self, n_rows: int, n_frames: int) -> tuple[float, float]:
-        """Seconds that a batch's copies take by themselves: inputs to the device, log-probs back. For benchmarks.
+        """Seconds that a batch's copies take by themselves, to the device and back; for benchmarks.
 
         Raises:
             EngineError: more frames than any profile takes.

@@ -160,7 +160,7 @@ class EngineRunner:
         return log_probs
 
     def time_copies(self, shape: RunShape) -> tuple[float, float]:
-        """Seconds of the copies of a run by themselves, to the device and back; what the buffers hold is copied.
+        """Seconds of a run's copies by themselves, to the device and back, whatever the buffers hold.
 
         Raises:
             EngineError: TensorRT refused the shape.

@@ -1,9 +1,9 @@
 """The speech that is measured with: clips of exact lengths, and a signal whose true ends of speech are known.
 
-Everything is made of one recording: the embedded sample, or a file that the user names. Clips are cut from it,
-repeated end to end where it is too short. For streams, its phrases are cut out where its own level falls, and
-laid between pauses of known place, so that the end of speech is not what a detector says but where we cut.
-What this file does not do: play anything at real time (`paced_source.py`).
+Everything is made of one recording: the embedded sample, or a file that the user names. Clips are cut from
+it, repeated end to end where it is too short. For streams, its phrases are cut out where its own level falls,
+and laid between pauses of known place, so that the end of speech is not what a detector says but where we
+cut. What this file does not do: play anything at real time (`paced_source.py`).
 """
 
 from __future__ import annotations

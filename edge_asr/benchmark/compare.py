@@ -1,10 +1,10 @@
 """Two benchmarks side by side: ratios of medians with their spread, and which of them are more than noise.
 
 A ratio is B over A. Its interval comes from resampling blocks of neighbouring runs (moving-block bootstrap,
-Kunsch 1989, blocks of about sqrt(n) runs, seed 0): neighbours in time are alike on a busy machine, and resampling single runs
-would make the interval too narrow. A ratio whose 95 % interval holds 1 is "within noise". That says nothing of what
-differs from one start of the process to the next, or between two machines; what differs between A and B is listed.
-Pieces measured on other audio are not compared at all.
+Künsch 1989, blocks of about sqrt(n) runs): neighbours in time are alike on a busy machine, and resampling
+single runs would make the interval too narrow. A ratio whose 95 % interval holds 1 is "within noise". That
+says nothing of what differs from one start of the process to the next, or between two machines; what differs
+between A and B is listed. Benchmarks on other audio are not compared at all.
 """
 
 from __future__ import annotations

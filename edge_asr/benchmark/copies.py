@@ -1,8 +1,8 @@
 """Copies between host and device, told apart from the encoder where the backend can tell them.
 
-A TensorRT engine's copies are queued, or recorded, together with its kernels and waited for once, so they cannot be
-cut out of a run without changing it. They are timed by themselves instead, right after the runs: the same buffers,
-the same bytes, waited for. They remain a part of "encode" and are not to be added to it.
+A TensorRT engine's copies are queued, or recorded, together with its kernels and waited for once, so they
+cannot be cut out of a run without changing it. They are timed by themselves instead, right after the runs:
+the same buffers, the same bytes, waited for. They remain a part of "encode" and are not to be added to it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Runs a bundle in processes of their own: cold starts, peak memory that nothing else shares, reference texts.
+"""A bundle in processes of their own: cold starts, peak memory that nothing shares, texts to prove by.
 
-Every process loads the bundle as `Recognizer.load` does and transcribes the same clips `n_runs` times. "Cold" is a
+Every process is a plain user of `Recognizer.load` and transcribes the same clips `n_runs` times. "Cold" is a
 new process on a machine that has read the files before: disk caches are warm, nothing else is.
 What this file does not do: the child's work (`fresh_child.py`).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -54,7 +55,7 @@ class FreshRun:
     def stages_s(self) -> dict[str, float]:
         """Seconds by stage, in the order of `COLD_STAGES`; "second" only when there was a second run."""
         edges = (self.started_s, *self.at_s[:5])
-        laps = [after - before for before, after in zip(edges, edges[1:], strict=False)]
+        laps = [after - before for before, after in itertools.pairwise(edges)]
         values = dict(zip(COLD_STAGES[:5], laps, strict=True))
         values["to_first_text"] = self.at_s[4] - self.started_s
         if len(self.at_s) > 5:
@@ -95,9 +96,8 @@ def run_fresh(
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         said = done.stderr.strip().splitlines()
-        raise BackendError(
-            f"a fresh process ended with exit code {done.returncode}: {said[-1] if said else 'it said nothing'}"
-        )
+        last = said[-1] if said else "it said nothing"
+        raise BackendError(f"a fresh process ended with exit code {done.returncode}: {last}")
     answer = json.loads(lines[-1])
     if "error" in answer:
         raise BackendError(f"in a fresh process: {answer['error']}")

@@ -1,12 +1,12 @@
 """Times of whole clips, by stage, many runs, each proven.
 
 Runs of what is to be compared (precisions, batch sizes of one length) take turns, in turning order, so that a
-slow moment of the machine hits all alike; each goes on until it has both enough runs and enough time. Before, each
-runs a few times unmeasured. Python's garbage collector is off within a run and works between them.
+slow moment of the machine hits all alike; each goes on until it has both enough runs and enough time. Before
+that, each runs a few times unmeasured. Python's garbage collector is off within a run and works between them.
 
-Proof of work: the text of every run, warm-up included, is hashed outside the clock and must be the text that a
-plain recogniser gave for the same audio, in the same mode, in a process of its own; and the model must have been
-given every frame. A run that fails this is a `GateError` and there is no number at all.
+Proof of work: the text of every run, warm-up included, is hashed outside the clock and must be the text that
+a plain recogniser gave for the same audio, in the same mode, in a process of its own; and the model must have
+been given every frame. A run that fails this is a `GateError` and there is no number at all.
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ class Task:
         return sum(len(clip) for clip in self.clips) / self.sample_rate
 
     @property
+    def mode(self) -> str:
+        """Which method of the recogniser runs."""
+        return "transcribe" if len(self.clips) == 1 else "transcribe_batch"
+
+    @property
     def measured_s(self) -> float:
         """Seconds spent in measured runs."""
         return sum(run.total_s for run in self.runs)
@@ -71,15 +76,14 @@ class Task:
         expected = self.audio_s * config.sample_rate / config.hop_length - 4 * len(self.clips)
         if n_frames < expected:
             raise GateError(
-                f"{self.name}: the model was given {n_frames} feature frames of about {expected:.0f}; the run did "
-                "not happen as asked, so no number is reported"
+                f"{self.name}: the model was given {n_frames} feature frames of about {expected:.0f}; the "
+                "run did not happen as asked, so no number is reported"
             )
         texts = [transcript.text for transcript in transcripts]
         if hash_texts(texts) != self.text_sha256:
             raise GateError(
                 f"{self.name}: a measured run gave {' | '.join(texts)!r}, which is not the text that "
-                f"{'transcribe' if len(self.clips) == 1 else 'transcribe_batch'} gives for this audio in a process "
-                "of its own; no number is reported"
+                f"{self.mode} gives for this audio in a process of its own; no number is reported"
             )
         return times
 

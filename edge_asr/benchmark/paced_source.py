@@ -1,7 +1,7 @@
-"""Speech at real-time pace, as a sound card gives it: a block when it is complete, and no waiting for the reader.
+"""Speech at real-time pace, as from a sound card: blocks when they are complete; nobody waits for the reader.
 
-`FileSource` waits for a slow reader, so nothing is ever lost with it and a recogniser that cannot keep up only
-looks late. Here blocks go into a bounded queue from a thread of their own, and what does not fit is lost and
+`FileSource` waits for a slow reader, so nothing is ever lost with it and a recogniser that cannot keep up is
+only late. Here blocks go into a bounded queue from a thread of their own, and what does not fit is lost and
 reported, as with a microphone. The time at which each sample was "spoken" is known, so latencies can be
 measured against it. What this file does not do: recognise.
 """

@@ -1,4 +1,4 @@
-"""Power and energy, read from what the machine has: tegrastats or jtop (Jetson), NVML (GPU), RAPL (x86 processor).
+"""Power and energy, from the sensors a machine has: tegrastats or jtop (Jetson), NVML (GPU), RAPL (x86).
 
 A reader is started, something runs over and over, and it is stopped; energy is the sensor's own counter where
 it has one, else mean power times time. Each covers something else (a module's input, a board, a processor
@@ -32,7 +32,13 @@ _WHOLE_RAILS = ("VDD_IN", "POM_5V_IN")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Energy:
-    """What a reader saw between start and stop: seconds, joules of the whole (None: parts only), parts in watts."""
+    """What a reader saw between start and stop.
+
+    Attributes:
+        seconds: how long.
+        joules: of the whole; None when there are only parts, and `reason` says why.
+        parts_watts: mean power of each rail or zone.
+    """
 
     seconds: float
     joules: float | None
@@ -136,13 +142,13 @@ def find_tegrastats(machine: Machine) -> tuple[PowerReader | None, str]:
 
 
 def rails_from_tegrastats(line: str) -> dict[str, float]:
-    """Momentary watts of each rail in a line: "VDD_IN 4968mW/5012mW"; the second is an average since it began."""
+    """Watts of each rail in a line, "VDD_IN 4968mW/5012mW": now, and on average since tegrastats began."""
     found = re.findall(r"\b([A-Z][A-Z0-9_]*) (\d+)mW/\d+mW", line)
     return {name: int(milliwatts) / 1000 for name, milliwatts in found}
 
 
 def energy_from_rails(samples: list[dict[str, float]], seconds: float) -> Energy:
-    """Mean power of rails over a time; the whole is the rail that feeds all of the module, where there is one."""
+    """Mean power of rails; the whole is the rail that feeds all of the module, where there is one."""
     samples = [rails for rails in samples if rails]
     if not samples:
         return Energy(seconds=seconds, joules=None, reason="no line with power came in that time")

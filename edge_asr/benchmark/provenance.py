@@ -1,4 +1,4 @@
-"""Where and with what it was measured: processor, system, packages, commit, load. Reads, and changes nothing."""
+"""Where and with what it was measured: processor, system, packages, commit, load. It only reads."""
 
 from __future__ import annotations
 

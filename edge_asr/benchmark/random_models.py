@@ -1,10 +1,11 @@
 """Bundles without weights: models of known shapes with random numbers in them, for speed and memory only.
 
-The time of a pass depends on shapes, not on values, so a machine can be judged before there is a model for it. Text
-and error rates of such a bundle mean nothing, and INT8 ranges come from nonsense. Needs the extra `export`.
+The time of a pass depends on shapes, not on values, so a machine can be judged before there is a model for
+it. Text and error rates of such a bundle mean nothing, and INT8 ranges come from nonsense. Needs the extra
+`export`.
 
-Sizes of other projects, with 1024 pieces and the blank: NeMo's examples/asr/conf/conformer/conformer_ctc_bpe.yaml
-(Conformer-CTC small, medium, large) and conf/fastconformer/fast-conformer_ctc_bpe.yaml (the table of FastConformer:
+Sizes of other projects have 1024 pieces and the blank. Shapes: NeMo's examples/asr/conf,
+conformer_ctc_bpe.yaml (Conformer-CTC small, medium, large) and fast-conformer_ctc_bpe.yaml (FastConformer
 large, and XLarge, which is Parakeet 0.6B; transformers' ParakeetEncoderConfig has the same numbers).
 """
 

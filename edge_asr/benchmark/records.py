@@ -1,13 +1,12 @@
 """Dataclasses to JSON and back, strictly: an unknown key, a missing one or a wrong type is an error.
 
-It reads the annotations of the dataclasses in `schema.py`: numbers, text, booleans, dataclasses, `tuple[X, ...]`,
-`dict[str, X]` and `X | None`, nested as they like. What this file does not do: know any record.
+It reads the annotations of the dataclasses in `schema.py`: numbers, text, booleans, dataclasses, `tuple[X,
+...]`, `dict[str, X]` and `X | None`, nested as they like. What this file does not do: know any record.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from typing import Any, TypeVar
@@ -46,13 +45,12 @@ def record_from_json(cls: type[_Record], data: Any, where: str = "") -> _Record:
     unknown, missing = sorted(set(data) - set(hints)), sorted(set(hints) - set(data))
     if unknown or missing:
         raise ConfigError(
-            f"{where}: unknown keys {unknown}, missing keys {missing}; read it with the edge-asr that wrote it, "
-            "or measure again"
+            f"{where}: unknown keys {unknown}, missing keys {missing}; read it with the edge-asr that wrote "
+            "it, or measure again"
         )
     return cls(**{name: _value(hint, data[name], f"{where}.{name}") for name, hint in hints.items()})
 
 
-@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}

@@ -137,14 +137,16 @@ def provenance_lines(report: BenchReport) -> Iterator[str]:
     )
     for c in report.configurations:
         threads = "" if c.threads is None else f", {c.threads} threads"
+        chosen = c.backend_reason.partition(";")[0]  # what "auto" passed over is in bench.json
         yield (
-            f"{c.precision} on {c.backend}{threads}: {c.file}, {c.size_bytes / 1e6:.2f} MB, sha256 {c.sha256[:12]} "
-            f"({c.backend_reason})"
+            f"{c.precision} on {c.backend}{threads}: {c.file}, {c.size_bytes / 1e6:.2f} MB, "
+            f"sha256 {c.sha256[:12]} ({chosen})"
         )
     yield f"audio: {report.audio.source}, {report.audio.duration_s:g} s, sha256 {report.audio.sha256[:12]}"
     yield (
-        f"runs: at least {settings.min_runs} and {settings.min_duration_s:g} s of each after {settings.warmup} to "
-        f"warm up; every run's text was that of a plain recogniser in a process of its own"
+        f"runs: at least {settings.min_runs} and {settings.min_duration_s:g} s of each, after "
+        f"{settings.warmup} to warm up; the text of every run was that of a plain recogniser in a process "
+        "of its own"
     )
     yield from _machine_lines(report.machine)
     yield f"{report.created}, {report.seconds_taken:.0f} s, edge-asr {report.machine.edge_asr}"
@@ -154,8 +156,8 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
     features = ", ".join(machine.cpu_features) or "no known vector instructions"
     memory = "" if machine.memory_bytes is None else f", {machine.memory_bytes / 2**30:.1f} GiB"
     yield (
-        f"machine: {machine.cpu}, {machine.n_cpus} processors (this process may use {len(machine.affinity)}), "
-        f"{features}{memory}"
+        f"machine: {machine.cpu}, {machine.n_cpus} processors, {len(machine.affinity)} of them for this "
+        f"process, {features}{memory}"
     )
     for name, value in (("GPU", machine.gpu), ("Jetson", machine.jetson)):
         if value is not None:
@@ -180,9 +182,8 @@ def _clocks(clocks: Clocks) -> str:
     if clocks.cpu_mhz_mean is None:
         words.append(f"processor unknown ({clocks.cpu_reason})")
     else:
-        words.append(
-            f"processor {clocks.cpu_mhz_min:.0f} to {clocks.cpu_mhz_max:.0f} MHz, governor {clocks.cpu_governor}"
-        )
+        words.append(f"processor {clocks.cpu_mhz_min:.0f} to {clocks.cpu_mhz_max:.0f} MHz")
+        words.append(f"governor {clocks.cpu_governor}")
     if clocks.gpu_sm_mhz is not None:
         words.append(f"GPU {clocks.gpu_sm_mhz:.0f} MHz, {clocks.gpu_celsius:.0f} C")
     if clocks.power_mode is not None:

@@ -1,7 +1,7 @@
-"""A whole benchmark: which things are measured, in which order. `run_benchmark` is `edge-asr bench` as a function.
+"""A whole benchmark: what is measured in which order. `run_benchmark` is `edge-asr bench` as a function.
 
-For each precision: fresh processes (cold start, peak memory, the texts that all runs are proven against), then whole
-clips by stage, power, streams, error rates. Precisions and batch sizes of one length take turns.
+For each precision: fresh processes (cold start, peak memory, the texts that all runs are proven against),
+then whole clips by stage, power, streams, error rates. Precisions and batch sizes of one length take turns.
 What this file does not do: measure anything itself, print.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -20,8 +19,9 @@ from edge_asr.benchmark import schema
 from edge_asr.benchmark.audio_clips import Recording, spoken_signal
 from edge_asr.benchmark.copies import time_copies
 from edge_asr.benchmark.fresh_process import FreshRun, cold_start, run_fresh
-from edge_asr.benchmark.offline import MIN_RUNS, Task, measure, repeat
-from edge_asr.benchmark.power import PowerReader, find_readers
+from edge_asr.benchmark.offline import Task, measure
+from edge_asr.benchmark.options import COLD_RUNS, BenchOptions
+from edge_asr.benchmark.power_meter import PowerMeter, Progress
 from edge_asr.benchmark.provenance import Surroundings
 from edge_asr.benchmark.schema import BenchReport, Cell, Configuration, PowerReading, Times
 from edge_asr.benchmark.stages import StagedRecognizer
@@ -29,74 +29,15 @@ from edge_asr.benchmark.statistics import four_digits
 from edge_asr.benchmark.streams import find_most_sustained, run_streams
 from edge_asr.bundle import MANIFEST_NAME, PRECISIONS, Bundle, Precision, sha256_of
 from edge_asr.diagnostics.machine import Machine
-from edge_asr.errors import ConfigError
 from edge_asr.manifest import Manifest
 from edge_asr.runtime.events import STREAM_SAMPLE_RATE
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.tensorrt_backend import TensorRTBackend
 
-COLD_RUNS = 5
-IDLE_S = 2.0
 MIN_POWER_S = 2.0
 NO_STREAMS = "not asked for: --streams N"
 NO_MANIFEST = "not asked for: --manifest FILE"
 RANDOM_TEXT = "the weights are random: error rates mean nothing"
-
-#: Called with the name of a stage and the share of it that is done.
-Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchOptions:
-    """What to measure.
-
-    Attributes:
-        model: folder of a bundle or name of an embedded model.
-        random: shape of a model of random weights, which then is measured instead.
-        precisions: "auto", "fp32", "fp16", "int8".
-        backend, threads, allow_unverified: as `Recognizer.load` takes them.
-        seconds, batches: lengths of clips, and how many at once; every pair is measured.
-        streams: so many at real-time pace; "max" looks for the most; None leaves them out.
-        utterances: that each stream hears.
-        warmup, min_duration_s: unmeasured runs, and least time of measured runs, for each pair.
-        audio: recording; None for the embedded sample.
-        manifest: for error rates; normalization of both texts.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    model: str = "tiny-en"
-    random: str | None = None
-    precisions: tuple[str, ...] = ("auto",)
-    backend: str = "auto"
-    threads: int | None = None
-    allow_unverified: bool = False
-    seconds: tuple[float, ...] = (1.0, 5.0, 10.0, 30.0)
-    batches: tuple[int, ...] = (1, 8)
-    streams: int | str | None = None
-    utterances: int = 6
-    warmup: int = 3
-    min_duration_s: float = 2.0
-    audio: Path | None = None
-    manifest: Path | None = None
-    normalization: str = "none"
-
-    def __post_init__(self) -> None:
-        if not self.precisions or not self.seconds or not self.batches:
-            raise ConfigError("precisions, seconds and batches must each name at least one")
-        if not all(0.1 <= value <= 3600 for value in self.seconds):
-            raise ConfigError(f"seconds are {list(self.seconds)}; each must be from 0.1 to 3600")
-        if not all(value >= 1 for value in (*self.batches, self.utterances)):
-            raise ConfigError(
-                f"batches are {list(self.batches)}, utterances {self.utterances}; 1 is the least"
-            )
-        if not (self.streams in (None, "max") or (isinstance(self.streams, int) and self.streams >= 1)):
-            raise ConfigError(f"streams is {self.streams!r}; give a number of at least 1, or max")
-        if self.warmup < 0 or self.min_duration_s < 0:
-            raise ConfigError(
-                f"warmup is {self.warmup}, min_duration_s {self.min_duration_s}; neither is negative"
-            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -143,7 +84,7 @@ def run_benchmark(
         surroundings = Surroundings(machine, uses_gpu=uses_gpu)
         for subject in subjects:
             _run_fresh_processes(options, subject, recording, folder, show)
-        meter = _PowerMeter(machine, uses_gpu, show)
+        meter = PowerMeter(machine, uses_gpu, show)
         for seconds in dict.fromkeys(options.seconds):
             _measure_clips(options, subjects, recording, seconds, meter, show)
         configurations = []
@@ -173,7 +114,7 @@ def run_benchmark(
             created=created.isoformat(timespec="seconds"),
             seconds_taken=round(time.monotonic() - began, 1),
             model=_describe_model(options, bundle),
-            settings=_describe_settings(options),
+            settings=options.describe(),
             audio=recording.describe(),
             machine=surroundings.describe(),
             configurations=tuple(configurations),
@@ -199,7 +140,7 @@ def _find_bundle(options: BenchOptions, folder: Path, show: Progress) -> Bundle:
     def show_export(stage: str, done: int, total: int) -> None:
         show(f"random {options.random}: {stage}", done / total if total else 0.0)
 
-    wanted = tuple(cast(Precision, p) for p in options.precisions if p in PRECISIONS)
+    wanted = [p for p in PRECISIONS if p in options.precisions]
     return export_random(options.random, folder, precisions=wanted, progress=show_export)
 
 
@@ -253,7 +194,7 @@ def _measure_clips(
     subjects: list[_Subject],
     recording: Recording,
     seconds: float,
-    meter: _PowerMeter,
+    meter: PowerMeter,
     show: Progress,
 ) -> None:
     tasks: list[tuple[_Subject, int, Task]] = []
@@ -298,7 +239,7 @@ def _cell(
         seconds=seconds,
         batch=batch,
         audio_s=task.audio_s,
-        mode="transcribe" if batch == 1 else "transcribe_batch",
+        mode=task.mode,
         n_warmup=n_warmup,
         n_runs=len(runs),
         passes=tuple(runs[-1].passes),
@@ -316,46 +257,6 @@ def _cell(
 def _rtfx(audio_s: float, times: Times) -> float:
     assert times.summary is not None
     return four_digits(audio_s / (times.summary.p50 / 1e3))
-
-
-class _PowerMeter:
-    """The machine's power sensors, and what they say when nothing runs."""
-
-    def __init__(self, machine: Machine, uses_gpu: bool, show: Progress) -> None:
-        self._readers, reasons = find_readers(machine, uses_gpu=uses_gpu)
-        self._reason = "; ".join(reasons) if not self._readers else None
-        self._idle: dict[str, float | None] = {}
-        for reader in self._readers:
-            show(f"power when idle ({reader.name})", 0.0)
-            reader.start()
-            time.sleep(IDLE_S)
-            self._idle[reader.name] = reader.stop().watts
-
-    def read(self, task: Task, seconds: float, show: Progress) -> tuple[list[PowerReading], str | None]:
-        """Run the task over and over under each sensor; why there is no reading."""
-        readings = [self._read_one(reader, task, seconds, show) for reader in self._readers]
-        return readings, self._reason
-
-    def _read_one(self, reader: PowerReader, task: Task, seconds: float, show: Progress) -> PowerReading:
-        show(f"{task.name}: power ({reader.name})", 0.0)
-        reader.start()
-        try:
-            n_runs = repeat(task, seconds)
-        finally:
-            energy = reader.stop()
-        watts = energy.watts
-        return PowerReading(
-            reader=reader.name,
-            scope=reader.scope,
-            seconds=round(energy.seconds, 3),
-            watts=None if watts is None else four_digits(watts),
-            reason=energy.reason,
-            idle_watts=self._idle[reader.name],
-            joules_per_audio_s=(
-                None if energy.joules is None else four_digits(energy.joules / (n_runs * task.audio_s))
-            ),
-            parts_watts={name: four_digits(value) for name, value in energy.parts_watts.items()},
-        )
 
 
 def _run_streams(
@@ -424,20 +325,4 @@ def _describe_model(options: BenchOptions, bundle: Bundle) -> schema.Model:
         is_random=options.random is not None,
         streams=info.streaming is not None,
         bundle_sha256=sha256_of(bundle.path / MANIFEST_NAME),
-    )
-
-
-def _describe_settings(options: BenchOptions) -> schema.Settings:
-    return schema.Settings(
-        precisions=options.precisions,
-        backend=options.backend,
-        seconds=options.seconds,
-        batches=options.batches,
-        streams=None if options.streams is None else str(options.streams),
-        utterances=options.utterances,
-        threads=options.threads,
-        warmup=options.warmup,
-        min_duration_s=options.min_duration_s,
-        min_runs=MIN_RUNS,
-        cold_runs=COLD_RUNS,
     )

@@ -1,8 +1,8 @@
 """What a benchmark writes down: the records of bench.json, version `SCHEMA_VERSION`.
 
-docs/bench.md explains every field. Wherever a number can be missing a `reason` or `*_reason` stands beside it: one
-of the two is null. Times are in the unit of their name. Adding, removing or redefining a field raises the version.
-What this file does not do: measure, print.
+docs/bench.md explains every field. Wherever a number can be missing a `reason` or `*_reason` stands beside
+it: one of the two is null. Times are in the unit of their name. Adding, removing or redefining a field raises
+the version. What this file does not do: measure, print.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class PowerReading:
         seconds: how long it was read.
         watts: mean over that time; null when the sensor has parts only.
         reason: why null.
-        idle_watts: mean of two seconds before the model was loaded.
+        idle_watts: mean of two seconds in which nothing ran; the model was loaded.
         joules_per_audio_s: energy in that time over seconds of audio recognised in it.
         parts_watts: mean of each rail or zone.
     """
@@ -139,8 +139,8 @@ class ColdStart:
     Attributes:
         seconds: of the clip.
         n_runs: processes.
-        stages: times by stage, `COLD_STAGES`; "to_first_text" is the sum of those before it, "second" the same
-            clip again in the same process.
+        stages: times by stage, `COLD_STAGES`; "to_first_text" is the sum of those before it, "second" the
+            same clip again in the same process.
         warm_ms: median of the same clip in a process that has warmed up; null when it was not measured.
     """
 

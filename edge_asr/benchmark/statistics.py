@@ -1,7 +1,7 @@
 """What is said of a list of measured times: extremes, mean, percentiles, jitter. Definitions, no measuring.
 
-Percentiles interpolate linearly between the two nearest samples, as numpy's default. One that lies beyond
-all but the last sample (p99 of 20 runs) is close to the maximum; `n` stands beside them, so that it can be told.
+Percentiles interpolate linearly between the two nearest samples, as numpy's default. One that lies beyond all
+but the last sample (p99 of 20 runs) is close to the maximum; `n` stands beside them, so that it can be told.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Summary:
         n: samples.
         min, mean, max: of the samples.
         p50, p90, p95, p99: percentiles.
-        jitter: mean of |x[i] - x[i-1]| over neighbours in time: what changes from one run to the next, and so
-            not a slow drift, which the percentiles show. The differences are those of RFC 3550, section 6.4.1,
-            without its smoothing. 0 for a single sample.
+        jitter: mean of |x[i] - x[i-1]| over neighbours in time: what changes from one run to the next, and
+            so not a slow drift, which the percentiles show. The differences are those of RFC 3550, section
+            6.4.1, without its smoothing. 0 for a single sample.
     """
 
     n: int

@@ -12,6 +12,7 @@ and no audio was lost. Partials become rarer under load (`LiveConfig.partial_loa
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -193,7 +194,7 @@ def measure_latencies(
         if within:
             latencies.first_partial.append(within[0][0] - spoken_at(begin))
         latencies.partial_interval += [
-            after - before for (before, _), (after, _) in zip(within, within[1:], strict=False)
+            after - before for (before, _), (after, _) in itertools.pairwise(within)
         ]
         for at, final in finals:
             # The final that has the end of speech inside it, in time: not one before it, not a later one.

@@ -124,8 +124,8 @@ def _stages(report: BenchReport) -> Table:
 def _cold(report: BenchReport) -> Table:
     rows = []
     notes = [
-        "Fresh processes, from their start to the first text of one clip; disk caches are warm. second: the same "
-        "clip again there."
+        "Fresh processes, from their start to the first text of one clip; disk caches are warm. "
+        "second: the same clip again there."
     ]
     for configuration in report.configurations:
         cold = configuration.cold
@@ -148,7 +148,8 @@ def _cold(report: BenchReport) -> Table:
 
 
 def _memory(report: BenchReport) -> Table:
-    rows, reasons = [], {}
+    rows = []
+    reasons: dict[str, None] = {}
     for configuration, cell in _cells(report):
         memory = cell.memory
         values = (memory.imported_rss_bytes, memory.loaded_rss_bytes, memory.peak_rss_bytes, memory.gpu_bytes)
@@ -166,7 +167,8 @@ def _memory(report: BenchReport) -> Table:
 
 
 def _power(report: BenchReport) -> Table:
-    rows, scopes = [], {}
+    rows = []
+    scopes: dict[str, None] = {}
     for configuration, cell in _cells(report):
         for reading in cell.power:
             values = (reading.idle_watts, reading.watts, reading.joules_per_audio_s)
@@ -202,8 +204,8 @@ def _streams(report: BenchReport) -> Table:
         if configuration.most_sustained is not None:
             notes.append(f"Most streams sustained ({_name(configuration)}): {configuration.most_sustained}.")
     notes.append(
-        "Sustained: p99 of one call of the recogniser is below the interval of updates, and no audio was lost. "
-        "All streams share one loaded model."
+        "Sustained: p99 of one call of the recogniser is below the interval of updates, and no audio was "
+        "lost. All streams share one loaded model."
     )
     columns = (
         "model",
@@ -223,7 +225,8 @@ def _streams(report: BenchReport) -> Table:
 
 
 def _stream_times(report: BenchReport) -> Table:
-    rows, missing = [], {}
+    rows = []
+    missing: dict[str, None] = {}
     for configuration, streams in _all_streams(report):
         for name in _STREAM_TIMES:
             times: Times = getattr(streams, name)
@@ -234,8 +237,9 @@ def _stream_times(report: BenchReport) -> Table:
                 rows.append((*label, str(times.summary.n), *_statistics(times)))
     notes = (
         *missing,
-        "first partial: from the true onset of speech. end to final: from the true end of speech to the final text, "
-        "the sum of endpoint wait and final compute. partial lag: from the newest sample that a partial covers.",
+        "first partial: from the true onset of speech. end to final: from the true end of speech to the "
+        "final text, the sum of endpoint wait and final compute. partial lag: from the newest sample that a "
+        "partial covers to the partial.",
     )
     columns = ("model", "streams", "latency, ms", "n", *STATISTICS)
     return Table(title="Streaming latencies", columns=columns, rows=tuple(rows), notes=notes, n_labels=3)

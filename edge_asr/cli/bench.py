@@ -17,13 +17,13 @@ import click
 from edge_asr.cli.options import progress_bar, recognizer_options
 
 if TYPE_CHECKING:
-    from edge_asr.benchmark.run import Progress
+    from edge_asr.benchmark.power_meter import Progress
 
 #: Width of tables that do not go to a terminal.
 _PLAIN_WIDTH = 150
 
 
-class _List(click.ParamType):
+class _List(click.ParamType):  # type: ignore[type-arg]
     """Values between commas, each of a kind."""
 
     def __init__(self, name: str, convert: Callable[[str], Any], choices: tuple[str, ...] = ()) -> None:
@@ -45,7 +45,7 @@ class _List(click.ParamType):
         return values
 
 
-class _Streams(click.ParamType):
+class _Streams(click.ParamType):  # type: ignore[type-arg]
     """A number of streams, or "max"."""
 
     name = "streams"
@@ -175,8 +175,9 @@ def command(
     source = click.get_current_context().get_parameter_source("model")
     if options["random"] is not None and source is not click.core.ParameterSource.DEFAULT:
         raise click.UsageError("--random is a model of its own; leave -m out")
+    from edge_asr.benchmark.options import BenchOptions
     from edge_asr.benchmark.report import check_folder, print_report, write_folder
-    from edge_asr.benchmark.run import BenchOptions, run_benchmark
+    from edge_asr.benchmark.run import run_benchmark
 
     if output_dir is not None:
         check_folder(output_dir, force=force)
