@@ -21,6 +21,9 @@ from edge_asr.errors import ConfigError
 
 N_RESAMPLES = 2000
 CONFIDENCE = 0.95
+MIN_SESSIONS = 3
+"""With fewer there is no telling how a machine drifts; runs alone must do."""
+_BUSY_LOAD = 0.5
 _MACHINE_FIELDS = (
     "cpu",
     "n_cpus",
@@ -49,7 +52,7 @@ class Ratio:
         what: which.
         a_ms, b_ms: medians.
         ratio: b_ms / a_ms.
-        low, high: 95 % interval of the ratio.
+        low, high: interval of the ratio, see the top of this file.
         verdict: "within noise", "slower" or "faster"; "too few runs" below five on either side.
     """
 
@@ -114,17 +117,21 @@ def compare(a: BenchReport, b: BenchReport) -> Comparison:
     )
 
 
-def ratio_of_medians(what: str, a: Sequence[float], b: Sequence[float]) -> Ratio:
+def ratio_of_medians(what: str, a: Times, b: Times) -> Ratio:
     """B over A with its interval.
 
     Args:
         what: name of the quantity.
-        a, b: samples in milliseconds, in the order in which they were taken.
+        a, b: measured times.
     """
-    median_a, median_b = float(np.median(a)), float(np.median(b))
-    resampled = _resample_medians(b, seed=1) / _resample_medians(a, seed=0)
+    median_a, median_b = float(np.median(a.samples_ms)), float(np.median(b.samples_ms))
+    resampled = _resample_medians(b.samples_ms, seed=1) / _resample_medians(a.samples_ms, seed=0)
     low, high = (float(v) for v in np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
-    if min(len(a), len(b)) < 5:
+    if min(len(a.sessions), len(b.sessions)) >= MIN_SESSIONS:
+        sessions_a, sessions_b = _session_medians(a), _session_medians(b)
+        low = min(low, min(sessions_b) / max(sessions_a))
+        high = max(high, max(sessions_b) / min(sessions_a))
+    if min(len(a.samples_ms), len(b.samples_ms)) < 5:
         verdict = "too few runs"
     elif low <= 1.0 <= high:
         verdict = "within noise"
@@ -150,6 +157,10 @@ def find_differences(a: BenchReport, b: BenchReport) -> Iterator[str]:
     for name in _CLOCK_FIELDS:
         before = (getattr(report.machine.clocks_before, name) for report in (a, b))
         yield from _differ(f"clocks.{name}", *before)
+    for which, report in (("A", a), ("B", b)):
+        load, n_cpus = report.machine.load_before, report.machine.n_cpus
+        if load is not None and load > _BUSY_LOAD * n_cpus:
+            yield f"{which} was measured beside other work: load average {load} on {n_cpus} processors"
     for name in ("threads", "warmup", "min_duration_s", "utterances"):
         yield from _differ(f"settings.{name}", getattr(a.settings, name), getattr(b.settings, name))
     files_a, files_b = ({_name(c): c for c in r.configurations} for r in (a, b))
@@ -177,8 +188,8 @@ def _name(configuration: Configuration) -> str:
     return f"{configuration.precision} on {configuration.backend}"
 
 
-def _all_times(report: BenchReport) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """(name, samples) of everything that was timed."""
+def _all_times(report: BenchReport) -> Iterator[tuple[str, Times]]:
+    """(name, times) of everything that was timed."""
     for configuration in report.configurations:
         name = _name(configuration)
         for cell in configuration.cells:
@@ -195,10 +206,10 @@ def _cell_name(cell: Cell) -> str:
     return f"{cell.seconds:g} s, batch {cell.batch}"
 
 
-def _present(prefix: str, stages: dict[str, Times]) -> Iterator[tuple[str, tuple[float, ...]]]:
+def _present(prefix: str, stages: dict[str, Times]) -> Iterator[tuple[str, Times]]:
     for stage, times in stages.items():
         if times.summary is not None:
-            yield f"{prefix}: {stage}", times.samples_ms
+            yield f"{prefix}: {stage}", times
 
 
 def _error_rates(report: BenchReport) -> Iterator[tuple[str, float]]:
@@ -207,6 +218,13 @@ def _error_rates(report: BenchReport) -> Iterator[tuple[str, float]]:
         if rates is not None:
             key = f"{_name(configuration)}, {rates.manifest} ({rates.manifest_sha256[:12]})"
             yield f"{key}: WER, normalization {rates.normalization}", rates.wer
+
+
+def _session_medians(times: Times) -> list[float]:
+    edges = np.cumsum(times.sessions)[:-1]
+    return [
+        float(np.median(session)) for session in np.split(np.array(times.samples_ms), edges) if len(session)
+    ]
 
 
 def _resample_medians(samples: Sequence[float], *, seed: int) -> Any:

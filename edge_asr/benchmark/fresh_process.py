@@ -124,5 +124,6 @@ def run_fresh(
 def cold_start(runs: Sequence[FreshRun], seconds: float, warm_ms: float | None) -> ColdStart:
     """Several fresh processes as one record."""
     laps = [run.stages_s() for run in runs]
-    stages = {stage: Times.of([lap[stage] for lap in laps if stage in lap]) for stage in COLD_STAGES}
+    times = {stage: [lap[stage] for lap in laps if stage in lap] for stage in COLD_STAGES}
+    stages = {stage: Times.of(values, sessions=[1] * len(values)) for stage, values in times.items()}
     return ColdStart(seconds=seconds, n_runs=len(runs), stages=stages, warm_ms=warm_ms)

@@ -2,7 +2,9 @@
 
 Runs of what is to be compared (precisions, batch sizes of one length) take turns, in turning order, so that a
 slow moment of the machine hits all alike; each goes on until it has both enough runs and enough time. Before
-that, each runs a few times unmeasured. Python's garbage collector is off within a run and works between them.
+that, each runs a few times unmeasured. All of this is repeated in sessions that lie apart, since a machine is
+not the same machine a minute later (`compare.py`). Python's garbage collector is off within a run and works
+between them.
 
 Proof of work: the text of every run, warm-up included, is hashed outside the clock and must be the text that
 a plain recogniser gave for the same audio, in the same mode, in a process of its own; and the model must have
@@ -39,6 +41,7 @@ class Task:
         sample_rate: Hz.
         text_sha256: of the reference.
         runs: measured.
+        sessions: how many of them in each call of `measure`.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Task:
     sample_rate: int
     text_sha256: str
     runs: list[RunTimes] = field(default_factory=list)
+    sessions: list[int] = field(default_factory=list)
 
     @property
     def audio_s(self) -> float:
@@ -57,11 +61,6 @@ class Task:
     def mode(self) -> str:
         """Which method of the recogniser runs."""
         return "transcribe" if len(self.clips) == 1 else "transcribe_batch"
-
-    @property
-    def measured_s(self) -> float:
-        """Seconds spent in measured runs."""
-        return sum(run.total_s for run in self.runs)
 
     def run(self) -> RunTimes:
         """One proven run.
@@ -96,12 +95,12 @@ def measure(
     min_runs: int = MIN_RUNS,
     progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Fill the `runs` of tasks that take turns.
+    """One session: add to the `runs` of tasks that take turns.
 
     Args:
         tasks: that are to be compared.
         warmup: unmeasured runs of each.
-        min_duration_s, min_runs: both must be reached by each.
+        min_duration_s, min_runs: both must be reached by each in this session.
         progress: called with the share that is done.
 
     Raises:
@@ -114,17 +113,22 @@ def measure(
     gc.freeze()  # what is there now stays; collections between runs are short then
     gc.disable()
     try:
-        turn = 0
-        while waiting := [t for t in tasks if len(t.runs) < min_runs or t.measured_s < min_duration_s]:
-            for task in waiting[turn % len(waiting) :] + waiting[: turn % len(waiting)]:
-                task.runs.append(task.run())
+        turn, shares = 0, [0.0] * len(tasks)
+        session: list[list[RunTimes]] = [[] for _ in tasks]
+        while waiting := [index for index, share in enumerate(shares) if share < 1.0]:
+            for index in waiting[turn % len(waiting) :] + waiting[: turn % len(waiting)]:
+                session[index].append(tasks[index].run())
+                shares[index] = _share(session[index], min_duration_s, min_runs)
             turn += 1
             gc.collect()
             if progress is not None:
-                progress(sum(_share(t, min_duration_s, min_runs) for t in tasks) / len(tasks))
+                progress(sum(shares) / len(shares))
     finally:
         gc.enable()
         gc.unfreeze()
+    for task, runs in zip(tasks, session, strict=True):
+        task.runs += runs
+        task.sessions.append(len(runs))
 
 
 def repeat(task: Task, seconds: float) -> int:
@@ -140,6 +144,6 @@ def repeat(task: Task, seconds: float) -> int:
     return n_runs
 
 
-def _share(task: Task, min_duration_s: float, min_runs: int) -> float:
-    by_time = task.measured_s / min_duration_s if min_duration_s else 1.0
-    return min(1.0, len(task.runs) / min_runs, by_time)
+def _share(runs: Sequence[RunTimes], min_duration_s: float, min_runs: int) -> float:
+    by_time = sum(run.total_s for run in runs) / min_duration_s if min_duration_s else 1.0
+    return min(1.0, len(runs) / min_runs, by_time)

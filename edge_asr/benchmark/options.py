@@ -9,8 +9,8 @@ from edge_asr.benchmark.offline import MIN_RUNS
 from edge_asr.benchmark.schema import Settings
 from edge_asr.errors import ConfigError
 
-COLD_RUNS = 5
-"""Fresh processes of which a cold start is made."""
+SESSIONS = 5
+"""So many times, apart from each other, is everything measured; a cold start in each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,8 @@ class BenchOptions:
         seconds, batches: lengths of clips, and how many at once; every pair is measured.
         streams: so many at real-time pace; "max" looks for the most; None leaves them out.
         utterances: that each stream hears.
-        warmup, min_duration_s: unmeasured runs, and least time of measured runs, for each pair.
+        warmup: unmeasured runs of each pair before each session.
+        min_duration_s: least time of measured runs of each pair, all sessions together.
         audio: recording; None for the embedded sample.
         manifest: for error rates; normalization of both texts.
 
@@ -78,5 +79,5 @@ class BenchOptions:
             warmup=self.warmup,
             min_duration_s=self.min_duration_s,
             min_runs=MIN_RUNS,
-            cold_runs=COLD_RUNS,
+            sessions=SESSIONS,
         )

@@ -144,9 +144,9 @@ def provenance_lines(report: BenchReport) -> Iterator[str]:
         )
     yield f"audio: {report.audio.source}, {report.audio.duration_s:g} s, sha256 {report.audio.sha256[:12]}"
     yield (
-        f"runs: at least {settings.min_runs} and {settings.min_duration_s:g} s of each, after "
-        f"{settings.warmup} to warm up; the text of every run was that of a plain recogniser in a process "
-        "of its own"
+        f"runs: at least {settings.min_runs} and {settings.min_duration_s:g} s of each in "
+        f"{settings.sessions} sessions, {settings.warmup} before each to warm up; the text of every run was "
+        "that of a plain recogniser in a process of its own"
     )
     yield from _machine_lines(report.machine)
     yield f"{report.created}, {report.seconds_taken:.0f} s, edge-asr {report.machine.edge_asr}"

@@ -1,8 +1,9 @@
 """A whole benchmark: what is measured in which order. `run_benchmark` is `edge-asr bench` as a function.
 
-For each precision: fresh processes (cold start, peak memory, the texts that all runs are proven against),
-then whole clips by stage, power, streams, error rates. Precisions and batch sizes of one length take turns.
-What this file does not do: measure anything itself, print.
+For each precision: fresh processes (peak memory, the texts that all runs are proven against); then sessions,
+in each of which there is a cold start and every clip is run for a while; then power, streams, error rates.
+Precisions and batch sizes of one length take turns. What this file does not do: measure anything itself,
+print.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +21,8 @@ from edge_asr.benchmark import schema
 from edge_asr.benchmark.audio_clips import Recording, spoken_signal
 from edge_asr.benchmark.copies import time_copies
 from edge_asr.benchmark.fresh_process import FreshRun, cold_start, run_fresh
-from edge_asr.benchmark.offline import Task, measure
-from edge_asr.benchmark.options import COLD_RUNS, BenchOptions
+from edge_asr.benchmark.offline import MIN_RUNS, Task, measure
+from edge_asr.benchmark.options import SESSIONS, BenchOptions
 from edge_asr.benchmark.power_meter import PowerMeter, Progress
 from edge_asr.benchmark.provenance import Surroundings
 from edge_asr.benchmark.schema import BenchReport, Cell, Configuration, PowerReading, Times
@@ -46,9 +48,10 @@ class _Subject:
 
     recognizer: StagedRecognizer
     load: dict[str, Any]
-    fresh: dict[tuple[float, int], FreshRun]
-    cold: list[FreshRun]
-    cells: dict[tuple[float, int], Cell]
+    fresh: dict[tuple[float, int], FreshRun] = field(default_factory=dict)
+    tasks: dict[tuple[float, int], Task] = field(default_factory=dict)
+    cold: list[FreshRun] = field(default_factory=list)
+    cells: dict[tuple[float, int], Cell] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,11 +85,16 @@ def run_benchmark(
         subjects = _load(options, bundle, resources)
         uses_gpu = any(subject.recognizer.backend.name != "cpu" for subject in subjects)
         surroundings = Surroundings(machine, uses_gpu=uses_gpu)
+        pairs = [(s, b) for s in dict.fromkeys(options.seconds) for b in dict.fromkeys(options.batches)]
         for subject in subjects:
-            _run_fresh_processes(options, subject, recording, folder, show)
+            _make_tasks(subject, pairs, recording, folder, show)
+        for session in range(SESSIONS):
+            _measure_session(options, subjects, recording, folder, session, show)
         meter = PowerMeter(machine, uses_gpu, show)
-        for seconds in dict.fromkeys(options.seconds):
-            _measure_clips(options, subjects, recording, seconds, meter, show)
+        for subject in subjects:
+            for pair, task in subject.tasks.items():
+                power = meter.read(task, max(options.min_duration_s, MIN_POWER_S), show)
+                subject.cells[pair] = _cell(task, pair[0], subject.fresh[pair], options.warmup, power)
         configurations = []
         for subject in subjects:
             streams, most, streams_reason = _run_streams(options, subject, show)
@@ -167,57 +175,50 @@ def _load(options: BenchOptions, bundle: Bundle, resources: ExitStack) -> list[_
         # "auto" may be one that is also named.
         subjects.setdefault(
             (backend.precision, backend.name),
-            _Subject(recognizer=recognizer, load=load, fresh={}, cold=[], cells={}),
+            _Subject(recognizer=recognizer, load=load),
         )
     return list(subjects.values())
 
 
-def _run_fresh_processes(
-    options: BenchOptions, subject: _Subject, recording: Recording, folder: Path, show: Progress
+def _make_tasks(
+    subject: _Subject, pairs: list[tuple[float, int]], recording: Recording, folder: Path, show: Progress
 ) -> None:
-    pairs = [(s, b) for s in dict.fromkeys(options.seconds) for b in dict.fromkeys(options.batches)]
-    total = COLD_RUNS + len(pairs)
-    cold_clips = recording.clips(options.seconds[0], 1)
-    stage = f"{subject.name}: fresh processes"
-    for index in range(COLD_RUNS):
-        show(stage, index / total)
-        subject.cold.append(run_fresh(subject.load, cold_clips, recording.sample_rate, folder))
+    """What will be measured, with the texts that fresh processes give for it, and their memory."""
     for index, (seconds, batch) in enumerate(pairs):
-        show(stage, (COLD_RUNS + index) / total)
-        subject.fresh[seconds, batch] = run_fresh(
-            subject.load, recording.clips(seconds, batch), recording.sample_rate, folder
+        show(f"{subject.name}: memory and reference texts", index / len(pairs))
+        clips = recording.clips(seconds, batch)
+        fresh = run_fresh(subject.load, clips, recording.sample_rate, folder)
+        subject.fresh[seconds, batch] = fresh
+        subject.tasks[seconds, batch] = Task(
+            name=f"{subject.name}, {seconds:g} s, batch {batch}",
+            recognizer=subject.recognizer,
+            clips=clips,
+            sample_rate=recording.sample_rate,
+            text_sha256=fresh.text_sha256,
         )
 
 
-def _measure_clips(
+def _measure_session(
     options: BenchOptions,
     subjects: list[_Subject],
     recording: Recording,
-    seconds: float,
-    meter: PowerMeter,
+    folder: Path,
+    session: int,
     show: Progress,
 ) -> None:
-    tasks: list[tuple[_Subject, int, Task]] = []
+    """A cold start of each subject, then each length in turn."""
+    name = f"session {session + 1} of {SESSIONS}"
+    clips = recording.clips(options.seconds[0], 1)
     for subject in subjects:
-        for batch in dict.fromkeys(options.batches):
-            task = Task(
-                name=f"{subject.name}, {seconds:g} s, batch {batch}",
-                recognizer=subject.recognizer,
-                clips=recording.clips(seconds, batch),
-                sample_rate=recording.sample_rate,
-                text_sha256=subject.fresh[seconds, batch].text_sha256,
-            )
-            tasks.append((subject, batch, task))
-    measure(
-        [task for _, _, task in tasks],
-        warmup=options.warmup,
-        min_duration_s=options.min_duration_s,
-        progress=lambda share: show(f"clips of {seconds:g} s", share),
-    )
-    for subject, batch, task in tasks:
-        power = meter.read(task, max(options.min_duration_s, MIN_POWER_S), show)
-        subject.cells[seconds, batch] = _cell(
-            task, seconds, subject.fresh[seconds, batch], options.warmup, power
+        show(f"{name}: cold start, {subject.name}", 0.0)
+        subject.cold.append(run_fresh(subject.load, clips, recording.sample_rate, folder))
+    for seconds in dict.fromkeys(options.seconds):
+        measure(
+            [task for s in subjects for pair, task in s.tasks.items() if pair[0] == seconds],
+            warmup=options.warmup,
+            min_duration_s=options.min_duration_s / SESSIONS,
+            min_runs=-(-MIN_RUNS // SESSIONS),
+            progress=partial(show, f"{name}: clips of {seconds:g} s"),
         )
 
 
@@ -227,12 +228,12 @@ def _cell(
     runs, batch = task.runs, len(task.clips)
     there, back = time_copies(task.recognizer.inner_backend, runs[-1].passes, len(runs))
     stages = {
-        "features": Times.of([run.features_s for run in runs]),
+        "features": Times.of([run.features_s for run in runs], sessions=task.sessions),
         "copy_to_device": there,
-        "encode": Times.of([run.encode_s for run in runs]),
+        "encode": Times.of([run.encode_s for run in runs], sessions=task.sessions),
         "copy_to_host": back,
-        "decode": Times.of([run.decode_s for run in runs]),
-        "total": Times.of([run.total_s for run in runs]),
+        "decode": Times.of([run.decode_s for run in runs], sessions=task.sessions),
+        "total": Times.of([run.total_s for run in runs], sessions=task.sessions),
     }
     without = Times.of([run.total_s - run.features_s for run in runs])
     return Cell(

@@ -8,6 +8,7 @@ the version. What this file does not do: measure, print.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,23 +30,34 @@ class Times:
         summary: of the samples; null when there are none.
         reason: why not; null when there are some.
         samples_ms: every measured time, in order.
+        sessions: how many of them were taken in each session; sessions lie apart in time.
     """
 
     summary: Summary | None
     reason: str | None
     samples_ms: tuple[float, ...] = ()
+    sessions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.summary is None) == (self.reason is None):
             raise ConfigError(f"times have a summary or a reason for having none; reason is {self.reason!r}")
+        if sum(self.sessions) != len(self.samples_ms):
+            raise ConfigError(f"sessions of {self.sessions} runs do not make {len(self.samples_ms)} samples")
 
     @classmethod
-    def of(cls, seconds: list[float], reason_if_none: str = "nothing was measured") -> Times:
-        """From measured seconds; without any, the reason."""
+    def of(
+        cls,
+        seconds: Sequence[float],
+        reason_if_none: str = "nothing was measured",
+        *,
+        sessions: Sequence[int] = (),
+    ) -> Times:
+        """From measured seconds, taken in one session unless said otherwise; without any, the reason."""
         if not seconds:
             return cls(summary=None, reason=reason_if_none)
         samples = tuple(float(f"{value * 1e3:.6g}") for value in seconds)
-        return cls(summary=summarize(samples), reason=None, samples_ms=samples)
+        sizes = tuple(sessions) or (len(samples),)
+        return cls(summary=summarize(samples), reason=None, samples_ms=samples, sessions=sizes)
 
     @classmethod
     def missing(cls, reason: str) -> Times:
@@ -106,7 +118,7 @@ class Cell:
     Attributes:
         seconds, batch: of a clip; clips at once. audio_s: their product.
         mode: "transcribe" or "transcribe_batch".
-        n_warmup, n_runs: runs before, and measured.
+        n_warmup, n_runs: runs before each session, and measured in all.
         passes: [rows, feature frames] of each pass of the model in one run.
         text_sha256: of the text of every run, and of that of a plain recogniser in a process of its own.
         text_is_empty: then the proof says little.
@@ -337,7 +349,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What was asked for, as in the options of the command; `min_runs` and `cold_runs` are fixed."""
+    """What was asked for, as in the options of the command; `min_runs` and `sessions` are fixed."""
 
     precisions: tuple[str, ...]
     backend: str
@@ -349,7 +361,7 @@ class Settings:
     warmup: int
     min_duration_s: float
     min_runs: int
-    cold_runs: int
+    sessions: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
