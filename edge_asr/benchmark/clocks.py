@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from edge_asr.benchmark.gpu import open_gpu
-from edge_asr.benchmark.schema import Clocks
+from edge_asr.benchmark.machine_records import Clocks
 from edge_asr.diagnostics.machine import Machine
 
 

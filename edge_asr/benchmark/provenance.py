@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 import edge_asr
-from edge_asr.benchmark import schema
 from edge_asr.benchmark.clocks import read_clocks
+from edge_asr.benchmark.machine_records import Machine as MachineRecord
 from edge_asr.diagnostics.jetson import l4t_release
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.runtime.cuda import query_gpu
@@ -72,14 +72,14 @@ class Surroundings:
         self._times = _processor_times(machine)
         self._clocks = read_clocks(machine, uses_gpu=uses_gpu)
 
-    def describe(self) -> schema.Machine:
+    def describe(self) -> MachineRecord:
         """Everything, as of now."""
         machine = self._machine
         clocks = read_clocks(machine, uses_gpu=self._uses_gpu)
         cpu_info = machine.read("/proc/cpuinfo") or ""
         flags = set(_cpu_field(cpu_info, "flags", "Features").split())
         commit, commit_reason = git_commit(Path(edge_asr.__file__).resolve().parent)
-        return schema.Machine(
+        return MachineRecord(
             cpu=_cpu_field(cpu_info, "model name", "Model", "Hardware")
             or _arm_cpu(machine)
             or platform.machine(),

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_asr.benchmark.compare import Comparison
+from edge_asr.benchmark.machine_records import Clocks, Machine
 from edge_asr.benchmark.plots import PLOTS, write_plots
-from edge_asr.benchmark.schema import BenchReport, Clocks, Machine
+from edge_asr.benchmark.schema import BenchReport
 from edge_asr.benchmark.tables import Table, bench_tables, comparison_tables
 from edge_asr.errors import ConfigError, MissingDependencyError
 

@@ -263,7 +263,10 @@ def _rtfx(audio_s: float, times: Times) -> float:
 def _run_streams(
     options: BenchOptions, subject: _Subject, show: Progress
 ) -> tuple[list[schema.Streams], int | None, str | None]:
-    if options.streams is None:
+    bundle = subject.recognizer.bundle
+    # A bundle made for streaming is asked for its live latencies also when nobody says so.
+    wanted = options.streams or (1 if bundle is not None and bundle.info.streaming is not None else None)
+    if wanted is None:
         return [], None, NO_STREAMS
     recording = Recording.load(options.audio, STREAM_SAMPLE_RATE)
     signal = spoken_signal(recording.waveform, STREAM_SAMPLE_RATE, options.utterances)
@@ -274,11 +277,11 @@ def _run_streams(
             show(f"{subject.name}: {n_streams} streams at real-time pace", 0.0)
             return run_streams(recognizer, signal, n_streams, is_random=options.random is not None)
 
-        if options.streams == "max":
+        if wanted == "max":
             tried, most = find_most_sustained(listen)
             return tried, most, None
-        assert isinstance(options.streams, int)
-        return [listen(n) for n in dict.fromkeys((1, options.streams))], None, None
+        assert isinstance(wanted, int)
+        return [listen(n) for n in dict.fromkeys((1, wanted))], None, None
 
 
 def _accuracy(

@@ -27,35 +27,58 @@ from edge_asr.benchmark.schema import Streams, Times
 from edge_asr.errors import GateError
 from edge_asr.runtime.events import STREAM_SAMPLE_RATE, Event, Final, Gap, Partial
 from edge_asr.runtime.live import LiveConfig, LiveRecognizer
-from edge_asr.runtime.partials import Transcriber
+from edge_asr.runtime.partials import (
+    AudioHistory,
+    Hypothesis,
+    PartialDecoder,
+    Transcriber,
+    WindowedDecoder,
+)
 from edge_asr.runtime.transcript import Transcript
 
-MODE = "windowed"
+WINDOWED = "windowed"
 MOST_STREAMS = 256
 NO_TEXT = "the model gave no text"
 RANDOM = "the weights are random: what they call speech means nothing"
 
 
-class TimedTranscriber:
-    """A recogniser whose calls are timed; the calls of one stream."""
+class _TimedTranscriber:
+    """What makes finals, its calls timed."""
 
-    def __init__(self, inner: Transcriber) -> None:
+    def __init__(self, inner: Transcriber, seconds: list[float]) -> None:
         self._inner = inner
-        self.seconds: list[float] = []
+        self._seconds = seconds
 
     def transcribe(self, waveform: npt.NDArray[np.float32], sample_rate: int) -> Transcript:
         began = time.perf_counter()
         transcript = self._inner.transcribe(waveform, sample_rate)
-        self.seconds.append(time.perf_counter() - began)
+        self._seconds.append(time.perf_counter() - began)
         return transcript
+
+
+class _TimedDecoder:
+    """What makes partials, its calls timed."""
+
+    def __init__(self, inner: PartialDecoder, seconds: list[float]) -> None:
+        self._inner = inner
+        self._seconds = seconds
+
+    def begin(self, start: int) -> None:
+        self._inner.begin(start)
+
+    def decode(self, history: AudioHistory) -> Hypothesis:
+        began = time.perf_counter()
+        hypothesis = self._inner.decode(history)
+        self._seconds.append(time.perf_counter() - began)
+        return hypothesis
 
 
 @dataclass(slots=True)
 class _Stream:
-    """One stream: its parts, and its events with the monotonic times at which they came."""
+    """One stream: its source, seconds of each update, events with the monotonic times at which they came."""
 
     source: PacedSource
-    transcriber: TimedTranscriber
+    computed: list[float] = field(default_factory=list)
     events: list[tuple[float, Event]] = field(default_factory=list)
 
     def note(self, event: Event) -> None:
@@ -81,6 +104,8 @@ def run_streams(
     *,
     config: LiveConfig | None = None,
     is_random: bool = False,
+    mode: str = WINDOWED,
+    make_decoder: Callable[[], PartialDecoder] | None = None,
 ) -> Streams:
     """Let `n_streams` streams hear `signal` at once, at real-time pace.
 
@@ -90,6 +115,8 @@ def run_streams(
         n_streams: at least 1.
         config: of every stream; None for the defaults.
         is_random: the weights are, so latencies of text are left out.
+        mode: what `make_decoder` gives, in a word.
+        make_decoder: a new decoder of partials for each stream; None for `WindowedDecoder`.
 
     Raises:
         GateError: a final is not what `transcribe` gives for its samples.
@@ -99,12 +126,24 @@ def run_streams(
     spread_s = (signal.utterances[-1][0] - signal.utterances[0][0]) / max(len(signal.utterances) - 1, 1)
     spread_s = spread_s / STREAM_SAMPLE_RATE or len(signal.waveform) / STREAM_SAMPLE_RATE
     streams = [
-        _Stream(
-            PacedSource(signal.waveform, delay_s=spread_s * index / n_streams), TimedTranscriber(recognizer)
-        )
+        _Stream(PacedSource(signal.waveform, delay_s=spread_s * index / n_streams))
         for index in range(n_streams)
     ]
-    _listen(streams, config)
+    decoders = [
+        make_decoder() if make_decoder else WindowedDecoder(recognizer, config.partial_window_s)
+        for _ in streams
+    ]
+    lives = [
+        LiveRecognizer(
+            _TimedTranscriber(recognizer, stream.computed),
+            stream.source,
+            config=config,
+            on_event=stream.note,
+            partial_decoder=_TimedDecoder(decoder, stream.computed),
+        )
+        for stream, decoder in zip(streams, decoders, strict=True)
+    ]
+    _listen(lives)
     events = [event for stream in streams for _, event in stream.events]
     finals = [event for event in events if isinstance(event, Final)]
     gaps = [event for event in events if isinstance(event, Gap)]
@@ -115,14 +154,14 @@ def run_streams(
     for stream in streams:
         measure_latencies(latencies, stream.events, signal, stream.source.spoken_at)
     unknown = RANDOM if is_random else lost if gaps else None
-    computed = [value for stream in streams for value in stream.transcriber.seconds]
+    computed = [value for stream in streams for value in stream.computed]
     why_not = _why_not_sustained(computed, len(gaps), config.partial_interval_s)
 
     def times(seconds: list[float]) -> Times:
         return Times.of(seconds, NO_TEXT) if unknown is None else Times.missing(unknown)
 
     return Streams(
-        mode=MODE,
+        mode=mode,
         n_streams=n_streams,
         n_utterances=len(signal.utterances),
         audio_s=round(len(signal.waveform) / STREAM_SAMPLE_RATE, 3),
@@ -208,16 +247,12 @@ def measure_latencies(
     ]
 
 
-def _listen(streams: list[_Stream], config: LiveConfig) -> None:
+def _listen(lives: list[LiveRecognizer]) -> None:
     """Run all streams to their end.
 
     Raises:
         EdgeAsrError: the first stream's that ended with one.
     """
-    lives = [
-        LiveRecognizer(stream.transcriber, stream.source, config=config, on_event=stream.note)
-        for stream in streams
-    ]
     try:
         for live in lives:
             live.start()

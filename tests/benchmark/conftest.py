@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_asr.benchmark import schema
+from edge_asr.benchmark import machine_records, schema
 from edge_asr.benchmark.schema import BenchReport, Times
 from edge_asr.diagnostics.machine import Machine
 
@@ -74,7 +74,7 @@ def invented_report(scale: float = 1.0, noise: float = 0.01, seed: int = 0) -> B
     def times(audio_s: float) -> list[float]:
         return (scale * 0.01 * audio_s * (1 + noise * rng.standard_normal(40))).tolist()
 
-    clocks = schema.Clocks(
+    clocks = machine_records.Clocks(
         cpu_governor="performance",
         cpu_mhz_min=1500.0,
         cpu_mhz_mean=1500.0,
@@ -87,7 +87,7 @@ def invented_report(scale: float = 1.0, noise: float = 0.01, seed: int = 0) -> B
         power_mode=None,
         power_mode_reason="invented: no Jetson",
     )
-    machine = schema.Machine(
+    machine = machine_records.Machine(
         cpu="Invented CPU",
         cpu_features=("avx2",),
         n_cpus=2,
