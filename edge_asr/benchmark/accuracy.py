@@ -19,7 +19,7 @@ from edge_asr.runtime.recognizer import Recognizer
 
 
 def read_whole_manifest(path: Path) -> Manifest:
-    """A manifest of which every row can be used.
+    """A manifest of which every row can be used: it says what it must, and its sound file is there.
 
     Raises:
         ManifestError: a row that cannot; the message names the first.
@@ -31,6 +31,12 @@ def read_whole_manifest(path: Path) -> Manifest:
             f"{path} has {len(manifest.bad_rows)} unusable rows, the first is row {row.row} "
             f"({row.reason}: {row.detail}); mend the manifest, so that the rate is one of the whole set"
         )
+    for utterance in manifest.utterances:
+        if not utterance.audio_path.is_file():
+            raise ManifestError(
+                f"{path}, row {utterance.row}: no sound file at {utterance.audio_path}; mend the manifest, "
+                "so that the rate is one of the whole set"
+            )
     return manifest
 
 

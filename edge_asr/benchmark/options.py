@@ -44,7 +44,7 @@ class BenchOptions:
     batches: tuple[int, ...] = (1, 8)
     streams: int | str | None = None
     utterances: int = 6
-    warmup: int = 3
+    warmup: int = 2
     min_duration_s: float = 2.0
     audio: Path | None = None
     manifest: Path | None = None

@@ -268,12 +268,12 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 
 def number(value: float) -> str:
-    """Four significant digits, without exponent for what a bench has."""
+    """Four significant digits, or all before the point."""
     if value == 0:
         return "0"
-    if abs(value) >= 1000:
+    if abs(value) >= 999.95:
         return f"{value:.0f}"
-    return f"{value:#.4g}".rstrip(".") if abs(value) >= 1e-4 else f"{value:.2g}"
+    return f"{value:#.4g}" if abs(value) >= 1e-4 else f"{value:.2g}"
 
 
 def _statistics(times: Times) -> Iterator[str]:

@@ -100,7 +100,12 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     help="What each stream hears: N phrases with pauses, about 3 s each.",
 )
 @click.option(
-    "--warmup", type=click.IntRange(min=0), default=3, show_default=True, metavar="N", help="Unmeasured runs."
+    "--warmup",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Unmeasured runs of each clip and batch, in each of the five sessions.",
 )
 @click.option(
     "--min-duration",
@@ -108,7 +113,7 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     default=2.0,
     show_default=True,
     metavar="S",
-    help="Measure each clip and batch at least so long, and at least 10 runs.",
+    help="Measure each clip and batch at least so long, sessions together, and at least 10 runs.",
 )
 @click.option(
     "--audio",

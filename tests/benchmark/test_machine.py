@@ -150,6 +150,9 @@ def test_power_mode_of_a_fake_jetson(fake_machine: Any) -> None:
     jetson = {"/etc/nv_tegra_release": "# R36 (release), REVISION: 4.3"}
     program = {"nvpmodel": '[ $1 = -q ] && printf "NV Power Mode: MAXN_SUPER\\n2\\n"'}
     assert read_clocks(fake_machine(jetson, program), uses_gpu=False).power_mode == "MAXN_SUPER"
+
+
+def test_other_machines_have_no_power_mode(fake_machine: Any) -> None:
     assert read_clocks(fake_machine(), uses_gpu=False).power_mode_reason == "power modes are a Jetson's"
 
 

@@ -145,12 +145,18 @@ def test_error_rates_and_streams_beside_the_speed(run: Any, sample_path: Path, t
         assert streams.end_to_final.summary is not None
 
 
-def test_manifest_with_a_bad_row_is_refused_before_any_work(run: Any, tmp_path: Path) -> None:
-    manifest = tmp_path / "dev.jsonl"
-    manifest.write_text('{"audio_filepath": "none.wav", "text": "x"}\n')
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [('{"audio_filepath": "none.wav", "text": "x"}', "none.wav"), ("{not json", "not valid JSON")],
+)
+def test_manifest_with_a_bad_row_is_refused_before_any_work(
+    run: Any, sounds: Path, row: str, words: str
+) -> None:
+    manifest = sounds / "dev.jsonl"
+    manifest.write_text('{"audio_filepath": "a.wav", "text": "x"}\n' + row + "\n")
     result = run("bench", "--manifest", manifest)
     assert result.exit_code == 1
-    assert "unusable rows" in result.stderr
+    assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
