@@ -2,9 +2,13 @@
 
 A ratio is B over A. Its interval comes from resampling blocks of neighbouring runs (moving-block bootstrap,
 Künsch 1989, blocks of about sqrt(n) runs): neighbours in time are alike on a busy machine, and resampling
-single runs would make the interval too narrow. A ratio whose 95 % interval holds 1 is "within noise". That
-says nothing of what differs from one start of the process to the next, or between two machines; what differs
-between A and B is listed. Benchmarks on other audio are not compared at all.
+single runs would make the interval too narrow. It is then widened to reach from the fastest session of B over
+the slowest of A to the reverse, for a machine drifts from one minute to the next by more than its runs
+differ. A ratio whose interval holds 1 is "within noise". With five sessions each, equal benchmarks are told
+apart by chance in less than one of a hundred cases: in 2 of the 252 orders of ten sessions all of one lie
+    before all of
+the other. What differs between two occasions as a whole (another job on the machine, another temperature) is
+not in the interval; what is known to differ is listed. Benchmarks on other audio are not compared at all.
 """
 
 from __future__ import annotations
@@ -23,7 +27,6 @@ N_RESAMPLES = 2000
 CONFIDENCE = 0.95
 MIN_SESSIONS = 3
 """With fewer there is no telling how a machine drifts; runs alone must do."""
-_BUSY_LOAD = 0.5
 _MACHINE_FIELDS = (
     "cpu",
     "n_cpus",
@@ -158,8 +161,8 @@ def find_differences(a: BenchReport, b: BenchReport) -> Iterator[str]:
         before = (getattr(report.machine.clocks_before, name) for report in (a, b))
         yield from _differ(f"clocks.{name}", *before)
     for which, report in (("A", a), ("B", b)):
-        load, n_cpus = report.machine.load_before, report.machine.n_cpus
-        if load is not None and load > _BUSY_LOAD * n_cpus:
+        if report.machine.is_busy:
+            load, n_cpus = report.machine.load_before, report.machine.n_cpus
             yield f"{which} was measured beside other work: load average {load} on {n_cpus} processors"
     for name in ("threads", "warmup", "min_duration_s", "utterances"):
         yield from _differ(f"settings.{name}", getattr(a.settings, name), getattr(b.settings, name))
@@ -193,7 +196,8 @@ def _all_times(report: BenchReport) -> Iterator[tuple[str, Times]]:
     for configuration in report.configurations:
         name = _name(configuration)
         for cell in configuration.cells:
-            yield from _present(f"{name}, {_cell_name(cell)}", cell.stages)
+            stages = {**cell.stages, "processor": cell.processor}
+            yield from _present(f"{name}, {_cell_name(cell)}", stages)
         yield from _present(
             f"{name}, cold start, {configuration.cold.seconds:g} s", configuration.cold.stages
         )

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BUSY_LOAD = 0.5
+"""Load average a processor above which times say more about the neighbours than about the model."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clocks:
@@ -66,3 +69,8 @@ class Machine:
     steal_share: float | None
     clocks_before: Clocks
     clocks_after: Clocks
+
+    @property
+    def is_busy(self) -> bool:
+        """Other work was running when the benchmark began."""
+        return self.load_before is not None and self.load_before > BUSY_LOAD * self.n_cpus

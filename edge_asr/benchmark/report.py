@@ -170,6 +170,8 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
     )
     steal = "unknown" if machine.steal_share is None else f"{machine.steal_share:.1%}"
     yield f"load average before {machine.load_before}, after {machine.load_after}; stolen time {steal}"
+    if machine.is_busy:
+        yield "BUSY: other work was running; on a quiet machine times are shorter (compare processor time)"
     yield f"clocks before: {_clocks(machine.clocks_before)}; after: {_clocks(machine.clocks_after)}"
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     yield f"{machine.python}, {packages}"

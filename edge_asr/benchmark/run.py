@@ -247,6 +247,7 @@ def _cell(
         text_sha256=task.text_sha256,
         text_is_empty=not any(fresh.texts),
         stages=stages,
+        processor=Times.of([run.processor_s for run in runs], sessions=task.sessions),
         rtfx=_rtfx(task.audio_s, stages["total"]),
         rtfx_without_features=_rtfx(task.audio_s, without),
         memory=fresh.memory,

@@ -124,6 +124,7 @@ class Cell:
         text_sha256: of the text of every run, and of that of a plain recogniser in a process of its own.
         text_is_empty: then the proof says little.
         stages: times by stage, `STAGES`; copies are also inside "encode".
+        processor: processor time of all threads in a run; it leaves out the turns of other programs.
         rtfx, rtfx_without_features: audio_s over the median time.
         memory, power: see there; power_reason says why there is none.
     """
@@ -138,6 +139,7 @@ class Cell:
     text_sha256: str
     text_is_empty: bool
     stages: dict[str, Times]
+    processor: Times
     rtfx: float
     rtfx_without_features: float
     memory: Memory

@@ -38,11 +38,13 @@ class RunTimes:
 
     Attributes:
         total_s: the whole call.
+        processor_s: processor time of all threads of the process meanwhile.
         features_s, encode_s, decode_s: its stages; they add up to `total_s`.
         passes: rows and feature frames, [B, T], of each run of the model.
     """
 
     total_s: float = 0.0
+    processor_s: float = 0.0
     features_s: float = 0.0
     encode_s: float = 0.0
     decode_s: float = 0.0
@@ -76,12 +78,14 @@ class StagedRecognizer(Recognizer):
             Their transcripts, and the times of this call.
         """
         self.times = times = RunTimes()
+        busy = time.process_time()
         self._began = began = time.perf_counter()
         if len(clips) == 1:
             transcripts = [self.transcribe(clips[0], sample_rate)]
         else:
             transcripts = self.transcribe_batch([(clip, sample_rate) for clip in clips])
         times.total_s = time.perf_counter() - began
+        times.processor_s = time.process_time() - busy
         times.decode_s = times.total_s - times.features_s - times.encode_s
         return transcripts, times
 

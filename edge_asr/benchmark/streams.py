@@ -45,23 +45,23 @@ RANDOM = "the weights are random: what they call speech means nothing"
 class _TimedTranscriber:
     """What makes finals, its calls timed."""
 
-    def __init__(self, inner: Transcriber, seconds: list[float]) -> None:
+    def __init__(self, inner: Transcriber, calls: list[tuple[float, float]]) -> None:
         self._inner = inner
-        self._seconds = seconds
+        self._calls = calls
 
     def transcribe(self, waveform: npt.NDArray[np.float32], sample_rate: int) -> Transcript:
         began = time.perf_counter()
         transcript = self._inner.transcribe(waveform, sample_rate)
-        self._seconds.append(time.perf_counter() - began)
+        self._calls.append((began, time.perf_counter() - began))
         return transcript
 
 
 class _TimedDecoder:
     """What makes partials, its calls timed."""
 
-    def __init__(self, inner: PartialDecoder, seconds: list[float]) -> None:
+    def __init__(self, inner: PartialDecoder, calls: list[tuple[float, float]]) -> None:
         self._inner = inner
-        self._seconds = seconds
+        self._calls = calls
 
     def begin(self, start: int) -> None:
         self._inner.begin(start)
@@ -69,16 +69,22 @@ class _TimedDecoder:
     def decode(self, history: AudioHistory) -> Hypothesis:
         began = time.perf_counter()
         hypothesis = self._inner.decode(history)
-        self._seconds.append(time.perf_counter() - began)
+        self._calls.append((began, time.perf_counter() - began))
         return hypothesis
 
 
 @dataclass(slots=True)
 class _Stream:
-    """One stream: its source, seconds of each update, events with the monotonic times at which they came."""
+    """One stream.
+
+    Attributes:
+        source: what it hears.
+        calls: of the recogniser: when each began, and its seconds.
+        events: with the monotonic times at which they came.
+    """
 
     source: PacedSource
-    computed: list[float] = field(default_factory=list)
+    calls: list[tuple[float, float]] = field(default_factory=list)
     events: list[tuple[float, Event]] = field(default_factory=list)
 
     def note(self, event: Event) -> None:
@@ -135,11 +141,11 @@ def run_streams(
     ]
     lives = [
         LiveRecognizer(
-            _TimedTranscriber(recognizer, stream.computed),
+            _TimedTranscriber(recognizer, stream.calls),
             stream.source,
             config=config,
             on_event=stream.note,
-            partial_decoder=_TimedDecoder(decoder, stream.computed),
+            partial_decoder=_TimedDecoder(decoder, stream.calls),
         )
         for stream, decoder in zip(streams, decoders, strict=True)
     ]
@@ -154,11 +160,13 @@ def run_streams(
     for stream in streams:
         measure_latencies(latencies, stream.events, signal, stream.source.spoken_at)
     unknown = RANDOM if is_random else lost if gaps else None
-    computed = [value for stream in streams for value in stream.computed]
+    computed = [seconds for _, seconds in sorted(call for stream in streams for call in stream.calls)]
     why_not = _why_not_sustained(computed, len(gaps), config.partial_interval_s)
 
     def times(seconds: list[float]) -> Times:
-        return Times.of(seconds, NO_TEXT) if unknown is None else Times.missing(unknown)
+        if unknown is not None:
+            return Times.missing(unknown)
+        return Times.of(seconds, NO_TEXT, sessions=even_sessions(len(seconds), len(signal.utterances)))
 
     return Streams(
         mode=mode,
@@ -168,7 +176,11 @@ def run_streams(
         update_interval_s=config.partial_interval_s,
         sustained=why_not is None,
         why_not=why_not,
-        update_compute=Times.of(computed, "no sound was heard, so nothing was recognised"),
+        update_compute=Times.of(
+            computed,
+            "no sound was heard, so nothing was recognised",
+            sessions=even_sessions(len(computed), len(signal.utterances)),
+        ),
         first_partial=times(latencies.first_partial),
         partial_interval=times(latencies.partial_interval),
         partial_lag=times(latencies.partial_lag),
@@ -280,6 +292,14 @@ def _prove(recognizer: Transcriber, signal: SpokenSignal, finals: list[Final]) -
                 f"a stream gave {final.text!r} for samples {segment[0]} to {segment[1]}, `transcribe` gives "
                 f"{known[segment]!r}; no number of this run is reported"
             )
+
+
+def even_sessions(n_samples: int, n_sessions: int) -> list[int]:
+    """`n_samples` in at most `n_sessions` parts of nearly one size: utterances lie apart, as sessions do."""
+    n_sessions = min(n_sessions, n_samples)
+    return [
+        (index + 1) * n_samples // n_sessions - index * n_samples // n_sessions for index in range(n_sessions)
+    ]
 
 
 def _why_not_sustained(computed: list[float], n_gaps: int, interval_s: float) -> str | None:

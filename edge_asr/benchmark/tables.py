@@ -104,7 +104,7 @@ def _stages(report: BenchReport) -> Table:
     missing: dict[str, None] = {}
     few = False
     for configuration, cell in _cells(report):
-        for stage, times in cell.stages.items():
+        for stage, times in (*cell.stages.items(), ("processor", cell.processor)):
             label = (_name(configuration), *_cell_name(cell), stage.replace("_", " "))
             if times.summary is None:
                 missing[f"No {stage.replace('_', ' ')} ({_name(configuration)}): {times.reason}."] = None
@@ -115,7 +115,8 @@ def _stages(report: BenchReport) -> Table:
     if few:
         notes.append("p99 of fewer than 100 runs is close to the maximum.")
     notes.append(
-        "Jitter: mean difference between one run and the next. Copies, where told, are inside encode."
+        "Jitter: mean difference between one run and the next. Copies, where told, are inside encode. "
+        "processor: processor time of all threads."
     )
     columns = ("model", "audio s", "batch", "stage, ms", "n", *STATISTICS)
     return Table(title="Stages", columns=columns, rows=tuple(rows), notes=tuple(notes), n_labels=4)
@@ -258,7 +259,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         )
         for ratio in comparison.ratios
     )
-    columns = ("what", "A p50 ms", "B p50 ms", "B / A", "95 % interval", "verdict")
+    columns = ("what", "A p50 ms", "B p50 ms", "B / A", "interval", "verdict")
     notes = tuple(f"Only one has {what}." for what in comparison.only_one)
     tables = [Table(title="Ratios", columns=columns, rows=rows, notes=notes)]
     if comparison.error_rates:

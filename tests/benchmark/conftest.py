@@ -52,6 +52,7 @@ def invented_cell(seconds: float, batch: int, total_s: list[float]) -> schema.Ce
         text_sha256="ab" * 32,
         text_is_empty=False,
         stages=stages,
+        processor=times,
         rtfx=100.0,
         rtfx_without_features=110.0,
         memory=schema.Memory(

@@ -37,7 +37,7 @@ def printed(report: BenchReport) -> str:
 def test_every_statistic_of_every_stage_is_in_the_table(report: BenchReport) -> None:
     table = next(t for t in bench_tables(report) if t.title == "Stages")
     assert table.columns[-8:] == STATISTICS
-    assert len(table.rows) == 4 * 4  # cells; features, encode, decode, total
+    assert len(table.rows) == 4 * 5  # cells; features, encode, decode, total, processor
     (configuration,) = report.configurations
     summary = configuration.cells[0].stages["encode"].summary
     row = next(row for row in table.rows if row[:4] == ("int8 cpu", "1", "1", "encode"))
@@ -70,6 +70,9 @@ def test_provenance_is_in_both(report: BenchReport) -> None:
             "abc",
         ):
             assert expected in text
+    assert "BUSY" not in printed(report)
+    busy = dataclasses.replace(report.machine, load_before=1.1)
+    assert "BUSY" in printed(dataclasses.replace(report, machine=busy))
     random = dataclasses.replace(report, model=dataclasses.replace(report.model, is_random=True))
     assert "RANDOM WEIGHTS" in printed(random)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_asr.benchmark import streams as streams_module
 from edge_asr.benchmark.audio_clips import Recording, SpokenSignal, spoken_signal
@@ -18,6 +20,7 @@ from edge_asr.benchmark.streams import (
     NO_TEXT,
     RANDOM,
     Latencies,
+    even_sessions,
     find_most_sustained,
     measure_latencies,
     run_streams,
@@ -144,6 +147,14 @@ def test_lost_audio_is_told_and_leaves_no_latencies(
     assert not found.sustained
     assert found.why_not == f"{found.n_gaps} times audio was lost"
     assert found.end_to_final.reason is not None
+
+
+@given(st.integers(0, 500), st.integers(1, 20))
+def test_even_sessions_are_even_and_whole(n_samples: int, n_sessions: int) -> None:
+    sizes = even_sessions(n_samples, n_sessions)
+    assert sum(sizes) == n_samples
+    assert len(sizes) == min(n_samples, n_sessions)
+    assert not sizes or max(sizes) - min(sizes) <= 1
 
 
 def partial(end_s: float, text: str = "x") -> Partial:
