@@ -81,6 +81,8 @@ def _draw_batches(report: BenchReport, axes: Any) -> None:
     axes.set_xlabel("batch, clips at once")
     axes.set_ylabel("RTFx, seconds of audio in a second")
     axes.set_xscale("log", base=2)
+    batches = sorted({cell.batch for c in report.configurations for cell in c.cells})
+    axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.set_ylim(bottom=0)
 
 
