@@ -150,6 +150,27 @@ class TensorRTBackend:
             )
         return log_probs
 
+    def time_copies(self, n_rows: int, n_frames: int) -> tuple[float, float]:
+        """Seconds that a batch's copies take by themselves, to the device and back; for benchmarks.
+
+        Raises:
+            EngineError: more frames than any profile takes.
+            BackendError: closed, or CUDA failed.
+        """
+        there = back = 0.0
+        try:
+            with self._lock, self._cuda.current_device():
+                if not self._release.alive:
+                    raise BackendError("this backend was closed; load the recogniser again")
+                row = 0
+                while row < n_rows:
+                    shape = self._shape_for(n_frames, n_rows - row)
+                    laps = self._runner.time_copies(shape)
+                    there, back, row = there + laps[0], back + laps[1], row + shape.n_batch
+        except DeviceError as error:
+            raise BackendError(f"copies of the engine {self.plan_path} failed: {error}") from error
+        return there, back
+
     def close(self) -> None:
         """Release engine, memory and stream. May be called twice, also while other threads run."""
         with self._lock:

@@ -22,6 +22,7 @@ import contextlib
 import ctypes
 import logging
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,6 +158,22 @@ class EngineRunner:
             raise
         log_probs: F32Array = self._log_probs.view(output_shape, np.float32)[:n_rows].copy()
         return log_probs
+
+    def time_copies(self, shape: RunShape) -> tuple[float, float]:
+        """Seconds of a run's copies by themselves, to the device and back, whatever the buffers hold.
+
+        Raises:
+            EngineError: TensorRT refused the shape.
+            DeviceError: CUDA failed.
+        """
+        output_shape = self._set_shape(self._contexts[shape.profile], shape)
+        began = time.perf_counter()
+        self._queue_inputs(shape)
+        self._cuda.synchronize(self._stream)
+        arrived = time.perf_counter()
+        self._queue_output(output_shape)
+        self._cuda.synchronize(self._stream)
+        return arrived - began, time.perf_counter() - arrived
 
     def close(self) -> None:
         """Release everything. May be called twice."""
@@ -322,12 +339,18 @@ class EngineRunner:
         return output_shape
 
     def _queue(self, context: Any, shape: RunShape, output_shape: tuple[int, ...]) -> None:
+        self._queue_inputs(shape)
+        if not context.execute_async_v3(int(self._stream)):
+            raise self._error(f"TensorRT failed to run {shape}")
+        self._queue_output(output_shape)
+
+    def _queue_inputs(self, shape: RunShape) -> None:
         n_bytes = shape.n_batch * self._n_mels * shape.n_frames * 4
         self._cuda.copy_to_device(self._features.device, self._features.host, n_bytes, self._stream)
         n_bytes = shape.n_batch * np.dtype(self._lens_dtype).itemsize
         self._cuda.copy_to_device(self._lens.device, self._lens.host, n_bytes, self._stream)
-        if not context.execute_async_v3(int(self._stream)):
-            raise self._error(f"TensorRT failed to run {shape}")
+
+    def _queue_output(self, output_shape: tuple[int, ...]) -> None:
         n_bytes = math.prod(output_shape) * 4
         self._cuda.copy_to_host(self._log_probs.host, self._log_probs.device, n_bytes, self._stream)
 

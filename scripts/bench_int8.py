@@ -35,6 +35,7 @@ from peers.machine import machine_name, restart_with_threads, versions
 from peers.operators import WARM_UP, profile_file
 
 from edge_asr.audio import read_audio
+from edge_asr.benchmark.random_models import save_random
 from edge_asr.bundle import DEFAULT_MODEL, Bundle, Precision
 from edge_asr.calibration import Budget, Int8Options, quantize_bundle
 from edge_asr.calibration.measure import Loss, MeasuredClip, Reference
@@ -142,21 +143,6 @@ def find_bundle(arguments: argparse.Namespace, folder: Path) -> Bundle:
     name = Path(source).name
     export_bundle(source, folder / name, precisions=PRECISIONS, int8=options, progress=show)
     return Bundle.load(folder / name)
-
-
-def save_random(preset: str, folder: Path) -> Path:
-    """A checkpoint of a preset with random weights (seed 0) and 128 pieces besides the blank."""
-    import torch
-
-    from edge_asr.checkpoints import save_checkpoint
-    from edge_asr.model import ConformerConfig, ConformerCTC
-    from edge_asr.vocabulary import Vocabulary
-
-    torch.manual_seed(0)
-    vocabulary = Vocabulary.from_characters(chr(0x4E00 + number) for number in range(128))
-    model = ConformerCTC(ConformerConfig.from_preset(preset, vocab_size=len(vocabulary))).eval()
-    features = FeatureConfig.from_preset("nemo")
-    return save_checkpoint(folder, model, features, vocabulary, {"what": "random weights", "seed": 0})
 
 
 def show(stage: str, done: int, total: int) -> None:

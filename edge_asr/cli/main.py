@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("edge_asr.cli.build", "Build and prove TensorRT engines of a bundle for this device."),
     "transcribe": ("edge_asr.cli.transcribe", "Transcribe sound files to text, JSON, SRT or VTT."),
     "listen": ("edge_asr.cli.listen", "Transcribe a live microphone."),
+    "bench": ("edge_asr.cli.bench", "Latency, throughput, memory and power of a bundle on this machine."),
     "evaluate": ("edge_asr.cli.evaluate", "Word and character error rates of a bundle on a manifest."),
     "inspect": ("edge_asr.cli.inspect", "Show what is in a bundle or a checkpoint."),
     "doctor": ("edge_asr.cli.doctor", "Show what this machine can run, and how to mend what it cannot."),

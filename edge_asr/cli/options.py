@@ -5,9 +5,10 @@ Heavy imports stand inside the functions, as in the commands.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import click
 
@@ -20,12 +21,19 @@ BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def recognizer_options(function: _Function) -> _Function:
+@overload
+def recognizer_options(function: _Function) -> _Function: ...
+@overload
+def recognizer_options(*, precision: bool) -> Callable[[_Function], _Function]: ...
+def recognizer_options(function: Any = None, *, precision: bool = True) -> Any:
     """Add -m, --precision, --backend, --threads and --allow-unverified.
 
     They arrive as `model`, `precision`, `backend`, `threads` and `allow_unverified`, the arguments
-    that `Recognizer.load` takes (`threads` as `num_threads`).
+    that `Recognizer.load` takes (`threads` as `num_threads`). With `precision=False` the command has a
+    --precision of its own.
     """
+    if function is None:
+        return functools.partial(recognizer_options, precision=precision)
     options = [
         click.option(
             "-m",
@@ -61,6 +69,8 @@ def recognizer_options(function: _Function) -> _Function:
             help="Also run a bundle or engine that failed its proof, or an engine that has none.",
         ),
     ]
+    if not precision:
+        del options[1]
     for option in reversed(options):
         function = option(function)
     return function

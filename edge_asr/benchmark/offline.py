@@ -1,0 +1,149 @@
+"""Times of whole clips, by stage, many runs, each proven.
+
+Runs of what is to be compared (precisions, batch sizes of one length) take turns, in turning order, so that a
+slow moment of the machine hits all alike; each goes on until it has both enough runs and enough time. Before
+that, each runs a few times unmeasured. All of this is repeated in sessions that lie apart, since a machine is
+not the same machine a minute later (`compare.py`). Python's garbage collector is off within a run and works
+between them.
+
+Proof of work: the text of every run, warm-up included, is hashed outside the clock and must be the text that
+a plain recogniser gave for the same audio, in the same mode, in a process of its own; and the model must have
+been given every frame. A run that fails this is a `GateError` and there is no number at all.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.benchmark.fresh_process import hash_texts
+from edge_asr.benchmark.stages import RunTimes, StagedRecognizer
+from edge_asr.errors import GateError
+
+F32Array = npt.NDArray[np.float32]
+
+MIN_RUNS = 10
+
+
+@dataclass(slots=True, kw_only=True)
+class Task:
+    """One length and batch size on one recogniser, and what was measured of it.
+
+    Attributes:
+        name: for messages.
+        recognizer: watched; its precision and backend.
+        clips: waveforms f32 [S] of one length.
+        sample_rate: Hz.
+        text_sha256: of the reference.
+        runs: measured.
+        sessions: how many of them in each call of `measure`.
+    """
+
+    name: str
+    recognizer: StagedRecognizer
+    clips: Sequence[F32Array]
+    sample_rate: int
+    text_sha256: str
+    runs: list[RunTimes] = field(default_factory=list)
+    sessions: list[int] = field(default_factory=list)
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio in a run."""
+        return sum(len(clip) for clip in self.clips) / self.sample_rate
+
+    @property
+    def mode(self) -> str:
+        """Which method of the recogniser runs."""
+        return "transcribe" if len(self.clips) == 1 else "transcribe_batch"
+
+    def run(self) -> RunTimes:
+        """One proven run.
+
+        Raises:
+            GateError: the model was not run on all of the audio, or the text is another.
+        """
+        transcripts, times = self.recognizer.run(self.clips, self.sample_rate)
+        config = self.recognizer.features
+        n_frames = sum(rows * frames for rows, frames in times.passes)
+        # Two frames less for each clip: front ends differ by that much.
+        expected = self.audio_s * config.sample_rate / config.hop_length - 4 * len(self.clips)
+        if n_frames < expected:
+            raise GateError(
+                f"{self.name}: the model was given {n_frames} feature frames of about {expected:.0f}; the "
+                "run did not happen as asked, so no number is reported"
+            )
+        texts = [transcript.text for transcript in transcripts]
+        if hash_texts(texts) != self.text_sha256:
+            raise GateError(
+                f"{self.name}: a measured run gave {' | '.join(texts)!r}, which is not the text that "
+                f"{self.mode} gives for this audio in a process of its own; no number is reported"
+            )
+        return times
+
+
+def measure(
+    tasks: Sequence[Task],
+    *,
+    warmup: int,
+    min_duration_s: float,
+    min_runs: int = MIN_RUNS,
+    progress: Callable[[float], None] | None = None,
+) -> None:
+    """One session: add to the `runs` of tasks that take turns.
+
+    Args:
+        tasks: that are to be compared.
+        warmup: unmeasured runs of each.
+        min_duration_s, min_runs: both must be reached by each in this session.
+        progress: called with the share that is done.
+
+    Raises:
+        GateError: a run that did not do its work.
+    """
+    for task in tasks:
+        for _ in range(warmup):
+            task.run()
+    gc.collect()
+    gc.freeze()  # what is there now stays; collections between runs are short then
+    gc.disable()
+    try:
+        turn, shares = 0, [0.0] * len(tasks)
+        session: list[list[RunTimes]] = [[] for _ in tasks]
+        while waiting := [index for index, share in enumerate(shares) if share < 1.0]:
+            for index in waiting[turn % len(waiting) :] + waiting[: turn % len(waiting)]:
+                session[index].append(tasks[index].run())
+                shares[index] = _share(session[index], min_duration_s, min_runs)
+            turn += 1
+            gc.collect()
+            if progress is not None:
+                progress(sum(shares) / len(shares))
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    for task, runs in zip(tasks, session, strict=True):
+        task.runs += runs
+        task.sessions.append(len(runs))
+
+
+def repeat(task: Task, seconds: float) -> int:
+    """Proven runs of one task without a pause for at least so long; how many. For power.
+
+    Raises:
+        GateError: a run that did not do its work.
+    """
+    began, n_runs = time.monotonic(), 0
+    while time.monotonic() - began < seconds or n_runs == 0:
+        task.run()
+        n_runs += 1
+    return n_runs
+
+
+def _share(runs: Sequence[RunTimes], min_duration_s: float, min_runs: int) -> float:
+    by_time = sum(run.total_s for run in runs) / min_duration_s if min_duration_s else 1.0
+    return min(1.0, len(runs) / min_runs, by_time)

@@ -1,0 +1,194 @@
+"""A benchmark for people: tables on a terminal, bench.md, and the folder that `-o` names.
+
+What this file does not do: choose what is in the tables (`tables.py`), draw (`plots.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_asr.benchmark.compare import Comparison
+from edge_asr.benchmark.machine_records import Clocks, Machine
+from edge_asr.benchmark.plots import PLOTS, write_plots
+from edge_asr.benchmark.schema import BenchReport
+from edge_asr.benchmark.tables import Table, bench_tables, comparison_tables
+from edge_asr.errors import ConfigError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JSON_NAME = "bench.json"
+MARKDOWN_NAME = "bench.md"
+
+
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Refuse, before any work, a folder that has a benchmark already.
+
+    Raises:
+        ConfigError: it has one, and `force` is false; or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a folder with -o")
+    existing = [name for name in (JSON_NAME, MARKDOWN_NAME, *PLOTS) if (folder / name).exists()]
+    if existing and not force:
+        raise ConfigError(
+            f"{folder / existing[0]} exists already; add --force to overwrite, or give another -o"
+        )
+
+
+def write_folder(report: BenchReport, folder: Path) -> str | None:
+    """Write bench.json, bench.md and the plots; a sentence when there are no plots.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    problem = None
+    try:
+        plots = write_plots(report, folder)
+    except MissingDependencyError as error:
+        plots, problem = [], f"no plots: {error}"
+    _write(folder / MARKDOWN_NAME, bench_markdown(report, plots))
+    _write(folder / JSON_NAME, json.dumps(report.to_dict(), ensure_ascii=False) + "\n")
+    return problem
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def bench_markdown(report: BenchReport, plots: Sequence[str]) -> str:
+    """bench.md: what was measured where, tables, plots."""
+    lines = [f"# Benchmark: {report.model.name}", ""]
+    lines += [f"- {line}" for line in provenance_lines(report)] + [""]
+    for table in bench_tables(report):
+        lines += [f"## {table.title}", "", *_markdown_table(table)]
+    lines += [line for name in plots for line in (f"![{Path(name).stem}]({name})", "")]
+    return "\n".join(lines)
+
+
+def _markdown_table(table: Table) -> Iterator[str]:
+    yield "| " + " | ".join(table.columns) + " |"
+    yield "|" + "|".join("---" if i < table.n_labels else "---:" for i in range(len(table.columns))) + "|"
+    for row in table.rows:
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    yield ""
+    for note in table.notes:
+        yield note
+        yield ""
+
+
+def print_report(report: BenchReport, console: Console) -> None:
+    """Provenance and tables on a terminal, or as plain text into a file."""
+    for line in provenance_lines(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for table in bench_tables(report):
+        _print_table(table, console)
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """What differs, then the ratios."""
+    console.print(f"A: {comparison.a}   B: {comparison.b}", highlight=False, markup=False)
+    for difference in comparison.differences:
+        console.print(f"not the same: {difference}", highlight=False, markup=False, soft_wrap=True)
+    for table in comparison_tables(comparison):
+        _print_table(table, console)
+
+
+def _print_table(table: Table, console: Console) -> None:
+    from rich import box
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(
+        title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
+    for index, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if index < table.n_labels else "right", overflow="fold")
+    last: tuple[str, ...] = ()
+    for row in table.rows:
+        # What repeats from the row above is left out, so that groups show.
+        same = 0
+        while same < table.n_labels - 1 and row[: same + 1] == last[: same + 1]:
+            same += 1
+        drawn.add_row(*("" if index < same else cell for index, cell in enumerate(row)))
+        last = row
+    console.print(drawn, highlight=False, markup=False)
+    for note in table.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    if table.notes:
+        console.print()
+
+
+def provenance_lines(report: BenchReport) -> Iterator[str]:
+    """What was measured, on what, where and when."""
+    model, settings = report.model, report.settings
+    yield (
+        f"{model.name} ({model.source}): {model.n_parameters / 1e6:.2f} M parameters, bundle "
+        f"{model.bundle_sha256[:12]}"
+        + (", RANDOM WEIGHTS: text and error rates mean nothing" if model.is_random else "")
+    )
+    for c in report.configurations:
+        threads = "" if c.threads is None else f", {c.threads} threads"
+        chosen = c.backend_reason.partition(";")[0]  # what "auto" passed over is in bench.json
+        yield (
+            f"{c.precision} on {c.backend}{threads}: {c.file}, {c.size_bytes / 1e6:.2f} MB, "
+            f"sha256 {c.sha256[:12]} ({chosen})"
+        )
+    yield f"audio: {report.audio.source}, {report.audio.duration_s:g} s, sha256 {report.audio.sha256[:12]}"
+    yield (
+        f"runs: at least {settings.min_runs} and {settings.min_duration_s:g} s of each in "
+        f"{settings.sessions} sessions, {settings.warmup} before each to warm up; the text of every run was "
+        "that of a plain recogniser in a process of its own"
+    )
+    yield from _machine_lines(report.machine)
+    yield f"{report.created}, {report.seconds_taken:.0f} s, edge-asr {report.machine.edge_asr}"
+
+
+def _machine_lines(machine: Machine) -> Iterator[str]:
+    features = ", ".join(machine.cpu_features) or "no known vector instructions"
+    memory = "" if machine.memory_bytes is None else f", {machine.memory_bytes / 2**30:.1f} GiB"
+    yield (
+        f"machine: {machine.cpu}, {machine.n_cpus} processors, {len(machine.affinity)} of them for this "
+        f"process, {features}{memory}"
+    )
+    for name, value in (("GPU", machine.gpu), ("Jetson", machine.jetson)):
+        if value is not None:
+            yield f"{name}: {value}"
+    inside = [machine.container or "", "a virtual machine" if machine.hypervisor else ""]
+    where = ", ".join(word for word in inside if word)
+    yield f"system: {machine.system}, kernel {machine.kernel}, {machine.architecture}" + (
+        f" ({where})" if where else ""
+    )
+    steal = "unknown" if machine.steal_share is None else f"{machine.steal_share:.1%}"
+    yield f"load average before {machine.load_before}, after {machine.load_after}; stolen time {steal}"
+    if machine.is_busy:
+        yield "BUSY: other work was running; on a quiet machine times are shorter (compare processor time)"
+    yield f"clocks before: {_clocks(machine.clocks_before)}; after: {_clocks(machine.clocks_after)}"
+    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    yield f"{machine.python}, {packages}"
+    if machine.environment:
+        yield "environment: " + ", ".join(f"{name}={value}" for name, value in machine.environment.items())
+    yield f"commit: {machine.git_commit or machine.git_reason}"
+
+
+def _clocks(clocks: Clocks) -> str:
+    words = []
+    if clocks.cpu_mhz_mean is None:
+        words.append(f"processor unknown ({clocks.cpu_reason})")
+    else:
+        words.append(f"processor {clocks.cpu_mhz_min:.0f} to {clocks.cpu_mhz_max:.0f} MHz")
+        words.append(f"governor {clocks.cpu_governor}")
+    if clocks.gpu_sm_mhz is not None:
+        words.append(f"GPU {clocks.gpu_sm_mhz:.0f} MHz, {clocks.gpu_celsius:.0f} C")
+    if clocks.power_mode is not None:
+        words.append(f"power mode {clocks.power_mode}")
+    return ", ".join(words)

@@ -1,0 +1,237 @@
+"""`edge-asr bench`: latency, throughput, memory and power of a bundle on this machine, proven.
+
+It parses, shows progress on stderr, prints tables and writes files. What this file does not do: measure
+(edge_asr.benchmark).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_asr.cli.options import progress_bar, recognizer_options
+
+if TYPE_CHECKING:
+    from edge_asr.benchmark.power_meter import Progress
+
+#: Width of tables that do not go to a terminal.
+_PLAIN_WIDTH = 150
+
+
+class _List(click.ParamType):  # type: ignore[type-arg]
+    """Values between commas, each of a kind."""
+
+    def __init__(self, name: str, convert: Callable[[str], Any], choices: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self._convert = convert
+        self._choices = choices
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        items = [item.strip() for item in value.split(",")]
+        try:
+            values = tuple(self._convert(item) for item in items)
+        except ValueError:
+            self.fail(f"{value!r} is not a list of {self.name} between commas", param, ctx)
+        unknown = [item for item in items if self._choices and item not in self._choices]
+        if unknown:
+            self.fail(f"{unknown[0]!r} is not one of {', '.join(self._choices)}", param, ctx)
+        return values
+
+
+class _Streams(click.ParamType):  # type: ignore[type-arg]
+    """A number of streams, or "max"."""
+
+    name = "streams"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "max" or isinstance(value, int):
+            return value
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of at least 1 nor max", param, ctx)
+        return int(value)
+
+
+@click.command(name="bench")
+@click.option(
+    "--precision",
+    "precisions",
+    type=_List("precisions", str, ("auto", "fp32", "fp16", "int8")),
+    default="auto",
+    show_default=True,
+    metavar="P[,P...]",
+    help="Models of the bundle to measure, taking turns: auto, fp32, fp16, int8.",
+)
+@click.option(
+    "--seconds",
+    type=_List("numbers", float),
+    default="1,5,10,30",
+    show_default=True,
+    metavar="S[,S...]",
+    help="Lengths of clips.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    type=_List("whole numbers", int),
+    default="1,8",
+    show_default=True,
+    metavar="N[,N...]",
+    help="Clips at once; 1 is transcribe, more is transcribe_batch.",
+)
+@click.option(
+    "--streams",
+    type=_Streams(),
+    metavar="N|max",
+    help="Also 1 and N live streams at real-time pace; max looks for the most that can be sustained.",
+)
+@click.option(
+    "--utterances",
+    type=click.IntRange(min=1),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="What each stream hears: N phrases with pauses, about 3 s each.",
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Unmeasured runs of each clip and batch, in each of the five sessions.",
+)
+@click.option(
+    "--min-duration",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    metavar="S",
+    help="Measure each clip and batch at least so long, sessions together, and at least 10 runs.",
+)
+@click.option(
+    "--audio",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Speech to measure with, instead of the embedded sample.",
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    metavar="MANIFEST",
+    help="Also error rates on this manifest, beside the speed.",
+)
+@click.option(
+    "--normalize",
+    "normalization",
+    type=click.Choice(["none", "basic"]),
+    default="none",
+    show_default=True,
+    help="Of both texts, for --manifest.",
+)
+@click.option(
+    "--random",
+    metavar="SIZE",
+    help="A model of random weights instead of a bundle: a preset of `train`, conformer-ctc-s, -m, -l, "
+    "fastconformer-l or parakeet-ctc-0.6b.",
+)
+@click.option(
+    "--compare",
+    nargs=2,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="A.json B.json",
+    help="Measure nothing; compare two results: B over A.",
+)
+@click.option(
+    "-o",
+    "--output-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write bench.json, bench.md and plots there.",
+)
+@click.option("--force", is_flag=True, help="Overwrite results that exist.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="The content of bench.json on stdout instead of tables."
+)
+@recognizer_options(precision=False)
+def command(
+    compare: tuple[Path, Path] | None, output_dir: Path | None, force: bool, as_json: bool, **options: Any
+) -> None:
+    """Measure a bundle here: time by stage, cold start, memory, power, streams, error rates.
+
+    Every measured run's text is compared with that of a plain recogniser in a process of its own; when one
+    differs the exit code is 3 and there is no number. docs/bench.md explains every field.
+
+    \b
+    edge-asr bench -m bundle/ --precision fp32,int8 -o result/
+    edge-asr bench --seconds 2,10 --batch 1 --streams 4
+    edge-asr bench --random fastconformer-l --seconds 10
+    edge-asr bench --compare before/bench.json after/bench.json
+    """
+    if compare is not None:
+        _compare(*compare, as_json=as_json)
+        return
+    source = click.get_current_context().get_parameter_source("model")
+    if options["random"] is not None and source is not click.core.ParameterSource.DEFAULT:
+        raise click.UsageError("--random is a model of its own; leave -m out")
+    from edge_asr.benchmark.options import BenchOptions
+    from edge_asr.benchmark.report import check_folder, print_report, write_folder
+    from edge_asr.benchmark.run import run_benchmark
+
+    if output_dir is not None:
+        check_folder(output_dir, force=force)
+    options["min_duration_s"] = options.pop("min_duration")
+    with _progress() as show:
+        report = run_benchmark(BenchOptions(**options), progress=show)
+    problem = None if output_dir is None else write_folder(report, output_dir)
+    if problem is not None:
+        click.echo(f"edge-asr: {problem}", err=True)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+    else:
+        print_report(report, _console())
+
+
+def _compare(a: Path, b: Path, *, as_json: bool) -> None:
+    from edge_asr.benchmark.compare import compare
+    from edge_asr.benchmark.report import print_comparison
+    from edge_asr.benchmark.schema import BenchReport
+
+    comparison = compare(BenchReport.read(a), BenchReport.read(b))
+    if as_json:
+        click.echo(json.dumps(comparison.to_dict(), ensure_ascii=False))
+    else:
+        print_comparison(comparison, _console())
+
+
+def _console() -> Any:
+    import sys
+
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal; else a line on stderr as each stage begins."""
+    import sys
+
+    with progress_bar() as bar:
+        task = bar.add_task("", total=1.0)
+        last = ""
+
+        def show(stage: str, share: float) -> None:
+            nonlocal last
+            bar.update(task, description=stage, completed=share)
+            if stage != last and not sys.stderr.isatty():
+                click.echo(f"edge-asr: {stage} ...", err=True)
+            last = stage
+
+        yield show
