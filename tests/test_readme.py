@@ -30,7 +30,7 @@ SOUND = re.compile(r"[\w./-]+\.(?:wav|flac|ogg|opus|mp3)")
 #: Programs that are not ours; nothing to check in them here.
 OTHERS = {"git", "cd", "sudo", "apt-get", "arecord", "jq", "source", "python3", "export", "cat"}
 #: A microphone, minutes of training or building, or more speech than a sample; tested elsewhere.
-NOT_RUN = {"train", "listen", "build", "quantize"}
+NOT_RUN = {"train", "listen", "build", "quantize", "bench"}
 NOT_RUN_WITH = {"--engine", "--calibration"}
 
 

@@ -56,8 +56,8 @@ def random_config(name: str) -> ConformerConfig:
     raise ConfigError(f"there is no random model {name!r}; known are {', '.join(NAMES)}")
 
 
-def save_random(name: str, folder: Path) -> Path:
-    """A checkpoint of that shape with random weights (seed 0) in `folder`.
+def save_random(name: str, folder: Path, *, normalize: str = "none") -> Path:
+    """A checkpoint of that shape with random weights (seed 0) in `folder`; NeMo's features.
 
     Raises:
         ConfigError: an unknown name.
@@ -73,7 +73,7 @@ def save_random(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     vocabulary = Vocabulary.from_characters(chr(0x4E00 + number) for number in range(config.vocab_size - 1))
     model = ConformerCTC(config).eval()
-    features = FeatureConfig.from_preset("nemo")
+    features = FeatureConfig.from_preset("nemo", normalize=normalize)
     return save_checkpoint(folder, model, features, vocabulary, {"what": "random weights", "seed": 0})
 
 

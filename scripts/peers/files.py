@@ -14,20 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import torch
 
+from edge_asr.benchmark.random_models import save_random
 from edge_asr.bundle import Bundle
 from edge_asr.calibration import Budget, Int8Options
-from edge_asr.checkpoints import Checkpoint, load_any, save_checkpoint
+from edge_asr.checkpoints import Checkpoint, load_any
 from edge_asr.export import export_bundle
 from edge_asr.export.bundle_writer import onnx_metadata, write_token_files
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import set_metadata, simplify_graph
-from edge_asr.model import ConformerConfig, ConformerCTC
-from edge_asr.runtime.features import FeatureConfig
-from edge_asr.vocabulary import Vocabulary
-
-N_PIECES = 128
+from edge_asr.model import ConformerCTC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +51,11 @@ class ModelFiles:
 
 
 def make_files(name: str, folder: Path) -> ModelFiles:
-    """The files of an embedded model, or of a preset with random weights, below `folder`."""
+    """The files of tiny-en, or of a preset with random weights and NeMo's usual features, below `folder`."""
     if name == "tiny-en":
         checkpoint, bundle = load_any(name), Bundle.load(name)
     else:
-        checkpoint = load_any(_save_random(name, folder / f"{name}-checkpoint"))
+        checkpoint = load_any(save_random(name, folder / f"{name}-checkpoint", normalize="per_feature"))
         any_loss = Int8Options(budget=Budget(max_wer_loss=1.0, min_agreement=0.0))
         export_bundle(checkpoint, folder / name, precisions=("fp32", "int8"), int8=any_loss)
         bundle = Bundle.load(folder / name)
@@ -71,15 +67,6 @@ def make_files(name: str, folder: Path) -> ModelFiles:
         torch_model=model,
         has_words=name == "tiny-en",
     )
-
-
-def _save_random(preset: str, folder: Path) -> Path:
-    """Random weights (seed 0), NeMo's features with per-feature normalization, 128 pieces and the blank."""
-    torch.manual_seed(0)
-    vocabulary = Vocabulary.from_characters(chr(0x4E00 + number) for number in range(N_PIECES))
-    model = ConformerCTC(ConformerConfig.from_preset(preset, vocab_size=len(vocabulary))).eval()
-    features = FeatureConfig.from_preset("nemo", normalize="per_feature")
-    return save_checkpoint(folder, model, features, vocabulary, {"what": "random weights", "seed": 0})
 
 
 def _write_plain(checkpoint: Checkpoint, model: ConformerCTC, folder: Path) -> Path:
