@@ -29,9 +29,9 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SOUND = re.compile(r"[\w./-]+\.(?:wav|flac|ogg|opus|mp3)")
 #: Programs that are not ours; nothing to check in them here.
 OTHERS = {"git", "cd", "sudo", "apt-get", "arecord", "jq", "source", "python3", "export", "cat"}
-#: A microphone, minutes of training or building, or more speech than a sample; tested elsewhere.
+#: A microphone, minutes, more speech than a sample, or another checkpoint than ours; tested elsewhere.
 NOT_RUN = {"train", "listen", "build", "quantize", "bench"}
-NOT_RUN_WITH = {"--engine", "--calibration"}
+NOT_RUN_WITH = {"--engine", "--calibration", "--lookahead-ms"}
 
 
 def blocks(*languages: str) -> list[str]:
