@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 F32Array = npt.NDArray[np.float32]
 MAX_LOG_PROB_ERROR = 1e-4
+# Sums that end in a log-prob of -40, a token that nothing chooses, round in steps of 4e-6: there the order of
+# the sums alone moves deep models by 1e-4.
+MAX_RELATIVE_ERROR = 1e-5
 
 #: Called with (cases done, cases in all).
 Progress = Callable[[int, int], None]
@@ -63,10 +66,12 @@ class Tolerance:
 
     Attributes:
         max_error: largest allowed absolute log-prob difference on valid frames; None reports it only.
+        max_relative_error: allowed in its place where it is more: below a log-prob of -10, with the defaults.
         text_families: case families whose greedy token sequences must be identical.
     """
 
     max_error: float | None = MAX_LOG_PROB_ERROR
+    max_relative_error: float = MAX_RELATIVE_ERROR
     text_families: tuple[str, ...] = FAMILIES
 
 
@@ -274,9 +279,13 @@ def _compare_case(
     different = [(vocabulary.decode(e), vocabulary.decode(g)) for e, g in texts if e != g]
     max_error = float(errors.max(initial=0.0))
     failure = None
-    if tolerance.max_error is not None and not max_error <= tolerance.max_error:
-        failure = f"log-prob error {max_error:.2e} is above {tolerance.max_error:.0e}"
-    elif different and case.family in tolerance.text_families:
+    if tolerance.max_error is not None:
+        magnitudes = np.concatenate([np.abs(e).ravel() for e in expected])
+        allowed = np.maximum(tolerance.max_error, tolerance.max_relative_error * magnitudes)
+        if (over := ~(errors <= allowed)).any():
+            worst = float(errors[over].max())
+            failure = f"log-prob error {worst:.2e} is above {float(allowed[errors == worst][0]):.1e}"
+    if failure is None and different and case.family in tolerance.text_families:
         wanted, got = (text[:80] for text in different[0])
         failure = f"greedy text {got!r} differs from the reference's {wanted!r}"
     return CaseResult(

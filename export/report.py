@@ -185,7 +185,9 @@ def _step_lines(step: ProofStep) -> list[str]:
     families = step.tolerance.text_families
     on = "all cases" if families == FAMILIES else ", ".join(families)
     asked = ["finite values"]
-    asked += [] if bar is None else [f"log-prob error at most {bar:.0e}"]
+    if bar is not None:
+        relative = step.tolerance.max_relative_error
+        asked.append(f"log-prob error at most {bar:.0e} ({relative:.0e} of the value where that is more)")
     asked += [f"identical greedy text on {on}"] if families else []
     rest = "" if bar is not None and families == FAMILIES else " The rest is only reported."
     lines = [

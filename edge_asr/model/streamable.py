@@ -35,6 +35,8 @@ def why_not_streamable(config: ConformerConfig, features: FeatureConfig) -> str 
         return f"its features are normalized over the whole clip ({features.normalize})"
     if config.attention not in _CACHED:
         return f"attention {config.attention} has no cache"
+    if config.added_positions:
+        return "positions are added to its input, counted from the clip's beginning"
     if config.head != "linear":
         return f"a head with {config.head} has no cache"
     if config.conv_norm == "group_norm":
