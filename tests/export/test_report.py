@@ -77,7 +77,8 @@ def test_markdown_groups_families_and_names_the_worst() -> None:
     [
         (
             Tolerance(),
-            "Asked: finite values, log-prob error at most 1e-04, identical greedy text on all cases.",
+            "Asked: finite values, log-prob error at most 1e-04 (1e-05 of the value where that is more), "
+            "identical greedy text on all cases.",
         ),
         (
             FP16_WEIGHTS_TOLERANCE,
