@@ -178,6 +178,10 @@ def _move_waveform_stack(weights: TensorMap, config: ConformerConfig, conv_bias:
         source = f"{_PREFIX}.feature_extractor.conv_layers.{number}"
         target = f"encoder.subsampling.stages.{number}"
         weights.convolution(f"{source}.conv", f"{target}.0", bias=conv_bias)
+        if config.waveform_norm == "group" and number == 0:
+            # The norm takes each channel's mean over time out, the bias with it. Without it silence is 0;
+            # of a constant the norm would make 300 times its rounding error.
+            weights.ours[f"{target}.0.bias"].zero_()
         if config.waveform_norm == "layer" or number == 0:
             weights.norm(f"{source}.layer_norm", f"{target}.1")
     weights.norm(f"{_PREFIX}.feature_projection.layer_norm", "encoder.subsampling.out_norm")

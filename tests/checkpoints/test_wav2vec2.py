@@ -259,6 +259,18 @@ def test_variants_against_the_network_written_out(tmp_path: Path, variant: str) 
 
 
 @torch.inference_mode()
+def test_silence_is_zero_behind_a_group_norm(tmp_path: Path) -> None:
+    """Else the norm makes noise of the rounding of a constant, another one in every runtime."""
+    config = {**CONFIG, "feat_extract_norm": "group"}
+    checkpoint = load(tmp_path, config)
+    offset = random_weights(config)[f"{P}.feature_extractor.conv_layers.0.layer_norm.bias"]
+    convolution, norm = checkpoint.build_model().encoder.subsampling.stages[0]
+    with torch.inference_mode():
+        x = convolution(torch.zeros(1, 1, 400))
+        given = norm(x, torch.ones(1, x.shape[2], dtype=torch.bool))
+    assert torch.equal(given, offset[None, :, None].expand_as(given))
+
+
 def test_a_clip_shorter_than_the_stack_has_no_frames(tmp_path: Path) -> None:
     checkpoint = load(tmp_path)
     first = checkpoint.model_config.first_output_frames
