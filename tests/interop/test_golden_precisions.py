@@ -1,0 +1,73 @@
+"""Every family of checkpoints in every precision: TensorRT-RTX's parser takes it, and INT8 keeps most frames.
+
+RTX builder on CPU: execution not tested. The models have random weights and a CTC head that was scaled until
+its argmax varied, so the frames that INT8 keeps say what this network loses at worst; they are logged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from edge_asr.audio import read_audio
+from edge_asr.bundle import Bundle
+from edge_asr.calibration.groups import GROUPS, group_nodes
+from edge_asr.calibration.measure import MeasuredClip, Reference
+from edge_asr.calibration.quantizer import activation_tensors, quantize_model
+from edge_asr.calibration.ranges import collect_statistics
+from edge_asr.export.engine_parser import parse_network
+from edge_asr.export.fp16 import convert_to_fp16
+from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.runtime.tensorrt_api import create_logger
+
+FAMILIES = (
+    "nemo-conformer-char",
+    "nemo-fastconformer-local-asym",
+    "nemo-fastconformer-streaming",
+    "hf-parakeet",
+    "hf-wav2vec2conformer-relative",
+    "hf-wav2vec2conformer-rotary",
+    "espnet-conformer",
+    "espnet-conformer-legacy",
+    "wenet-conformer",
+    "wenet-u2pp",
+    "torchaudio-conformer",
+    "torchaudio-conformer-norm",
+)
+
+
+@pytest.mark.tensorrt
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rtx_builder_on_cpu_execution_not_tested_parses_every_precision(
+    exported: Callable[[str], Path], shared_dir: Path, name: str
+) -> None:
+    rtx: Any = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX's parser (tensorrt-rtx-cu13)")
+    bundle = Bundle.load(exported(name))
+    extractor = FeatureExtractor(bundle.info.features)
+    clips = [
+        MeasuredClip(name=path.stem, features=extractor(read_audio(path)), text=None)
+        for path in sorted((shared_dir / "golden" / name).glob("audio_*.flac"))
+    ]
+    feeds = [
+        {"audio_signal": c.features.T[None], "length": np.array([len(c.features)], np.int64)} for c in clips
+    ]
+    fp32 = onnx.load(bundle.artifact_path("fp32"))
+    ranges = collect_statistics(fp32, activation_tensors(fp32, GROUPS), feeds).amax("minmax")
+    int8 = quantize_model(fp32, ranges, GROUPS)
+    flag = 1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    for precision, model in (("fp32", fp32), ("fp16", convert_to_fp16(fp32)), ("int8", int8)):
+        network = rtx.Builder(create_logger(rtx)).create_network(flag)
+        parse_network(rtx, network, model.SerializeToString(), f"{name}, {precision}")
+        assert [network.get_input(i).name for i in range(network.num_inputs)] == ["audio_signal", "length"]
+    n_quantized = sum(node.op_type == "QuantizeLinear" for node in int8.graph.node)
+    assert n_quantized >= len(group_nodes(fp32))
+    loss = Reference(fp32, clips, bundle.vocabulary, bundle.info.output_frames).measure(int8)
+    logging.getLogger(__name__).info("%s: INT8 keeps %.2f %% of the frames", name, 100 * loss.agreement)
+    assert loss.agreement >= 0.5
