@@ -122,20 +122,25 @@ def encoder_fields(settings: Settings, n_mels: int) -> Encoder:
     return encoder
 
 
-def trained_contexts(encoder: Mapping[str, Any]) -> list[list[int]]:
-    """Every [left, right] attention context of an encoder's settings, the default first; mostly one.
+def trained_contexts(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """What an encoder's settings say of attention contexts, for `Checkpoint.provenance`.
+
+    Returns:
+        `attention_contexts`, every [left, right], the default first, mostly one; `attention_context_style`.
 
     Raises:
         CheckpointError: one is no pair of numbers.
     """
-    value = encoder.get("att_context_size") or [-1, -1]
+    value, style = encoder.get("att_context_size") or [-1, -1], encoder.get("att_context_style", "regular")
+    if style == "chunked_limited_with_rc":
+        value, style = [-1, -1], "regular"  # as `_attention` has it
     contexts = value if isinstance(value[0], list) else [value]
     for context in contexts:
         if not (isinstance(context, list) and len(context) == 2 and all(isinstance(n, int) for n in context)):
             raise CheckpointError(
                 f"att_context_size lists {context!r}; each must be [left, right] in frames."
             )
-    return contexts
+    return {"attention_contexts": contexts, "attention_context_style": style}
 
 
 def _conv_context(settings: Settings, kernel: int) -> Any:
