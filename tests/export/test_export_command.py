@@ -78,7 +78,9 @@ def test_existing_output_is_exit_1_in_one_line(invoke: Callable[..., Result], tm
 def test_failed_proof_is_exit_3(
     invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_asr.export.proof.Tolerance", lambda: Tolerance(max_error=1e-12, max_relative_error=0.0))
+    monkeypatch.setattr(
+        "edge_asr.export.proof.Tolerance", lambda: Tolerance(max_error=1e-12, max_relative_error=0.0)
+    )
     result = invoke("-o", tmp_path / "b", "--keep-failed", tmp_path / "kept")
     assert result.exit_code == 3
     assert "cases failed" in result.stderr.splitlines()[-1]
