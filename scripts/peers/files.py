@@ -19,7 +19,7 @@ from edge_asr.benchmark.random_models import save_random
 from edge_asr.bundle import Bundle
 from edge_asr.calibration import Budget, Int8Options
 from edge_asr.checkpoints import Checkpoint, load_any
-from edge_asr.export import export_bundle
+from edge_asr.export import CasePlan, export_bundle
 from edge_asr.export.bundle_writer import onnx_metadata, write_token_files
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import set_metadata, simplify_graph
@@ -56,8 +56,15 @@ def make_files(name: str, folder: Path) -> ModelFiles:
         checkpoint, bundle = load_any(name), Bundle.load(name)
     else:
         checkpoint = load_any(save_random(name, folder / f"{name}-checkpoint", normalize="per_feature"))
-        any_loss = Int8Options(budget=Budget(max_wer_loss=1.0, min_agreement=0.0))
-        export_bundle(checkpoint, folder / name, precisions=("fp32", "int8"), int8=any_loss)
+        # Of random weights neither ranges nor losses mean anything: little speech, and every group in INT8.
+        any_loss = Budget(max_wer_loss=1.0, min_agreement=0.0)
+        export_bundle(
+            checkpoint,
+            folder / name,
+            precisions=("fp32", "int8"),
+            int8=Int8Options(minutes=0.5, range_method="minmax", budget=any_loss),
+            plan=CasePlan(random_lengths=2, max_batch=2),
+        )
         bundle = Bundle.load(folder / name)
     model = checkpoint.build_model()
     return ModelFiles(
