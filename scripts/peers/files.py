@@ -62,7 +62,7 @@ def make_files(name: str, folder: Path) -> ModelFiles:
             checkpoint,
             folder / name,
             precisions=("fp32", "int8"),
-            int8=Int8Options(minutes=0.5, range_method="minmax", budget=any_loss),
+            int8=Int8Options(minutes=1.0, range_method="minmax", budget=any_loss),
             plan=CasePlan(random_lengths=2, max_batch=2),
         )
         bundle = Bundle.load(folder / name)
