@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_asr.export.weightless import return_memory
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ def open_graph(
         path.write_bytes(model.SerializeToString())
         backend = OnnxRuntimeBackend(path, precision=precision, num_threads=num_threads)
         path.unlink()  # loaded: a large model need not lie on the disk as well
+    return_memory()
     try:
         yield backend
     finally:
         backend.close()
+        return_memory()
