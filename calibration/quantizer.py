@@ -22,6 +22,7 @@ import numpy as np
 from edge_asr.calibration.groups import QUANTIZABLE, Group, nodes_of
 from edge_asr.errors import ConfigError, require
 from edge_asr.export.onnx_export import MAX_IR_VERSION
+from edge_asr.export.weightless import return_memory
 
 if TYPE_CHECKING:
     import onnx
@@ -103,6 +104,8 @@ def quantize_model(
     quantized: onnx.ModelProto = _quietly(quantizer.quantize_model)
     _separate_shared_inputs(quantized)
     quantizer.model.topological_sort()  # it appends nodes; ONNX wants an order, though onnxruntime does not
+    del quantizer, copy  # of a large model a gigabyte
+    return_memory()
     quantized.ir_version = min(quantized.ir_version, MAX_IR_VERSION)
     _drop_unused_domains(quantized)
     del quantized.metadata_props[:]  # it notes itself there

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from edge_asr.calibration.histogram import MIN_AMAX, MagnitudeHistogram, peak_magnitude
 from edge_asr.errors import ConfigError, GateError, require
+from edge_asr.export.weightless import return_memory
 
 if TYPE_CHECKING:
     import onnx
@@ -159,6 +160,8 @@ def _run(
             yield clip, name, batch[name] if name in inputs else outputs.pop(name)
         if progress is not None:
             progress(clip, total)
+    del session
+    return_memory()
     if clip == 0:
         raise ConfigError(
             "there is no calibration clip; ranges need at least one, and minutes of speech to be good"
