@@ -194,7 +194,8 @@ def _transcribe(
     from edge_asr.runtime.bulk import transcribe_files
 
     heard_s = [0.0] * len(sources)
-    total_s = sum(_duration_s(source.path) for source in sources)
+    # Without a terminal no header is read for the bar, and rich is not even loaded.
+    total_s = sum(_duration_s(source.path) for source in sources) if sys.stderr.isatty() else 0.0
     sounds = [sys.stdin.buffer if source.path == STDIN else source.path for source in sources]
     started = time.perf_counter()
     with ExitStack() as stack:
