@@ -22,7 +22,7 @@ import numpy as np
 from edge_asr.calibration.groups import QUANTIZABLE, Group, nodes_of
 from edge_asr.errors import ConfigError, require
 from edge_asr.export.onnx_export import MAX_IR_VERSION
-from edge_asr.export.weightless import return_memory
+from edge_asr.export.weightless import compacted, join_weights, return_memory, split_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -69,11 +69,9 @@ def quantize_model(
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     nodes = nodes_of(model, groups)
     if not nodes:
-        return copy
+        return compacted(model)
     rights = _right_sides(model, nodes)
     ranges = {}
     for tensor in activation_tensors(model, groups):
@@ -83,8 +81,14 @@ def quantize_model(
         if tensor in rights:
             bound *= _LEVELS / _RIGHT_LEVELS
         ranges[tensor] = (np.float32(-bound), np.float32(bound))
+    bare, others = split_weights(model)
+    chosen = set(nodes)
+    read = {name for node in bare.graph.node if node.name in chosen for name in node.input}
+    working = onnx.shape_inference.infer_shapes(bare)  # it wants to know which values are float32
+    working.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # else it copies
+    join_weights(working, {name: others.pop(name) for name in read & others.keys()})
     quantizer = QDQQuantizer(
-        copy,
+        working,
         per_channel=True,
         reduce_range=True,  # of weights only
         weight_qType=QuantType.QInt8,
@@ -98,13 +102,15 @@ def quantize_model(
             "WeightSymmetric": True,
             "QuantizeBias": False,
             "OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUT,
-            "TensorQuantOverrides": _per_tensor_weights(copy, rights),
+            "TensorQuantOverrides": _per_tensor_weights(working, rights),
         },
     )
-    quantized: onnx.ModelProto = _quietly(quantizer.quantize_model)
-    _separate_shared_inputs(quantized)
+    working = _quietly(quantizer.quantize_model)
+    _separate_shared_inputs(working)
     quantizer.model.topological_sort()  # it appends nodes; ONNX wants an order, though onnxruntime does not
-    del quantizer, copy  # of a large model a gigabyte
+    quantized = compacted(working)
+    del quantizer, working
+    join_weights(quantized, others)
     return_memory()
     quantized.ir_version = min(quantized.ir_version, MAX_IR_VERSION)
     _drop_unused_domains(quantized)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edge_asr.calibration.histogram import MIN_AMAX, MagnitudeHistogram, peak_magnitude
 from edge_asr.errors import ConfigError, GateError, require
-from edge_asr.export.weightless import return_memory
+from edge_asr.export.weightless import mapped_file, return_memory
 
 if TYPE_CHECKING:
     import onnx
@@ -142,16 +142,16 @@ def _run(
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # lengths differ from clip to clip
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        _with_outputs(model, names).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    _check_tensors(model, names)
+    # Outputs that are also inputs come back broken (onnxruntime issue 21922): they are read from the feed.
+    inputs = {value.name for value in model.graph.input}
+    fetched = [name for name in names if name not in inputs]
+    with mapped_file(model, outputs=fetched) as path:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     kinds = {value.name: value.type for value in (*session.get_inputs(), *session.get_outputs())}
     wrong = [name for name in names if kinds[name] != "tensor(float)"]
     if wrong:
         raise ConfigError(f"tensor {wrong[0]!r} is {kinds[wrong[0]]}; only float32 activations have a range")
-    # Outputs that are also inputs come back broken (onnxruntime issue 21922): they are read from the feed.
-    inputs = {value.name for value in session.get_inputs()}
-    fetched = [name for name in names if name not in inputs]
     total = len(batches) if isinstance(batches, Sized) else 0
     clip = 0
     for clip, batch in enumerate(batches, start=1):
@@ -168,25 +168,18 @@ def _run(
         )
 
 
-def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of the model with these tensors among its outputs."""
-    onnx_module = require("onnx", extra="export")
-    copy: onnx.ModelProto = onnx_module.ModelProto()
-    copy.CopyFrom(model)
-    graph = copy.graph
+def _check_tensors(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    graph = model.graph
     known = {name for node in graph.node for name in node.output if name}
-    present = {value.name for value in (*graph.input, *graph.output)}
+    known |= {value.name for value in graph.input}
     weights = {initializer.name for initializer in graph.initializer}
     for name in names:
-        if name in weights or name not in known | present:
+        if name in weights or name not in known:
             what = "a weight" if name in weights else "not there"
             raise ConfigError(
                 f"tensor {name!r} is {what}; name outputs of nodes or inputs of this graph as it is now "
                 "(rewrites rename tensors)"
             )
-        if name not in present:
-            graph.output.append(onnx_module.helper.make_empty_tensor_value_info(name))
-    return copy
 
 
 def _not_finite(name: str, clip: int, why: object) -> GateError:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edge_asr.calibration.groups import Group, group_nodes
 from edge_asr.calibration.measure import Loss, Reference, time_graphs
 from edge_asr.errors import ConfigError, require
+from edge_asr.export.weightless import mapped_file
 
 if TYPE_CHECKING:
     import onnx
@@ -196,9 +197,8 @@ def count_multiply_adds(model: onnx.ModelProto, features: F32Array) -> dict[Grou
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        shaped.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    with mapped_file(shaped) as path:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feeds = {
         "audio_signal": np.ascontiguousarray(features.T[None]),
         "length": np.asarray([len(features)], np.int64),

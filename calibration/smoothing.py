@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import ConfigError, require
+from edge_asr.export.weightless import compacted
 
 if TYPE_CHECKING:
     import onnx
@@ -100,7 +101,7 @@ def smooth_model(
         for name, site in sites.items()
         if name in channel_amax
     ]
-    return copy, smoothed
+    return compacted(copy), smoothed
 
 
 def _smooth_site(

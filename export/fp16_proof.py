@@ -8,11 +8,9 @@ float32, and agrees there. What a GPU's own kernels do with it is the engine's p
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +20,8 @@ from edge_asr.export.half_rounding import F32Array, RoundedModel, measure_peaks
 from edge_asr.export.proof import Outputs, Progress, ProofStep, Tolerance, compare_outputs, run_cases
 from edge_asr.export.proof_cases import ProofCase
 from edge_asr.export.report import summarize_step
+from edge_asr.export.sessions import open_graph
 from edge_asr.frames import OutputFrames
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -184,14 +182,8 @@ def prove_fp16(
         return progress and (lambda done, total: progress(offset + done, 2 * total))
 
     rounded = run_cases(RoundedModel(fp16_model), cases, output_frames, progress=report(0))
-    with tempfile.TemporaryDirectory(prefix="edge-asr-fp16-") as folder:
-        path = Path(folder) / "model.fp16.onnx"
-        path.write_bytes(fp16_model.SerializeToString())
-        backend = OnnxRuntimeBackend(path, precision="fp16")
-        try:
-            shipped = run_cases(backend, cases, output_frames, progress=report(len(cases)))
-        finally:
-            backend.close()
+    with open_graph(fp16_model, precision="fp16") as backend:
+        shipped = run_cases(backend, cases, output_frames, progress=report(len(cases)))
 
     def compare(outputs: Outputs, name: str) -> ProofStep:
         return compare_outputs(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edge_asr.errors import BackendError, GateError, require
 from edge_asr.export.onnx_export import INPUT_NAMES, OUTPUT_NAME
+from edge_asr.export.weightless import mapped_file
 
 if TYPE_CHECKING:
     import onnx
@@ -167,9 +168,8 @@ def unoptimized_session(model: onnx.ModelProto) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with mapped_file(model) as path:
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # see RoundedModel.log_probs
         raise GateError(
             f"onnxruntime {onnxruntime.__version__} cannot load a rewritten graph: {error}"

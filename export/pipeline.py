@@ -192,6 +192,8 @@ def export_bundle(
     stream = None
     if streaming_plan.stream is not None and all(step.passed for step in run.steps):
         stream = _export_stream(run, loaded, streaming_plan.stream, cases, opset, name)
+    loaded = dataclasses.replace(loaded, state_dict={})  # what is left to do needs no PyTorch
+    return_memory()
     shipped = simplified
     if weights == "fp16" and all(step.passed for step in run.steps):
         with run.stage("store weights as fp16"):
@@ -336,6 +338,7 @@ class _Prover:
         if self._run.steps[-1].passed:  # a graph that failed is no reference
             self._compare(self._exported, self._float32, "ONNX as exported", "ONNX simplified")
         self._compare(self._reference, self._float32, "PyTorch", "ONNX simplified")
+        self._reference, self._exported = [], []  # of a large vocabulary they are hundreds of megabytes
 
     def prove_weights(self, shipped: onnx.ModelProto) -> None:
         """The float32 graph against the one with float16 weights."""

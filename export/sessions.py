@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_asr.export.weightless import return_memory
+from edge_asr.export.weightless import mapped_file, return_memory
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
@@ -29,11 +27,8 @@ def open_graph(
     Raises:
         BackendError: onnxruntime cannot load it.
     """
-    with tempfile.TemporaryDirectory(prefix="edge-asr-") as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(model.SerializeToString())
+    with mapped_file(model) as path:
         backend = OnnxRuntimeBackend(path, precision=precision, num_threads=num_threads)
-        path.unlink()  # loaded: a large model need not lie on the disk as well
     return_memory()
     try:
         yield backend

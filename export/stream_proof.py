@@ -10,9 +10,7 @@ of the first windows.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,6 +18,7 @@ import numpy.typing as npt
 
 from edge_asr.export.proof import Outputs, Progress, ProofStep, TorchModel, compare_outputs, run_cases
 from edge_asr.export.proof_cases import ProofCase
+from edge_asr.export.weightless import mapped_file
 from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.streaming import StreamingGeometry
 from edge_asr.vocabulary import Vocabulary
@@ -170,13 +169,10 @@ def open_stream(
     Raises:
         BackendError: onnxruntime cannot load it.
     """
-    with tempfile.TemporaryDirectory(prefix="edge-asr-") as folder:
-        path = Path(folder) / "stream.onnx"
-        path.write_bytes(model.SerializeToString())
+    with mapped_file(model) as path:
         streaming = StreamingModel(
             path, geometry, n_mels=n_mels, vocab_size=vocab_size, num_threads=num_threads
         )
-        path.unlink()
     try:
         yield streaming
     finally:

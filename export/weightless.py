@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +22,10 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import onnx
 
+
 _LARGE_ELEMENTS = 16384
+_WEIGHTS_NAME = "weights.bin"
+_ALIGNMENT = 4096  # of a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +54,7 @@ def split_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, We
     large = {i.name: i for i in model.graph.initializer if np.prod(i.dims) >= _LARGE_ELEMENTS}
     transposed: dict[str, Weight] = {}
     bare = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name == "graph":
-            continue
-        if field.is_repeated:
-            getattr(bare, field.name).extend(value)
-        else:
-            setattr(bare, field.name, value)
+    _copy_fields(model, bare, but=("graph",))
     graph = bare.graph
     graph.name = model.graph.name
     for node in model.graph.node:
@@ -94,6 +94,73 @@ def join_weights(bare: onnx.ModelProto, weights: dict[str, Weight]) -> None:
             initializer.CopyFrom(weight.initializer)
         else:
             initializer.CopyFrom(onnx.numpy_helper.from_array(weight.array(), name))
+
+
+@contextlib.contextmanager
+def mapped_file(model: onnx.ModelProto, *, outputs: Sequence[str] = ()) -> Iterator[Path]:
+    """The graph as a file to open a session from within the block; large weights are mapped from another.
+
+    Of a graph in one file onnxruntime holds the bytes, the message read from them and the tensors at once,
+    and writing it as one is a copy more here. This way the tensors alone take memory. An open session needs
+    the files no longer.
+
+    Args:
+        model: with its weights inside; it stays as it is.
+        outputs: tensors that become outputs of the graph besides its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="edge-asr-", ignore_cleanup_errors=True) as folder:
+        yield _write_mapped(model, Path(folder), outputs)
+
+
+def _write_mapped(model: onnx.ModelProto, folder: Path, outputs: Sequence[str]) -> Path:
+    import onnx
+
+    bare = onnx.ModelProto()
+    _copy_fields(model, bare, but=("graph",))
+    _copy_fields(model.graph, bare.graph, but=("initializer",))
+    known = {value.name for value in bare.graph.output}
+    bare.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in outputs if name not in known
+    )
+    with open(folder / _WEIGHTS_NAME, "wb") as file:
+        for initializer in model.graph.initializer:
+            n_bytes = len(initializer.raw_data)
+            if n_bytes < _LARGE_ELEMENTS:
+                bare.graph.initializer.add().CopyFrom(initializer)
+                continue
+            outside = bare.graph.initializer.add(
+                name=initializer.name,
+                data_type=initializer.data_type,
+                dims=initializer.dims,
+                data_location=onnx.TensorProto.EXTERNAL,
+            )
+            entries = {"location": _WEIGHTS_NAME, "offset": file.tell(), "length": n_bytes}
+            for key, value in entries.items():
+                outside.external_data.add(key=key, value=str(value))
+            file.write(initializer.raw_data)
+            file.write(bytes(-n_bytes % _ALIGNMENT))
+    path = folder / "model.onnx"
+    path.write_bytes(bare.SerializeToString())
+    return path
+
+
+def _copy_fields(source: Any, target: Any, *, but: Collection[str]) -> None:
+    for field, value in source.ListFields():
+        if field.name in but:
+            continue
+        if field.is_repeated:
+            getattr(target, field.name).extend(value)
+        elif field.message_type is not None:
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def compacted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the memory of what was taken out of `model`: a message keeps that while it lives."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
 
 
 def return_memory() -> None:
