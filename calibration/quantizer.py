@@ -111,7 +111,7 @@ def quantize_model(
     quantized = compacted(working)
     del quantizer, working
     join_weights(quantized, others)
-    return_memory()
+    return_memory(model)
     quantized.ir_version = min(quantized.ir_version, MAX_IR_VERSION)
     _drop_unused_domains(quantized)
     del quantized.metadata_props[:]  # it notes itself there

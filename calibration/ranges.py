@@ -161,7 +161,7 @@ def _run(
         if progress is not None:
             progress(clip, total)
     del session
-    return_memory()
+    return_memory(model)
     if clip == 0:
         raise ConfigError(
             "there is no calibration clip; ranges need at least one, and minutes of speech to be good"

@@ -179,13 +179,13 @@ def export_bundle(
     prover = _Prover(run, cases, features, vocabulary, config.output_frames, int8)
     prover.run_reference(model)
     del model
-    return_memory()
+    return_memory(exported)
     prover.prove_export(exported)
     with run.stage("simplify"):
         simplified = simplify_graph(exported, features.n_mels)
         set_metadata(simplified, onnx_metadata(name, features, vocabulary, config.subsampling_factor))
         del exported
-        return_memory()
+        return_memory(simplified)
     with run.stage("check"):
         check_graph(simplified)
     prover.prove_simplified(simplified)
@@ -193,7 +193,7 @@ def export_bundle(
     if streaming_plan.stream is not None and all(step.passed for step in run.steps):
         stream = _export_stream(run, loaded, streaming_plan.stream, cases, opset, name)
     loaded = dataclasses.replace(loaded, state_dict={})  # what is left to do needs no PyTorch
-    return_memory()
+    return_memory(simplified)
     shipped = simplified
     if weights == "fp16" and all(step.passed for step in run.steps):
         with run.stage("store weights as fp16"):
@@ -296,7 +296,7 @@ def _export_stream(
         step = StreamingStep(model, geometry)
         run.steps += prove_stream(step, graph, chosen, vocabulary, progress)
     del model, step
-    return_memory()
+    return_memory(graph)
     return graph, geometry
 
 

@@ -29,9 +29,9 @@ def open_graph(
     """
     with mapped_file(model) as path:
         backend = OnnxRuntimeBackend(path, precision=precision, num_threads=num_threads)
-    return_memory()
+    return_memory(model)
     try:
         yield backend
     finally:
         backend.close()
-        return_memory()
+        return_memory(model)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LARGE_ELEMENTS = 16384
 _WEIGHTS_NAME = "weights.bin"
 _ALIGNMENT = 4096  # of a page
+_WORTHWHILE_ELEMENTS = 25_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,14 @@ def compacted(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def return_memory() -> None:
-    """Give what was freed back to the system: glibc keeps it, and a stage later it is needed elsewhere."""
+def return_memory(model: onnx.ModelProto) -> None:
+    """Give what was freed back to the system: glibc keeps it, and a stage later it is needed elsewhere.
+
+    Args:
+        model: what was worked on; for a small one nothing is done, as the search takes longer than the work.
+    """
+    if sum(int(np.prod(i.dims)) for i in model.graph.initializer) < _WORTHWHILE_ELEMENTS:
+        return
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import nullcontext
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,18 @@ from edge_asr.training.trainer import Trainer, launch_fabric
 _FIXED_SECTIONS = ("seed", "features", "model", "tokenizer")
 
 
+@contextmanager
+def _denormals_as_zero() -> Iterator[None]:
+    """Denormal numbers in BatchNorm and Adam cost CPUs dearly; what runs after the training may need them."""
+    already = sys.float_info.min / 2 == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(already)
+
+
+@_denormals_as_zero()
 def train(
     config: TrainConfig, *, resume: bool = False, strict: bool = False, quiet: bool = False
 ) -> dict[str, Any]:
@@ -47,8 +61,6 @@ def train(
     state = _find_state(config, run_dir, resume)
     if config.run.n_threads is not None:
         torch.set_num_threads(config.run.n_threads)
-    # Denormal numbers in BatchNorm and Adam cost CPUs dearly.
-    torch.set_flush_denormal(True)
     fabric = launch_fabric(config)
     is_first = fabric.global_rank == 0
     progress = RunProgress(log_every_steps=config.run.log_every_steps, enabled=is_first and not quiet)
