@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,8 +98,8 @@ class Reference:
         self.outputs = run_clips(model, self.clips, output_frames)
         self._errors, self._n_words = self._count_errors(self.outputs)
 
-    def measure(self, candidate: onnx.ModelProto) -> Loss:
-        """Run a candidate over the same clips.
+    def measure(self, candidate: onnx.ModelProto | Path) -> Loss:
+        """Run a candidate, a graph or a file as for `open_graph`, over the same clips.
 
         Raises:
             GateError: it gives NaN or infinity.
@@ -137,7 +138,7 @@ class Reference:
 
 
 def run_clips(
-    model: onnx.ModelProto, clips: Sequence[MeasuredClip], output_frames: OutputFrames | None = None
+    model: onnx.ModelProto | Path, clips: Sequence[MeasuredClip], output_frames: OutputFrames | None = None
 ) -> list[F32Array]:
     """Log-probs [T', V] of every clip, each run alone; of the valid frames, when the rule for them is given.
 
@@ -175,12 +176,12 @@ def bootstrap_difference(
 
 
 def time_graphs(
-    models: Sequence[onnx.ModelProto], features: F32Array, *, repeats: int = 15
+    models: Sequence[onnx.ModelProto | Path], features: F32Array, *, repeats: int = 15
 ) -> list[list[float]]:
     """Seconds of each run of each graph on one clip, one thread, the graphs taking turns.
 
     Args:
-        models: what to compare; only ratios of what one call returns mean something.
+        models: what to compare, as for `open_graph`; only ratios of what one call returns mean something.
         features: [T, n_mels].
         repeats: turns, fewer when they take longer than 20 s in all.
     """

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edge_asr.calibration.groups import Group, group_nodes
 from edge_asr.calibration.measure import Loss, Reference, time_graphs
 from edge_asr.errors import ConfigError, require
-from edge_asr.export.weightless import mapped_file
+from edge_asr.export.weightless import mapped_file, return_memory
 
 if TYPE_CHECKING:
     import onnx
@@ -146,28 +146,33 @@ def choose_groups(
     def measure(int8: tuple[Group, ...]) -> Candidate:
         nonlocal n_done
         candidate = quantize(int8)
-        float32_s, int8_s = time_graphs([model, candidate], timed)
-        measured = Candidate(
-            int8=int8,
-            loss=reference.measure(candidate),
-            size_bytes=candidate.ByteSize(),
-            time_ratio=float(np.median(int8_s) / np.median(float32_s)),
-        )
+        size_bytes = candidate.ByteSize()
+        with mapped_file(candidate) as path:
+            del candidate  # only its sessions take memory
+            float32_s, int8_s = time_graphs([float32_path, path], timed)
+            loss = reference.measure(path)
+        return_memory(model)
         n_done += 1
         if progress is not None:
             progress(n_done, 2 * len(groups))
-        return measured
+        return Candidate(
+            int8=int8,
+            loss=loss,
+            size_bytes=size_bytes,
+            time_ratio=float(np.median(int8_s) / np.median(float32_s)),
+        )
 
     multiply_adds = count_multiply_adds(model, timed)
-    alone = {group: measure((group,)) for group in groups}
-    costliest_first = sorted(groups, key=lambda g: -alone[g].loss.divergence / max(multiply_adds[g], 1))
-    left = groups
-    steps = [measure(left)]
-    for group in costliest_first[:-1]:
-        if budget.aim.exceeded_by(steps[-1].loss, if_significant=True) is None:
-            break
-        left = tuple(g for g in left if g != group)
-        steps.append(measure(left))
+    with mapped_file(model) as float32_path:
+        alone = {group: measure((group,)) for group in groups}
+        costliest_first = sorted(groups, key=lambda g: -alone[g].loss.divergence / max(multiply_adds[g], 1))
+        left = groups
+        steps = [measure(left)]
+        for group in costliest_first[:-1]:
+            if budget.aim.exceeded_by(steps[-1].loss, if_significant=True) is None:
+                break
+            left = tuple(g for g in left if g != group)
+            steps.append(measure(left))
     return Sensitivity(
         budget=budget, multiply_adds=multiply_adds, clip_s=clip_s, alone=alone, steps=tuple(steps)
     )

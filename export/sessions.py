@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_asr.export.weightless import mapped_file, return_memory
@@ -15,23 +16,23 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_graph(
-    model: onnx.ModelProto, *, precision: str = "fp32", num_threads: int | None = None
+    model: onnx.ModelProto | Path, *, precision: str = "fp32", num_threads: int | None = None
 ) -> Iterator[OnnxRuntimeBackend]:
     """The graph as a backend, closed at the end of the block.
 
     Args:
-        model: with the bundle's input and output names.
+        model: with the bundle's input and output names; or a file from `mapped_file`.
         precision: of the graph, for messages.
         num_threads: as for `OnnxRuntimeBackend`.
 
     Raises:
         BackendError: onnxruntime cannot load it.
     """
-    with mapped_file(model) as path:
+    with nullcontext(model) if isinstance(model, Path) else mapped_file(model) as path:
         backend = OnnxRuntimeBackend(path, precision=precision, num_threads=num_threads)
-    return_memory(model)
     try:
         yield backend
     finally:
         backend.close()
-        return_memory(model)
+        if not isinstance(model, Path):
+            return_memory(model)

@@ -17,6 +17,7 @@ import numpy as np
 from edge_asr.errors import GateError, require
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_module
 from edge_asr.export.optimize import check_model, simplify_and_compare
+from edge_asr.export.weightless import release_weights
 from edge_asr.streaming import STREAM_INPUTS, STREAM_OUTPUTS, StreamingGeometry
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def make_stream_graph(
     from edge_asr.model.streaming import StreamingStep
 
     step = StreamingStep(cast("ConformerCTC", to_inference_form(model)), geometry)
-    graph = simplify_stream(export_stream(step, opset=opset), geometry, model.config.n_mels)
+    exported = export_stream(step, opset=opset)
+    release_weights(step)
+    graph = simplify_stream(exported, geometry, model.config.n_mels)
     check_stream(graph, geometry)
     return graph
 

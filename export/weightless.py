@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import onnx
-
+    import torch
 
 _LARGE_ELEMENTS = 16384
 _WEIGHTS_NAME = "weights.bin"
@@ -110,7 +110,9 @@ def mapped_file(model: onnx.ModelProto, *, outputs: Sequence[str] = ()) -> Itera
         outputs: tensors that become outputs of the graph besides its own.
     """
     with tempfile.TemporaryDirectory(prefix="edge-asr-", ignore_cleanup_errors=True) as folder:
-        yield _write_mapped(model, Path(folder), outputs)
+        path = _write_mapped(model, Path(folder), outputs)
+        del model  # nothing in the block needs it for our sake
+        yield path
 
 
 def _write_mapped(model: onnx.ModelProto, folder: Path, outputs: Sequence[str]) -> Path:
@@ -162,6 +164,12 @@ def compacted(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = type(model)()
     copy.CopyFrom(model)
     return copy
+
+
+def release_weights(module: torch.nn.Module) -> None:
+    """Empty a module that was exported: torch.onnx (2.13) keeps its parameters while the process lives."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)
 
 
 def return_memory(model: onnx.ModelProto) -> None:

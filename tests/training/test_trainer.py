@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
