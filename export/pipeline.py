@@ -45,7 +45,7 @@ from edge_asr.export.sessions import open_graph
 from edge_asr.export.stream_export import make_stream_graph, stream_metadata
 from edge_asr.export.stream_proof import prove_stream, stream_cases
 from edge_asr.export.streaming_plan import StreamingOptions, plan_streaming
-from edge_asr.export.weightless import release_weights, return_memory
+from edge_asr.export.weightless import return_memory
 from edge_asr.export.weights import store_weights_as_float16
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def export_bundle(
         exported = export_onnx(rewritten, features.n_mels, opset=opset)
         exported_operators = count_operators(exported)
     # Of a large model each copy is half a gigabyte: what is no longer needed goes.
-    release_weights(rewritten)
+    del rewritten
     cases = build_cases(waveforms, features, config.output_frames, plan)
     prover = _Prover(run, cases, features, vocabulary, config.output_frames, int8)
     prover.run_reference(model)

@@ -17,7 +17,6 @@ import numpy as np
 from edge_asr.errors import GateError, require
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_module
 from edge_asr.export.optimize import check_model, simplify_and_compare
-from edge_asr.export.weightless import release_weights
 from edge_asr.streaming import STREAM_INPUTS, STREAM_OUTPUTS, StreamingGeometry
 
 if TYPE_CHECKING:
@@ -50,9 +49,7 @@ def make_stream_graph(
     from edge_asr.model.streaming import StreamingStep
 
     step = StreamingStep(cast("ConformerCTC", to_inference_form(model)), geometry)
-    exported = export_stream(step, opset=opset)
-    release_weights(step)
-    graph = simplify_stream(exported, geometry, model.config.n_mels)
+    graph = simplify_stream(export_stream(step, opset=opset), geometry, model.config.n_mels)
     check_stream(graph, geometry)
     return graph
 

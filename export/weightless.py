@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import onnx
-    import torch
 
 _LARGE_ELEMENTS = 16384
 _WEIGHTS_NAME = "weights.bin"
@@ -164,12 +163,6 @@ def compacted(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = type(model)()
     copy.CopyFrom(model)
     return copy
-
-
-def release_weights(module: torch.nn.Module) -> None:
-    """Empty a module that was exported: torch.onnx (2.13) keeps its parameters while the process lives."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.new_empty(0)
 
 
 def return_memory(model: onnx.ModelProto) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,9 @@ class KnownLosses:
         self.wer = wer  # loss and lower end of its interval, per unit of divergence
         self.measured: list[tuple[Group, ...]] = []
 
-    def measure(self, candidate: onnx.ModelProto) -> Loss:
-        (listed,) = (p.value for p in candidate.metadata_props if p.key == "int8")
+    def measure(self, candidate: Path) -> Loss:
+        model = onnx.load(candidate, load_external_data=False)
+        (listed,) = (p.value for p in model.metadata_props if p.key == "int8")
         groups: tuple[Any, ...] = tuple(listed.split(","))
         self.measured.append(groups)
         divergence = sum(COSTS[group] for group in groups)
