@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _LARGE_ELEMENTS = 16384
 _WEIGHTS_NAME = "weights.bin"
-_ALIGNMENT = 4096  # of a page
+_MAPPED_BYTES = 16384  # from this size on
+_PAGE_BYTES = 4096
 _WORTHWHILE_ELEMENTS = 25_000_000
 
 
@@ -127,7 +128,7 @@ def _write_mapped(model: onnx.ModelProto, folder: Path, outputs: Sequence[str]) 
     with open(folder / _WEIGHTS_NAME, "wb") as file:
         for initializer in model.graph.initializer:
             n_bytes = len(initializer.raw_data)
-            if n_bytes < _LARGE_ELEMENTS:
+            if n_bytes < _MAPPED_BYTES:
                 bare.graph.initializer.add().CopyFrom(initializer)
                 continue
             outside = bare.graph.initializer.add(
@@ -140,13 +141,14 @@ def _write_mapped(model: onnx.ModelProto, folder: Path, outputs: Sequence[str]) 
             for key, value in entries.items():
                 outside.external_data.add(key=key, value=str(value))
             file.write(initializer.raw_data)
-            file.write(bytes(-n_bytes % _ALIGNMENT))
+            file.write(bytes(-n_bytes % _PAGE_BYTES))
     path = folder / "model.onnx"
     path.write_bytes(bare.SerializeToString())
     return path
 
 
 def _copy_fields(source: Any, target: Any, *, but: Collection[str]) -> None:
+    """Of one protobuf message into an empty one of its kind."""
     for field, value in source.ListFields():
         if field.name in but:
             continue

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_asr.export.weightless import join_weights, split_weights
+from edge_asr.export.weightless import join_weights, mapped_file, split_weights
 
 F32Array = npt.NDArray[np.float32]
 
@@ -82,3 +82,21 @@ def test_weights_that_simplification_dropped_stay_away(whole: onnx.ModelProto) -
     join_weights(bare, weights)
     assert sorted(i.name for i in bare.graph.initializer) == ["bias", "straight", "turned_t"]
     onnx.checker.check_model(bare, full_check=True)
+
+
+def test_a_session_of_the_mapped_file_outlives_it(whole: onnx.ModelProto) -> None:
+    before = whole.SerializeToString(deterministic=True)
+    with mapped_file(whole, outputs=["a", "y"]) as path:
+        written = onnx.load(path, load_external_data=False)
+        assert path.stat().st_size < 2000
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert not path.parent.exists()
+    assert whole.SerializeToString(deterministic=True) == before
+    outside = [i.name for i in written.graph.initializer if i.data_location == TensorProto.EXTERNAL]
+    assert outside == ["straight", "turned", "unread"]
+    assert [value.name for value in written.graph.output] == ["y", "a"]
+    x = np.random.default_rng(1).standard_normal((5, 128)).astype(np.float32)
+    y, a = session.run(["y", "a"], {"x": x})
+    np.testing.assert_array_equal(y, run(whole, {"x": x}))
+    straight = numpy_helper.to_array(whole.graph.initializer[0])
+    np.testing.assert_allclose(a, x @ straight, rtol=0, atol=1e-4)
