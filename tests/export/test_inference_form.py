@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from edge_asr.calibration.groups import group_nodes
 from edge_asr.export.inference_form import (
-    MAX_PRODUCT_HEADS,
-    AnglePositions,
-    DistanceProduct,
+    DistanceShift,
+    HalfPositions,
     MaskedSubsampling,
     PlaneConvolution,
-    ProductAttention,
+    ShiftAttention,
     to_inference_form,
 )
 from edge_asr.export.onnx_export import export_onnx
@@ -121,20 +120,12 @@ def test_the_parts_it_knows_are_replaced() -> None:
     form = to_inference_form(build_model(n_heads=4))
     encoder: Any = form.encoder
     assert type(encoder.subsampling) is MaskedSubsampling
-    assert type(encoder.positions) is AnglePositions
+    assert type(encoder.positions) is HalfPositions
     for block in encoder.layers:
-        assert type(block.attention) is ProductAttention
+        assert type(block.attention) is ShiftAttention
         assert type(block.convolution) is PlaneConvolution
         assert block.half_step == 1.0
     assert not any(isinstance(m, nn.BatchNorm1d) for m in form.modules())
-
-
-def test_attention_with_more_heads_keeps_the_shift() -> None:
-    assert MAX_PRODUCT_HEADS == 4
-    encoder: Any = to_inference_form(build_model(n_heads=8)).encoder
-    assert all(type(block.attention) is RelPosAttention for block in encoder.layers)
-    assert type(encoder.positions) is not AnglePositions
-    assert type(encoder.subsampling) is MaskedSubsampling
 
 
 def test_types_it_does_not_know_are_left() -> None:
@@ -180,18 +171,18 @@ def test_one_block_of_another_kind_keeps_the_attention_of_all() -> None:
     assert type(encoder.layers[0].attention) is RelPosAttention
 
 
-def test_distance_product_is_the_sum_over_distances() -> None:
+def test_scores_by_distance_are_sums_over_sines_and_cosines() -> None:
     """By loops in float64: q_i . W r(i - j), r interleaving sines and cosines of i - j."""
     n_frames, d_head, d_model = 7, 3, 8
     generator = torch.Generator().manual_seed(5)
-    position = torch.randn(1, d_head, d_model, generator=generator)
+    position = torch.randn(d_head, d_model, generator=generator)
     query = torch.randn(1, 1, n_frames, d_head, generator=generator)
-    found = DistanceProduct(position)(query, *AnglePositions(d_model)(n_frames))
+    found = DistanceShift(position, 1)(query, *HalfPositions(d_model)(n_frames))
     for i in range(n_frames):
         for j in range(n_frames):
             angles = (i - j) / 10000.0 ** (2 * torch.arange(d_model // 2, dtype=torch.float64) / d_model)
             row = torch.stack((angles.sin(), angles.cos()), dim=1).flatten()
-            expected = query[0, 0, i].double() @ position[0].double() @ row
+            expected = query[0, 0, i].double() @ position.double() @ row
             assert found[0, 0, i, j].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
@@ -206,16 +197,13 @@ def test_long_clips_keep_their_accuracy() -> None:
 @pytest.mark.parametrize(
     ("overrides", "counts"),
     [
-        (
-            {"n_heads": 4},
-            {"subsampling": 4, "attention_projections": 2, "attention_positions": 3, "attention_products": 2},
-        ),
+        ({"n_heads": 4}, {"subsampling": 4}),
         (
             {"n_heads": 8, "subsampling": "striding", "subsampling_factor": 4, "block_order": "parallel"},
-            {"subsampling": 1, "attention_projections": 2, "attention_positions": 1, "attention_products": 3},
+            {"subsampling": 1},
         ),
     ],
-    ids=["product", "shift"],
+    ids=["dw_striding", "striding"],
 )
 def test_exported_nodes_are_told_by_name(overrides: dict[str, Any], counts: dict[str, int]) -> None:
     """One layer: every product and convolution of the graph but the first has its group."""
@@ -228,6 +216,9 @@ def test_exported_nodes_are_told_by_name(overrides: dict[str, Any], counts: dict
         "pointwise": 2,
         "depthwise": 1,
         "head": 1,
+        "attention_projections": 2,
+        "attention_positions": 3,
+        "attention_products": 2,
         **counts,
     }
     products = [node.name for node in graph.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]

@@ -15,7 +15,7 @@ from small_models import N_MELS, build_model
 from torch import Tensor
 
 from edge_asr.errors import ConfigError
-from edge_asr.export.inference_form import AnglePositions, to_inference_form
+from edge_asr.export.inference_form import HalfPositions, to_inference_form
 from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.model.streamable import geometry_from_config, why_not_streamable
 from edge_asr.model.streaming import StreamingStep, StreamState
@@ -99,7 +99,7 @@ def test_inference_form_streams_the_same(name: str) -> None:
     step = make_step(model)
     rewritten = to_inference_form(model)
     assert isinstance(rewritten, ConformerCTC)
-    assert isinstance(rewritten.encoder.positions, AnglePositions) == (model.config.n_heads <= 4)
+    assert isinstance(rewritten.encoder.positions, HalfPositions)
     features = torch.randn(6 * step.geometry.shift_frames, N_MELS)
     torch.testing.assert_close(
         run_stream(make_step(rewritten), features), run_stream(step, features), rtol=0, atol=5e-5
