@@ -40,7 +40,7 @@ _PATTERNS: tuple[tuple[Group, re.Pattern[str]], ...] = (
     ("feed_forward", re.compile(r"\.feed_forward_(in|out)\.")),
     ("attention_projections", re.compile(r"\.attention\.(qqkv|qkv|out)/")),
     ("attention_positions", re.compile(r"\.attention\.(position|by_distance)/")),
-    ("attention_products", re.compile(r"\.attention(\.by_content|\.context)?/")),
+    ("attention_products", re.compile(r"\.attention(\.by_content|\.by_shift|\.context)?/")),
     ("pointwise", re.compile(r"\.convolution\.pointwise_(in|out)/")),
     ("depthwise", re.compile(r"\.convolution\.depthwise/")),
     ("head", re.compile(r"^head\.")),

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.audio import read_audio
+from edge_asr.calibration.angles import shift_to_angles
 from edge_asr.calibration.calibration_set import (
     CalibrationSet,
     embedded_calibration_set,
@@ -195,12 +196,11 @@ def quantize_to_int8(
     chosen = chosen or choose_calibration_set(options, features.sample_rate)
     ranged, measured = _halve(chosen, features)
     report("int8: smooth", 0, 0)
-    smoothed, n_smoothed = model, 0
+    smoothed, n_smoothed = shift_to_angles(model), 0
     if options.smoothing is not None:
-        tensors = find_smoothable_tensors(model)
-        smoothed, sites = smooth_model(
-            model, collect_channel_amax(model, tensors, _feeds(ranged)), options.smoothing
-        )
+        tensors = find_smoothable_tensors(smoothed)
+        channel_amax = collect_channel_amax(smoothed, tensors, _feeds(ranged))
+        smoothed, sites = smooth_model(smoothed, channel_amax, options.smoothing)
         n_smoothed = len(sites)
     with _stage(report, "int8: collect ranges") as advance:
         statistics = collect_statistics(

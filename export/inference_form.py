@@ -67,7 +67,7 @@ def _scale_projection(feed_forward: FeedForward, factor: float) -> None:
 
 
 class HalfPositions(nn.Module):
-    """Sines and cosines of the distances 0, 1, ..., K, for `DistanceShift`."""
+    """Sines and cosines of the distances 0, 1, ..., K, for `DistanceTable`."""
 
     inverse_frequency: Tensor
 
@@ -89,31 +89,36 @@ class HalfPositions(nn.Module):
         return cast("tuple[Tensor, Tensor, Tensor]", self(n_memory + n_frames))
 
 
-class DistanceShift(nn.Module):
-    """Scores by distance, in a module of its own so that its nodes can be told by name.
+class DistanceTable(nn.Module):
+    """W_pos r(m) of every distance m = i - j, r(m) = [sin(w m), cos(w m)].
 
-    (q_i + v) . W_pos r(m) with r(m) = [sin(w m), cos(w m)] of m = i - j. In W_pos r(m) the part of the sines
-    is odd in m and that of the cosines even, so both are projected for m from 0 to K only: half the products.
+    The part of the sines is odd in m and that of the cosines even, so both are projected for m from 0 to K
+    only: half the products. calibration/angles.py finds `odd` and `even` by name in the exported graph.
     """
 
     odd: Tensor
     even: Tensor
 
-    def __init__(self, position: Tensor, n_heads: int) -> None:
+    def __init__(self, position: Tensor) -> None:
         """From W_pos (D, D), whose columns are sine and cosine interleaved, as in NeMo."""
         super().__init__()
-        self.n_heads = n_heads
         self.register_buffer("odd", position.detach()[:, 0::2].T.contiguous())
         self.register_buffer("even", position.detach()[:, 1::2].T.contiguous())
 
-    def forward(self, query: Tensor, sine: Tensor, cosine: Tensor, backwards: Tensor) -> Tensor:
-        """(B, H, Q, d) and what `HalfPositions` gives -> (B, H, Q, K)."""
-        batch, n_heads, n_queries, d_head = query.shape
+    def forward(self, sine: Tensor, cosine: Tensor, backwards: Tensor, n_queries: int) -> Tensor:
+        """From what `HalfPositions` gives: (K + 1 + Q, D), m = K, ..., 0, ..., -Q; the last is never used."""
         odd, even = torch.matmul(sine, self.odd), torch.matmul(cosine, self.even)  # (K + 1, D)
-        behind = torch.index_select(even + odd, 0, backwards)  # m = K, ..., 0
-        ahead = (even - odd)[1 : n_queries + 1]  # m = -1, ..., -Q; the last is never used
-        table = torch.cat((behind, ahead)).reshape(-1, self.n_heads, d_head).permute(1, 2, 0)
-        scores = torch.matmul(query, table)  # (B, H, Q, N)
+        behind = torch.index_select(even + odd, 0, backwards)
+        return torch.cat((behind, (even - odd)[1 : n_queries + 1]))
+
+
+class ShiftedProduct(nn.Module):
+    """Scores by distance; a module of its own so that its nodes can be told by name."""
+
+    def forward(self, query: Tensor, table: Tensor) -> Tensor:
+        """(B, H, Q, d) and (K + 1 + Q, D) of `DistanceTable` -> (B, H, Q, K)."""
+        batch, n_heads, n_queries, d_head = query.shape
+        scores = torch.matmul(query, table.reshape(-1, n_heads, d_head).permute(1, 2, 0))  # (B, H, Q, N)
         n_distances = scores.shape[3]
         # Row i wants columns Q - i and up: in the flat matrix, rows of N - 1 that begin at Q.
         flat = scores.reshape(batch, n_heads, n_queries * n_distances)[:, :, n_queries:]
@@ -122,7 +127,7 @@ class DistanceShift(nn.Module):
 
 
 class ShiftAttention(nn.Module):
-    """`RelPosAttention` with biases and scale in its weights, and a cheaper `DistanceShift`."""
+    """`RelPosAttention` with biases and scale in its weights, and half the projection of positions."""
 
     v_less_u: Tensor
 
@@ -140,7 +145,8 @@ class ShiftAttention(nn.Module):
             self.qkv.bias.copy_(torch.cat((by_content, key_bias, value_bias)))
             # From q + u, which the content wants, to q + v.
             self.register_buffer("v_less_u", ((attention.pos_bias_v - attention.pos_bias_u) * scale)[:, None])
-        self.by_distance = DistanceShift(attention.position.weight, self.n_heads)
+        self.position = DistanceTable(attention.position.weight)
+        self.by_shift = ShiftedProduct()
         self.out = attention.out
 
     def forward(
@@ -179,7 +185,8 @@ class ShiftAttention(nn.Module):
         batch, n_queries, _, _ = query.shape
         query = query.transpose(1, 2)  # (B, H, Q, d)
         by_content = torch.matmul(query, key.permute(0, 2, 3, 1))  # (B, H, Q, K)
-        scores = by_content + self.by_distance(query + self.v_less_u, *positions)
+        table = self.position(*positions, n_queries)
+        scores = by_content + self.by_shift(query + self.v_less_u, table)
         weights = torch.softmax(scores + bias, dim=-1)
         context = torch.matmul(weights, value.transpose(1, 2))  # (B, H, Q, d)
         return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_queries, -1)))

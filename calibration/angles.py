@@ -1,0 +1,134 @@
+"""Scores by distance without the relative shift: the better form for INT8.
+
+The score (q_i + v) . W_pos r(i - j) is linear in r = [sin(w m), cos(w m)] of m = i - j: with
+[a, b] = (q_i + v) W_pos it is the sum over the frequencies w of a sin(w (i - j)) + b cos(w (i - j)), and
+by sin(x - y) = sin x cos y - cos x sin y, cos(x - y) = cos x cos y + sin x sin y that is
+(a sin wi + b cos wi) cos wj + (b sin wi - a cos wi) sin wj: a product with one table of cosines and sines
+that all heads and layers share. In INT8 that takes a third of the time and loses the least of all groups
+(docs/log.md, 2026-11-23). In float32 the shift is faster, so what is exported has the shift
+(edge_asr.export.inference_form) and only a graph on its way to INT8 is rewritten.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_asr.export.weightless import compacted
+
+if TYPE_CHECKING:
+    import onnx
+
+# A score by distance costs d_model multiplications this way and 2 * d_head with the shift, whose two
+# copies of the scores cost about as much as 200 more in INT8.
+MAX_HEADS = 4
+
+_ODD, _EVEN = ".position.odd", ".position.even"
+
+
+def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same function, with `attention.by_distance` in place of `attention.position` and `.by_shift`.
+
+    Args:
+        model: float32 graph with its weights inside, as exported by edge-asr.
+
+    Returns:
+        A copy; `model` itself where there is no such attention, or one of more than `MAX_HEADS` heads.
+    """
+    from onnx import numpy_helper
+
+    weights = {i.name: i for i in model.graph.initializer}
+    layers = [name.removesuffix(_ODD) for name in weights if name.endswith(_ODD)]
+    # The bias that turns q + u into q + v is (H, 1, d).
+    if not layers or weights[f"{layers[0]}.v_less_u"].dims[0] > MAX_HEADS:
+        return model
+    angles = compacted(model)
+    graph = angles.graph
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    replaced: dict[str, list[onnx.NodeProto]] = {}
+    for layer in layers:
+        (by_odd,), (by_even,) = readers[layer + _ODD], readers[layer + _EVEN]
+        scope = by_odd.name.split(".position/")[0]
+        shift = f"{scope}.by_shift/"
+        (product,) = (n for n in graph.node if n.op_type == "MatMul" and n.name.startswith(shift))
+        shifted = [product]  # and on, until the scores leave the module
+        while (reader := readers[shifted[-1].output[0]][0]).name.startswith(shift):
+            shifted.append(reader)
+        table = [] if replaced else _table_nodes(by_odd.input[0], by_even.input[0])
+        replaced |= {node.name: [] for node in shifted}
+        replaced[product.name] = [
+            *table,
+            *_score_nodes(f"{scope}.by_distance", product.input[0], shifted[-1].output[0]),
+        ]
+        n_heads, _, d_head = weights[f"{layer}.v_less_u"].dims
+        odd, even = (numpy_helper.to_array(weights[layer + part]) for part in (_ODD, _EVEN))  # (D / 2, D)
+        sine, cosine = (half.T.reshape(n_heads, d_head, -1) for half in (odd, even))
+        for name, halves in (("by_sine", (sine, cosine)), ("by_cosine", (cosine, -sine))):
+            value = np.concatenate(halves, axis=-1)  # (H, d, D)
+            graph.initializer.append(numpy_helper.from_array(value, f"{scope}.by_distance.{name}"))
+    for name, number in (("angles.first", 0), ("angles.last", -1)):
+        graph.initializer.append(numpy_helper.from_array(np.asarray([number], np.int64), name))
+    _set_nodes(graph, [new for node in graph.node for new in replaced.get(node.name, [node])])
+    return angles
+
+
+def _table_nodes(sine: str, cosine: str) -> list[onnx.NodeProto]:
+    """From (T + 1, D / 2) of either: (T, D) of [sin, sin] and [cos, cos], and (D, T) of [cos; sin].
+
+    From frame 0, whatever the length: in INT8 the table is rounded, and padding must not move that rounding.
+    """
+    scope = "encoder.positions"
+    nodes = []
+    for name, value in (("sine", sine), ("cosine", cosine)):
+        rows = [value, "angles.first", "angles.last", "angles.first"]
+        nodes.append(_node("Slice", scope, f"{name}_rows", rows))
+        nodes.append(_node("Concat", scope, name, [nodes[-1].output[0]] * 2, axis=1))
+    halves = [f"{scope}.cosine_rows", f"{scope}.sine_rows"]
+    nodes.append(_node("Concat", scope, "rows", halves, axis=1))
+    nodes.append(_node("Transpose", scope, "table", [nodes[-1].output[0]], perm=[1, 0]))
+    return nodes
+
+
+def _score_nodes(scope: str, query: str, scores: str) -> list[onnx.NodeProto]:
+    """From (B, H, T, d) to the tensor `scores` (B, H, T, T)."""
+    nodes = []
+    for name in ("sine", "cosine"):
+        nodes.append(_node("MatMul", scope, f"query_{name}", [query, f"{scope}.by_{name}"]))
+        nodes.append(_node("Mul", scope, name, [nodes[-1].output[0], f"encoder.positions.{name}"]))
+    nodes.append(_node("Add", scope, "rotated", [f"{scope}.sine", f"{scope}.cosine"]))
+    last = _node("MatMul", scope, "scores", [nodes[-1].output[0], "encoder.positions.table"])
+    last.output[0] = scores
+    return [*nodes, last]
+
+
+def _node(operator: str, scope: str, name: str, inputs: list[str], **attributes: Any) -> onnx.NodeProto:
+    """Its one output is named `scope`.`name`."""
+    from onnx import helper
+
+    return helper.make_node(operator, inputs, [f"{scope}.{name}"], f"{scope}/{name}", **attributes)
+
+
+def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Give the graph those of `nodes` that its outputs need, and no other weight or value."""
+    read = {output.name for output in graph.output}
+    needed = []
+    for node in reversed(nodes):
+        if read.intersection(node.output):
+            read.update(node.input)
+            needed.append(node)
+    written = {name for node in needed for name in node.output}
+    kept_weights = [i for i in graph.initializer if i.name in read]
+    kept_values = [value for value in graph.value_info if value.name in written]
+    for field, kept in (
+        (graph.node, needed[::-1]),
+        (graph.initializer, kept_weights),
+        (graph.value_info, kept_values),
+    ):
+        copies = [type(message).FromString(message.SerializeToString()) for message in kept]
+        del field[:]
+        field.extend(copies)
