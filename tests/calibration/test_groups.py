@@ -18,7 +18,7 @@ def named(*names: str, op_type: str = "MatMul") -> onnx.ModelProto:
 
 
 def test_embedded_model_has_every_group_and_one_float_convolution(tiny_en: onnx.ModelProto) -> None:
-    """Eight layers of four heads: per layer 4 feed-forward products, q q k v and out, two by distance and
+    """Eight layers of four heads: per layer 4 feed-forward products, q k v and out, two by distance and
     their table, scores and context, two pointwise and one depthwise."""
     found = group_nodes(tiny_en)
     assert {group: len(names) for group, names in found.items()} == {
@@ -49,7 +49,9 @@ def test_embedded_model_has_every_group_and_one_float_convolution(tiny_en: onnx.
         ("encoder.layers.3.attention.qqkv/MatMul_1", "attention_projections"),
         ("encoder.layers.3.attention.out/MatMul", "attention_projections"),
         ("encoder.layers.3.attention.position/MatMul", "attention_positions"),
-        ("encoder.layers.3.attention.by_distance/MatMul_2", "attention_positions"),
+        ("encoder.layers.3.attention.by_distance/scores", "attention_positions"),
+        ("encoder.layers.3.attention.position/MatMul_1", "attention_positions"),
+        ("encoder.layers.3.attention.by_shift/MatMul", "attention_products"),
         ("encoder.layers.3.attention/MatMul_1", "attention_products"),
         ("encoder.layers.3.convolution.pointwise_out/MatMul", "pointwise"),
         ("encoder.layers.3.convolution.depthwise/Conv", "depthwise"),
