@@ -40,40 +40,44 @@ def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
 
     weights = {i.name: i for i in model.graph.initializer}
     layers = [name.removesuffix(_ODD) for name in weights if name.endswith(_ODD)]
-    # The bias that turns q + u into q + v is (H, 1, d).
-    if not layers or weights[f"{layers[0]}.v_less_u"].dims[0] > MAX_HEADS:
+    if not layers:
         return model
-    angles = compacted(model)
-    graph = angles.graph
+    graph = model.graph
+    writers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
 
     replaced: dict[str, list[onnx.NodeProto]] = {}
+    added: list[onnx.TensorProto] = []
     for layer in layers:
         (by_odd,), (by_even,) = readers[layer + _ODD], readers[layer + _EVEN]
         scope = by_odd.name.split(".position/")[0]
         shift = f"{scope}.by_shift/"
         (product,) = (n for n in graph.node if n.op_type == "MatMul" and n.name.startswith(shift))
+        # Its right side is a transpose of rows that were split into heads.
+        split = writers[writers[product.input[1]].input[0]]
+        _, n_heads, d_head = numpy_helper.to_array(weights[split.input[1]])
+        if n_heads > MAX_HEADS:
+            return model
         shifted = [product]  # and on, until the scores leave the module
         while (reader := readers[shifted[-1].output[0]][0]).name.startswith(shift):
             shifted.append(reader)
         table = [] if replaced else _table_nodes(by_odd.input[0], by_even.input[0])
+        scores = _score_nodes(f"{scope}.by_distance", product.input[0], shifted[-1].output[0])
         replaced |= {node.name: [] for node in shifted}
-        replaced[product.name] = [
-            *table,
-            *_score_nodes(f"{scope}.by_distance", product.input[0], shifted[-1].output[0]),
-        ]
-        n_heads, _, d_head = weights[f"{layer}.v_less_u"].dims
+        replaced[product.name] = [*table, *scores]
         odd, even = (numpy_helper.to_array(weights[layer + part]) for part in (_ODD, _EVEN))  # (D / 2, D)
         sine, cosine = (half.T.reshape(n_heads, d_head, -1) for half in (odd, even))
         for name, halves in (("by_sine", (sine, cosine)), ("by_cosine", (cosine, -sine))):
             value = np.concatenate(halves, axis=-1)  # (H, d, D)
-            graph.initializer.append(numpy_helper.from_array(value, f"{scope}.by_distance.{name}"))
+            added.append(numpy_helper.from_array(value, f"{scope}.by_distance.{name}"))
     for name, number in (("angles.first", 0), ("angles.last", -1)):
-        graph.initializer.append(numpy_helper.from_array(np.asarray([number], np.int64), name))
-    _set_nodes(graph, [new for node in graph.node for new in replaced.get(node.name, [node])])
+        added.append(numpy_helper.from_array(np.asarray([number], np.int64), name))
+    angles = compacted(model)
+    angles.graph.initializer.extend(added)
+    _set_nodes(angles.graph, [new for node in graph.node for new in replaced.get(node.name, [node])])
     return angles
 
 

@@ -106,6 +106,7 @@ def quantize_model(
         },
     )
     working = _quietly(quantizer.quantize_model)
+    _free_other_readers(working, chosen)
     _separate_shared_inputs(working)
     quantizer.model.topological_sort()  # it appends nodes; ONNX wants an order, though onnxruntime does not
     quantized = compacted(working)
@@ -134,6 +135,25 @@ def _per_tensor_weights(model: onnx.ModelProto, rights: Collection[str]) -> dict
         for initializer in model.graph.initializer
         if initializer.name in rights and len(initializer.dims) > 2
     }
+
+
+def _free_other_readers(model: onnx.ModelProto, chosen: Collection[str]) -> None:
+    """Nodes that stay in float32 read a value as it was, and not what a chosen product made of it.
+
+    Not behind a convolution: its kernel is an integer one only where all that follows reads its INT8 output.
+    """
+    producers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.name in chosen or node.op_type == "QuantizeLinear":
+            continue
+        for index, name in enumerate(node.input):
+            dequantize = producers.get(name)
+            if dequantize is None or dequantize.op_type != "DequantizeLinear":
+                continue
+            quantize = producers.get(dequantize.input[0])  # none for a weight
+            producer = producers.get(quantize.input[0]) if quantize is not None else None
+            if quantize is not None and (producer is None or producer.name not in chosen):
+                node.input[index] = quantize.input[0]
 
 
 def _separate_shared_inputs(model: onnx.ModelProto) -> None:

@@ -72,6 +72,17 @@ def test_it_shifts_no_more(shifting: onnx.ModelProto) -> None:
     assert sum(n.op_type == "Slice" and ".layers.0." in n.name for n in shifting.graph.node) == 6
 
 
+def test_biases_that_the_simplifier_dropped() -> None:
+    """Where u = v nothing is added to the queries."""
+    model = build_model(n_heads=2)
+    for layer in model.encoder.layers:
+        layer.attention.pos_bias_v.data.copy_(layer.attention.pos_bias_u.data)
+    shifting = simplify_graph(export_onnx(to_inference_form(model), N_MELS), N_MELS)
+    assert not any("v_less_u" in i.name for i in shifting.graph.initializer)
+    found, expected = run(shift_to_angles(shifting), 90, [90]), run(shifting, 90, [90])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
 def test_more_heads_keep_the_shift() -> None:
     shifting = export(n_heads=2 * MAX_HEADS)
     assert shift_to_angles(shifting) is shifting

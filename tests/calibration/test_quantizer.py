@@ -305,3 +305,13 @@ def test_the_log_is_left_as_it_was(hand_made: onnx.ModelProto, caplog: pytest.Lo
     quantize_model(hand_made, amax_of(hand_made), GROUPS)
     assert logging.getLogger().level == level
     assert not caplog.records
+
+
+def test_nodes_left_in_float_read_values_as_they_were(
+    tiny_en: onnx.ModelProto, tiny_en_amax: dict[str, float]
+) -> None:
+    """The queries go into a product by content, here in INT8, and into an addition for that by distance."""
+    quantized = quantize_model(tiny_en, tiny_en_amax, ("attention_products",))
+    rounded = {n.output[0] for n in quantized.graph.node if n.op_type == "DequantizeLinear"}
+    readers = Counter(n.op_type for n in quantized.graph.node for name in n.input if name in rounded)
+    assert readers == {"MatMul": 2 * 2 * 8}

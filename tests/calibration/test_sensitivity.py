@@ -223,7 +223,7 @@ def test_multiply_adds_of_a_conformer_are_those_of_the_formula(
         "subsampling": plane * 9 + plane * config.subsampling_channels,
         "subsampling_projection": plane * d,
         "feed_forward": layers * 4 * t * d * config.ff_inner,
-        "attention_projections": layers * t * d * (4 * d + d),
+        "attention_projections": layers * t * d * (3 * d + d),
         "attention_positions": layers * (2 * t * d * d + heads * t * t * d),
         "attention_products": layers * 2 * t * t * d,
         "pointwise": layers * t * d * (2 * d + d),
