@@ -25,6 +25,7 @@ from edge_asr.vocabulary import Vocabulary, VocabularyKind
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 TOKENS_NAME = "tokens.txt"
+ENGINES_FOLDER = "engines"
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
