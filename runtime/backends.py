@@ -13,15 +13,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle import Bundle, Precision
+from edge_asr.bundle import ENGINES_FOLDER, Bundle, Precision
 from edge_asr.errors import BackendError, EngineError, MissingDependencyError, require
-from edge_asr.runtime.engine_sidecar import Flavor
-from edge_asr.runtime.engines import build_command, has_engine
+
+if TYPE_CHECKING:
+    from edge_asr.runtime.engine_sidecar import Flavor
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
@@ -277,7 +278,7 @@ def choose_backend(
     passed_over: list[str] = []
     for name in ("tensorrt", "cuda", "cpu"):
         try:
-            if name == "tensorrt" and not has_engine(bundle, "tensorrt"):
+            if name == "tensorrt" and not _has_engine(bundle, "tensorrt"):
                 raise EngineError("the bundle has no engine for it")  # and nothing is imported
             choice = create(name)
         except (BackendError, MissingDependencyError) as error:
@@ -309,6 +310,14 @@ def create_backend(
     ).backend
 
 
+def _has_engine(bundle: Bundle, flavor: Flavor) -> bool:
+    if not (bundle.path / ENGINES_FOLDER).is_dir():
+        return False  # as nearly always on a CPU; what describes engines is not even imported
+    from edge_asr.runtime.engines import has_engine
+
+    return has_engine(bundle, flavor)
+
+
 def _create_onnxruntime(
     bundle: Bundle, precision: str, device: str, num_threads: int | None
 ) -> BackendChoice:
@@ -327,6 +336,7 @@ def _create_tensorrt(
     Raises:
         EngineError: none may; of several reasons the first.
     """
+    from edge_asr.runtime.engines import build_command, has_engine
     from edge_asr.runtime.tensorrt_backend import TensorRTBackend
 
     best = choose_precision(bundle, precision, "tensorrt")

@@ -36,7 +36,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from edge_asr.bundle import Bundle, Precision, sha256_of
+from edge_asr.bundle import ENGINES_FOLDER, Bundle, Precision, sha256_of
 from edge_asr.errors import BundleError, EngineError
 from edge_asr.runtime.engine_sidecar import (
     FLAVORS,
@@ -65,8 +65,6 @@ __all__ = [
     "plan_path_of",
     "sidecar_path_of",
 ]
-
-ENGINES_FOLDER = "engines"
 
 
 def fingerprint(flavor: Flavor, tensorrt_version: str, device: DeviceIdentity) -> str:

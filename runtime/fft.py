@@ -57,7 +57,9 @@ def _load_alone() -> Transform | None:
             return spectrum
 
         probe = np.arange(12, dtype=np.float64).reshape(2, 6)
-        right = np.allclose(transform(probe), np.fft.rfft(probe, axis=1), atol=1e-12)
+        # By its definition: numpy.fft is one more package to import.
+        basis = np.exp(-2j * np.pi / 6 * np.outer(np.arange(6), np.arange(4)))
+        right = bool((np.abs(transform(probe) - probe @ basis) < 1e-12).all())
     except (ImportError, AttributeError, TypeError, ValueError):
         return None
     return transform if right else None

@@ -17,6 +17,36 @@ import soundfile
 
 from edge_asr.runtime.recognizer import Recognizer
 
+#: All that one clip takes; what is imported besides counts in the time from the start to the text.
+MODULES = {
+    "edge_asr",
+    "edge_asr.audio",
+    "edge_asr.bundle",
+    "edge_asr.cli",
+    "edge_asr.cli.formats",
+    "edge_asr.cli.main",
+    "edge_asr.cli.options",
+    "edge_asr.cli.transcribe",
+    "edge_asr.errors",
+    "edge_asr.frames",
+    "edge_asr.runtime",
+    "edge_asr.runtime.backends",
+    "edge_asr.runtime.bulk",
+    "edge_asr.runtime.ctc",
+    "edge_asr.runtime.feature_normalization",
+    "edge_asr.runtime.feature_presets",
+    "edge_asr.runtime.features",
+    "edge_asr.runtime.fft",
+    "edge_asr.runtime.float32_tables",
+    "edge_asr.runtime.mel",
+    "edge_asr.runtime.recognizer",
+    "edge_asr.runtime.transcript",
+    "edge_asr.runtime.windows",
+    "edge_asr.streaming",
+    "edge_asr.vocabulary",
+}
+ABSENT = ("scipy", "rich", "sounddevice", "torch", "onnx", "tensorrt", "cuda", "importlib.metadata")
+
 
 @pytest.fixture
 def texts(random_bundle: Path, sounds: Path) -> dict[str, str]:
@@ -29,6 +59,21 @@ def texts(random_bundle: Path, sounds: Path) -> dict[str, str]:
 def test_one_file_prints_its_text_alone(run, random_bundle, sounds, texts) -> None:
     result = run("transcribe", "-m", random_bundle, sounds / "a.wav")
     assert (result.exit_code, result.stdout, result.stderr) == (0, texts["a.wav"] + "\n", "")
+
+
+def test_one_clip_imports_nothing_that_it_does_not_use(random_bundle, sounds) -> None:
+    code = (
+        "import json, sys; from edge_asr.cli.main import cli\n"
+        "try: cli.main(['transcribe', '-m', *sys.argv[1:]])\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "ours = [m for m in sys.modules if m.partition('.')[0] == 'edge_asr']\n"
+        f"print(json.dumps([ours, [m for m in {ABSENT!r} if m in sys.modules]]))"
+    )
+    command = [sys.executable, "-c", code, str(random_bundle), str(sounds / "a.wav")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ours, others = json.loads(done.stdout.splitlines()[-1])
+    assert set(ours) == MODULES
+    assert others == []
 
 
 def test_a_folder_is_searched_for_sounds_in_order(run, random_bundle, sounds, texts) -> None:
