@@ -111,8 +111,8 @@ def export_module(
         values = list(program.model.graph.initializers.values())
         program.optimize()
         proto: onnx.ModelProto = program.model_proto
-    # The rewrite rules of onnxscript (0.7.2) live as long as the process and keep the last graph they matched,
-    # which (onnx_ir 1.1) keeps the parameters that were folded too: without this all stay in memory.
+    # The rewrite rules of onnxscript (0.7.2) live as long as the process and keep the last graph they
+    # matched, which (onnx_ir 1.1) keeps the parameters that were folded too: all would stay in memory.
     for value in (*values, *program.model.graph.initializers.values()):
         value.const_value = None
     _name_nodes(proto)
