@@ -149,7 +149,9 @@ def choose_groups(
         size_bytes = candidate.ByteSize()
         with mapped_file(candidate) as path:
             del candidate  # only its sessions take memory
+            return_memory(model)
             float32_s, int8_s = time_graphs([float32_path, path], timed)
+            return_memory(model)
             loss = reference.measure(path)
         return_memory(model)
         n_done += 1
@@ -163,6 +165,7 @@ def choose_groups(
         )
 
     multiply_adds = count_multiply_adds(model, timed)
+    return_memory(model)
     with mapped_file(model) as float32_path:
         alone = {group: measure((group,)) for group in groups}
         costliest_first = sorted(groups, key=lambda g: -alone[g].loss.divergence / max(multiply_adds[g], 1))
@@ -203,6 +206,8 @@ def count_multiply_adds(model: onnx.ModelProto, features: F32Array) -> dict[Grou
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     with mapped_file(shaped) as path:
+        del shaped
+        return_memory(model)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feeds = {
         "audio_signal": np.ascontiguousarray(features.T[None]),

@@ -105,9 +105,16 @@ def export_module(
             dynamic_shapes=dynamic_shapes,
             external_data=False,
             verbose=False,
+            optimize=False,
         )
-    assert program is not None  # it is one whenever dynamo=True
-    proto: onnx.ModelProto = program.model_proto
+        assert program is not None  # it is one whenever dynamo=True
+        values = list(program.model.graph.initializers.values())
+        program.optimize()
+        proto: onnx.ModelProto = program.model_proto
+    # The rewrite rules of onnxscript (0.7.2) live as long as the process and keep the last graph they
+    # matched, which (onnx_ir 1.1) keeps the parameters that were folded too: all would stay in memory.
+    for value in (*values, *program.model.graph.initializers.values()):
+        value.const_value = None
     _name_nodes(proto)
     _strip_debug_metadata(proto)
     proto.ir_version = min(proto.ir_version, MAX_IR_VERSION)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -112,3 +114,12 @@ def test_exporter_leaves_stdout_and_warnings_alone(
     # pytest turns warnings into errors here, so finishing is half of the test.
     export_onnx(fold_batch_norm(build_model(n_layers=1)), 80)
     assert capsys.readouterr().out == ""
+
+
+def test_an_exported_model_can_be_freed(build_model: Callable[..., ConformerCTC]) -> None:
+    model = build_model(n_layers=1)
+    parameters = [weakref.ref(parameter) for parameter in model.parameters()]
+    export_onnx(model, 80)
+    del model
+    gc.collect()
+    assert [parameter for parameter in parameters if parameter() is not None] == []
