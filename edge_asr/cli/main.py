@@ -10,7 +10,6 @@ Exit codes: 0 ok; 1 an expected error, in one line on stderr; 2 usage; 3 a gate 
 from __future__ import annotations
 
 import difflib
-import gc
 import importlib
 import logging
 import sys
@@ -139,8 +138,4 @@ def cli(verbose: int) -> None:
 
 def main() -> NoReturn:
     """Entry point of the `edge-asr` script."""
-    try:
-        cli.main()
-    finally:
-        # Or Python's last collections walk all that was imported: 5 % of the time that a short clip takes.
-        gc.freeze()
+    cli.main()

@@ -43,15 +43,6 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
-def test_the_script_ends_without_walking_what_was_imported() -> None:
-    code = (
-        "import atexit, gc, sys; atexit.register(lambda: print('frozen', gc.get_freeze_count() > 0))\n"
-        "from edge_asr.cli.main import main; sys.argv[1:] = ['no-such-command']; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "frozen True\n")
-
-
 def test_help_lists_every_command_with_its_line(run) -> None:
     text = " ".join(run("--help").stdout.split())
     assert list(front_door.COMMANDS) == [
