@@ -38,7 +38,7 @@ _PATTERNS: tuple[tuple[Group, re.Pattern[str]], ...] = (
     ("subsampling_projection", re.compile(r"^encoder\.subsampling\.out/")),
     ("subsampling", re.compile(r"^encoder\.subsampling\.")),
     ("feed_forward", re.compile(r"\.feed_forward_(in|out)\.")),
-    ("attention_projections", re.compile(r"\.attention\.(qqkv|qkv|out)/")),
+    ("attention_projections", re.compile(r"\.attention\.(qkv|out)/")),
     ("attention_positions", re.compile(r"\.attention\.(position|by_distance)/")),
     ("attention_products", re.compile(r"\.attention(\.by_content|\.by_shift|\.context)?/")),
     ("pointwise", re.compile(r"\.convolution\.pointwise_(in|out)/")),

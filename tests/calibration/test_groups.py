@@ -46,7 +46,6 @@ def test_embedded_model_has_every_group_and_one_float_convolution(tiny_en: onnx.
         ("encoder.subsampling.out/MatMul", "subsampling_projection"),
         ("encoder.layers.11.feed_forward_out.project/Gemm", "feed_forward"),
         ("encoder.layers.3.attention.qkv/MatMul", "attention_projections"),
-        ("encoder.layers.3.attention.qqkv/MatMul_1", "attention_projections"),
         ("encoder.layers.3.attention.out/MatMul", "attention_projections"),
         ("encoder.layers.3.attention.position/MatMul", "attention_positions"),
         ("encoder.layers.3.attention.by_distance/scores", "attention_positions"),
