@@ -11,6 +11,7 @@ that all heads and layers share. In INT8 that takes a third of the time and lose
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,6 +134,6 @@ def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
         (graph.initializer, kept_weights),
         (graph.value_info, kept_values),
     ):
-        copies = [type(message).FromString(message.SerializeToString()) for message in kept]
+        copies = copy.deepcopy(kept)  # deleting them from the field empties them
         del field[:]
         field.extend(copies)
