@@ -5,25 +5,25 @@ Everything comes out as one float32 channel, full scale 1.0. Accepted waveforms:
 stays empty; NaN, infinity, another rank or another dtype is an `AudioError`.
 
 soxr's streams give the same bits for every way of cutting the input (version 1.1; tested), so a
-clip, a file and a microphone that carry the same samples are recognised alike. What this file
-does not do: microphones (`edge_asr.runtime.microphone`), features.
+clip, a file and a microphone that carry the same samples are recognised alike. It and soundfile are imported
+where they are used, which need not be before the model is loaded. What this file does not do: microphones
+(`edge_asr.runtime.microphone`), features.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
-import soxr
 
 from edge_asr.errors import AudioError
+
+if TYPE_CHECKING:
+    import soxr
 
 F32Array = npt.NDArray[np.float32]
 
@@ -115,6 +115,8 @@ class ResampleStream:
         self.target_rate = check_sample_rate(target_rate)
         self._soxr: soxr.ResampleStream | None = None
         if self.source_rate != self.target_rate:
+            import soxr
+
             self._soxr = soxr.ResampleStream(
                 self.source_rate, self.target_rate, 1, dtype="float32", quality="HQ"
             )
@@ -155,6 +157,8 @@ class AudioFile:
     """
 
     def __init__(self, source: str | Path | BinaryIO) -> None:
+        import soundfile
+
         self._spool: BinaryIO | None = None
         if isinstance(source, (str, Path)):
             self.name = str(source)
@@ -165,13 +169,17 @@ class AudioFile:
             self.name = str(getattr(source, "name", "<stream>"))
             handle = source
             if not source.seekable():
+                import shutil
+                import tempfile
+
                 self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
                 shutil.copyfileobj(source, self._spool)
                 self._spool.seek(0)
                 handle = self._spool
+        self._errors = (soundfile.SoundFileError, RuntimeError, OSError)
         try:
             self._file = soundfile.SoundFile(handle)
-        except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        except self._errors as error:
             self._close_spool()
             raise AudioError(
                 f"{self.name} cannot be read as sound ({error}); convert it to WAV or FLAC first"
@@ -198,7 +206,7 @@ class AudioFile:
         while True:
             try:
                 block = self._file.read(n_samples, dtype="float32", always_2d=True)
-            except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+            except self._errors as error:
                 raise AudioError(f"{self.name} is damaged ({error}); make a new copy of it") from error
             if len(block) == 0:
                 return

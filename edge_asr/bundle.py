@@ -237,7 +237,7 @@ class Bundle:
         Args:
             path_or_name: a folder, or the name of an embedded model ("tiny-en").
             allow_unverified: also accept a bundle whose proof failed.
-            check_hashes: compare every artefact with its sha256 (reads the files once).
+            check_hashes: also `check_hashes`.
 
         Raises:
             BundleError: anything missing, altered, unknown or unverified; the message names it.
@@ -274,8 +274,20 @@ class Bundle:
                 "or pass allow_unverified=True to run it all the same"
             )
         bundle = cls(path=path, info=info, vocabulary=vocabulary)
-        bundle._check_files(check_hashes)
+        bundle._check_sizes()
+        if check_hashes:
+            bundle.check_hashes()
         return bundle
+
+    def check_hashes(self) -> None:
+        """Compare every artefact with its sha256; reads the files once.
+
+        Raises:
+            BundleError: an altered file.
+        """
+        for artifact in self._artifacts:
+            if sha256_of(self.path / artifact.file) != artifact.sha256:
+                raise self._altered(artifact)
 
     def artifact(self, precision: Precision) -> Artifact:
         """The artefact of a precision.
@@ -306,19 +318,26 @@ class Bundle:
             )
         return self.info.streaming
 
-    def _check_files(self, check_hashes: bool) -> None:
+    @property
+    def _artifacts(self) -> tuple[Artifact, ...]:
         streaming = () if self.info.streaming is None else (self.info.streaming.artifact,)
-        for artifact in (*self.info.artifacts, *streaming):
+        return (*self.info.artifacts, *streaming)
+
+    def _check_sizes(self) -> None:
+        for artifact in self._artifacts:
             file = self.path / artifact.file
             if not file.is_file():
                 raise BundleError(f"{file} is missing, though bundle.json lists it; export the model again")
-            size = file.stat().st_size
-            if size != artifact.size_bytes or (check_hashes and sha256_of(file) != artifact.sha256):
-                raise BundleError(
-                    f"{file} ({size} bytes) is not the file that bundle.json "
-                    f"describes ({artifact.size_bytes} bytes, sha256 {artifact.sha256[:12]}...); "
-                    "copy the bundle again or export the model again"
-                )
+            if file.stat().st_size != artifact.size_bytes:
+                raise self._altered(artifact)
+
+    def _altered(self, artifact: Artifact) -> BundleError:
+        file = self.path / artifact.file
+        return BundleError(
+            f"{file} ({file.stat().st_size} bytes) is not the file that bundle.json "
+            f"describes ({artifact.size_bytes} bytes, sha256 {artifact.sha256[:12]}...); "
+            "copy the bundle again or export the model again"
+        )
 
 
 def resolve_bundle_path(path_or_name: str | Path) -> Path:

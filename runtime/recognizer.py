@@ -15,7 +15,9 @@ frame give an empty transcript. What this file does not do: microphones (`live.p
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -25,7 +27,7 @@ import numpy.typing as npt
 
 from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform, resample
 from edge_asr.bundle import DEFAULT_MODEL, Bundle
-from edge_asr.errors import AudioError, ConfigError
+from edge_asr.errors import AudioError, ConfigError, EdgeAsrError
 from edge_asr.frames import OutputFrames
 from edge_asr.runtime.backends import Backend, choose_backend
 from edge_asr.runtime.ctc import GreedyDecoder, TokenRuns, greedy_decode, tokens_from_runs, words_from_tokens
@@ -123,22 +125,35 @@ class Recognizer:
             BackendError: the backend cannot be had here; an EngineError if for its engine.
             MissingDependencyError: the backend's library is not installed.
         """
-        bundle = Bundle.load(path_or_name, allow_unverified=allow_unverified)
+        bundle = Bundle.load(path_or_name, allow_unverified=allow_unverified, check_hashes=False)
         features, factor = bundle.info.features, bundle.info.subsampling_factor
         windows = WindowGeometry.from_seconds(
             feature_frame_s=features.hop_length / features.sample_rate, subsampling_factor=factor
         )
-        choice = choose_backend(
-            bundle,
-            precision=precision,
-            backend=backend,
-            num_threads=num_threads,
-            allow_unverified=allow_unverified,
-            min_frames=2 * windows.overlap_frames,
-        )
+
+        def prepare() -> None:
+            bundle.check_hashes()
+            importlib.import_module("soundfile")  # what the first file would wait for
+
+        # The backend's library takes most of the time, and leaves the interpreter free meanwhile.
+        with ThreadPoolExecutor(1) as beside:
+            prepared = beside.submit(prepare)
+            try:
+                choice = choose_backend(
+                    bundle,
+                    precision=precision,
+                    backend=backend,
+                    num_threads=num_threads,
+                    allow_unverified=allow_unverified,
+                    min_frames=2 * windows.overlap_frames,
+                )
+            except EdgeAsrError:
+                prepared.result()  # an altered file is the better reason
+                raise
         if choice.max_frames is not None and choice.max_frames < windows.window_frames:
             windows = dataclasses.replace(windows, window_frames=choice.max_frames // factor * factor)
         try:
+            prepared.result()
             return cls(
                 choice.backend,
                 features=features,

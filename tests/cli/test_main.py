@@ -136,3 +136,38 @@ def test_python_dash_m_is_the_same_command() -> None:
         [sys.executable, "-m", "edge_asr", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == f"edge-asr, version {__version__}"
+
+
+ENDING = """
+import atexit, sys
+from edge_asr.cli import main as front_door
+
+class Part:
+    def __del__(self): print("taken apart", flush=True)
+
+part = Part()
+
+def work():
+    atexit.register(print, "tidied")
+    sys.stdout.write("done ")
+    {end}
+
+front_door.cli.main = work
+front_door.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "out"),
+    [
+        ("sys.exit(3)", 3, "done tidied\n"),
+        ("sys.exit(0)", 0, "done tidied\n"),
+        ("raise RuntimeError('a bug')", 1, "done tidied\ntaken apart\n"),
+    ],
+)
+def test_a_process_ends_with_its_handlers_and_output_but_is_not_taken_apart(
+    end: str, code: int, out: str
+) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING.format(end=end)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, out)
+    assert ("RuntimeError: a bug" in done.stderr) is ("bug" in end)

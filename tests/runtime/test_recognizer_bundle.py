@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +112,18 @@ def test_a_broken_onnx_file(tmp_path: Path) -> None:
     path.write_bytes(b"not a model")
     with pytest.raises(BackendError, match=r"cannot load .*model\.onnx"):
         OnnxRuntimeBackend(path, precision="fp32")
+
+
+@pytest.mark.parametrize("byte", [8, -1000], ids=["not a graph any more", "another weight"])
+def test_an_altered_file_is_told_from_a_broken_one(bundle: Bundle, tmp_path: Path, byte: int) -> None:
+    """Hashes are taken while onnxruntime loads, which may fail first."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle.path, folder)
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[byte] ^= 0x40
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"is not the file that bundle\.json describes"):
+        Recognizer.load(folder, backend="cpu")
 
 
 def test_without_onnxruntime_the_extra_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
