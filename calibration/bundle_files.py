@@ -14,14 +14,21 @@ from edge_asr.calibration.report import (
     int8_summary_lines,
     write_plot,
 )
-from edge_asr.export.bundle_writer import write_model
+from edge_asr.export.bundle_writer import write_cpu_graph, write_model
 from edge_asr.export.report import REPORT_JSON, REPORT_MARKDOWN, Int8Section
 
 
 def write_int8(folder: Path, result: Int8Result, float32_bytes: int) -> Artifact:
-    """Write model.int8.onnx and the plot, and describe the model."""
+    """Write model.int8.onnx, its copy for the CPU and the plot, and describe the model."""
     write_plot(result, float32_bytes, folder / PLOT_NAME)
-    return write_model(folder, result.model, "int8", "int8", cpu_time_over_fp32=result.time_ratio)
+    return write_model(
+        folder,
+        result.model,
+        "int8",
+        "int8",
+        cpu_time_over_fp32=result.time_ratio,
+        cpu_graph=None if result.cpu_graph is None else write_cpu_graph(folder, result.cpu_graph),
+    )
 
 
 def describe_int8(result: Int8Result, float32_bytes: int) -> Int8Section:

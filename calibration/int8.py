@@ -109,6 +109,7 @@ class Int8Result:
         range_method: the one used.
         sensitivity: the groups, and the choice.
         evaluation: loss by manifest, and over all of them together under "pooled"; empty without manifests.
+        cpu_graph: `model` for onnxruntime's CPU provider (edge_asr.export.cpu_graph); None until it is made.
     """
 
     model: onnx.ModelProto
@@ -121,6 +122,7 @@ class Int8Result:
     range_method: RangeMethod
     sensitivity: Sensitivity
     evaluation: Mapping[str, Loss]
+    cpu_graph: onnx.ModelProto | None = None
 
     @property
     def gate(self) -> Loss:

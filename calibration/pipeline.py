@@ -16,8 +16,9 @@ from edge_asr.calibration.int8 import Int8Options, Int8Result, StageProgress, qu
 from edge_asr.calibration.report import PLOT_NAME
 from edge_asr.errors import BundleError, GateError, require
 from edge_asr.export.atomic import check_target, replacing_folder
-from edge_asr.export.bundle_writer import MODEL_FILES, write_manifest
+from edge_asr.export.bundle_writer import CPU_GRAPH_NAME, MODEL_FILES, write_manifest
 from edge_asr.export.clips import find_clips, load_clips
+from edge_asr.export.cpu_graph import make_cpu_graph
 from edge_asr.export.optimize import check_graph
 from edge_asr.export.pipeline import INT8_TOLERANCE
 from edge_asr.export.proof import ProofStep, compare_outputs, run_cases
@@ -99,6 +100,9 @@ def quantize_bundle(
     )
     failure = result.failure if step.passed else step.failure_message()
     if failure is None:
+        cpu_graph = make_cpu_graph(result.model, cases, outputs[1], source.info.output_frames)
+        result = dataclasses.replace(result, cpu_graph=cpu_graph)
+    if failure is None:
         with replacing_folder(target, force=force or in_place) as folder:
             _write(folder, source, result, step, model.ByteSize(), verified=source.info.verified)
         return Bundle.load(target), result
@@ -113,7 +117,9 @@ def _write(
     folder: Path, source: Bundle, result: Int8Result, step: ProofStep, float32_bytes: int, *, verified: bool
 ) -> None:
     """The old folder's files, engines too, with a new INT8 model and what belongs to it."""
-    stale = shutil.ignore_patterns(MODEL_FILES["int8"], PLOT_NAME, "model.int8.plan", "model.int8.json")
+    stale = shutil.ignore_patterns(
+        MODEL_FILES["int8"], CPU_GRAPH_NAME, PLOT_NAME, "model.int8.plan", "model.int8.json"
+    )
     shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=stale)
     artifact = write_int8(folder, result, float32_bytes)
     kept = tuple(a for a in source.info.artifacts if a.precision != "int8")

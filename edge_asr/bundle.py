@@ -35,6 +35,26 @@ DEFAULT_MODEL = "tiny-en"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CpuGraph:
+    """An artefact as onnxruntime's CPU provider rewrites it on loading: the same numbers, loaded sooner.
+
+    Attributes:
+        file: name inside the bundle folder.
+        sha256: hash of the file, lower-case hex.
+        size_bytes: size of the file.
+        onnxruntime: version that wrote it; older ones take the artefact itself.
+    """
+
+    file: str
+    sha256: str
+    size_bytes: int
+    onnxruntime: str
+
+    def __post_init__(self) -> None:
+        _check_file_name(self.file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """One model file of a bundle.
 
@@ -49,6 +69,7 @@ class Artifact:
         cpu_time_over_fp32: encoder time of this file over that of the fp32 file on onnxruntime's CPU, one
             thread, measured where the file was made; None when not measured. `--precision auto` on a CPU
             passes over a file that is not faster.
+        cpu_graph: the copy for onnxruntime on a CPU; None without one.
     """
 
     file: str
@@ -59,16 +80,32 @@ class Artifact:
     ir_version: int
     size_bytes: int
     cpu_time_over_fp32: float | None = None
+    cpu_graph: CpuGraph | None = None
 
     def __post_init__(self) -> None:
-        if Path(self.file).name != self.file or self.file in ("", ".", ".."):
-            raise BundleError(
-                f"artefact file is {self.file!r}; it must be a plain name inside the bundle folder"
-            )
+        _check_file_name(self.file)
         if self.precision not in PRECISIONS:
             raise BundleError(
                 f"artefact {self.file} has precision {self.precision!r}; known are {list(PRECISIONS)}"
             )
+
+    @classmethod
+    def from_dict(cls, where: str, data: Mapping[str, Any]) -> Artifact:
+        """Read the JSON form.
+
+        Args:
+            where: what it is an entry of, for messages.
+            data: the entry.
+
+        Raises:
+            BundleError: a missing or unknown key, or a wrong value.
+        """
+        _check_keys(where, data, cls)
+        values = dict(data)
+        if values.get("cpu_graph") is not None:
+            _check_keys(f"cpu_graph of {where}", values["cpu_graph"], CpuGraph)
+            values["cpu_graph"] = CpuGraph(**values["cpu_graph"])
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +134,9 @@ class StreamingInfo:
         if not isinstance(data, Mapping):
             raise BundleError(f"streaming is {data!r}; it must be an object, or null without a stream.onnx")
         _check_keys("streaming of bundle.json", data, cls)
-        _check_keys("the streaming artefact of bundle.json", data["artifact"], Artifact)
         return cls(
-            artifact=Artifact(**data["artifact"]), geometry=StreamingGeometry.from_dict(data["geometry"])
+            artifact=Artifact.from_dict("the streaming artefact of bundle.json", data["artifact"]),
+            geometry=StreamingGeometry.from_dict(data["geometry"]),
         )
 
 
@@ -201,9 +238,9 @@ class BundleInfo:
             )
         _check_keys("bundle.json", data, cls)
         values = dict(data)
-        for entry in data["artifacts"]:
-            _check_keys("an artefact of bundle.json", entry, Artifact)
-        values["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
+        values["artifacts"] = tuple(
+            Artifact.from_dict("an artefact of bundle.json", entry) for entry in data["artifacts"]
+        )
         values["features"] = FeatureConfig.from_dict(data["features"])
         if data.get("streaming") is not None:
             values["streaming"] = StreamingInfo.from_dict(data["streaming"])
@@ -285,9 +322,9 @@ class Bundle:
         Raises:
             BundleError: an altered file.
         """
-        for artifact in self._artifacts:
-            if sha256_of(self.path / artifact.file) != artifact.sha256:
-                raise self._altered(artifact)
+        for file in self._files:
+            if sha256_of(self.path / file.file) != file.sha256:
+                raise self._altered(file)
 
     def artifact(self, precision: Precision) -> Artifact:
         """The artefact of a precision.
@@ -319,23 +356,24 @@ class Bundle:
         return self.info.streaming
 
     @property
-    def _artifacts(self) -> tuple[Artifact, ...]:
+    def _files(self) -> list[Artifact | CpuGraph]:
         streaming = () if self.info.streaming is None else (self.info.streaming.artifact,)
-        return (*self.info.artifacts, *streaming)
+        artifacts = (*self.info.artifacts, *streaming)
+        return [*artifacts, *(a.cpu_graph for a in artifacts if a.cpu_graph is not None)]
 
     def _check_sizes(self) -> None:
-        for artifact in self._artifacts:
-            file = self.path / artifact.file
-            if not file.is_file():
-                raise BundleError(f"{file} is missing, though bundle.json lists it; export the model again")
-            if file.stat().st_size != artifact.size_bytes:
-                raise self._altered(artifact)
+        for file in self._files:
+            path = self.path / file.file
+            if not path.is_file():
+                raise BundleError(f"{path} is missing, though bundle.json lists it; export the model again")
+            if path.stat().st_size != file.size_bytes:
+                raise self._altered(file)
 
-    def _altered(self, artifact: Artifact) -> BundleError:
-        file = self.path / artifact.file
+    def _altered(self, file: Artifact | CpuGraph) -> BundleError:
+        path = self.path / file.file
         return BundleError(
-            f"{file} ({file.stat().st_size} bytes) is not the file that bundle.json "
-            f"describes ({artifact.size_bytes} bytes, sha256 {artifact.sha256[:12]}...); "
+            f"{path} ({path.stat().st_size} bytes) is not the file that bundle.json "
+            f"describes ({file.size_bytes} bytes, sha256 {file.sha256[:12]}...); "
             "copy the bundle again or export the model again"
         )
 
@@ -374,6 +412,11 @@ def sha256_of(path: Path) -> str:
         while n_read := file.readinto(block):
             digest.update(block[:n_read])
     return digest.hexdigest()
+
+
+def _check_file_name(name: str) -> None:
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise BundleError(f"artefact file is {name!r}; it must be a plain name inside the bundle folder")
 
 
 def _check_keys(where: str, data: Mapping[str, Any], cls: type) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import edge_asr
-from edge_asr.bundle import MANIFEST_NAME, TOKENS_NAME, Artifact, BundleInfo, Precision, sha256_of
+from edge_asr.bundle import MANIFEST_NAME, TOKENS_NAME, Artifact, BundleInfo, CpuGraph, Precision, sha256_of
 from edge_asr.runtime.features import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 
@@ -24,6 +24,7 @@ MODEL_FILES: dict[Precision, str] = {
     "fp16": "model.fp16.onnx",
     "int8": "model.int8.onnx",
 }
+CPU_GRAPH_NAME = "model.int8.cpu.onnx"
 STREAM_NAME = "stream.onnx"
 VOCAB_NAME = "vocab.txt"
 ONNX_ASR_CONFIG_NAME = "config.json"
@@ -69,6 +70,7 @@ def write_model(
     *,
     file: str | None = None,
     cpu_time_over_fp32: float | None = None,
+    cpu_graph: CpuGraph | None = None,
 ) -> Artifact:
     """Write a model in one file, named after its precision unless `file` says otherwise, and describe it."""
     path = folder / (MODEL_FILES[precision] if file is None else file)
@@ -83,6 +85,21 @@ def write_model(
         ir_version=model.ir_version,
         size_bytes=path.stat().st_size,
         cpu_time_over_fp32=None if cpu_time_over_fp32 is None else round(cpu_time_over_fp32, 3),
+        cpu_graph=cpu_graph,
+    )
+
+
+def write_cpu_graph(folder: Path, graph: onnx.ModelProto) -> CpuGraph:
+    """Write what `make_cpu_graph` made with the onnxruntime that is installed, and describe it."""
+    import onnxruntime
+
+    path = folder / CPU_GRAPH_NAME
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+    return CpuGraph(
+        file=path.name,
+        sha256=sha256_of(path),
+        size_bytes=path.stat().st_size,
+        onnxruntime=onnxruntime.__version__,
     )
 
 

@@ -371,6 +371,7 @@ class _Prover:
     def prove_int8(self, model: onnx.ModelProto) -> Int8Result:
         """The INT8 graph, which may be over its budget; it is also run on every case."""
         from edge_asr.calibration.int8 import Int8Options, quantize_to_int8
+        from edge_asr.export.cpu_graph import make_cpu_graph  # imports onnxruntime
 
         calibration = self._choose_calibration()
         with self._run.stage("int8"):
@@ -386,7 +387,9 @@ class _Prover:
             check_graph(result.model)
         outputs = self._onnx_outputs("prove: int8", result.model)
         self._compare(self._float32, outputs, "ONNX simplified", "ONNX INT8", INT8_TOLERANCE)
-        return result
+        with self._run.stage("int8 for the CPU") as progress:
+            cpu_graph = make_cpu_graph(result.model, self._cases, outputs, self._output_frames, progress)
+        return dataclasses.replace(result, cpu_graph=cpu_graph)
 
     def _choose_calibration(self) -> CalibrationSet:
         """Speech for FP16's magnitudes and INT8's ranges, chosen once."""

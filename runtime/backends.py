@@ -37,8 +37,8 @@ _PREFERENCE: dict[str, tuple[Precision, ...]] = {
     "cuda": ("fp16", "fp32", "int8"),
     "tensorrt": ("fp16", "int8", "fp32"),
 }
-# On a CPU the fused kernel takes three times as long as Add and LayerNormalization (1.32; docs/log.md).
-_SLOW_OPTIMIZERS = {"cpu": ["SkipLayerNormFusion"], "cuda": []}
+#: On a CPU the fused kernel takes three times as long as Add and LayerNormalization (1.32; docs/log.md).
+SLOW_OPTIMIZERS: dict[str, list[str]] = {"cpu": ["SkipLayerNormFusion"], "cuda": []}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
@@ -105,6 +105,7 @@ class OnnxRuntimeBackend:
         spin: bool = False,
     ) -> None:
         onnxruntime = require("onnxruntime", extra="cpu")
+        self.path = path
         self.name = device
         self.precision = precision
         self.num_threads = default_num_threads() if num_threads is None else num_threads
@@ -128,7 +129,7 @@ class OnnxRuntimeBackend:
                 str(path),
                 sess_options=options,
                 providers=[_PROVIDERS[device]],
-                disabled_optimizers=_SLOW_OPTIMIZERS[device],
+                disabled_optimizers=SLOW_OPTIMIZERS[device],
             )
         except Exception as error:  # onnxruntime raises a dozen classes without a common base
             raise BackendError(
@@ -322,10 +323,34 @@ def _create_onnxruntime(
     bundle: Bundle, precision: str, device: str, num_threads: int | None
 ) -> BackendChoice:
     chosen = choose_precision(bundle, precision, device)
-    runner = OnnxRuntimeBackend(
-        bundle.artifact_path(chosen), precision=chosen, device=device, num_threads=num_threads
-    )
+    graph = _find_cpu_graph(bundle, chosen) if device == "cpu" else None
+    runner: OnnxRuntimeBackend | None = None
+    if graph is not None:
+        try:
+            runner = OnnxRuntimeBackend(graph, precision=chosen, num_threads=num_threads)
+        except BackendError as error:  # what is in it is this library's own affair, and may change
+            logger.warning("%s; %s is taken instead", error, bundle.artifact(chosen).file)
+    if runner is None:
+        path = bundle.artifact_path(chosen)
+        runner = OnnxRuntimeBackend(path, precision=chosen, device=device, num_threads=num_threads)
     return BackendChoice(backend=runner, reason=f"{device}, {chosen}, {runner.num_threads} threads")
+
+
+def _find_cpu_graph(bundle: Bundle, precision: Precision) -> Path | None:
+    """The artefact as onnxruntime's CPU provider rewrote it, unless this onnxruntime is the older one."""
+    graph = bundle.artifact(precision).cpu_graph
+    if graph is None:
+        return None
+    have = require("onnxruntime", extra="cpu").__version__
+    if _release(have) < _release(graph.onnxruntime):
+        logger.info("%s was made by onnxruntime %s, this is %s", graph.file, graph.onnxruntime, have)
+        return None
+    return bundle.path / graph.file
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(1, 32) of "1.32.0.dev1"."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _create_tensorrt(

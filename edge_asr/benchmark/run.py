@@ -29,9 +29,10 @@ from edge_asr.benchmark.schema import BenchReport, Cell, Configuration, PowerRea
 from edge_asr.benchmark.stages import StagedRecognizer
 from edge_asr.benchmark.statistics import four_digits
 from edge_asr.benchmark.streams import find_most_sustained, run_streams
-from edge_asr.bundle import MANIFEST_NAME, PRECISIONS, Bundle, Precision, sha256_of
+from edge_asr.bundle import MANIFEST_NAME, PRECISIONS, Artifact, Bundle, CpuGraph, Precision, sha256_of
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.manifest import Manifest
+from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.events import STREAM_SAMPLE_RATE
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.tensorrt_backend import TensorRTBackend
@@ -315,7 +316,10 @@ def _describe_file(bundle: Bundle, recognizer: StagedRecognizer) -> dict[str, An
             "size_bytes": plan.stat().st_size,
         }
     artifact = bundle.artifact(cast(Precision, backend.precision))
-    return {"file": artifact.file, "sha256": artifact.sha256, "size_bytes": artifact.size_bytes}
+    ran: Artifact | CpuGraph = artifact
+    if artifact.cpu_graph is not None and isinstance(backend, OnnxRuntimeBackend):
+        ran = artifact.cpu_graph if backend.path.name == artifact.cpu_graph.file else artifact
+    return {"file": ran.file, "sha256": ran.sha256, "size_bytes": ran.size_bytes}
 
 
 def _describe_model(options: BenchOptions, bundle: Bundle) -> schema.Model:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from edge_asr.bundle import Bundle
@@ -19,8 +21,12 @@ from edge_asr.calibration.int8 import Int8Result
 from edge_asr.calibration.measure import time_graphs
 from edge_asr.errors import BundleError, GateError
 from edge_asr.export import CasePlan
-from edge_asr.export.optimize import check_graph
-from edge_asr.runtime.backends import choose_precision
+from edge_asr.export.cpu_graph import make_cpu_graph
+from edge_asr.export.optimize import check_graph, count_operators
+from edge_asr.export.proof import run_cases
+from edge_asr.export.proof_cases import build_cases
+from edge_asr.export.sessions import open_graph
+from edge_asr.runtime.backends import OnnxRuntimeBackend, choose_precision
 from edge_asr.runtime.recognizer import Recognizer
 
 PLAN = CasePlan(random_lengths=1, max_random_s=3.0, max_batch=2)
@@ -66,7 +72,7 @@ def made(
 def test_bundle_is_complete(made: tuple[Bundle, Int8Result], random_bundle: Path) -> None:
     bundle, result = made
     old, new = contents(random_bundle), contents(bundle.path)
-    assert new.keys() == old.keys() | {"model.int8.onnx", "int8.png"}
+    assert new.keys() == old.keys() | {"model.int8.onnx", "model.int8.cpu.onnx", "int8.png"}
     changed = {name for name in old if old[name] != new[name]}
     assert changed == {"bundle.json", "report.json", "report.md"}
     artifact = bundle.artifact("int8")
@@ -105,10 +111,50 @@ def test_report_has_the_section_and_the_tables(made: tuple[Bundle, Int8Result]) 
     assert data["int8"] == json.loads(json.dumps(result.to_dict()))
 
 
-def test_recognizer_runs_it(made: tuple[Bundle, Int8Result], sample_path: Path) -> None:
+def test_recognizer_runs_the_copy_for_the_cpu(made: tuple[Bundle, Int8Result], sample_path: Path) -> None:
     bundle, _ = made
     with Recognizer.load(bundle.path, precision="int8", backend="cpu") as recognizer:
+        assert isinstance(recognizer.backend, OnnxRuntimeBackend)
+        assert recognizer.backend.path == bundle.path / "model.int8.cpu.onnx"
         assert isinstance(recognizer.transcribe_file(sample_path).text, str)
+
+
+def test_the_copy_for_the_cpu_is_rewritten_and_gives_the_same_bits(made: tuple[Bundle, Int8Result]) -> None:
+    bundle, _ = made
+    copy = bundle.artifact("int8").cpu_graph
+    assert copy is not None
+    content = (bundle.path / copy.file).read_bytes()
+    assert (copy.sha256, copy.size_bytes) == (hashlib.sha256(content).hexdigest(), len(content))
+    assert copy.onnxruntime == onnxruntime.__version__
+    graph = onnx.load_from_string(content)
+    assert {entry.domain for entry in graph.opset_import} == {"", "com.microsoft"}
+    before, after = count_operators(onnx.load(bundle.artifact_path("int8"))), count_operators(graph)
+    assert after["MatMulIntegerToFloat"] > 10
+    assert after.get("DequantizeLinear", 0) < before["DequantizeLinear"] / 4
+    features = np.random.default_rng(0).normal(-8, 3, (2, 131, 80)).astype(np.float32)
+    lens = np.array([131, 60], np.int64)
+    outputs = []
+    for path in (bundle.artifact_path("int8"), bundle.path / copy.file):
+        backend = OnnxRuntimeBackend(path, precision="int8", num_threads=1)
+        outputs.append(backend.log_probs(features, lens))
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+
+
+def test_a_copy_that_differs_is_not_kept(
+    made: tuple[Bundle, Int8Result], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The outputs it is held against have one bit more in one value."""
+    bundle, result = made
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    cases = build_cases({"noise": noise}, bundle.info.features, bundle.info.output_frames, PLAN)[:2]
+    with open_graph(result.model) as backend:
+        outputs = run_cases(backend, cases, bundle.info.output_frames)
+    assert make_cpu_graph(result.model, cases, outputs, bundle.info.output_frames) is not None
+    row = outputs[1][0]
+    assert isinstance(row, np.ndarray)
+    row[-1, -1] = np.nextafter(row[-1, -1], np.float32(0))
+    assert make_cpu_graph(result.model, cases, outputs, bundle.info.output_frames) is None
+    assert f"it differs on {cases[1].name}" in caplog.text
 
 
 def test_again_in_place_replaces_what_there_was_and_a_slow_one_is_passed_over(

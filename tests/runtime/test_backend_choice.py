@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -19,11 +20,11 @@ import soundfile
 from engine_bundles import add_engine, copy_bundle
 from fake_tensorrt import FakeGpu
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle import Bundle, CpuGraph, sha256_of
 from edge_asr.cli import options
 from edge_asr.errors import BackendError, BundleError, EngineError, MissingDependencyError
 from edge_asr.runtime import backends
-from edge_asr.runtime.backends import choose_backend, choose_precision, create_backend
+from edge_asr.runtime.backends import OnnxRuntimeBackend, choose_backend, choose_precision, create_backend
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.tensorrt_backend import TensorRTBackend
 
@@ -78,6 +79,71 @@ def test_fp16_comes_last_on_a_cpu_and_first_on_a_gpu(make_bundle: Callable[..., 
     bundle = make_bundle("fp16", "int8")
     chosen = {device: choose_precision(bundle, "auto", device) for device in ("cpu", "cuda", "tensorrt")}
     assert chosen == {"cpu": "int8", "cuda": "fp16", "tensorrt": "fp16"}
+
+
+# --- the copy for onnxruntime's CPU provider ---
+
+
+def add_cpu_graph(bundle: Bundle, version: str, content: bytes | None = None) -> Bundle:
+    """Its INT8 file once more, or `content`, as the copy."""
+    file = bundle.path / "model.int8.cpu.onnx"
+    file.write_bytes(bundle.artifact_path("int8").read_bytes() if content is None else content)
+    graph = CpuGraph(
+        file=file.name, sha256=sha256_of(file), size_bytes=file.stat().st_size, onnxruntime=version
+    )
+    artifacts = tuple(
+        dataclasses.replace(a, cpu_graph=graph) if a.precision == "int8" else a for a in bundle.info.artifacts
+    )
+    info = dataclasses.replace(bundle.info, artifacts=artifacts)
+    (bundle.path / "bundle.json").write_text(json.dumps(info.to_dict()))
+    return Bundle.load(bundle.path)
+
+
+def path_run(bundle: Bundle, **wanted: Any) -> str:
+    backend = create_backend(bundle, backend="cpu", num_threads=1, **wanted)
+    assert isinstance(backend, OnnxRuntimeBackend)
+    return backend.path.name
+
+
+@pytest.mark.parametrize(
+    ("version", "path"),
+    [("1.0.0", "model.int8.cpu.onnx"), ("1.999.0", "model.int8.onnx"), ("2.0.0", "model.int8.onnx")],
+)
+def test_a_copy_made_by_a_later_onnxruntime_is_passed_over(
+    make_bundle: Callable[..., Bundle], version: str, path: str
+) -> None:
+    bundle = add_cpu_graph(make_bundle("int8"), version)
+    assert path_run(bundle) == path
+    assert path_run(bundle, precision="fp32") == "model.onnx"
+
+
+def test_a_copy_that_cannot_be_loaded_is_replaced_with_a_warning(
+    make_bundle: Callable[..., Bundle], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = add_cpu_graph(make_bundle("int8"), "1.0.0", b"no graph")
+    assert path_run(bundle) == "model.int8.onnx"
+    assert "cannot load" in caplog.text
+    assert "model.int8.onnx is taken instead" in caplog.text
+
+
+def test_a_copy_is_checked_as_the_other_files_are(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = add_cpu_graph(make_bundle("int8"), "1.0.0")
+    copy = bundle.path / "model.int8.cpu.onnx"
+    content = bytearray(copy.read_bytes())
+    content[-1000] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(BundleError, match=r"model\.int8\.cpu\.onnx .* is not the file"):
+        Bundle.load(bundle.path)
+    data = json.loads((bundle.path / "bundle.json").read_text())
+    data["artifacts"][1]["cpu_graph"]["speed"] = 2
+    (bundle.path / "bundle.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="speed"):
+        Bundle.load(bundle.path)
+    copy.unlink()
+    del data["artifacts"][1]["cpu_graph"]["speed"]
+    (bundle.path / "bundle.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="is missing"):
+        Bundle.load(bundle.path)
 
 
 # --- auto ---

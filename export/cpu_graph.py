@@ -1,0 +1,89 @@
+"""An INT8 graph as onnxruntime's CPU provider rewrites it when it loads one, kept so that it need not again.
+
+Most of the time until a quantized model is loaded goes to looking for patterns of QuantizeLinear and
+DequantizeLinear and replacing them by integer operators. The rewritten graph has operators of onnxruntime's
+own (com.microsoft), which no other runtime and no TensorRT knows, so it stands beside the portable file and
+ships only if it gives the same bits. Layouts that depend on the CPU's vector width are left to loading.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from edge_asr.errors import BackendError
+from edge_asr.export.proof import Outputs, Progress, run_cases
+from edge_asr.export.proof_cases import ProofCase
+from edge_asr.export.sessions import open_graph
+from edge_asr.frames import OutputFrames
+from edge_asr.runtime.backends import SLOW_OPTIMIZERS
+
+F32Array = npt.NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
+
+
+def make_cpu_graph(
+    model: onnx.ModelProto,
+    cases: Sequence[ProofCase],
+    outputs: Outputs,
+    output_frames: OutputFrames,
+    progress: Progress | None = None,
+) -> onnx.ModelProto | None:
+    """The graph as onnxruntime's CPU provider runs it; None, and a warning, where it does not give the same.
+
+    Args:
+        model: an INT8 graph.
+        cases: inputs to compare on.
+        outputs: what `model` gave for them.
+        output_frames: of the model.
+        progress: called with (cases done, cases in all).
+    """
+    try:
+        rewritten = _rewrite(model)
+        with open_graph(rewritten, precision="int8") as backend:
+            candidate = run_cases(backend, cases, output_frames, progress=progress)
+    except (BackendError, RuntimeError) as error:
+        logger.warning("no copy of the INT8 graph for the CPU: %s", error)
+        return None
+    for case, expected, got in zip(cases, outputs, candidate, strict=True):
+        if not _same(expected, got):
+            logger.warning("no copy of the INT8 graph for the CPU: it differs on %s", case.name)
+            return None
+    return rewritten
+
+
+def _rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory(prefix="edge-asr-", ignore_cleanup_errors=True) as folder:
+        source, target = Path(folder, "source.onnx"), Path(folder, "target.onnx")
+        source.write_bytes(model.SerializeToString())
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(target)
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(
+            str(source),
+            sess_options=options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=SLOW_OPTIMIZERS["cpu"],
+        )
+        rewritten = onnx.load(target)
+    # It imports every domain that onnxruntime knows, which an older one may not.
+    used = {node.domain for node in rewritten.graph.node}
+    kept = [entry for entry in rewritten.opset_import if entry.domain in used]
+    del rewritten.opset_import[:]
+    rewritten.opset_import.extend(kept)
+    return rewritten
+
+
+def _same(expected: tuple[F32Array, ...] | str, got: tuple[F32Array, ...] | str) -> bool:
+    if isinstance(expected, str) or isinstance(got, str):
+        return expected == got
+    return all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True))
