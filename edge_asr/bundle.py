@@ -9,18 +9,19 @@ not make artefacts (edge_asr.export) and does not run them (edge_asr.runtime).
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edge_asr.errors import BundleError, EdgeAsrError
 from edge_asr.frames import OutputFrames
 from edge_asr.runtime.features import FeatureConfig
-from edge_asr.streaming import StreamingGeometry
 from edge_asr.vocabulary import Vocabulary, VocabularyKind
+
+if TYPE_CHECKING:
+    from edge_asr.streaming import StreamingGeometry
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -133,6 +134,8 @@ class StreamingInfo:
         """
         if not isinstance(data, Mapping):
             raise BundleError(f"streaming is {data!r}; it must be an object, or null without a stream.onnx")
+        from edge_asr.streaming import StreamingGeometry
+
         _check_keys("streaming of bundle.json", data, cls)
         return cls(
             artifact=Artifact.from_dict("the streaming artefact of bundle.json", data["artifact"]),
@@ -405,6 +408,8 @@ def list_embedded_models() -> list[str]:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, lower-case hex, read in blocks."""
+    import hashlib  # loads OpenSSL; `Recognizer.load` gets here while the backend starts
+
     # One block that stays in the cache: new memory for each would add two thirds of the hash's own time.
     block = memoryview(bytearray(1 << 18))
     with path.open("rb", buffering=0) as file:

@@ -15,6 +15,7 @@ frame give an empty transcript. What this file does not do: microphones (`live.p
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +98,7 @@ class Recognizer:
         # Two frames less: front ends differ by that much in what a clip gives.
         self.window_s = (self.windows.window_frames - 2) * feature_frame_s
         # Normalisation is applied to windows, after streaming.
-        self._extractor = FeatureExtractor(dataclasses.replace(features, normalize="none"))
+        self._extractor = _extractor(features)
 
     @classmethod
     def load(
@@ -133,6 +134,7 @@ class Recognizer:
 
         def prepare() -> None:
             bundle.check_hashes()
+            _extractor(features)
             importlib.import_module("soundfile")  # what the first file would wait for
 
         # The backend's library takes most of the time, and leaves the interpreter free meanwhile.
@@ -314,6 +316,12 @@ class Recognizer:
             segments=split_segments(words),
             duration_s=duration_s,
         )
+
+
+@functools.lru_cache(maxsize=4)
+def _extractor(features: FeatureConfig) -> FeatureExtractor:
+    """Of a front end, without its normalisation; shared, as it does not change."""
+    return FeatureExtractor(dataclasses.replace(features, normalize="none"))
 
 
 def _split_blocks(samples: F32Array, sample_rate: int) -> Iterator[F32Array]:

@@ -42,7 +42,6 @@ MODULES = {
     "edge_asr.runtime.recognizer",
     "edge_asr.runtime.transcript",
     "edge_asr.runtime.windows",
-    "edge_asr.streaming",
     "edge_asr.vocabulary",
 }
 ABSENT = ("scipy", "rich", "sounddevice", "torch", "onnx", "tensorrt", "cuda", "importlib.metadata")
