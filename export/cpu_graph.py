@@ -48,7 +48,7 @@ def make_cpu_graph(
     """
     try:
         rewritten = _rewrite(model)
-        with open_graph(rewritten, precision="int8") as backend:
+        with open_graph(rewritten, precision="int8", rewritten=True) as backend:
             candidate = run_cases(backend, cases, output_frames, progress=progress)
     except (BackendError, RuntimeError) as error:
         logger.warning("no copy of the INT8 graph for the CPU: %s", error)
@@ -65,14 +65,14 @@ def _rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
         source, target = Path(folder, "source.onnx"), Path(folder, "target.onnx")
         source.write_bytes(model.SerializeToString())
         options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.optimized_model_filepath = str(target)
         options.log_severity_level = 3
         onnxruntime.InferenceSession(
             str(source),
             sess_options=options,
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=SLOW_OPTIMIZERS["cpu"],
+            disabled_optimizers=[*SLOW_OPTIMIZERS["cpu"], "NchwcTransformer"],  # blocks of a CPU's width
         )
         rewritten = onnx.load(target)
     # It imports every domain that onnxruntime knows, which an older one may not.

@@ -16,20 +16,24 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_graph(
-    model: onnx.ModelProto | Path, *, precision: str = "fp32", num_threads: int | None = None
+    model: onnx.ModelProto | Path,
+    *,
+    precision: str = "fp32",
+    num_threads: int | None = None,
+    rewritten: bool = False,
 ) -> Iterator[OnnxRuntimeBackend]:
     """The graph as a backend, closed at the end of the block.
 
     Args:
         model: with the bundle's input and output names; or a file from `mapped_file`.
         precision: of the graph, for messages.
-        num_threads: as for `OnnxRuntimeBackend`.
+        num_threads, rewritten: as for `OnnxRuntimeBackend`.
 
     Raises:
         BackendError: onnxruntime cannot load it.
     """
     with nullcontext(model) if isinstance(model, Path) else mapped_file(model) as path:
-        backend = OnnxRuntimeBackend(path, precision=precision, num_threads=num_threads)
+        backend = OnnxRuntimeBackend(path, precision=precision, num_threads=num_threads, rewritten=rewritten)
     try:
         yield backend
     finally:

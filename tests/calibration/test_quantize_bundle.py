@@ -134,8 +134,8 @@ def test_the_copy_for_the_cpu_is_rewritten_and_gives_the_same_bits(made: tuple[B
     features = np.random.default_rng(0).normal(-8, 3, (2, 131, 80)).astype(np.float32)
     lens = np.array([131, 60], np.int64)
     outputs = []
-    for path in (bundle.artifact_path("int8"), bundle.path / copy.file):
-        backend = OnnxRuntimeBackend(path, precision="int8", num_threads=1)
+    for path, rewritten in ((bundle.artifact_path("int8"), False), (bundle.path / copy.file, True)):
+        backend = OnnxRuntimeBackend(path, precision="int8", num_threads=1, rewritten=rewritten)
         outputs.append(backend.log_probs(features, lens))
     np.testing.assert_array_equal(outputs[0], outputs[1])
 
