@@ -20,9 +20,9 @@ from edge_asr.export.bundle_writer import CPU_GRAPH_NAME, MODEL_FILES, write_man
 from edge_asr.export.clips import find_clips, load_clips
 from edge_asr.export.cpu_graph import make_cpu_graph
 from edge_asr.export.optimize import check_graph
-from edge_asr.export.pipeline import INT8_TOLERANCE
 from edge_asr.export.proof import ProofStep, compare_outputs, run_cases
 from edge_asr.export.proof_cases import CasePlan, build_cases
+from edge_asr.export.prover import INT8_TOLERANCE
 from edge_asr.export.report import summarize_step
 from edge_asr.export.sessions import open_graph
 from edge_asr.export.weights import load_float32

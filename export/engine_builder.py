@@ -49,7 +49,7 @@ from edge_asr.runtime.tensorrt_api import create_logger, cuda_version, load_tens
 from edge_asr.runtime.windows import OVERLAP_S
 
 if TYPE_CHECKING:
-    from edge_asr.export.pipeline import StageProgress
+    from edge_asr.export.prover import StageProgress
 
 _MAX_OPSET_8_6 = 17
 NOT_RUN = (

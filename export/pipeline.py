@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import edge_asr
 from edge_asr.bundle import PRECISIONS, Artifact, BundleInfo, Precision, StreamingInfo
@@ -29,19 +27,10 @@ from edge_asr.export.bundle_writer import (
 from edge_asr.export.clips import find_clips, load_clips
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_onnx
 from edge_asr.export.optimize import check_graph, count_operators, set_metadata, simplify_graph
-from edge_asr.export.proof import (
-    LogProbModel,
-    Outputs,
-    Progress,
-    ProofStep,
-    Tolerance,
-    TorchModel,
-    compare_outputs,
-    run_cases,
-)
+from edge_asr.export.proof import ProofStep
 from edge_asr.export.proof_cases import CasePlan, ProofCase, build_cases
+from edge_asr.export.prover import ExportRun, Prover, StageProgress
 from edge_asr.export.report import ExportReport, collect_versions, summarize_step
-from edge_asr.export.sessions import open_graph
 from edge_asr.export.stream_export import make_stream_graph, stream_metadata
 from edge_asr.export.stream_proof import prove_stream, stream_cases
 from edge_asr.export.streaming_plan import StreamingOptions, plan_streaming
@@ -51,48 +40,13 @@ from edge_asr.export.weights import store_weights_as_float16
 if TYPE_CHECKING:
     import onnx
 
-    from edge_asr.calibration.calibration_set import CalibrationSet
     from edge_asr.calibration.int8 import Int8Options, Int8Result
     from edge_asr.checkpoints import Checkpoint
     from edge_asr.export.fp16_proof import Fp16Proof
-    from edge_asr.frames import OutputFrames
     from edge_asr.model import ConformerConfig
-    from edge_asr.runtime.features import FeatureConfig
     from edge_asr.streaming import StreamingGeometry
-    from edge_asr.vocabulary import Vocabulary
 
 Weights = Literal["fp32", "fp16"]
-
-#: Called with the name of a stage as it begins, and with (stage, done, total) while it runs.
-StageProgress = Callable[[str, int, int], None]
-
-#: fp16 weights change numbers in the third decimal: the text on real speech must hold, the error is reported.
-FP16_WEIGHTS_TOLERANCE = Tolerance(max_error=None, text_families=("real",))
-
-#: What INT8 may lose is its budget's affair; a case fails only on an error, NaN or a wrong shape.
-INT8_TOLERANCE = Tolerance(max_error=None, text_families=())
-
-
-@dataclass(slots=True)
-class _Run:
-    """State of one export: timings and what has been proven so far."""
-
-    progress: StageProgress | None
-    timings_s: dict[str, float] = field(default_factory=dict)
-    steps: list[ProofStep] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Progress]:
-        """Time a stage and announce it; yields a callback for progress inside it."""
-        started = time.perf_counter()
-
-        def report(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(name, done, total)
-
-        report(0, 0)
-        yield report
-        self.timings_s[name] = self.timings_s.get(name, 0.0) + time.perf_counter() - started
 
 
 def export_bundle(
@@ -156,7 +110,7 @@ def export_bundle(
         for module in ("jiwer", "matplotlib"):
             require(module, extra="export")
     started = time.perf_counter()
-    run = _Run(progress)
+    run = ExportRun(progress)
     name = name or target.absolute().name
     with run.stage("load"):
         loaded = _load(checkpoint)
@@ -176,7 +130,7 @@ def export_bundle(
     # Of a large model each copy is half a gigabyte: what is no longer needed goes.
     del rewritten
     cases = build_cases(waveforms, features, config.output_frames, plan)
-    prover = _Prover(run, cases, features, vocabulary, config.output_frames, int8)
+    prover = Prover(run, cases, features, vocabulary, config.output_frames, int8)
     prover.run_reference(model)
     del model
     return_memory(exported)
@@ -273,7 +227,7 @@ def _load(checkpoint: str | Path | Checkpoint) -> Checkpoint:
 
 
 def _export_stream(
-    run: _Run,
+    run: ExportRun,
     checkpoint: Checkpoint,
     config: ConformerConfig,
     cases: Sequence[ProofCase],
@@ -298,138 +252,6 @@ def _export_stream(
     del model, step
     return_memory(graph)
     return graph, geometry
-
-
-class _Prover:
-    """Runs each model once over the cases and compares neighbours of the chain."""
-
-    def __init__(
-        self,
-        run: _Run,
-        cases: list[ProofCase],
-        features: FeatureConfig,
-        vocabulary: Vocabulary,
-        output_frames: OutputFrames,
-        int8: Int8Options | None,
-    ) -> None:
-        self._run = run
-        self._cases = cases
-        self._features = features
-        self._vocabulary = vocabulary
-        self._output_frames = output_frames
-        self._int8 = int8
-        self._calibration: CalibrationSet | None = None
-        self._reference: Outputs = []
-        self._exported: Outputs = []
-        self._float32: Outputs = []
-
-    def run_reference(self, model: Any) -> None:
-        """PyTorch, each row alone."""
-        self._reference = self._outputs("prove: PyTorch", TorchModel(model), rows_alone=True)
-
-    def prove_export(self, exported: onnx.ModelProto) -> None:
-        """PyTorch against the graph as the exporter wrote it."""
-        self._exported = self._onnx_outputs("prove: ONNX as exported", exported)
-        self._compare(self._reference, self._exported, "PyTorch", "ONNX as exported")
-
-    def prove_simplified(self, simplified: onnx.ModelProto) -> None:
-        """PyTorch, and the graph as exported, against the simplified one."""
-        self._float32 = self._onnx_outputs("prove: ONNX simplified", simplified)
-        if self._run.steps[-1].passed:  # a graph that failed is no reference
-            self._compare(self._exported, self._float32, "ONNX as exported", "ONNX simplified")
-        self._compare(self._reference, self._float32, "PyTorch", "ONNX simplified")
-        self._reference, self._exported = [], []  # of a large vocabulary they are hundreds of megabytes
-
-    def prove_weights(self, shipped: onnx.ModelProto) -> None:
-        """The float32 graph against the one with float16 weights."""
-        outputs = self._onnx_outputs("prove: fp16 weights", shipped)
-        self._compare(
-            self._float32, outputs, "ONNX simplified", "ONNX with fp16 weights", FP16_WEIGHTS_TOLERANCE
-        )
-
-    def prove_half(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto, Fp16Proof]:
-        """The typed FP16 graph and its proof, which may have failed."""
-        from edge_asr.export.fp16 import convert_to_fp16
-        from edge_asr.export.fp16_proof import prove_fp16
-
-        with self._run.stage("convert to fp16"):
-            half = convert_to_fp16(model)
-            check_graph(half)
-        calibration = self._choose_calibration()
-        with self._run.stage("prove: fp16") as progress:
-            return half, prove_fp16(
-                model,
-                half,
-                self._cases,
-                self._float32,
-                self._vocabulary,
-                self._output_frames,
-                calibration=calibration.features(self._features),
-                progress=progress,
-            )
-
-    def prove_int8(self, model: onnx.ModelProto) -> Int8Result:
-        """The INT8 graph, which may be over its budget; it is also run on every case."""
-        from edge_asr.calibration.int8 import Int8Options, quantize_to_int8
-        from edge_asr.export.cpu_graph import make_cpu_graph  # imports onnxruntime
-
-        calibration = self._choose_calibration()
-        with self._run.stage("int8"):
-            result = quantize_to_int8(
-                model,
-                self._features,
-                self._vocabulary,
-                self._int8 or Int8Options(),
-                self._run.progress,
-                output_frames=self._output_frames,
-                chosen=calibration,
-            )
-            check_graph(result.model)
-        outputs = self._onnx_outputs("prove: int8", result.model)
-        self._compare(self._float32, outputs, "ONNX simplified", "ONNX INT8", INT8_TOLERANCE)
-        with self._run.stage("int8 for the CPU") as progress:
-            cpu_graph = make_cpu_graph(result.model, self._cases, outputs, self._output_frames, progress)
-        return dataclasses.replace(result, cpu_graph=cpu_graph)
-
-    def _choose_calibration(self) -> CalibrationSet:
-        """Speech for FP16's magnitudes and INT8's ranges, chosen once."""
-        from edge_asr.calibration.int8 import Int8Options, choose_calibration_set
-
-        if self._calibration is None:
-            with self._run.stage("choose calibration speech"):
-                self._calibration = choose_calibration_set(
-                    self._int8 or Int8Options(), self._features.sample_rate
-                )
-        return self._calibration
-
-    def _onnx_outputs(self, stage: str, model: onnx.ModelProto) -> Outputs:
-        with open_graph(model) as backend:
-            return self._outputs(stage, backend)
-
-    def _outputs(self, stage: str, model: LogProbModel, *, rows_alone: bool = False) -> Outputs:
-        with self._run.stage(stage) as progress:
-            return run_cases(
-                model, self._cases, self._output_frames, rows_alone=rows_alone, progress=progress
-            )
-
-    def _compare(
-        self,
-        reference: Outputs,
-        candidate: Outputs,
-        reference_name: str,
-        candidate_name: str,
-        tolerance: Tolerance | None = None,
-    ) -> None:
-        step = compare_outputs(
-            reference,
-            candidate,
-            self._cases,
-            self._vocabulary,
-            reference_name=reference_name,
-            candidate_name=candidate_name,
-            tolerance=tolerance,
-        )
-        self._run.steps.append(step)
 
 
 def _bundle_info(

@@ -20,7 +20,7 @@ from edge_asr.errors import ConfigError, require
 from edge_asr.model.config import PRESETS, ConformerConfig
 
 if TYPE_CHECKING:
-    from edge_asr.export.pipeline import StageProgress
+    from edge_asr.export.prover import StageProgress
 
 N_PIECES = 128
 N_PIECES_KNOWN = 1024

@@ -21,7 +21,8 @@ from edge_asr.errors import require
 
 if TYPE_CHECKING:
     from edge_asr.bundle import Precision
-    from edge_asr.export.pipeline import StageProgress, Weights
+    from edge_asr.export.pipeline import Weights
+    from edge_asr.export.prover import StageProgress
     from edge_asr.export.report import ExportReport
     from edge_asr.runtime.engines import Flavor
 
