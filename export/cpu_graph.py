@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +81,29 @@ def _rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [entry for entry in rewritten.opset_import if entry.domain in used]
     del rewritten.opset_import[:]
     rewritten.opset_import.extend(kept)
+    _fuse_biases(rewritten.graph)
     return rewritten
+
+
+def _fuse_biases(graph: onnx.GraphProto) -> None:
+    """Give integer products the bias added to them, in place; onnxruntime itself leaves it in a node."""
+    shapes = {initializer.name: list(initializer.dims) for initializer in graph.initializer}
+    readers = Counter(name for node in graph.node for name in node.input)
+    products = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "MatMulIntegerToFloat" and len(node.input) == 6 and readers[node.output[0]] == 1
+    }
+    for node in [node for node in graph.node if node.op_type == "Add"]:
+        product = next((products[name] for name in node.input if name in products), None)
+        if product is None:
+            continue
+        (bias,) = (name for name in node.input if name not in product.output)
+        weight = shapes.get(product.input[1])
+        if weight is not None and shapes.get(bias) == weight[-1:]:
+            product.input.append(bias)
+            product.output[0] = node.output[0]
+            graph.node.remove(node)
 
 
 def _same(expected: tuple[F32Array, ...] | str, got: tuple[F32Array, ...] | str) -> bool:

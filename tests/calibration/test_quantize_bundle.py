@@ -131,6 +131,9 @@ def test_the_copy_for_the_cpu_is_rewritten_and_gives_the_same_bits(made: tuple[B
     before, after = count_operators(onnx.load(bundle.artifact_path("int8"))), count_operators(graph)
     assert after["MatMulIntegerToFloat"] > 10
     assert after.get("DequantizeLinear", 0) < before["DequantizeLinear"] / 4
+    biases = [node.input[6] for node in graph.graph.node if len(node.input) == 7]
+    assert len(biases) > 5
+    assert all(name.endswith(".bias") for name in biases)
     features = np.random.default_rng(0).normal(-8, 3, (2, 131, 80)).astype(np.float32)
     lens = np.array([131, 60], np.int64)
     outputs = []
