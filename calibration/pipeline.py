@@ -102,7 +102,6 @@ def quantize_bundle(
     if failure is None:
         cpu_graph = make_cpu_graph(result.model, cases, outputs[1], source.info.output_frames)
         result = dataclasses.replace(result, cpu_graph=cpu_graph)
-    if failure is None:
         with replacing_folder(target, force=force or in_place) as folder:
             _write(folder, source, result, step, model.ByteSize(), verified=source.info.verified)
         return Bundle.load(target), result
