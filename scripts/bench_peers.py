@@ -40,11 +40,12 @@ from peers.operators import profile_file
 from peers.whole import load_speech, measure_peak_mb, time_cold_starts, time_many_files
 
 from edge_asr.audio import read_audio
-from edge_asr.bundle import EMBEDDED_MODELS
+from edge_asr.bundle import EMBEDDED_MODELS, Bundle
 from edge_asr.calibration.sensitivity import count_multiply_adds
 from edge_asr.export.weights import load_float32
 from edge_asr.manifest import read_manifest
 from edge_asr.metrics import compute_error_rates
+from edge_asr.runtime.backends import OnnxRuntimeBackend, create_backend
 from edge_asr.runtime.features import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
@@ -128,7 +129,9 @@ def measure(arguments: argparse.Namespace, num_threads: int, folder: Path) -> di
             medians = {name: round(float(np.median(t)) * 1e3, 2) for name, t in times.items()}
             about = {"model": files.name, "audio_s": audio_s, "threads": num_threads}
             report["ms"].append({**about, "median": medians})
-            report["rows"] += make_rows(about, times, wers)
+            rows = make_rows(about, times, wers)
+            show(", ".join(f"{row['precision']} / {row['peer']} {row['ratio']:g}" for row in rows))
+            report["rows"] += rows
         if not arguments.only_rows:
             report["models"][files.name] = describe(files, speech, peak, folder, profile=arguments.profile)
     if not arguments.only_rows:
@@ -242,11 +245,19 @@ def describe(
     }
     if profile:
         described["operators"] = {
-            precision: profile_file(files.bundle.artifact_path(precision), features, folder)
+            precision: profile_file(find_file(files.bundle, precision), features, folder)
             for precision in ("fp32", "int8")
         }
         described["operators"]["plain"] = profile_file(files.plain / "model.onnx", features, folder)
     return described
+
+
+def find_file(bundle: Bundle, precision: str) -> Path:
+    """What the runtime loads on a CPU for this precision."""
+    backend = create_backend(bundle, precision=precision, backend="cpu", num_threads=1)
+    assert isinstance(backend, OnnxRuntimeBackend)
+    backend.close()
+    return backend.path
 
 
 def measure_whole(speech: F32Array, folder: Path) -> dict[str, Any]:

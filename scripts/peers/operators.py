@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.runtime import backends
+from edge_asr.runtime.backends import SLOW_OPTIMIZERS
 
 F32Array = npt.NDArray[np.float32]
 Numbers = dict[str, float]
@@ -38,7 +38,7 @@ def profile_file(path: Path, features: F32Array, folder: Path) -> dict[str, Numb
         str(path),
         options,
         providers=["CPUExecutionProvider"],
-        disabled_optimizers=backends._SLOW_OPTIMIZERS["cpu"],  # as the runtime does
+        disabled_optimizers=SLOW_OPTIMIZERS["cpu"],  # as the runtime does
     )
     feeds = {
         "audio_signal": np.ascontiguousarray(features.T[None]),
