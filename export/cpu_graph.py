@@ -13,11 +13,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime
 
 from edge_asr.errors import BackendError
 from edge_asr.export.proof import Outputs, Progress, run_cases
@@ -25,6 +24,9 @@ from edge_asr.export.proof_cases import ProofCase
 from edge_asr.export.sessions import open_graph
 from edge_asr.frames import OutputFrames
 from edge_asr.runtime.backends import SLOW_OPTIMIZERS
+
+if TYPE_CHECKING:
+    import onnx
 
 F32Array = npt.NDArray[np.float32]
 
@@ -62,6 +64,9 @@ def make_cpu_graph(
 
 
 def _rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+    import onnxruntime
+
     with tempfile.TemporaryDirectory(prefix="edge-asr-", ignore_cleanup_errors=True) as folder:
         source, target = Path(folder, "source.onnx"), Path(folder, "target.onnx")
         source.write_bytes(model.SerializeToString())

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edge_asr.export.cpu_graph import make_cpu_graph
 from edge_asr.export.optimize import check_graph
 from edge_asr.export.proof import (
     LogProbModel,
@@ -136,7 +137,6 @@ class Prover:
     def prove_int8(self, model: onnx.ModelProto) -> Int8Result:
         """The INT8 graph, which may be over its budget; it is also run on every case."""
         from edge_asr.calibration.int8 import Int8Options, quantize_to_int8
-        from edge_asr.export.cpu_graph import make_cpu_graph  # imports onnxruntime
 
         calibration = self._choose_calibration()
         with self._run.stage("int8"):
