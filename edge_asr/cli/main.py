@@ -149,12 +149,13 @@ def main() -> NoReturn:
     try:
         cli.main()
     except SystemExit as end:
-        codes.append(end.code if isinstance(end.code, int) else 0)
+        if isinstance(end.code, int):
+            codes.append(end.code)
         raise
 
 
 def _end_at_once(codes: list[int]) -> None:
-    if not codes:  # a bug's traceback; Python ends as it does
+    if not codes:  # a traceback or a message is to come; Python ends as it does
         return
     logging.shutdown()
     try:
