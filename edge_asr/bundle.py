@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,8 @@ class CpuGraph:
 
     def __post_init__(self) -> None:
         _check_file_name(self.file)
+        if not re.match(r"\d+\.\d+", str(self.onnxruntime)):
+            raise BundleError(f"{self.file} names onnxruntime {self.onnxruntime!r}; a version is like 1.32.0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -364,7 +365,7 @@ def _find_cpu_graph(bundle: Bundle, precision: Precision) -> Path | None:
 
 def _release(version: str) -> tuple[int, ...]:
     """(1, 32) of "1.32.0.dev1"."""
-    return tuple(int(part) for part in version.split(".")[:2])
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def _create_tensorrt(

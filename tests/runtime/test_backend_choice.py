@@ -139,8 +139,13 @@ def test_a_copy_is_checked_as_the_other_files_are(make_bundle: Callable[..., Bun
     (bundle.path / "bundle.json").write_text(json.dumps(data))
     with pytest.raises(BundleError, match="speed"):
         Bundle.load(bundle.path)
-    copy.unlink()
     del data["artifacts"][1]["cpu_graph"]["speed"]
+    data["artifacts"][1]["cpu_graph"]["onnxruntime"] = "latest"
+    (bundle.path / "bundle.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="names onnxruntime 'latest'"):
+        Bundle.load(bundle.path)
+    copy.unlink()
+    data["artifacts"][1]["cpu_graph"]["onnxruntime"] = "1.0.0"
     (bundle.path / "bundle.json").write_text(json.dumps(data))
     with pytest.raises(BundleError, match="is missing"):
         Bundle.load(bundle.path)
