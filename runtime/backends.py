@@ -123,13 +123,7 @@ class OnnxRuntimeBackend:
         self.path = path
         self.name = device
         self.precision = precision
-        self.num_threads = default_num_threads() if num_threads is None else num_threads
-        if (
-            isinstance(self.num_threads, bool)
-            or not isinstance(self.num_threads, int)
-            or self.num_threads < 1
-        ):
-            raise BackendError(f"num_threads is {num_threads!r}; give a whole number of at least 1, or None")
+        self.num_threads = _check_num_threads(num_threads)
         check_device(device)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.num_threads
@@ -191,6 +185,15 @@ def default_num_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return min(len(os.sched_getaffinity(0)), 4)
     return min(os.cpu_count() or 1, 4)
+
+
+def _check_num_threads(num_threads: int | None) -> int:
+    """It, or the default for None."""
+    if num_threads is None:
+        return default_num_threads()
+    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+        raise BackendError(f"num_threads is {num_threads!r}; give a whole number of at least 1, or None")
+    return num_threads
 
 
 def check_device(device: str) -> None:
@@ -338,6 +341,7 @@ def _create_onnxruntime(
     bundle: Bundle, precision: str, device: str, num_threads: int | None
 ) -> BackendChoice:
     chosen = choose_precision(bundle, precision, device)
+    num_threads = _check_num_threads(num_threads)  # here, or it would look like a fault of the copy
     graph = _find_cpu_graph(bundle, chosen) if device == "cpu" else None
     runner: OnnxRuntimeBackend | None = None
     if graph is not None:

@@ -124,6 +124,10 @@ def test_a_copy_that_cannot_be_loaded_is_replaced_with_a_warning(
     assert path_run(bundle) == "model.int8.onnx"
     assert "cannot load" in caplog.text
     assert "model.int8.onnx is taken instead" in caplog.text
+    caplog.clear()
+    with pytest.raises(BackendError, match="num_threads is 0"):
+        create_backend(bundle, backend="cpu", num_threads=0)
+    assert caplog.text == ""  # a wrong argument is no fault of the copy
 
 
 def test_a_copy_is_checked_as_the_other_files_are(make_bundle: Callable[..., Bundle]) -> None:
