@@ -9,6 +9,7 @@ or choose what to do about a loss; it reports. sounddevice, and with it PortAudi
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 import time
@@ -16,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Event as Flag
+from threading import Thread
 from types import ModuleType, TracebackType
 from typing import Any, Literal
 
@@ -30,6 +32,7 @@ from edge_asr.runtime.sources import AudioBlock, Loss
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
+_DRIVER_ANSWERS_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +197,7 @@ class MicrophoneSource:
         self._last_arrival_s = 0.0
         self._ready: deque[AudioBlock] = deque()
         self._stream_ended = False
+        self._is_left_behind = False
         self._finished = False
         self._failure: DeviceError | None = None
 
@@ -209,14 +213,14 @@ class MicrophoneSource:
         try:
             self._stream.start()
         except sd.PortAudioError as error:
-            self._stream.close()
+            self._end_stream("close")
             raise DeviceError(self._refusal(str(error))) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._end_stream("close")
 
     @property
     def queued_s(self) -> float:
@@ -322,8 +326,32 @@ class MicrophoneSource:
         if self._stop_at is None:
             self._stop_at = now + self.config.latency_s
         if now >= self._stop_at:
-            self._stream.stop(ignore_errors=True)
+            self._end_stream("stop")
             self._stream_ended = True
+
+    def _end_stream(self, how: Literal["stop", "close"]) -> None:
+        """Stop or close the stream; one that does not answer is left behind, with a warning.
+
+        A sound server that hangs, or died holding a lock (libpulse 16), never answers, and PortAudio waits.
+        """
+        assert self.device is not None
+        if self._is_left_behind:
+            return
+        call = Thread(target=getattr(self._stream, how), name="edge-asr-microphone", daemon=True)
+        call.start()
+        call.join(_DRIVER_ANSWERS_S)
+        if call.is_alive():
+            self._is_left_behind = True
+            # At exit sounddevice would close all streams, and wait as well.
+            if (at_exit := getattr(import_sounddevice(), "_exit_handler", None)) is not None:
+                atexit.unregister(at_exit)
+            _log.warning(
+                "the sound system did not %s input device %d (%s) within %g s; it is left open",
+                how,
+                self.device.index,
+                self.device.name,
+                _DRIVER_ANSWERS_S,
+            )
 
     def _finish(self) -> None:
         """The queue is empty and nothing will come: give what the resampler holds, and the last loss."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from threading import Event
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from tones import WORDS, ToneRecognizer, speak
 
 from edge_asr.errors import ConfigError, DeviceError
+from edge_asr.runtime import microphone
 from edge_asr.runtime.events import Gap
 from edge_asr.runtime.live import LiveRecognizer
 from edge_asr.runtime.microphone import MicrophoneConfig, MicrophoneSource, find_device, list_devices
@@ -42,6 +44,8 @@ class FakeSoundDevice(ModuleType):
         self.stream: FakeStream | None = None
         self.refuses: Callable[[dict[str, Any]], bool] = lambda wanted: False
         self.breaks_on_start = False
+        self.answers = Event()
+        self.answers.set()
 
     def query_devices(self) -> list[dict[str, Any]]:
         return self.devices
@@ -83,6 +87,7 @@ class FakeStream:
         self.active = False
 
     def close(self) -> None:
+        self.module.answers.wait(timeout=30)
         self.active = False
         self.closed = True
 
@@ -299,6 +304,21 @@ def test_a_silent_driver_is_an_error(portaudio: FakeSoundDevice) -> None:
         with pytest.raises(DeviceError, match=r"has given no audio for 0\.\d s"):
             source.read()
         assert 0.2 <= time.monotonic() - began < 5
+
+
+def test_a_driver_that_does_not_close_the_stream_is_not_waited_for(
+    portaudio: FakeSoundDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(microphone, "_DRIVER_ANSWERS_S", 0.05)
+    with MicrophoneSource(MicrophoneConfig(device=1)) as source:
+        portaudio.hear(np.zeros(480, np.float32))
+        samples, _ = read_all(source)
+        portaudio.answers.clear()
+    assert len(samples) == 160
+    assert portaudio.stream is not None
+    assert not portaudio.stream.closed
+    assert "did not close input device 1 (USB mic: Audio) within 0.05 s; it is left open" in caplog.text
+    portaudio.answers.set()
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,18 @@ def test_a_sound_server_that_dies_is_an_error_after_the_last_words(
     assert "Traceback" not in messages
 
 
+def test_a_sound_server_that_hangs_does_not_hang_listen(virtual_microphone: VirtualMicrophone) -> None:
+    """PortAudio waits for such a server for ever; one that dies in the middle of a lock is as bad."""
+    program = Program(virtual_microphone, "--json", "--threads", "1")
+    program.wait_for("listening to")
+    virtual_microphone.freeze()
+    code, lines, messages = program.interrupt()
+    assert code == 130
+    assert lines == []
+    assert "the sound system did not stop input device" in messages
+    assert "Traceback" not in messages
+
+
 def test_a_reader_that_is_too_slow_loses_audio_and_every_second_is_accounted_for(
     virtual_microphone: VirtualMicrophone,
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes.util
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ class VirtualMicrophone:
                 self._control("set-default-source", "mic.monitor")
                 yield self
             finally:
+                server.send_signal(signal.SIGCONT)
                 server.terminate()
                 server.wait(timeout=10)
 
@@ -81,6 +83,11 @@ class VirtualMicrophone:
         """End the server as a crash would."""
         assert self.server is not None
         self.server.kill()
+
+    def freeze(self) -> None:
+        """Stop the server where it is: it answers nobody, and closes nothing."""
+        assert self.server is not None
+        self.server.send_signal(signal.SIGSTOP)
 
     def _wait_until_up(self, server: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 20
