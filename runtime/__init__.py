@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from edge_asr.runtime.microphone import MicrophoneConfig, MicrophoneSource, list_devices
     from edge_asr.runtime.recognizer import Recognizer
     from edge_asr.runtime.sources import AudioBlock, AudioSource, FileSource, Loss, Recorder
+    from edge_asr.runtime.streaming_decoder import StreamingDecoder, streaming_decoders
+    from edge_asr.runtime.streaming_model import StreamingModel
     from edge_asr.runtime.tensorrt_backend import TensorRTBackend
     from edge_asr.runtime.transcript import Segment, Transcript
 
@@ -46,6 +48,8 @@ _HOMES = {
     "Recognizer": "recognizer",
     "Recorder": "sources",
     "Segment": "transcript",
+    "StreamingDecoder": "streaming_decoder",
+    "StreamingModel": "streaming_model",
     "TensorRTBackend": "tensorrt_backend",
     "Token": "ctc",
     "TokenRuns": "ctc",
@@ -54,6 +58,7 @@ _HOMES = {
     "create_backend": "backends",
     "greedy_decode": "ctc",
     "list_devices": "microphone",
+    "streaming_decoders": "streaming_decoder",
 }
 
 __all__ = [
@@ -80,6 +85,8 @@ __all__ = [
     "Recognizer",
     "Recorder",
     "Segment",
+    "StreamingDecoder",
+    "StreamingModel",
     "TensorRTBackend",
     "Token",
     "TokenRuns",
@@ -88,6 +95,7 @@ __all__ = [
     "create_backend",
     "greedy_decode",
     "list_devices",
+    "streaming_decoders",
 ]
 
 

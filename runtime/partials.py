@@ -1,9 +1,10 @@
 """What the utterance in progress sounds like so far, at a bounded cost.
 
-`PartialDecoder` is the seam: today `WindowedDecoder` encodes the last seconds of the utterance
-again at each call and keeps what it decided about older audio; a cache-aware streaming encoder
-takes its place without changing anything around it. Finals do not pass through here: they are
-transcribed whole. What this file does not do: decide when to decode, or when an utterance ends.
+`PartialDecoder` is the seam: `WindowedDecoder`, for any model, encodes the last seconds of the
+utterance again at each call and keeps what it decided about older audio; `StreamingDecoder`
+(streaming_decoder.py) needs a streaming graph and encodes what is new. Finals do not pass through
+here: they are transcribed whole. What this file does not do: decide when to decode, or when an
+utterance ends.
 """
 
 from __future__ import annotations

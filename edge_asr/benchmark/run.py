@@ -35,6 +35,7 @@ from edge_asr.manifest import Manifest
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.events import STREAM_SAMPLE_RATE
 from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.streaming_decoder import streaming_decoders
 from edge_asr.runtime.tensorrt_backend import TensorRTBackend
 
 MIN_POWER_S = 2.0
@@ -274,10 +275,17 @@ def _run_streams(
     signal = spoken_signal(recording.waveform, STREAM_SAMPLE_RATE, options.utterances)
     with Recognizer.load(**subject.load) as recognizer:
         recognizer.transcribe(signal.waveform, STREAM_SAMPLE_RATE)  # warm
+        make_decoder = streaming_decoders(recognizer)
 
         def listen(n_streams: int) -> schema.Streams:
             show(f"{subject.name}: {n_streams} streams at real-time pace", 0.0)
-            return run_streams(recognizer, signal, n_streams, is_random=options.random is not None)
+            return run_streams(
+                recognizer,
+                signal,
+                n_streams,
+                is_random=options.random is not None,
+                make_decoder=make_decoder,
+            )
 
         if wanted == "max":
             tried, most = find_most_sustained(listen)

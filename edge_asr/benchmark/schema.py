@@ -170,7 +170,8 @@ class Streams:
     """N recognisers that hear speech at real-time pace.
 
     Attributes:
-        mode: "windowed": every update encodes the last seconds of the utterance again.
+        mode: "streaming": every update is a step or more of the streaming graph; "windowed": it encodes the
+            last seconds of the utterance again.
         n_streams, n_utterances: at once; in each.
         audio_s: length of what each stream hears.
         update_interval_s: audio between two updates.

@@ -34,9 +34,10 @@ from edge_asr.runtime.partials import (
     Transcriber,
     WindowedDecoder,
 )
+from edge_asr.runtime.streaming_decoder import StreamingDecoder
 from edge_asr.runtime.transcript import Transcript
 
-WINDOWED = "windowed"
+STREAMING, WINDOWED = "streaming", "windowed"
 MOST_STREAMS = 256
 NO_TEXT = "the model gave no text"
 RANDOM = "the weights are random: what they call speech means nothing"
@@ -110,8 +111,7 @@ def run_streams(
     *,
     config: LiveConfig | None = None,
     is_random: bool = False,
-    mode: str = WINDOWED,
-    make_decoder: Callable[[], PartialDecoder] | None = None,
+    make_decoder: Callable[[], StreamingDecoder] | None = None,
 ) -> Streams:
     """Let `n_streams` streams hear `signal` at once, at real-time pace.
 
@@ -121,8 +121,7 @@ def run_streams(
         n_streams: at least 1.
         config: of every stream; None for the defaults.
         is_random: the weights are, so latencies of text are left out.
-        mode: what `make_decoder` gives, in a word.
-        make_decoder: a new decoder of partials for each stream; None for `WindowedDecoder`.
+        make_decoder: gives what follows the utterances of one stream; None for `WindowedDecoder`.
 
     Raises:
         GateError: a final is not what `transcribe` gives for its samples.
@@ -169,7 +168,7 @@ def run_streams(
         return Times.of(seconds, NO_TEXT, sessions=even_sessions(len(seconds), len(signal.utterances)))
 
     return Streams(
-        mode=mode,
+        mode=STREAMING if make_decoder else WINDOWED,
         n_streams=n_streams,
         n_utterances=len(signal.utterances),
         audio_s=round(len(signal.waveform) / STREAM_SAMPLE_RATE, 3),

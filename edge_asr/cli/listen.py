@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import click
 
@@ -43,6 +43,14 @@ _SIGNAL_EXIT = 128
     "--seconds", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Stop after N s of audio."
 )
 @click.option(
+    "--partials",
+    type=click.Choice(["auto", "streaming", "windowed", "off"]),
+    default="auto",
+    show_default=True,
+    help="How the utterance in progress is followed: by the bundle's streaming model, or by encoding its "
+    "last seconds again and again; auto streams where the bundle can.",
+)
+@click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
@@ -55,6 +63,7 @@ def command(
     rate: int | None,
     as_json: bool,
     seconds: float | None,
+    partials: Literal["auto", "streaming", "windowed", "off"],
     record: Path | None,
     force: bool,
     model: str,
@@ -83,6 +92,7 @@ def command(
     from edge_asr.runtime.live import LiveConfig, LiveRecognizer
     from edge_asr.runtime.recognizer import Recognizer
     from edge_asr.runtime.sources import Recorder, check_recording_path
+    from edge_asr.runtime.streaming_decoder import streaming_decoders
 
     wanted = int(device) if device is not None and device.isdecimal() else device
     # Before the model is loaded: what can be refused at once.
@@ -92,11 +102,13 @@ def command(
     with Recognizer.load(
         model, precision=precision, backend=backend, num_threads=threads, allow_unverified=allow_unverified
     ) as recognizer:
+        make_decoder = None if partials == "off" else streaming_decoders(recognizer, partials)
         source = microphone.MicrophoneSource(microphone.MicrophoneConfig(device=wanted, sample_rate=rate))
         live = LiveRecognizer(
             recognizer,
             source,
-            config=LiveConfig(max_audio_s=seconds),
+            config=LiveConfig(partials=partials != "off", max_audio_s=seconds),
+            partial_decoder=make_decoder() if make_decoder else None,
             recorder=Recorder(record, overwrite=force) if record is not None else None,
         )
         code = run_live(live, as_json=as_json, greeting=lambda: _greeting(source, model))

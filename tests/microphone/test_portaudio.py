@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +29,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 import soxr
+from listen_program import Program
 from virtual_microphone import VirtualMicrophone
 
 from edge_asr.audio import read_audio
@@ -154,63 +153,6 @@ def listen(rate: int, clips: list[Waveform]) -> Listening:
         recording=recording,
         offsets=find_offsets(clips, starts, recording),
     )
-
-
-class Program:
-    """A running `edge-asr listen`, its stderr watched line by line."""
-
-    def __init__(self, microphone: VirtualMicrophone, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "edge_asr", "listen", "-m", MODEL, *arguments],
-            env=microphone.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self.messages = ""
-        self._changed = threading.Condition()
-        self._readers = [
-            threading.Thread(target=self._read_output),
-            threading.Thread(target=self._read_messages),
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    def wait_for(self, words: str, timeout_s: float = 60.0) -> None:
-        """Until `words` stand on stderr, or on stdout in a line."""
-        with self._changed:
-            seen = self._changed.wait_for(lambda: words in self.messages + "".join(self.lines), timeout_s)
-        assert seen, f"{words!r} did not appear in {timeout_s} s; stderr: {self.messages}"
-
-    def interrupt(self) -> tuple[int, list[str], str]:
-        """Press Ctrl-C; exit code, lines of stdout, stderr."""
-        self.process.send_signal(signal.SIGINT)
-        return self.wait()
-
-    def wait(self) -> tuple[int, list[str], str]:
-        """Until the program ends by itself."""
-        code = self.process.wait(timeout=60)
-        for reader in self._readers:
-            reader.join()
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
-        return code, self.lines, self.messages
-
-    def _read_output(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._changed:
-                self.lines.append(line)
-                self._changed.notify_all()
-
-    def _read_messages(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._changed:
-                self.messages += line
-                self._changed.notify_all()
 
 
 def test_ctrl_c_ends_cleanly_with_a_summary(listening: Listening) -> None:

@@ -1,0 +1,195 @@
+"""Partials from a streaming graph: those of the utterance at once, up to its newest sound, however it came.
+
+The model has random weights, so its text means nothing and changes all the time; real graph, real speech.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+import soxr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from listen_program import Program
+from virtual_microphone import VirtualMicrophone
+
+from edge_asr.audio import read_audio
+from edge_asr.bundle import Bundle
+from edge_asr.errors import BundleError
+from edge_asr.runtime.ctc import Token, greedy_decode, tokens_from_runs
+from edge_asr.runtime.events import Final, Partial
+from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.runtime.live import LiveRecognizer
+from edge_asr.runtime.partials import AudioHistory, Hypothesis
+from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.sources import FileSource
+from edge_asr.runtime.streaming_decoder import StreamingDecoder, streaming_decoders
+from edge_asr.runtime.streaming_model import StreamingModel
+
+RATE = 16_000
+Waveform = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def bundle(streaming_bundle: Path) -> Bundle:
+    return Bundle.load(streaming_bundle)
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Bundle) -> StreamingModel:
+    return StreamingModel.load(bundle, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def speech(sample_path: Path) -> Waveform:
+    return read_audio(sample_path)
+
+
+@pytest.fixture
+def decoder(model: StreamingModel, bundle: Bundle) -> StreamingDecoder:
+    return StreamingDecoder(model, bundle.info.features, bundle.vocabulary)
+
+
+def follow(decoder: StreamingDecoder, speech: Waveform, start: int, cuts: list[int]) -> list[Hypothesis]:
+    """Hypotheses of an utterance that begins at `start`, asked for at each cut."""
+    history = AudioHistory()
+    decoder.begin(start)
+    hypotheses = []
+    for begin, end in zip([0, *cuts], [*cuts, len(speech)], strict=True):
+        history.append(speech[begin:end])
+        if history.end >= start:
+            hypotheses.append(decoder.decode(history))
+            assert hypotheses[-1].end == history.end
+    return hypotheses
+
+
+def tokens_at_once(model: StreamingModel, bundle: Bundle, utterance: Waveform) -> tuple[Token, ...]:
+    """What the graph gives for an utterance that ends with the last sample it has heard."""
+    stream = FeatureExtractor(bundle.info.features).stream()
+    state = model.start()
+    log_probs = np.concatenate([model.push(state, stream.push(utterance)), model.flush(state)])
+    runs = greedy_decode(log_probs, bundle.vocabulary.blank_id)
+    return tokens_from_runs(
+        runs, bundle.vocabulary, model.geometry.frame_ms / 1e3, end_s=len(utterance) / RATE
+    )
+
+
+@settings(max_examples=25)
+@given(cuts=st.lists(st.integers(0, 80_000), max_size=8).map(sorted), start=st.integers(0, 30_000))
+def test_however_the_sound_came_the_hypothesis_is_that_of_the_utterance_at_once(
+    streaming_bundle: Path,
+    model: StreamingModel,
+    bundle: Bundle,
+    speech: Waveform,
+    cuts: list[int],
+    start: int,
+) -> None:
+    decoder = StreamingDecoder(model, bundle.info.features, bundle.vocabulary)
+    speech = speech[:80_000]
+    for hypothesis in follow(decoder, speech, start, cuts):
+        expected = tokens_at_once(model, bundle, speech[start : hypothesis.end])
+        assert [(t.id, t.confidence) for t in hypothesis.tokens] == [(t.id, t.confidence) for t in expected]
+        for token, twin in zip(hypothesis.tokens, expected, strict=True):
+            assert token.start_s == pytest.approx(twin.start_s + start / RATE, abs=2e-6)
+            assert token.end_s == pytest.approx(twin.end_s + start / RATE, abs=2e-6)
+
+
+def test_a_second_utterance_knows_nothing_of_the_first(decoder: StreamingDecoder, speech: Waveform) -> None:
+    (fresh,) = follow(decoder, speech[20_000:60_000], 0, [])
+    follow(decoder, speech, 0, [30_000])
+    (again,) = follow(decoder, speech[20_000:60_000], 0, [])
+    assert again == fresh
+    assert fresh.tokens
+
+
+def test_an_utterance_costs_its_steps_once_and_the_tail_each_time(
+    decoder: StreamingDecoder, model: StreamingModel, speech: Waveform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[int] = []
+    run_step = model.run_step
+    monkeypatch.setattr(model, "run_step", lambda *inputs: (runs.append(1), run_step(*inputs))[1])
+    cuts = list(range(4_800, len(speech), 4_800))
+    hypotheses = follow(decoder, speech, 0, cuts)
+    n_chunks = len(speech) / RATE * 1e3 / (model.geometry.chunk_frames * model.geometry.frame_ms)
+    assert len(runs) <= n_chunks + 2 * len(hypotheses)
+
+
+def test_live_recognition_with_it(streaming_bundle: Path, speech: Waveform) -> None:
+    with Recognizer.load(streaming_bundle, num_threads=1) as recognizer:
+        make_decoder = streaming_decoders(recognizer)
+        assert make_decoder is not None
+        source = FileSource(speech, sample_rate=RATE, pace=0)
+        with LiveRecognizer(recognizer, source, partial_decoder=make_decoder()) as live:
+            events = list(live)
+        finals = [event for event in events if isinstance(event, Final)]
+        partials = [event for event in events if isinstance(event, Partial)]
+        assert finals
+        assert len(partials) > len(finals)
+        for final in finals:
+            segment = speech[final.segment_start_samples : final.segment_end_samples]
+            assert recognizer.transcribe(segment, RATE).text == final.text
+        for partial in partials:
+            begin, end = round(partial.start_s * RATE), round(partial.end_s * RATE)
+            (hypothesis,) = follow(make_decoder(), speech[begin:end], 0, [])
+            assert partial.text == hypothesis.text
+
+
+def test_windows_are_taken_where_nothing_streams_or_it_would_cost_more(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Recognizer.load("tiny-en", num_threads=1) as offline:
+        assert streaming_decoders(offline) is None
+        with pytest.raises(BundleError, match="no streaming model; export the checkpoint again"):
+            streaming_decoders(offline, "streaming")
+    streaming = bundle.streaming
+    backend = SimpleNamespace(name="cpu", num_threads=1)
+    recognizer: Any = SimpleNamespace(
+        bundle=bundle, backend=backend, features=bundle.info.features, vocabulary=bundle.vocabulary
+    )
+    assert streaming_decoders(recognizer) is not None
+    assert streaming_decoders(recognizer, "windowed") is None
+    ahead = dataclasses.replace(
+        streaming, geometry=dataclasses.replace(streaming.geometry, chunk_frames=1, ahead_frames=3)
+    )
+    recognizer.bundle = SimpleNamespace(info=SimpleNamespace(streaming=ahead))
+    assert streaming_decoders(recognizer) is None
+    recognizer.bundle = None
+    assert streaming_decoders(recognizer) is None
+    with pytest.raises(BundleError, match="a recognizer without a bundle has no streaming model"):
+        streaming_decoders(recognizer, "streaming")
+
+
+@pytest.mark.mic
+@pytest.mark.slow
+def test_listen_streams_from_the_microphone(
+    virtual_microphone: VirtualMicrophone, streaming_bundle: Path, speech: Waveform
+) -> None:
+    """Each partial is what the streaming graph gives at once for the recorded samples that it covers."""
+    with tempfile.TemporaryDirectory(prefix="edge-asr-mic-") as name:
+        folder = Path(name)
+        soundfile.write(folder / "played.wav", soxr.resample(speech, RATE, 48_000), 48_000, subtype="PCM_16")
+        arguments = ["--json", "--threads", "1", "--rate", "48000", "--record", str(folder / "heard.wav")]
+        program = Program(virtual_microphone, *arguments, model=str(streaming_bundle))
+        program.wait_for("listening to")
+        virtual_microphone.play(folder / "played.wav")
+        code, lines, messages = program.interrupt()
+        heard, _ = soundfile.read(folder / "heard.wav", dtype="float32")
+    assert code == 130, messages
+    partials = [event for event in map(json.loads, lines) if event["type"] == "partial" and event["text"]]
+    assert len(partials) >= 3
+    with Recognizer.load(streaming_bundle, num_threads=1) as recognizer:
+        make_decoder = streaming_decoders(recognizer)
+        assert make_decoder is not None
+        for partial in partials:
+            segment = heard[round(partial["start_s"] * RATE) : round(partial["end_s"] * RATE)]
+            (hypothesis,) = follow(make_decoder(), segment, 0, [])
+            assert partial["text"] == hypothesis.text
