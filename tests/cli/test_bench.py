@@ -145,6 +145,27 @@ def test_error_rates_and_streams_beside_the_speed(run: Any, sample_path: Path, t
         assert streams.end_to_final.summary is not None
 
 
+def test_a_streaming_bundle_is_heard_through_its_streaming_graph(run: Any, streaming_bundle: Path) -> None:
+    result = run(
+        "bench",
+        "-m",
+        streaming_bundle,
+        "--seconds",
+        "1",
+        "--batch",
+        "1",
+        *QUICK,
+        "--utterances",
+        "1",
+        "--json",
+    )
+    assert result.exit_code == 0, result.stderr
+    report = BenchReport.from_dict(json.loads(result.stdout.splitlines()[-1]))
+    (streams,) = report.configurations[0].streams
+    assert (streams.mode, streams.n_streams, streams.n_gaps) == ("streaming", 1, 0)
+    assert streams.first_partial.summary is not None
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [('{"audio_filepath": "none.wav", "text": "x"}', "none.wav"), ("{not json", "not valid JSON")],

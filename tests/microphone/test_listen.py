@@ -203,6 +203,13 @@ def test_a_wrong_device_is_one_line_before_anything_is_loaded(
     assert "1: USB mic: Audio" in result.stderr
 
 
+def test_streaming_partials_need_a_streaming_model(portaudio: FakeSoundDevice) -> None:
+    result = CliRunner().invoke(cli, ["listen", "--partials", "streaming"])
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "no streaming model; export the checkpoint again with --streaming" in result.stderr
+
+
 def test_an_existing_recording_is_refused_before_listening(
     portaudio: FakeSoundDevice, tmp_path: Path
 ) -> None:
@@ -215,7 +222,8 @@ def test_an_existing_recording_is_refused_before_listening(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--seconds", "0"], ["--seconds", "x"], ["--rate", "1"], ["--threads", "0"]]
+    "arguments",
+    [["--seconds", "0"], ["--seconds", "x"], ["--rate", "1"], ["--threads", "0"], ["--partials", "x"]],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(cli, ["listen", *arguments]).exit_code == 2
