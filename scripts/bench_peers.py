@@ -145,10 +145,10 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Seconds of every run, round by round; a contender that fails is left out, and why is said."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    started_s = 0.0
+    measured_s = 0.0
     gc.disable()
     number = 0
-    while number < WARM_UP + MIN_ROUNDS or started_s < seconds_each:
+    while number < WARM_UP + MIN_ROUNDS or measured_s < seconds_each:
         order = list(times)
         turn = number % len(order)
         for name in order[turn:] + order[:turn]:
@@ -160,9 +160,9 @@ def take_turns(
                 show(f"{name} failed and is left out: {error}")
                 del times[name]
                 continue
-            started_s += seconds
-            if number >= WARM_UP:
+            if number >= WARM_UP:  # torch.compile takes a minute before
                 times[name].append(seconds)
+                measured_s += seconds
         gc.collect()
         number += 1
     gc.enable()
