@@ -337,12 +337,18 @@ class MicrophoneSource:
         assert self.device is not None
         if self._is_left_behind:
             return
-        call = Thread(target=getattr(self._stream, how), name="edge-asr-microphone", daemon=True)
-        call.start()
-        call.join(_DRIVER_ANSWERS_S)
-        if call.is_alive():
+
+        def call() -> None:
+            getattr(self._stream, how)()
+            if how == "stop" and self._is_left_behind:
+                self._stream.close()  # slow, not dead: later than anybody waits for it
+
+        calling = Thread(target=call, name="edge-asr-microphone", daemon=True)
+        calling.start()
+        calling.join(_DRIVER_ANSWERS_S)
+        if calling.is_alive():
             self._is_left_behind = True
-            # At exit sounddevice would close all streams, and wait as well.
+            # At exit sounddevice (0.5.6) would close all streams of the process, and wait as well.
             if (at_exit := getattr(import_sounddevice(), "_exit_handler", None)) is not None:
                 atexit.unregister(at_exit)
             _log.warning(

@@ -2,8 +2,9 @@
 
 Windows of the graph are run as they fill, and their log-probs decoded for good. What does not fill one yet, less
 than a chunk with its look-ahead, is run on a copy of the state as if the utterance ended there: the hypothesis
-reaches to the newest sound, so endpointing never waits for a chunk, and short words are not missed. That tail is
-computed again at the next call. What this file does not do: finals; they are transcribed whole (`live`).
+reaches to the newest sound (but for half a window, and what a resampler to 8 kHz holds, up to 0.12 s), so
+endpointing never waits for a chunk, and short words are not missed. That tail is computed again at the next
+call. What this file does not do: finals; they are transcribed whole (`live`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from edge_asr.audio import ResampleStream
-from edge_asr.errors import BundleError
+from edge_asr.errors import BundleError, ConfigError
 from edge_asr.runtime.ctc import GreedyDecoder, Token, TokenRuns, tokens_from_runs
 from edge_asr.runtime.events import STREAM_SAMPLE_RATE
 from edge_asr.runtime.feature_presets import FeatureConfig
@@ -86,36 +87,44 @@ class StreamingDecoder:
 
 
 def streaming_decoders(
-    recognizer: Recognizer, partials: Literal["auto", "streaming", "windowed"] = "auto"
+    recognizer: Recognizer,
+    partials: Literal["auto", "streaming", "windowed"] = "auto",
+    *,
+    num_threads: int | None = None,
 ) -> Callable[[], StreamingDecoder] | None:
     """What makes decoders on the streaming graph of a recognizer's bundle, loaded here once; None for windows.
 
-    It runs with the threads of the recognizer's backend, and on CUDA where that does.
+    The graph is float32 whatever the recognizer runs. It stays loaded as long as what is returned, or one of
+    the decoders.
 
     Args:
-        recognizer: a loaded one.
-        partials: "auto" takes the streaming graph where there is one that computes no frame twice: a context
-            that reaches to the right of every frame ("regular") costs more than windows do.
+        recognizer: a loaded one. Where it runs on CUDA the graph does, else on the CPU.
+        partials: "auto" takes the streaming graph where there is one that computes no frame twice (a context
+            that reaches to the right of every frame, "regular", costs more than windows do) and onnxruntime
+            runs the recognizer: a TensorRT engine is faster with windows.
+        num_threads: of a graph on the CPU; None takes the recognizer's.
 
     Raises:
+        ConfigError: no such way.
         BundleError: "streaming", and there is no bundle or it has no streaming graph.
         BackendError: the graph cannot be loaded.
     """
-    bundle = recognizer.bundle
+    bundle, backend = recognizer.bundle, recognizer.backend
+    if partials not in ("auto", "streaming", "windowed"):
+        raise ConfigError(f"partials is {partials!r}; it must be auto, streaming or windowed")
     if partials == "windowed":
         return None
     if partials == "auto":
-        if bundle is None or bundle.info.streaming is None:
+        if bundle is None or bundle.info.streaming is None or backend.name not in ("cpu", "cuda"):
             return None
         if bundle.info.streaming.geometry.ahead_frames:
             logger.info("partials: windowed, for the streaming graph computes what lies ahead again and again")
             return None
     if bundle is None:
         raise BundleError("a recognizer without a bundle has no streaming model; load one from a bundle")
-    backend = recognizer.backend
     model = StreamingModel.load(
         bundle,
-        num_threads=getattr(backend, "num_threads", None),
+        num_threads=num_threads or getattr(backend, "num_threads", None),
         device="cuda" if backend.name == "cuda" else "cpu",
     )
     logger.info("partials: streaming, %s", model.geometry.describe())

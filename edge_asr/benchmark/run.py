@@ -28,7 +28,7 @@ from edge_asr.benchmark.provenance import Surroundings
 from edge_asr.benchmark.schema import BenchReport, Cell, Configuration, PowerReading, Times
 from edge_asr.benchmark.stages import StagedRecognizer
 from edge_asr.benchmark.statistics import four_digits
-from edge_asr.benchmark.streams import find_most_sustained, run_streams
+from edge_asr.benchmark.streams import find_most_sustained, run_streams, warm_decoder
 from edge_asr.bundle import MANIFEST_NAME, PRECISIONS, Artifact, Bundle, CpuGraph, Precision, sha256_of
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.manifest import Manifest
@@ -276,6 +276,8 @@ def _run_streams(
     with Recognizer.load(**subject.load) as recognizer:
         recognizer.transcribe(signal.waveform, STREAM_SAMPLE_RATE)  # warm
         make_decoder = streaming_decoders(recognizer)
+        if make_decoder is not None:
+            warm_decoder(make_decoder(), signal)
 
         def listen(n_streams: int) -> schema.Streams:
             show(f"{subject.name}: {n_streams} streams at real-time pace", 0.0)

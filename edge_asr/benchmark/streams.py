@@ -195,6 +195,16 @@ def run_streams(
     )
 
 
+def warm_decoder(decoder: PartialDecoder, signal: SpokenSignal) -> None:
+    """Let a decoder follow the signal once, as live recognition would."""
+    history = AudioHistory()
+    decoder.begin(0)
+    n_update = round(LiveConfig().partial_interval_s * STREAM_SAMPLE_RATE)
+    for begin in range(0, len(signal.waveform), n_update):
+        history.append(signal.waveform[begin : begin + n_update])
+        decoder.decode(history)
+
+
 def find_most_sustained(try_streams: Callable[[int], Streams]) -> tuple[list[Streams], int]:
     """Double the streams until they are not sustained any more, then halve the interval in between.
 

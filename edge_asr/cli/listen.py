@@ -102,7 +102,9 @@ def command(
     with Recognizer.load(
         model, precision=precision, backend=backend, num_threads=threads, allow_unverified=allow_unverified
     ) as recognizer:
-        make_decoder = None if partials == "off" else streaming_decoders(recognizer, partials)
+        make_decoder = (
+            None if partials == "off" else streaming_decoders(recognizer, partials, num_threads=threads)
+        )
         source = microphone.MicrophoneSource(microphone.MicrophoneConfig(device=wanted, sample_rate=rate))
         live = LiveRecognizer(
             recognizer,

@@ -25,8 +25,8 @@ class Program:
         self.messages = ""
         self._changed = threading.Condition()
         self._readers = [
-            threading.Thread(target=self._read_output),
-            threading.Thread(target=self._read_messages),
+            threading.Thread(target=self._read_output, daemon=True),
+            threading.Thread(target=self._read_messages, daemon=True),
         ]
         for reader in self._readers:
             reader.start()
@@ -44,7 +44,11 @@ class Program:
 
     def wait(self) -> tuple[int, list[str], str]:
         """Until the program ends by itself."""
-        code = self.process.wait(timeout=60)
+        try:
+            code = self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
         for reader in self._readers:
             reader.join()
         for pipe in (self.process.stdout, self.process.stderr):

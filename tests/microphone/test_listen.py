@@ -18,7 +18,11 @@ import pytest
 from click.testing import CliRunner
 from test_microphone import DEVICES, FakeSoundDevice
 
+from edge_asr.cli import listen
 from edge_asr.cli.main import cli
+from edge_asr.runtime.live import LiveRecognizer
+from edge_asr.runtime.partials import WindowedDecoder
+from edge_asr.runtime.streaming_decoder import StreamingDecoder
 
 PROGRAM = Path(__file__).with_name("listen_to_tones.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "TERM": "xterm"}
@@ -201,6 +205,32 @@ def test_a_wrong_device_is_one_line_before_anything_is_loaded(
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("edge-asr: ")
     assert "1: USB mic: Audio" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("partials", "decoder"),
+    [
+        ("auto", StreamingDecoder),
+        ("streaming", StreamingDecoder),
+        ("windowed", WindowedDecoder),
+        ("off", WindowedDecoder),
+    ],
+)
+def test_how_the_utterance_in_progress_is_followed(
+    portaudio: FakeSoundDevice,
+    streaming_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    partials: str,
+    decoder: type,
+) -> None:
+    lives: list[LiveRecognizer] = []
+    monkeypatch.setattr(listen, "run_live", lambda live, **options: lives.append(live) or 0)
+    arguments = ["listen", "-m", str(streaming_bundle), "--partials", partials]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    (live,) = lives
+    assert live.config.partials == (partials != "off")
+    assert type(live._decoder) is decoder
 
 
 def test_streaming_partials_need_a_streaming_model(portaudio: FakeSoundDevice) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import time
 from collections.abc import Callable
@@ -46,6 +47,9 @@ class FakeSoundDevice(ModuleType):
         self.breaks_on_start = False
         self.answers = Event()
         self.answers.set()
+
+    def _exit_handler(self) -> None:
+        pass
 
     def query_devices(self) -> list[dict[str, Any]]:
         return self.devices
@@ -309,15 +313,18 @@ def test_a_silent_driver_is_an_error(portaudio: FakeSoundDevice) -> None:
 def test_a_driver_that_does_not_close_the_stream_is_not_waited_for(
     portaudio: FakeSoundDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(microphone, "_DRIVER_ANSWERS_S", 0.05)
+    n_handlers = atexit._ncallbacks()
+    atexit.register(portaudio._exit_handler)
     with MicrophoneSource(MicrophoneConfig(device=1)) as source:
         portaudio.hear(np.zeros(480, np.float32))
         samples, _ = read_all(source)
+        monkeypatch.setattr(microphone, "_DRIVER_ANSWERS_S", 0.05)
         portaudio.answers.clear()
     assert len(samples) == 160
     assert portaudio.stream is not None
     assert not portaudio.stream.closed
     assert "did not close input device 1 (USB mic: Audio) within 0.05 s; it is left open" in caplog.text
+    assert atexit._ncallbacks() == n_handlers  # what would wait for the driver again
     portaudio.answers.set()
 
 
