@@ -313,8 +313,8 @@ def test_a_silent_driver_is_an_error(portaudio: FakeSoundDevice) -> None:
 def test_a_driver_that_does_not_close_the_stream_is_not_waited_for(
     portaudio: FakeSoundDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    n_handlers = atexit._ncallbacks()
-    atexit.register(portaudio._exit_handler)
+    unregistered: list[object] = []
+    monkeypatch.setattr(atexit, "unregister", unregistered.append)
     with MicrophoneSource(MicrophoneConfig(device=1)) as source:
         portaudio.hear(np.zeros(480, np.float32))
         samples, _ = read_all(source)
@@ -324,7 +324,7 @@ def test_a_driver_that_does_not_close_the_stream_is_not_waited_for(
     assert portaudio.stream is not None
     assert not portaudio.stream.closed
     assert "did not close input device 1 (USB mic: Audio) within 0.05 s; it is left open" in caplog.text
-    assert atexit._ncallbacks() == n_handlers  # what would wait for the driver again
+    assert unregistered == [portaudio._exit_handler]  # it would wait for the driver again
     portaudio.answers.set()
 
 

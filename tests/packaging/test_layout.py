@@ -203,6 +203,8 @@ def test_public_names_are_pinned() -> None:
         "Recognizer",
         "Recorder",
         "Segment",
+        "StreamingDecoder",
+        "StreamingModel",
         "TensorRTBackend",
         "Token",
         "TokenRuns",
@@ -211,6 +213,7 @@ def test_public_names_are_pinned() -> None:
         "create_backend",
         "greedy_decode",
         "list_devices",
+        "streaming_decoders",
     ]
     for name in edge_asr.runtime.__all__:
         assert getattr(edge_asr.runtime, name).__module__.startswith("edge_asr.runtime.")
