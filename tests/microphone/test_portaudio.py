@@ -272,7 +272,7 @@ def test_a_sound_server_that_dies_is_an_error_after_the_last_words(
 
 
 def test_a_sound_server_that_hangs_does_not_hang_listen(virtual_microphone: VirtualMicrophone) -> None:
-    """PortAudio waits for such a server for ever; one that dies in the middle of a lock is as bad."""
+    """PortAudio waits for such a server for ever; libpulse sometimes does for one that died."""
     program = Program(virtual_microphone, "--json", "--threads", "1")
     program.wait_for("listening to")
     virtual_microphone.freeze()
