@@ -1,10 +1,10 @@
 """The utterance in progress through a streaming graph: each partial costs what is new, and a step more.
 
-Windows of the graph are run as they fill, and their log-probs decoded for good. What does not fill one yet, less
-than a chunk with its look-ahead, is run on a copy of the state as if the utterance ended there: the hypothesis
-reaches to the newest sound (but for half a window, and what a resampler to 8 kHz holds, up to 0.12 s), so
-endpointing never waits for a chunk, and short words are not missed. That tail is computed again at the next
-call. What this file does not do: finals; they are transcribed whole (`live`).
+Windows of the graph are run as they fill, and their log-probs decoded for good. What does not fill one yet,
+less than a chunk with its look-ahead, is run on a copy of the state as if the utterance ended there: the
+hypothesis reaches to the newest sound (but for half a window, and what a resampler to 8 kHz holds, up to
+0.12 s), so endpointing never waits for a chunk, and short words are not missed. That tail is computed again at
+the next call. What this file does not do: finals; they are transcribed whole (`live`).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def streaming_decoders(
     *,
     num_threads: int | None = None,
 ) -> Callable[[], StreamingDecoder] | None:
-    """What makes decoders on the streaming graph of a recognizer's bundle, loaded here once; None for windows.
+    """What makes decoders on the streaming graph of a bundle, which is loaded here, once; None for windows.
 
     The graph is float32 whatever the recognizer runs. It stays loaded as long as what is returned, or one of
     the decoders.
@@ -101,7 +101,7 @@ def streaming_decoders(
         recognizer: a loaded one. Where it runs on CUDA the graph does, else on the CPU.
         partials: "auto" takes the streaming graph where there is one that computes no frame twice (a context
             that reaches to the right of every frame, "regular", costs more than windows do) and onnxruntime
-            runs the recognizer: a TensorRT engine is faster with windows.
+            runs the recognizer: there are no TensorRT engines of it, and windows run on the recognizer's.
         num_threads: of a graph on the CPU; None takes the recognizer's.
 
     Raises:
@@ -118,7 +118,7 @@ def streaming_decoders(
         if bundle is None or bundle.info.streaming is None or backend.name not in ("cpu", "cuda"):
             return None
         if bundle.info.streaming.geometry.ahead_frames:
-            logger.info("partials: windowed, for the streaming graph computes what lies ahead again and again")
+            logger.info("partials: windowed, for the streaming graph computes what lies ahead each time")
             return None
     if bundle is None:
         raise BundleError("a recognizer without a bundle has no streaming model; load one from a bundle")
