@@ -146,19 +146,8 @@ def test_error_rates_and_streams_beside_the_speed(run: Any, sample_path: Path, t
 
 
 def test_a_streaming_bundle_is_heard_through_its_streaming_graph(run: Any, streaming_bundle: Path) -> None:
-    result = run(
-        "bench",
-        "-m",
-        streaming_bundle,
-        "--seconds",
-        "1",
-        "--batch",
-        "1",
-        *QUICK,
-        "--utterances",
-        "1",
-        "--json",
-    )
+    short = ("--seconds", "1", "--batch", "1", "--utterances", "1")
+    result = run("bench", "-m", streaming_bundle, *short, *QUICK, "--json")
     assert result.exit_code == 0, result.stderr
     report = BenchReport.from_dict(json.loads(result.stdout.splitlines()[-1]))
     (streams,) = report.configurations[0].streams

@@ -86,7 +86,6 @@ def tokens_at_once(model: StreamingModel, bundle: Bundle, utterance: Waveform) -
 @settings(max_examples=25)
 @given(cuts=st.lists(st.integers(0, 80_000), max_size=8).map(sorted), start=st.integers(0, 30_000))
 def test_however_the_sound_came_the_hypothesis_is_that_of_the_utterance_at_once(
-    streaming_bundle: Path,
     model: StreamingModel,
     bundle: Bundle,
     speech: Waveform,
@@ -157,9 +156,7 @@ def test_live_recognition_with_it(streaming_bundle: Path, speech: Waveform) -> N
             assert partial.text == hypothesis.text
 
 
-def test_windows_are_taken_where_nothing_streams_or_it_would_cost_more(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_are_taken_where_nothing_streams_or_it_would_cost_more(bundle: Bundle) -> None:
     with Recognizer.load("tiny-en", num_threads=1) as offline:
         assert streaming_decoders(offline) is None
         with pytest.raises(BundleError, match="no streaming model; export the checkpoint again"):
