@@ -332,8 +332,8 @@ class MicrophoneSource:
     def _end_stream(self, how: Literal["stop", "close"]) -> None:
         """Stop or close the stream; one that does not answer is left behind, with a warning.
 
-        PortAudio waits for ever for a sound server that hangs, and for libpulse (16.1), two threads of which can
-        wait for each other when the server dies.
+        PortAudio waits for ever for a sound server that hangs, and for libpulse (16.1), two threads of which
+        can wait for each other when the server dies.
         """
         assert self.device is not None
         if self._is_left_behind:

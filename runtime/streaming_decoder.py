@@ -3,8 +3,8 @@
 Windows of the graph are run as they fill, and their log-probs decoded for good. What does not fill one yet,
 less than a chunk with its look-ahead, is run on a copy of the state as if the utterance ended there: the
 hypothesis reaches to the newest sound (but for half a window, and what a resampler to 8 kHz holds, up to
-0.12 s), so endpointing never waits for a chunk, and short words are not missed. That tail is computed again at
-the next call. What this file does not do: finals; they are transcribed whole (`live`).
+0.12 s), so endpointing never waits for a chunk, and short words are not missed. That tail is computed again
+at the next call. What this file does not do: finals; they are transcribed whole (`live`).
 """
 
 from __future__ import annotations
