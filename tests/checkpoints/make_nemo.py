@@ -15,6 +15,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from edge_asr.checkpoints import Checkpoint, load_any
+
 CONFIG: dict[str, Any] = {
     "target": "nemo.collections.asr.models.ctc_models.EncDecCTCModel",
     "nemo_version": "3.0.0",
@@ -149,3 +151,8 @@ def write_nemo(
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return path
+
+
+def load(tmp_path: Path, config: dict[str, Any], **options: Any) -> Checkpoint:
+    """The checkpoint of a `.nemo` file with this configuration; options as for `write_nemo`."""
+    return load_any(write_nemo(tmp_path / "model.nemo", config, **options))

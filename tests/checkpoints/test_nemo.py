@@ -1,4 +1,4 @@
-"""NeMo: golden fixtures, and settings that none has against plain re-implementations of NeMo's formulas."""
+"""NeMo's network: golden fixtures, and settings that none has against plain re-implementations of its formulas."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from golden_checks import arrays_of, check_fixture, golden_folder
-from make_nemo import CONFIG, changed, random_weights, write_nemo
+from golden_checks import check_fixture, golden_folder
+from make_nemo import CONFIG, changed, load, random_weights
 from torch import Tensor
 
-from edge_asr.checkpoints import Checkpoint, LoadOptions, load_any
+from edge_asr.checkpoints import Checkpoint
 from edge_asr.errors import CheckpointError
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
 
 FIXTURES = (
     "nemo-conformer-bpe",
@@ -34,10 +32,6 @@ def test_golden_outputs(shared_dir: Path, name: str) -> None:
 
 def test_golden_outputs_through_the_runtime(shared_dir: Path) -> None:
     check_fixture(golden_folder(shared_dir, "nemo-conformer-char"), with_runtime=True)
-
-
-def load(tmp_path: Path, config: dict[str, Any], **options: Any) -> Checkpoint:
-    return load_any(write_nemo(tmp_path / "model.nemo", config, **options))
 
 
 def run(checkpoint: Checkpoint, n_frames: int = 45, n_rows: int = 1) -> Tensor:
@@ -273,186 +267,7 @@ def test_every_look_ahead_is_kept_for_the_export_to_choose(tmp_path: Path) -> No
         load(tmp_path, config)
 
 
-# The front end.
-
-
-@pytest.mark.parametrize("version", ["1.23.0", "2.4.0"])
-def test_the_older_front_end(shared_dir: Path, version: str) -> None:
-    folder = golden_folder(shared_dir, "nemo-features-old")
-    golden = arrays_of(folder)
-    import soundfile
-
-    extractor = FeatureExtractor(FeatureConfig.from_preset("nemo-2.4", normalize="per_feature"))
-    for index in range(3):
-        expected = golden[f"v{version}_norm_clip{index}"]
-        waveform, _ = soundfile.read(folder / f"audio_{index}.flac", dtype="float32")
-        errors = np.abs(extractor(waveform) - expected)
-        assert errors.max() <= 5e-4
-        assert errors.mean() <= 1e-5
-
-
-def test_log_probs_on_the_older_front_end(shared_dir: Path) -> None:
-    """NeMo 1.23 and 2.4 with the weights of a newer file: its front end is asked for."""
-    import soundfile
-
-    folder = golden_folder(shared_dir, "nemo-fastconformer-bpe")
-    golden = arrays_of(golden_folder(shared_dir, "nemo-features-old"))
-    checkpoint = load_any(folder / "model.nemo", LoadOptions(feature_preset="nemo-2.4"))
-    model, extractor = checkpoint.build_model(), FeatureExtractor(checkpoint.features)
-    for index in range(3):
-        waveform, _ = soundfile.read(folder / f"audio_{index}.flac", dtype="float32")
-        features = torch.from_numpy(extractor(waveform))[None]
-        with torch.no_grad():
-            log_probs = model(features, torch.tensor([features.shape[1]]))[0][0].numpy()
-        for version in ("1.23.0", "2.4.0"):
-            assert np.abs(log_probs - golden[f"v{version}_logp_clip{index}"]).max() <= 1e-3
-
-
-@pytest.mark.parametrize(
-    ("version", "asked", "preset"),
-    [
-        ("1.23.0", None, "nemo-2.4"),
-        ("2.4.1", None, "nemo-2.4"),
-        ("2.5.0", None, "nemo"),
-        ("2.10.0rc0", None, "nemo"),
-        (None, None, "nemo"),
-        ("3.0.0", "nemo-2.4", "nemo-2.4"),
-    ],
-)
-def test_the_generation_is_read_or_asked_for_and_said(
-    tmp_path: Path, version: str | None, asked: str | None, preset: str
-) -> None:
-    path = write_nemo(tmp_path / "model.nemo", changed(nemo_version=version))
-    checkpoint = load_any(path, LoadOptions(feature_preset=asked))
-    assert checkpoint.features.preset == preset
-    assert checkpoint.features.framing == ("center_zero" if preset == "nemo" else "center_reflect")
-    assert any((asked or "front end") in note for note in checkpoint.notes)
-
-
-def test_settings_of_the_front_end(tmp_path: Path) -> None:
-    checkpoint = load(
-        tmp_path,
-        changed(
-            preprocessor={
-                "sample_rate": 8000,
-                "window_size": 0.02,
-                "window_stride": 0.0125,
-                "window": "hamming",
-                "n_fft": None,
-                "preemph": None,
-                "lowfreq": 100,
-                "highfreq": 3800,
-                "mag_power": 1.0,
-                "mel_norm": None,
-                "log_zero_guard_type": "clamp",
-                "log_zero_guard_value": "eps",
-                "normalize": "all_features",
-            }
-        ),
-    )
-    features = checkpoint.features
-    assert (features.sample_rate, features.win_length, features.hop_length, features.n_fft) == (
-        8000,
-        160,
-        100,
-        256,
-    )
-    assert (features.window, features.preemphasis, features.power) == ("hamming", 0.0, 1.0)
-    assert (features.f_min, features.f_max, features.mel_norm) == (100.0, 3800.0, "none")
-    assert (features.log_guard, features.normalize) == ("clamp", "all_features")
-    assert features.log_guard_value == torch.finfo(torch.float32).eps
-
-
-def test_fixed_normalization_is_the_models_cmvn(tmp_path: Path) -> None:
-    mean, std = np.linspace(-8.0, -4.0, 16), np.linspace(1.0, 3.0, 16)
-    fixed = {"fixed_mean": mean.tolist(), "fixed_std": std.tolist()}
-    weights = random_weights(changed())
-    checkpoint = load(tmp_path, changed(preprocessor={"normalize": fixed}), weights=weights)
-    plain = load(tmp_path, changed(preprocessor={"normalize": "NA"}), weights=weights)
-    assert checkpoint.features.normalize == plain.features.normalize == "none"
-    assert (checkpoint.provenance["normalize"], plain.provenance["normalize"]) == ("fixed", "none")
-    features = torch.randn(1, 40, 16, generator=torch.Generator().manual_seed(0))
-    normalized = (features - torch.tensor(mean).float()) / torch.tensor(std).float()
-    lengths = torch.tensor([40])
-    with torch.no_grad():
-        given = checkpoint.build_model()(features, lengths)[0]
-        expected = plain.build_model()(normalized, lengths)[0]
-    torch.testing.assert_close(given, expected, atol=1e-4, rtol=0)
-
-
-def test_a_front_end_changed_by_hand_is_refused(tmp_path: Path) -> None:
-    weights = {**random_weights(CONFIG), "preprocessor.featurizer.window": torch.hann_window(400)}  # periodic
-    with pytest.raises(CheckpointError, match=r"stored preprocessor\.featurizer\.window is not what"):
-        load(tmp_path, CONFIG, weights=weights)
-
-
-# Tokens, classes, archives.
-
-
-def sentencepiece_model(pieces: list[str]) -> bytes:
-    """A ModelProto with these pieces (fields written by hand; all are shorter than 128 bytes)."""
-    content = b""
-    for piece in pieces:
-        text = piece.encode()
-        body = b"\x0a" + bytes([len(text)]) + text + b"\x15\x00\x00\x00\x00" + b"\x18\x01"
-        content += b"\x0a" + bytes([len(body)]) + body
-    return content
-
-
-def bpe(**sections: Any) -> dict[str, Any]:
-    return changed(target="nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE", **sections)
-
-
-def test_sentencepiece_and_aggregate_tokens(tmp_path: Path) -> None:
-    english, german = ["<unk>", "▁a", "b"], ["<unk>", "▁a"]
-    files = {
-        "./x_tokenizer.model": sentencepiece_model(english),
-        "y_tokenizer.model": sentencepiece_model(german),
-    }
-    config = bpe(
-        decoder={"vocabulary": english, "num_classes": -1},
-        tokenizer={"type": "bpe", "dir": "/gone", "model_path": "nemo:x_tokenizer.model"},
-    )
-    checkpoint = load(tmp_path, config, files=files)
-    assert checkpoint.vocabulary.tokens == ("<unk>", "▁a", "b", "<blk>")
-    assert checkpoint.tokenizer_model == files["./x_tokenizer.model"]
-    config = bpe(
-        decoder={"vocabulary": english + german, "num_classes": 5},
-        tokenizer={
-            "type": "agg",
-            "langs": {
-                "en": {"type": "bpe", "model_path": "nemo:x_tokenizer.model"},
-                "de": {"type": "bpe", "model_path": "nemo:y_tokenizer.model"},
-            },
-        },
-    )
-    checkpoint = load(tmp_path, config, files=files)
-    assert checkpoint.vocabulary.tokens == (*english, *german, "<blk>")
-    assert checkpoint.vocabulary.decode([4, 2]) == "ab"
-
-
-def test_a_tokenizer_type_in_capitals(tmp_path: Path) -> None:
-    pieces = ["<unk>", "▁a", "b"]
-    config = bpe(
-        decoder={"vocabulary": pieces, "num_classes": -1},
-        tokenizer={"type": "BPE", "dir": "/gone", "model_path": "nemo:x_tokenizer.model"},
-    )
-    files = {"x_tokenizer.model": sentencepiece_model(pieces)}
-    assert load(tmp_path, config, files=files).vocabulary.tokens == (*pieces, "<blk>")
-
-
-@pytest.mark.parametrize(
-    ("labels", "tokens", "kind"),
-    [
-        ([" ", "A", "é", "-"], ("▁", "A", "é", "-"), "char"),
-        (["\u00a0", "a", "\t", "b"], ("▁", "a", "▁", "b"), "sentencepiece"),
-        ([" ", "▁", "a", "b"], ("▁", "▁", "a", "b"), "sentencepiece"),
-        ([" ", "<unk>", "ch", "e\u0301"], ("▁", "<unk>", "ch", "e\u0301"), "sentencepiece"),
-    ],
-)
-def test_labels_of_any_kind(tmp_path: Path, labels: list[str], tokens: tuple[str, ...], kind: str) -> None:
-    vocabulary = load(tmp_path, changed(decoder={"vocabulary": labels})).vocabulary
-    assert (vocabulary.tokens[:-1], vocabulary.kind) == (tokens, kind)
+# Classes, archives, and what is refused.
 
 
 def test_the_ctc_branch_of_a_hybrid(tmp_path: Path) -> None:
@@ -556,12 +371,6 @@ def test_what_is_not_supported_is_refused_by_name(
     config = changed(**sections)
     with pytest.raises(CheckpointError, match=message.replace("[", r"\[")):
         load(tmp_path, config, weights=random_weights(CONFIG))
-
-
-def test_a_wordpiece_tokenizer_is_refused(tmp_path: Path) -> None:
-    config = bpe(tokenizer={"type": "wpe", "dir": "/x", "vocab_path": "nemo:vocab.txt"})
-    with pytest.raises(CheckpointError, match="type is 'wpe'; edge-asr takes bpe"):
-        load(tmp_path, config)
 
 
 @pytest.mark.parametrize("extra", ["encoder.layers.0.adapter.weight", "lm.weight"])
