@@ -1,4 +1,4 @@
-"""NeMo's network: golden fixtures, and settings that none has against plain re-implementations of its formulas."""
+"""NeMo's network: golden fixtures, and settings that none has against plain re-implementations of NeMo."""
 
 from __future__ import annotations
 
