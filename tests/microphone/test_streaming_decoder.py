@@ -201,12 +201,17 @@ def test_listen_streams_from_the_microphone(
         code, lines, messages = program.interrupt()
         heard, _ = soundfile.read(folder / "heard.wav", dtype="float32")
     assert code == 130, messages
-    partials = [event for event in map(json.loads, lines) if event["type"] == "partial" and event["text"]]
+    events = [json.loads(line) for line in lines]
+    starts = {e["id"]: round(e["segment_start_s"] * RATE) for e in events if e["type"] == "final"}
+    partials = [e for e in events if e["type"] == "partial" and e["text"] and e["id"] in starts]
     assert len(partials) >= 3
     with Recognizer.load(streaming_bundle, num_threads=1) as recognizer:
         make_decoder = streaming_decoders(recognizer)
         assert make_decoder is not None
         for partial in partials:
-            segment = heard[round(partial["start_s"] * RATE) : round(partial["end_s"] * RATE)]
-            (hypothesis,) = follow(make_decoder(), segment, 0, [])
-            assert partial["text"] == hypothesis.text
+            # Its end is rounded to a millisecond, and a feature frame may have been complete just there.
+            texts = set()
+            for end in (round(partial["end_s"] * RATE) + off for off in (-9, 9)):
+                (hypothesis,) = follow(make_decoder(), heard[starts[partial["id"]] : end], 0, [])
+                texts.add(hypothesis.text)
+            assert partial["text"] in texts
