@@ -4,26 +4,17 @@
 Names are imported when first used.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from edge_asr.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from edge_asr.calibration.int8 import Int8Options, Int8Result
-    from edge_asr.calibration.pipeline import quantize_bundle
-    from edge_asr.calibration.sensitivity import Budget
+    from edge_asr.calibration.int8 import Int8Options as Int8Options
+    from edge_asr.calibration.int8 import Int8Result as Int8Result
+    from edge_asr.calibration.pipeline import quantize_bundle as quantize_bundle
+    from edge_asr.calibration.sensitivity import Budget as Budget
 
-_HOMES = {"Budget": "sensitivity", "Int8Options": "int8", "Int8Result": "int8", "quantize_bundle": "pipeline"}
-
-__all__ = ["Budget", "Int8Options", "Int8Result", "quantize_bundle"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {"Budget": "sensitivity", "Int8Options": "int8", "Int8Result": "int8", "quantize_bundle": "pipeline"},
+)

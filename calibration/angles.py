@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_asr.export.weightless import compacted
+from edge_asr.graph.weightless import compacted
 
 if TYPE_CHECKING:
     import onnx

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edge_asr.bundle import Artifact
+from edge_asr.bundle.folder import Artifact
+from edge_asr.bundle.writer import write_cpu_graph, write_model
 from edge_asr.calibration.int8 import Int8Result
 from edge_asr.calibration.report import (
     PLOT_NAME,
@@ -14,7 +15,6 @@ from edge_asr.calibration.report import (
     int8_summary_lines,
     write_plot,
 )
-from edge_asr.export.bundle_writer import write_cpu_graph, write_model
 from edge_asr.export.report import REPORT_JSON, REPORT_MARKDOWN, Int8Section
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_asr.audio import check_sample_rate
-from edge_asr.bundle import EMBEDDED_MODELS
+from edge_asr.bundle.folder import EMBEDDED_MODELS
 from edge_asr.calibration.clips import (
     JOINED_GAP_S,
     CalibrationClip,
@@ -39,8 +39,9 @@ from edge_asr.calibration.clips import (
 )
 from edge_asr.calibration.strata import SpeechRow, balance_strata, deal_rows, measure_levels
 from edge_asr.errors import ConfigError, ManifestError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.manifest import BadRow, Manifest, read_manifest
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import BackendError
-from edge_asr.export.proof import Outputs, Progress, run_cases
-from edge_asr.export.proof_cases import ProofCase
-from edge_asr.export.sessions import open_graph
 from edge_asr.frames import OutputFrames
+from edge_asr.graph.session import open_graph
+from edge_asr.proof.cases import ProofCase
+from edge_asr.proof.compare import Outputs, Progress, run_cases
 from edge_asr.runtime.backends import SLOW_OPTIMIZERS
 
 if TYPE_CHECKING:

@@ -40,9 +40,10 @@ from edge_asr.calibration.sensitivity import Budget, Sensitivity, choose_groups
 from edge_asr.calibration.smoothing import find_smoothable_tensors, smooth_model
 from edge_asr.errors import AudioError, ConfigError, ManifestError
 from edge_asr.export.onnx_export import INPUT_NAMES
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
 from edge_asr.manifest import read_manifest
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Int8Result:
         range_method: the one used.
         sensitivity: the groups, and the choice.
         evaluation: loss by manifest, and over all of them together under "pooled"; empty without manifests.
-        cpu_graph: `model` for onnxruntime's CPU provider (edge_asr.export.cpu_graph); None until it is made.
+        cpu_graph: `model` for onnxruntime's CPU provider (`cpu_graph.py`); None until it is made.
     """
 
     model: onnx.ModelProto

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import AudioError, GateError
-from edge_asr.export.sessions import open_graph
 from edge_asr.frames import OutputFrames
+from edge_asr.graph.session import open_graph
 from edge_asr.metrics import compute_error_rates
-from edge_asr.runtime.ctc import greedy_decode
+from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edge_asr.calibration.histogram import MIN_AMAX, MagnitudeHistogram, peak_magnitude
 from edge_asr.errors import ConfigError, GateError, require
-from edge_asr.export.weightless import mapped_file, return_memory
+from edge_asr.graph.weightless import mapped_file, return_memory
 
 if TYPE_CHECKING:
     import onnx

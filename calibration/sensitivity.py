@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edge_asr.calibration.groups import Group, group_nodes
 from edge_asr.calibration.measure import Loss, Reference, time_graphs
 from edge_asr.errors import ConfigError, require
-from edge_asr.export.weightless import mapped_file, return_memory
+from edge_asr.graph.weightless import mapped_file, return_memory
 
 if TYPE_CHECKING:
     import onnx

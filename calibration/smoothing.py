@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import ConfigError, require
-from edge_asr.export.weightless import compacted
+from edge_asr.graph.weightless import compacted
 
 if TYPE_CHECKING:
     import onnx

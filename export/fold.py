@@ -20,7 +20,7 @@ def fold_batch_norm(model: torch.nn.Module) -> torch.nn.Module:
     """A copy of `model` in which every convolution module's BatchNorm is folded away.
 
     A convolution module is any submodule with a `depthwise` Conv1d and a `batch_norm` that follows it
-    (edge_asr.model.convolution.Convolution). Its LayerNorm variant has none and stays as it is.
+    (edge_asr.model.convolution.base.Convolution). Its LayerNorm variant has none and stays as it is.
 
     Args:
         model: in eval mode.

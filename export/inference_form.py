@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_asr.export.fold import fold_batch_norm
-from edge_asr.model.attention import RelPosAttention
-from edge_asr.model.convolution import Convolution, FeedForward
+from edge_asr.model.attention.relative import RelPosAttention
+from edge_asr.model.convolution.base import Convolution, FeedForward
 from edge_asr.model.ctc import ConformerCTC
 from edge_asr.model.encoder import ConformerBlock
 from edge_asr.model.masks import MASKED_SCORE, valid_frames
-from edge_asr.model.subsampling import ConvSubsampling
+from edge_asr.model.subsampling.striding import ConvSubsampling
 
 
 def to_inference_form(model: nn.Module) -> nn.Module:

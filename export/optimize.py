@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edge_asr.errors import GateError, require
 from edge_asr.export.onnx_export import INPUT_NAMES, MAX_IR_VERSION, OUTPUT_NAME
-from edge_asr.export.weightless import join_weights, split_weights
+from edge_asr.graph.weightless import join_weights, split_weights
 
 if TYPE_CHECKING:
     import onnx

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edge_asr.export.cpu_graph import make_cpu_graph
+from edge_asr.calibration.cpu_graph import make_cpu_graph
 from edge_asr.export.optimize import check_graph
-from edge_asr.export.proof import (
+from edge_asr.graph.session import open_graph
+from edge_asr.proof.cases import ProofCase
+from edge_asr.proof.compare import (
     LogProbModel,
     Outputs,
     Progress,
@@ -21,17 +23,15 @@ from edge_asr.export.proof import (
     compare_outputs,
     run_cases,
 )
-from edge_asr.export.proof_cases import ProofCase
-from edge_asr.export.sessions import open_graph
 
 if TYPE_CHECKING:
     import onnx
 
     from edge_asr.calibration.calibration_set import CalibrationSet
     from edge_asr.calibration.int8 import Int8Options, Int8Result
-    from edge_asr.export.fp16_proof import Fp16Proof
+    from edge_asr.export.fp16.proof import Fp16Proof
+    from edge_asr.feature_config import FeatureConfig
     from edge_asr.frames import OutputFrames
-    from edge_asr.runtime.features import FeatureConfig
     from edge_asr.vocabulary import Vocabulary
 
 #: Called with the name of a stage as it begins, and with (stage, done, total) while it runs.
@@ -115,8 +115,8 @@ class Prover:
 
     def prove_half(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto, Fp16Proof]:
         """The typed FP16 graph and its proof, which may have failed."""
-        from edge_asr.export.fp16 import convert_to_fp16
-        from edge_asr.export.fp16_proof import prove_fp16
+        from edge_asr.export.fp16.convert import convert_to_fp16
+        from edge_asr.export.fp16.proof import prove_fp16
 
         with self._run.stage("convert to fp16"):
             half = convert_to_fp16(model)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_asr.export.proof import CaseResult, ProofStep
-from edge_asr.export.proof_cases import FAMILIES
-from edge_asr.streaming import StreamingGeometry
+from edge_asr.proof.cases import FAMILIES
+from edge_asr.proof.compare import CaseResult, ProofStep
+from edge_asr.stream_geometry import StreamingGeometry
 
 if TYPE_CHECKING:
-    from edge_asr.export.fp16_proof import Fp16Proof
+    from edge_asr.export.fp16.proof import Fp16Proof
 
 REPORT_JSON = "report.json"
 REPORT_MARKDOWN = "report.md"

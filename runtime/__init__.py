@@ -1,109 +1,85 @@
-"""What runs on the device: features, backends, CTC, recogniser, streaming, microphone.
+"""What runs on the device: features, backends, decoding, recognizer, streaming, microphone.
 
 Names are imported when first used, so that `import edge_asr.runtime` costs nothing and works
 without onnxruntime and without PortAudio. Nothing here imports PyTorch or onnx.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from edge_asr.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from edge_asr.runtime.backends import Backend, OnnxRuntimeBackend, create_backend
-    from edge_asr.runtime.ctc import GreedyDecoder, Token, TokenRuns, Word, greedy_decode
-    from edge_asr.runtime.endpointing import EndpointConfig
-    from edge_asr.runtime.events import Error, Final, Gap, Partial
-    from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, FeatureStream
-    from edge_asr.runtime.live import LiveConfig, LiveRecognizer, LiveStats
-    from edge_asr.runtime.microphone import MicrophoneConfig, MicrophoneSource, list_devices
-    from edge_asr.runtime.recognizer import Recognizer
-    from edge_asr.runtime.sources import AudioBlock, AudioSource, FileSource, Loss, Recorder
-    from edge_asr.runtime.streaming_decoder import StreamingDecoder, streaming_decoders
-    from edge_asr.runtime.streaming_model import StreamingModel
-    from edge_asr.runtime.tensorrt_backend import TensorRTBackend
-    from edge_asr.runtime.transcript import Segment, Transcript
+    from edge_asr.feature_config import FeatureConfig as FeatureConfig
+    from edge_asr.runtime.backends import Backend as Backend
+    from edge_asr.runtime.backends import OnnxRuntimeBackend as OnnxRuntimeBackend
+    from edge_asr.runtime.backends import create_backend as create_backend
+    from edge_asr.runtime.decoding.greedy import GreedyDecoder as GreedyDecoder
+    from edge_asr.runtime.decoding.greedy import Token as Token
+    from edge_asr.runtime.decoding.greedy import TokenRuns as TokenRuns
+    from edge_asr.runtime.decoding.greedy import Word as Word
+    from edge_asr.runtime.decoding.greedy import greedy_decode as greedy_decode
+    from edge_asr.runtime.engine.backend import TensorRTBackend as TensorRTBackend
+    from edge_asr.runtime.features.extractor import FeatureExtractor as FeatureExtractor
+    from edge_asr.runtime.features.extractor import FeatureStream as FeatureStream
+    from edge_asr.runtime.live.endpointing import EndpointConfig as EndpointConfig
+    from edge_asr.runtime.live.events import Error as Error
+    from edge_asr.runtime.live.events import Final as Final
+    from edge_asr.runtime.live.events import Gap as Gap
+    from edge_asr.runtime.live.events import Partial as Partial
+    from edge_asr.runtime.live.microphone import MicrophoneConfig as MicrophoneConfig
+    from edge_asr.runtime.live.microphone import MicrophoneSource as MicrophoneSource
+    from edge_asr.runtime.live.microphone import list_devices as list_devices
+    from edge_asr.runtime.live.recognizer import LiveConfig as LiveConfig
+    from edge_asr.runtime.live.recognizer import LiveRecognizer as LiveRecognizer
+    from edge_asr.runtime.live.recognizer import LiveStats as LiveStats
+    from edge_asr.runtime.live.sources import AudioBlock as AudioBlock
+    from edge_asr.runtime.live.sources import AudioSource as AudioSource
+    from edge_asr.runtime.live.sources import FileSource as FileSource
+    from edge_asr.runtime.live.sources import Loss as Loss
+    from edge_asr.runtime.live.sources import Recorder as Recorder
+    from edge_asr.runtime.live.streaming_decoder import StreamingDecoder as StreamingDecoder
+    from edge_asr.runtime.live.streaming_decoder import streaming_decoders as streaming_decoders
+    from edge_asr.runtime.recognizer import Recognizer as Recognizer
+    from edge_asr.runtime.streaming_model import StreamingModel as StreamingModel
+    from edge_asr.runtime.transcript import Segment as Segment
+    from edge_asr.runtime.transcript import Transcript as Transcript
 
-_HOMES = {
-    "AudioBlock": "sources",
-    "AudioSource": "sources",
-    "Backend": "backends",
-    "EndpointConfig": "endpointing",
-    "Error": "events",
-    "FeatureConfig": "features",
-    "FeatureExtractor": "features",
-    "FeatureStream": "features",
-    "FileSource": "sources",
-    "Final": "events",
-    "Gap": "events",
-    "GreedyDecoder": "ctc",
-    "LiveConfig": "live",
-    "LiveRecognizer": "live",
-    "LiveStats": "live",
-    "Loss": "sources",
-    "MicrophoneConfig": "microphone",
-    "MicrophoneSource": "microphone",
-    "OnnxRuntimeBackend": "backends",
-    "Partial": "events",
-    "Recognizer": "recognizer",
-    "Recorder": "sources",
-    "Segment": "transcript",
-    "StreamingDecoder": "streaming_decoder",
-    "StreamingModel": "streaming_model",
-    "TensorRTBackend": "tensorrt_backend",
-    "Token": "ctc",
-    "TokenRuns": "ctc",
-    "Transcript": "transcript",
-    "Word": "ctc",
-    "create_backend": "backends",
-    "greedy_decode": "ctc",
-    "list_devices": "microphone",
-    "streaming_decoders": "streaming_decoder",
-}
-
-__all__ = [
-    "AudioBlock",
-    "AudioSource",
-    "Backend",
-    "EndpointConfig",
-    "Error",
-    "FeatureConfig",
-    "FeatureExtractor",
-    "FeatureStream",
-    "FileSource",
-    "Final",
-    "Gap",
-    "GreedyDecoder",
-    "LiveConfig",
-    "LiveRecognizer",
-    "LiveStats",
-    "Loss",
-    "MicrophoneConfig",
-    "MicrophoneSource",
-    "OnnxRuntimeBackend",
-    "Partial",
-    "Recognizer",
-    "Recorder",
-    "Segment",
-    "StreamingDecoder",
-    "StreamingModel",
-    "TensorRTBackend",
-    "Token",
-    "TokenRuns",
-    "Transcript",
-    "Word",
-    "create_backend",
-    "greedy_decode",
-    "list_devices",
-    "streaming_decoders",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "AudioBlock": "live.sources",
+        "AudioSource": "live.sources",
+        "Backend": "backends",
+        "EndpointConfig": "live.endpointing",
+        "Error": "live.events",
+        "FeatureConfig": "edge_asr.feature_config",
+        "FeatureExtractor": "features.extractor",
+        "FeatureStream": "features.extractor",
+        "FileSource": "live.sources",
+        "Final": "live.events",
+        "Gap": "live.events",
+        "GreedyDecoder": "decoding.greedy",
+        "LiveConfig": "live.recognizer",
+        "LiveRecognizer": "live.recognizer",
+        "LiveStats": "live.recognizer",
+        "Loss": "live.sources",
+        "MicrophoneConfig": "live.microphone",
+        "MicrophoneSource": "live.microphone",
+        "OnnxRuntimeBackend": "backends",
+        "Partial": "live.events",
+        "Recognizer": "recognizer",
+        "Recorder": "live.sources",
+        "Segment": "transcript",
+        "StreamingDecoder": "live.streaming_decoder",
+        "StreamingModel": "streaming_model",
+        "TensorRTBackend": "engine.backend",
+        "Token": "decoding.greedy",
+        "TokenRuns": "decoding.greedy",
+        "Transcript": "transcript",
+        "Word": "decoding.greedy",
+        "create_backend": "backends",
+        "greedy_decode": "decoding.greedy",
+        "list_devices": "live.microphone",
+        "streaming_decoders": "live.streaming_decoder",
+    },
+)

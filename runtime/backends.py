@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle import ENGINES_FOLDER, Bundle, Precision
+from edge_asr.bundle.folder import ENGINES_FOLDER, Bundle, Precision
 from edge_asr.errors import BackendError, EngineError, MissingDependencyError, require
 
 if TYPE_CHECKING:
-    from edge_asr.runtime.engine_sidecar import Flavor
+    from edge_asr.runtime.engine.sidecar import Flavor
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
@@ -100,7 +100,7 @@ class OnnxRuntimeBackend:
         device: "cpu" or "cuda".
         num_threads: threads of one operator; None means one per core this process may use, four
             at most (small models do not gain from more).
-        rewritten: the file has onnxruntime's rewrites behind it (edge_asr.export.cpu_graph).
+        rewritten: the file has onnxruntime's rewrites behind it (edge_asr.calibration.cpu_graph).
         spin: let idle threads wait busily. Off, because on a small board that takes the core
             which captures the sound.
 
@@ -332,7 +332,7 @@ def create_backend(
 def _has_engine(bundle: Bundle, flavor: Flavor) -> bool:
     if not (bundle.path / ENGINES_FOLDER).is_dir():
         return False  # as nearly always on a CPU; what describes engines is not even imported
-    from edge_asr.runtime.engines import has_engine
+    from edge_asr.runtime.engine.lookup import has_engine
 
     return has_engine(bundle, flavor)
 
@@ -380,8 +380,8 @@ def _create_tensorrt(
     Raises:
         EngineError: none may; of several reasons the first.
     """
-    from edge_asr.runtime.engines import build_command, has_engine
-    from edge_asr.runtime.tensorrt_backend import TensorRTBackend
+    from edge_asr.runtime.engine.backend import TensorRTBackend
+    from edge_asr.runtime.engine.lookup import build_command, has_engine
 
     best = choose_precision(bundle, precision, "tensorrt")
     have = {artifact.precision for artifact in bundle.info.artifacts}

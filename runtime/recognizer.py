@@ -27,13 +27,20 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform, resample
-from edge_asr.bundle import DEFAULT_MODEL, Bundle
+from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.errors import AudioError, ConfigError, EdgeAsrError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
 from edge_asr.runtime.backends import Backend, choose_backend
-from edge_asr.runtime.ctc import GreedyDecoder, TokenRuns, greedy_decode, tokens_from_runs, words_from_tokens
-from edge_asr.runtime.feature_normalization import normalize_features
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.runtime.decoding.greedy import (
+    GreedyDecoder,
+    TokenRuns,
+    greedy_decode,
+    tokens_from_runs,
+    words_from_tokens,
+)
+from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.features.normalization import normalize_features
 from edge_asr.runtime.transcript import Transcript, split_segments
 from edge_asr.runtime.windows import WindowGeometry, stitch_log_probs
 from edge_asr.vocabulary import Vocabulary

@@ -1,7 +1,7 @@
 """A streaming graph run chunk by chunk: features in pieces of any size, log-probs out, state in one object.
 
-The windows are the geometry's (edge_asr.streaming), so however the features are cut, the same windows are run
-and the log-probs are the same bits. `flush` gives what is left, the end padded as the offline graph pads it:
+The windows are the geometry's (edge_asr.stream_geometry), so however the features are cut, the same windows
+are run and the log-probs are the same bits. `flush` gives what is left, the end padded as the offline graph pads it:
 every frame that the offline graph gives comes out. (NeMo's own buffer drops a rest that is shorter than one
 encoder frame, and with it up to one output.)
 
@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle import DEFAULT_MODEL, Bundle
+from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.errors import AudioError, BackendError
 from edge_asr.runtime.backends import OnnxRuntimeBackend
-from edge_asr.streaming import STREAM_INPUTS, STREAM_OUTPUTS, StreamingGeometry
+from edge_asr.stream_geometry import STREAM_INPUTS, STREAM_OUTPUTS, StreamingGeometry
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_asr.runtime.ctc import Token, Word
+from edge_asr.runtime.decoding.greedy import Token, Word
 
 SEGMENT_PAUSE_S = 0.8
 """Silence between two words that begins a new segment, seconds."""

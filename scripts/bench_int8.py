@@ -36,15 +36,16 @@ from peers.operators import WARM_UP, profile_file
 
 from edge_asr.audio import read_audio
 from edge_asr.benchmark.random_models import save_random
-from edge_asr.bundle import DEFAULT_MODEL, Bundle, Precision
+from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle, Precision
 from edge_asr.calibration import Budget, Int8Options, quantize_bundle
 from edge_asr.calibration.measure import Loss, MeasuredClip, Reference
 from edge_asr.errors import EdgeAsrError, GateError
-from edge_asr.export.clips import find_clips, load_clips
-from edge_asr.export.weights import load_float32
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.graph.weights import load_float32
 from edge_asr.manifest import read_manifest
+from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.runtime.backends import OnnxRuntimeBackend
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
 Numbers = dict[str, float]

@@ -40,13 +40,13 @@ from peers.operators import profile_file
 from peers.whole import load_speech, measure_peak_mb, time_cold_starts, time_many_files
 
 from edge_asr.audio import read_audio
-from edge_asr.bundle import EMBEDDED_MODELS, Bundle
+from edge_asr.bundle.folder import EMBEDDED_MODELS, Bundle
 from edge_asr.calibration.sensitivity import count_multiply_adds
-from edge_asr.export.weights import load_float32
+from edge_asr.graph.weights import load_float32
 from edge_asr.manifest import read_manifest
 from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.backends import OnnxRuntimeBackend, create_backend
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
 

@@ -37,7 +37,7 @@ from acceptance.report import markdown
 from acceptance.sections import Answer, child_main, gate, not_run, section_names
 from acceptance.settings import Settings
 
-from edge_asr.bundle import Bundle, list_embedded_models
+from edge_asr.bundle.folder import Bundle, list_embedded_models
 from edge_asr.diagnostics.check import Check
 from edge_asr.diagnostics.cuda import check_cuda
 from edge_asr.diagnostics.inference import check_onnxruntime

@@ -71,8 +71,8 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from edge_asr.checkpoints.native import save_checkpoint
+    from edge_asr.feature_config import FeatureConfig
     from edge_asr.model import ConformerConfig, ConformerCTC
-    from edge_asr.runtime.features import FeatureConfig
     from edge_asr.vocabulary import Vocabulary
 
     torch.manual_seed(0)

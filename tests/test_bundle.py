@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from edge_asr.bundle import Artifact, Bundle, BundleInfo, sha256_of
+from edge_asr.bundle.folder import Artifact, Bundle, BundleInfo, sha256_of
 from edge_asr.errors import BundleError
-from edge_asr.runtime.features import FeatureConfig
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 
 

@@ -51,7 +51,7 @@ def test_any_stack_counts_as_its_convolutions(stages: list[tuple[int, int, int]]
 def test_the_model_counts_the_same() -> None:
     """On tensors, as the network does."""
     from edge_asr.model.masks import valid_frames
-    from edge_asr.model.subsampling import subsampled_lens
+    from edge_asr.model.subsampling.striding import subsampled_lens
 
     lens = torch.arange(0, 60)
     for factor, first in ((4, 1), (8, -6), (4, 7), (1, 1)):

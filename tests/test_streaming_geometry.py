@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_asr.errors import ConfigError
-from edge_asr.streaming import StreamingGeometry
+from edge_asr.stream_geometry import StreamingGeometry
 
 #: NeMo's FastConformer of 480 ms, its first layers only.
 NEMO = StreamingGeometry(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_asr.benchmark.schema import Accuracy
-from edge_asr.bundle import sha256_of
+from edge_asr.bundle.folder import sha256_of
 from edge_asr.errors import ManifestError
 from edge_asr.manifest import Manifest, read_manifest
 from edge_asr.metrics import compute_error_rates

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edge_asr.audio import read_audio
 from edge_asr.benchmark.schema import Audio
-from edge_asr.bundle import EMBEDDED_MODELS
+from edge_asr.bundle.folder import EMBEDDED_MODELS
 from edge_asr.errors import AudioError
 
 F32Array = npt.NDArray[np.float32]

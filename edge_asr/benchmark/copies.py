@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from edge_asr.benchmark.schema import Times
 from edge_asr.runtime.backends import Backend
-from edge_asr.runtime.tensorrt_backend import TensorRTBackend
+from edge_asr.runtime.engine.backend import TensorRTBackend
 
 ON_CPU = "onnxruntime on the CPU reads and writes the host's memory: there is no copy"
 ON_CUDA = "onnxruntime copies inside its run; both copies are in encode"

@@ -16,8 +16,8 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.runtime.events import STREAM_SAMPLE_RATE
-from edge_asr.runtime.sources import AudioBlock, Loss
+from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE
+from edge_asr.runtime.live.sources import AudioBlock, Loss
 
 Waveform = npt.NDArray[np.float32]
 

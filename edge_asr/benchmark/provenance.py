@@ -14,7 +14,7 @@ from edge_asr.benchmark.clocks import read_clocks
 from edge_asr.benchmark.machine_records import Machine as MachineRecord
 from edge_asr.diagnostics.jetson import l4t_release
 from edge_asr.diagnostics.machine import Machine
-from edge_asr.runtime.cuda import query_gpu
+from edge_asr.runtime.engine.cuda import query_gpu
 
 PACKAGES = (
     "numpy",

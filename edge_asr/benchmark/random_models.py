@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_asr.bundle import Bundle, Precision
+from edge_asr.bundle.folder import Bundle, Precision
 from edge_asr.errors import ConfigError, require
 from edge_asr.model.config import PRESETS, ConformerConfig
 
@@ -66,8 +66,8 @@ def save_random(name: str, folder: Path, *, normalize: str = "none") -> Path:
     config = random_config(name)
     torch = require("torch", extra="export")
     from edge_asr.checkpoints import save_checkpoint
+    from edge_asr.feature_config import FeatureConfig
     from edge_asr.model import ConformerCTC
-    from edge_asr.runtime.features import FeatureConfig
     from edge_asr.vocabulary import Vocabulary
 
     torch.manual_seed(0)

@@ -29,14 +29,14 @@ from edge_asr.benchmark.schema import BenchReport, Cell, Configuration, PowerRea
 from edge_asr.benchmark.stages import StagedRecognizer
 from edge_asr.benchmark.statistics import four_digits
 from edge_asr.benchmark.streams import find_most_sustained, run_streams, warm_decoder
-from edge_asr.bundle import MANIFEST_NAME, PRECISIONS, Artifact, Bundle, CpuGraph, Precision, sha256_of
+from edge_asr.bundle.folder import MANIFEST_NAME, PRECISIONS, Artifact, Bundle, CpuGraph, Precision, sha256_of
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.manifest import Manifest
 from edge_asr.runtime.backends import OnnxRuntimeBackend
-from edge_asr.runtime.events import STREAM_SAMPLE_RATE
+from edge_asr.runtime.engine.backend import TensorRTBackend
+from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE
+from edge_asr.runtime.live.streaming_decoder import streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
-from edge_asr.runtime.streaming_decoder import streaming_decoders
-from edge_asr.runtime.tensorrt_backend import TensorRTBackend
 
 MIN_POWER_S = 2.0
 NO_STREAMS = "not asked for: --streams N"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_asr.benchmark.machine_records import Machine
-from edge_asr.benchmark.records import json_from_record, record_from_json
 from edge_asr.benchmark.statistics import Summary, summarize
 from edge_asr.errors import ConfigError
+from edge_asr.records import json_from_record, record_from_json
 
 SCHEMA_VERSION = 1
 STAGES = ("features", "copy_to_device", "encode", "copy_to_host", "decode", "total")

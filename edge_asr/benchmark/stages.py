@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.runtime.backends import Backend
-from edge_asr.runtime.features import FeatureExtractor, FeatureStream
+from edge_asr.runtime.features.extractor import FeatureExtractor, FeatureStream
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.transcript import Transcript
 

@@ -25,16 +25,16 @@ from edge_asr.benchmark.fresh_process import hash_texts
 from edge_asr.benchmark.paced_source import PacedSource
 from edge_asr.benchmark.schema import Streams, Times
 from edge_asr.errors import GateError
-from edge_asr.runtime.events import STREAM_SAMPLE_RATE, Event, Final, Gap, Partial
-from edge_asr.runtime.live import LiveConfig, LiveRecognizer
-from edge_asr.runtime.partials import (
+from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE, Event, Final, Gap, Partial
+from edge_asr.runtime.live.partials import (
     AudioHistory,
     Hypothesis,
     PartialDecoder,
     Transcriber,
     WindowedDecoder,
 )
-from edge_asr.runtime.streaming_decoder import StreamingDecoder
+from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+from edge_asr.runtime.live.streaming_decoder import StreamingDecoder
 from edge_asr.runtime.transcript import Transcript
 
 STREAMING, WINDOWED = "streaming", "windowed"

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge_asr.errors import BundleError, EdgeAsrError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
-from edge_asr.runtime.features import FeatureConfig
 from edge_asr.vocabulary import Vocabulary, VocabularyKind
 
 if TYPE_CHECKING:
-    from edge_asr.streaming import StreamingGeometry
+    from edge_asr.stream_geometry import StreamingGeometry
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -32,7 +32,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 #: Folder of the models that ship inside the package; each holds `bundle/` and `checkpoint/`.
-EMBEDDED_MODELS = Path(__file__).resolve().parent / "models"
+EMBEDDED_MODELS = Path(__file__).resolve().parent.parent / "models"
 DEFAULT_MODEL = "tiny-en"
 
 
@@ -137,7 +137,7 @@ class StreamingInfo:
         """
         if not isinstance(data, Mapping):
             raise BundleError(f"streaming is {data!r}; it must be an object, or null without a stream.onnx")
-        from edge_asr.streaming import StreamingGeometry
+        from edge_asr.stream_geometry import StreamingGeometry
 
         _check_keys("streaming of bundle.json", data, cls)
         return cls(

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import edge_asr
-from edge_asr.bundle import MANIFEST_NAME, TOKENS_NAME, Artifact, BundleInfo, CpuGraph, Precision, sha256_of
-from edge_asr.runtime.features import FeatureConfig
+from edge_asr.bundle.folder import (
+    MANIFEST_NAME,
+    TOKENS_NAME,
+    Artifact,
+    BundleInfo,
+    CpuGraph,
+    Precision,
+    sha256_of,
+)
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

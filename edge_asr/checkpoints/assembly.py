@@ -16,9 +16,9 @@ from torch import Tensor
 
 from edge_asr.checkpoints.native import Checkpoint, check_agreement
 from edge_asr.errors import CheckpointError, ConfigError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.model.config import ConformerConfig
 from edge_asr.model.ctc import ConformerCTC
-from edge_asr.runtime.features import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 
 

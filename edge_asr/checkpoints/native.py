@@ -19,9 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from edge_asr.errors import CheckpointError, ConfigError, VocabularyError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.model.config import ConformerConfig
 from edge_asr.model.ctc import ConformerCTC
-from edge_asr.runtime.features import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1

@@ -24,8 +24,9 @@ from torch import Tensor
 from edge_asr.checkpoints.assembly import TensorMap, build_features
 from edge_asr.checkpoints.safe_yaml import Settings
 from edge_asr.errors import CheckpointError
-from edge_asr.runtime.features import FeatureConfig, build_window
-from edge_asr.runtime.mel import build_mel_filters
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.extractor import build_window
+from edge_asr.runtime.features.mel import build_mel_filters
 
 GENERATIONS = ("nemo", "nemo-2.4")
 _NEW_SINCE = (2, 5)

@@ -27,9 +27,9 @@ from edge_asr.checkpoints.safe_torch import load_tensors
 from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_json
 from edge_asr.checkpoints.vocabularies import move_blank_last, vocabulary_from_tokens
 from edge_asr.errors import CheckpointError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.model.config import ConformerConfig
-from edge_asr.runtime.features import FeatureConfig
-from edge_asr.runtime.float32_tables import build_float32_window
+from edge_asr.runtime.features.float32_tables import build_float32_window
 from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.pt"

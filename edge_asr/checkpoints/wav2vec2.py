@@ -28,9 +28,9 @@ from edge_asr.checkpoints.safe_yaml import Settings, load_json
 from edge_asr.checkpoints.vocabularies import move_blank_last
 from edge_asr.checkpoints.wav2vec2_tokenizer import load_vocabulary
 from edge_asr.errors import CheckpointError
-from edge_asr.model.attention_rotary import rotary_frequencies
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.model.attention.rotary import rotary_frequencies
 from edge_asr.model.config import ConformerConfig
-from edge_asr.runtime.features import FeatureConfig
 
 ARCHITECTURE = "Wav2Vec2ConformerForCTC"
 _PREFIX = "wav2vec2_conformer"

@@ -23,7 +23,7 @@ from edge_asr.checkpoints.assembly import TensorMap, build_features
 from edge_asr.checkpoints.safe_archive import read_file
 from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_json
 from edge_asr.errors import CheckpointError
-from edge_asr.runtime.features import FeatureConfig
+from edge_asr.feature_config import FeatureConfig
 
 #: torchaudio.compliance.kaldi, _feature_window_function; all symmetric.
 _WINDOWS = {

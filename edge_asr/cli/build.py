@@ -1,7 +1,7 @@
 """`edge-asr build`: TensorRT engines of a bundle, for this device, proven on it.
 
 It parses, shows the stages on stderr and prints one line an engine or, with --json, the reports. What this
-file does not do: build or prove anything (edge_asr.export.engine_builder).
+file does not do: build or prove anything (edge_asr.export.engine.builder).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import click
 from edge_asr.cli.export import parse_precisions, stage_display
 
 if TYPE_CHECKING:
-    from edge_asr.bundle import Precision
-    from edge_asr.export.engine_report import EngineReport
-    from edge_asr.runtime.engines import Flavor
+    from edge_asr.bundle.folder import Precision
+    from edge_asr.export.engine.report import EngineReport
+    from edge_asr.runtime.engine.sidecar import Flavor
 
 
 class _NumberList(click.ParamType):  # type: ignore[type-arg]
@@ -153,10 +153,10 @@ def build_engines(
         bundle: folder or name.
         precisions: none for the smaller ones that the bundle has.
         document: print one JSON document, of this and "engines"; None prints lines.
-        options: of `edge_asr.export.engine_builder.build_engine`.
+        options: of `edge_asr.export.engine.builder.build_engine`.
     """
-    from edge_asr.bundle import Bundle
-    from edge_asr.export.engine_builder import build_engine, default_precisions
+    from edge_asr.bundle.folder import Bundle
+    from edge_asr.export.engine.builder import build_engine, default_precisions
 
     reports: list[EngineReport] = []
     try:

@@ -20,11 +20,11 @@ from edge_asr.cli.streaming_options import make_streaming_options, streaming_opt
 from edge_asr.errors import require
 
 if TYPE_CHECKING:
-    from edge_asr.bundle import Precision
+    from edge_asr.bundle.folder import Precision
     from edge_asr.export.pipeline import Weights
     from edge_asr.export.prover import StageProgress
     from edge_asr.export.report import ExportReport
-    from edge_asr.runtime.engines import Flavor
+    from edge_asr.runtime.engine.sidecar import Flavor
 
 PRECISION_NAMES = ("fp32", "fp16", "int8")
 

@@ -123,7 +123,7 @@ def _is_buffer(name: str) -> bool:
 
 
 def _describe_bundle(path_or_name: str | Path) -> dict[str, Any]:
-    from edge_asr.bundle import Bundle
+    from edge_asr.bundle.folder import Bundle
 
     bundle = Bundle.load(path_or_name, allow_unverified=True)
     return {
@@ -136,9 +136,9 @@ def _describe_bundle(path_or_name: str | Path) -> dict[str, Any]:
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    from edge_asr.feature_config import FeatureConfig
     from edge_asr.model.config import ConformerConfig
     from edge_asr.model.streamable import describe_streaming
-    from edge_asr.runtime.features import FeatureConfig
     from edge_asr.vocabulary import Vocabulary
 
     config_file, weights_file = path / "config.json", path / "model.safetensors"

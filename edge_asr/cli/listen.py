@@ -21,9 +21,9 @@ import click
 from edge_asr.cli.options import recognizer_options
 
 if TYPE_CHECKING:
-    from edge_asr.runtime.events import Event
-    from edge_asr.runtime.live import LiveRecognizer
-    from edge_asr.runtime.microphone import InputDevice, MicrophoneSource
+    from edge_asr.runtime.live.events import Event
+    from edge_asr.runtime.live.microphone import InputDevice, MicrophoneSource
+    from edge_asr.runtime.live.recognizer import LiveRecognizer
 
 _SIGNAL_EXIT = 128
 
@@ -83,16 +83,16 @@ def command(
     edge-asr listen --device usb --record heard.wav
     edge-asr listen --json | my-robot
     """
-    from edge_asr.runtime import microphone
+    from edge_asr.runtime.live import microphone
 
     if list_devices:
         _print_devices(microphone.list_devices(), as_json=as_json)
         return
 
-    from edge_asr.runtime.live import LiveConfig, LiveRecognizer
+    from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+    from edge_asr.runtime.live.sources import Recorder, check_recording_path
+    from edge_asr.runtime.live.streaming_decoder import streaming_decoders
     from edge_asr.runtime.recognizer import Recognizer
-    from edge_asr.runtime.sources import Recorder, check_recording_path
-    from edge_asr.runtime.streaming_decoder import streaming_decoders
 
     wanted = int(device) if device is not None and device.isdecimal() else device
     # Before the model is loaded: what can be refused at once.
@@ -207,7 +207,7 @@ class _TextPrinter:
         self._line.stop()
 
     def show(self, event: Event) -> None:
-        from edge_asr.runtime.events import Final, Gap, Partial
+        from edge_asr.runtime.live.events import Final, Gap, Partial
 
         if isinstance(event, Partial):
             self._show_partial(event.text)

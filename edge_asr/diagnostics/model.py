@@ -20,7 +20,7 @@ def check_model(model: str | None) -> list[Check]:
     """The embedded model (None) or a named bundle, whole: every artefact compared with its hash."""
     name = "embedded model" if model is None else "model"
     try:
-        from edge_asr.bundle import DEFAULT_MODEL, Bundle
+        from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 
         bundle = Bundle.load(DEFAULT_MODEL if model is None else model)
     except (EdgeAsrError, ImportError, OSError) as error:
@@ -44,7 +44,7 @@ def check_sample() -> list[Check]:
     """A real transcription of the embedded sample with the embedded model, compared with its text."""
     name = "transcription"
     try:
-        from edge_asr.bundle import EMBEDDED_MODELS
+        from edge_asr.bundle.folder import EMBEDDED_MODELS
         from edge_asr.runtime.recognizer import Recognizer
 
         sample = EMBEDDED_MODELS / "samples" / "robot_commands.flac"

@@ -17,7 +17,7 @@ from edge_asr.diagnostics.machine import Machine
 from edge_asr.diagnostics.probe import run_probe
 
 if TYPE_CHECKING:
-    from edge_asr.runtime.engines import Flavor
+    from edge_asr.runtime.engine.sidecar import Flavor
 
 #: Prints the problem instead of a traceback: TensorRT says what is wrong to its logger, not in the exception.
 PROBE = """

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_asr.export.weightless import mapped_file, return_memory
+from edge_asr.graph.weightless import mapped_file, return_memory
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """Whether a network can run chunk by chunk, and with which geometry; no torch needed.
 
-Does: the rules, what they allow in words, and the numbers (`edge_asr.streaming`), from the configuration
-alone.
-Does not: choose a context where a checkpoint lists several (edge_asr.export.streaming_plan), or run
+Does: the rules, what they allow in words, and the numbers (`edge_asr.stream_geometry`), from the
+configuration alone.
+Does not: choose a context where a checkpoint lists several (edge_asr.export.streaming.plan), or run
 anything (streaming.py).
 
 NeMo's own streaming has the same chunks (nemo/collections/asr/modules/conformer_encoder.py,
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge_asr.errors import ConfigError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.model.config import ConformerConfig, ContextStyle
-from edge_asr.runtime.feature_presets import FeatureConfig
-from edge_asr.streaming import StreamingGeometry
+from edge_asr.stream_geometry import StreamingGeometry
 
 _CACHED = ("rel_pos", "absolute_pos")
 

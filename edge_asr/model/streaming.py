@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from edge_asr.model.ctc import ConformerCTC
 from edge_asr.model.encoder import ConformerBlock
 from edge_asr.model.masks import MASKED_SCORE, valid_frames
-from edge_asr.model.subsampling import subsampled_lens
-from edge_asr.streaming import StreamingGeometry
+from edge_asr.model.subsampling.striding import subsampled_lens
+from edge_asr.stream_geometry import StreamingGeometry
 
 
 class StreamState(NamedTuple):

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import AudioError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
 

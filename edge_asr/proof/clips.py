@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.audio import read_audio
-from edge_asr.bundle import EMBEDDED_MODELS
+from edge_asr.bundle.folder import EMBEDDED_MODELS
 from edge_asr.errors import AudioError
 from edge_asr.manifest import read_manifest
 

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import EdgeAsrError, GateError
-from edge_asr.export.proof_cases import FAMILIES, ProofCase
 from edge_asr.frames import OutputFrames
-from edge_asr.runtime.ctc import greedy_decode
+from edge_asr.proof.cases import FAMILIES, ProofCase
+from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

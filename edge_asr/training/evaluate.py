@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.metrics import ErrorRates, compute_error_rates
 from edge_asr.model import ConformerCTC
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.training.corpus import Clip
 from edge_asr.vocabulary import Vocabulary
 

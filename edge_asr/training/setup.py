@@ -20,9 +20,10 @@ import torch
 
 from edge_asr.checkpoints.native import Checkpoint, load_checkpoint
 from edge_asr.errors import ConfigError, TrainingError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.metrics import normalize_text
 from edge_asr.model import ConformerConfig, ConformerCTC
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.training.config import TrainConfig
 from edge_asr.training.corpus import Corpus, Progress, check_targets, load_corpus
 from edge_asr.training.pipeline import compute_cmvn

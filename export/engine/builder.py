@@ -20,32 +20,28 @@ import numpy as np
 import numpy.typing as npt
 
 import edge_asr
-from edge_asr.bundle import Artifact, Bundle, Precision
+from edge_asr.bundle.folder import ENGINES_FOLDER, Artifact, Bundle, Precision
 from edge_asr.errors import ConfigError, EngineError, GateError, ManifestError, require
-from edge_asr.export.clips import find_clips, load_clips
-from edge_asr.export.engine_cases import build_engine_cases
-from edge_asr.export.engine_files import TIMING_CACHE_NAME, adding_files, check_place, write_file
-from edge_asr.export.engine_plan import is_strongly_typed, make_plan
-from edge_asr.export.engine_profiles import DEFAULT_BATCH, DEFAULT_PROFILE_SECONDS, build_profiles
-from edge_asr.export.engine_proof import EngineProof, prove_engine
-from edge_asr.export.engine_report import EngineReport
-from edge_asr.export.proof import Progress
+from edge_asr.export.engine.cases import build_engine_cases
+from edge_asr.export.engine.files import TIMING_CACHE_NAME, adding_files, check_place, write_file
+from edge_asr.export.engine.plan import is_strongly_typed, make_plan
+from edge_asr.export.engine.profiles import DEFAULT_BATCH, DEFAULT_PROFILE_SECONDS, build_profiles
+from edge_asr.export.engine.proof import EngineProof, prove_engine
+from edge_asr.export.engine.report import EngineReport
 from edge_asr.manifest import Utterance, read_manifest
+from edge_asr.proof.clips import find_clips, load_clips
+from edge_asr.proof.compare import Progress
 from edge_asr.runtime.backends import OnnxRuntimeBackend
-from edge_asr.runtime.engines import (
-    ENGINES_FOLDER,
+from edge_asr.runtime.engine.api import create_logger, cuda_version, load_tensorrt, version_of
+from edge_asr.runtime.engine.lookup import build_command, fingerprint, plan_path_of, sidecar_path_of
+from edge_asr.runtime.engine.sidecar import (
     FLAVORS,
     SIDECAR_FORMAT_VERSION,
     DeviceIdentity,
     EngineProfile,
     EngineSidecar,
     Flavor,
-    build_command,
-    fingerprint,
-    plan_path_of,
-    sidecar_path_of,
 )
-from edge_asr.runtime.tensorrt_api import create_logger, cuda_version, load_tensorrt, version_of
 from edge_asr.runtime.windows import OVERLAP_S
 
 if TYPE_CHECKING:
@@ -217,7 +213,7 @@ class _ProofInputs:
 
     def run(self, bundle: Bundle, plan: Path, sidecar: EngineSidecar, progress: Progress) -> EngineProof:
         """Run the plan, which is not at its place yet, against the fp32 model."""
-        from edge_asr.runtime.tensorrt_backend import TensorRTBackend
+        from edge_asr.runtime.engine.backend import TensorRTBackend
 
         engine = TensorRTBackend(
             bundle, sidecar.precision, flavor=sidecar.flavor, allow_unverified=True, engine=(plan, sidecar)
@@ -260,7 +256,7 @@ class _Stages:
 
 def _opset_17_copy(model: bytes, n_mels: int) -> bytes:
     onnx = require("onnx", extra="export")
-    from edge_asr.export.opset17 import check_opset17, convert_to_opset17
+    from edge_asr.export.engine.opset17 import check_opset17, convert_to_opset17
 
     original = onnx.load_from_string(model)
     converted = convert_to_opset17(original)

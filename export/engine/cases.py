@@ -1,7 +1,7 @@
 """The inputs of an engine's proof: those of an export, cut to what the engine takes, and its profiles' edges.
 
 The first run of a shape, the one that records a CUDA graph and the one that replays it take different roads
-(runtime/tensorrt_engine.py), so each profile's best shape comes three times in a row, each time with other
+(runtime/engine/runner.py), so each profile's best shape comes three times in a row, each time with other
 speech. Nothing is run here; engine_proof.py does.
 """
 
@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle import BundleInfo
-from edge_asr.export.proof_cases import CasePlan, ProofCase, build_cases
-from edge_asr.runtime.engines import EngineProfile
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.bundle.folder import BundleInfo
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
+from edge_asr.runtime.engine.sidecar import EngineProfile
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
 

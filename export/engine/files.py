@@ -1,7 +1,7 @@
 """Engines on disk: where one may be written, and how its files appear all at once.
 
 The folder of a fingerprint holds the plans of several precisions. New files join it by a swap of folders
-(export/atomic.py), the others being linked into the new one: a reader sees the old engine or the new one,
+(edge_asr/atomic.py), the others being linked into the new one: a reader sees the old engine or the new one,
 and an interrupted build leaves the old one. What this file does not do: know what is in the files.
 """
 
@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_asr.bundle import Bundle, Precision
+from edge_asr.atomic import partial_folder, put_in_place, umask
+from edge_asr.bundle.folder import Bundle, Precision
 from edge_asr.errors import EngineError
-from edge_asr.export.atomic import partial_folder, put_in_place, umask
-from edge_asr.runtime.engines import plan_path_of
+from edge_asr.runtime.engine.lookup import plan_path_of
 
 TIMING_CACHE_NAME = "timing.cache"
 

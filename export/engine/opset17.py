@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import GateError, require
-from edge_asr.export.half_rounding import unoptimized_session
+from edge_asr.export.fp16.rounding import unoptimized_session
 from edge_asr.export.onnx_export import INPUT_NAMES
 
 if TYPE_CHECKING:

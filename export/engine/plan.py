@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edge_asr.bundle import Precision
+from edge_asr.bundle.folder import Precision
 from edge_asr.errors import EngineError
-from edge_asr.export.engine_parser import parse_network
-from edge_asr.export.engine_profiles import add_profiles
-from edge_asr.runtime.engines import EngineProfile, EngineTensor
+from edge_asr.export.engine.parser import parse_network
+from edge_asr.export.engine.profiles import add_profiles
+from edge_asr.runtime.engine.sidecar import EngineProfile, EngineTensor
 
 #: Called with (steps done, steps in all) of the whole build.
 BuildProgress = Callable[[int, int], None]

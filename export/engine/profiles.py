@@ -14,8 +14,9 @@ from itertools import pairwise
 from typing import Any
 
 from edge_asr.errors import ConfigError, EngineError
-from edge_asr.runtime.engines import EngineProfile
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.engine.sidecar import EngineProfile
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle import BundleInfo, Precision
-from edge_asr.export.proof import Outputs, Progress, ProofStep, Tolerance, compare_outputs, run_cases
-from edge_asr.export.proof_cases import ProofCase
+from edge_asr.bundle.folder import BundleInfo, Precision
 from edge_asr.frames import OutputFrames
 from edge_asr.manifest import Utterance
 from edge_asr.metrics import compute_error_rates
+from edge_asr.proof.cases import ProofCase
+from edge_asr.proof.compare import Outputs, Progress, ProofStep, Tolerance, compare_outputs, run_cases
 from edge_asr.runtime.backends import Backend
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.windows import OVERLAP_S, WINDOW_S, WindowGeometry

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_asr.runtime.engines import EngineSidecar
+from edge_asr.runtime.engine.sidecar import EngineSidecar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

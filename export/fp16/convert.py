@@ -83,7 +83,7 @@ def _refuse_what_is_not_float32(model: onnx.ModelProto) -> None:
     half = [i.name for i in model.graph.initializer if i.data_type == TensorProto.FLOAT16]
     if half:
         raise GateError(
-            f"weight {half[0]} is float16 already; undo the storage casts first (export/weights.py)"
+            f"weight {half[0]} is float16 already; undo the storage casts first (edge_asr/graph/weights.py)"
         )
     if model.functions:
         raise GateError(

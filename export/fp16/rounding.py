@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edge_asr.errors import BackendError, GateError, require
 from edge_asr.export.onnx_export import INPUT_NAMES, OUTPUT_NAME
-from edge_asr.export.weightless import mapped_file
+from edge_asr.graph.weightless import mapped_file
 
 if TYPE_CHECKING:
     import onnx

@@ -1,8 +1,8 @@
 """The streaming step as one ONNX graph: a fixed chunk, a dynamic batch, states in and out.
 
 Names, order and layout are NeMo's cache-aware export's, which sherpa-onnx's online recognizer feeds
-(edge_asr.streaming, docs/streaming.md). Time is dynamic too, between the shortest window and the longest: the
-first windows of a clip have less in front of them. Simplifying and checking go as for the offline graph.
+(edge_asr.stream_geometry, docs/streaming.md). Time is dynamic too, between the shortest window and the
+longest: the first windows of a clip have less in front of them. Simplifying and checking go as for the offline graph.
 
 Sources: NeMo, nemo/collections/asr/modules/conformer_encoder.py (`forward_for_export`); sherpa-onnx,
 sherpa-onnx/csrc/online-nemo-ctc-model.cc (metadata) and scripts/nemo/fast-conformer-hybrid-transducer-ctc.
@@ -17,7 +17,7 @@ import numpy as np
 from edge_asr.errors import GateError, require
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_module
 from edge_asr.export.optimize import check_model, simplify_and_compare
-from edge_asr.streaming import STREAM_INPUTS, STREAM_OUTPUTS, StreamingGeometry
+from edge_asr.stream_geometry import STREAM_INPUTS, STREAM_OUTPUTS, StreamingGeometry
 
 if TYPE_CHECKING:
     import onnx

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.export.proof import Outputs, Progress, ProofStep, TorchModel, compare_outputs, run_cases
-from edge_asr.export.proof_cases import ProofCase
-from edge_asr.export.weightless import mapped_file
+from edge_asr.graph.weightless import mapped_file
+from edge_asr.proof.cases import ProofCase
+from edge_asr.proof.compare import Outputs, Progress, ProofStep, TorchModel, compare_outputs, run_cases
 from edge_asr.runtime.streaming_model import StreamingModel
-from edge_asr.streaming import StreamingGeometry
+from edge_asr.stream_geometry import StreamingGeometry
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

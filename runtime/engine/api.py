@@ -2,7 +2,7 @@
 
 Both flavors, `tensorrt` and `tensorrt_rtx`, have one interface under two names. Nothing is imported before
 `load_tensorrt` is called. Features are probed where they are used, not looked up by version. What this file
-does not do: build (edge_asr.export.engine_builder) or run (tensorrt_backend.py).
+does not do: build (edge_asr.export.engine.builder) or run (tensorrt_backend.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from edge_asr.errors import EngineError, MissingDependencyError
-from edge_asr.runtime.engine_sidecar import NV_TEGRA_RELEASE, Flavor
+from edge_asr.runtime.engine.sidecar import NV_TEGRA_RELEASE, Flavor
 
 logger = logging.getLogger(__name__)
 

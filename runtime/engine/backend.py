@@ -22,19 +22,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle import Bundle, Precision
+from edge_asr.bundle.folder import Bundle, Precision
 from edge_asr.errors import BackendError, DeviceError, EngineError
-from edge_asr.runtime.cuda import Cuda
-from edge_asr.runtime.engine_sidecar import (
+from edge_asr.runtime.engine.api import load_tensorrt, version_of
+from edge_asr.runtime.engine.cuda import Cuda
+from edge_asr.runtime.engine.lookup import build_command, check_engine, find_engine
+from edge_asr.runtime.engine.runner import EngineRunner, RunShape
+from edge_asr.runtime.engine.sidecar import (
     NV_TEGRA_RELEASE,
     DeviceIdentity,
     EngineProfile,
     EngineSidecar,
     Flavor,
 )
-from edge_asr.runtime.engines import build_command, check_engine, find_engine
-from edge_asr.runtime.tensorrt_api import load_tensorrt, version_of
-from edge_asr.runtime.tensorrt_engine import EngineRunner, RunShape
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]

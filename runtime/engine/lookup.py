@@ -25,7 +25,7 @@ and JetPack are named beside the differences, as likely causes.
 The one exception: a TensorRT-RTX plan built on a machine without a GPU (`gpu_name` null) holds no kernels;
 those are compiled where it runs. It may run on any GPU, of the same flavor, version, OS and architecture.
 
-What this file does not do: build plans (edge_asr.export.engine_builder) or run them (tensorrt_backend.py);
+What this file does not do: build plans (edge_asr.export.engine.builder) or run them (tensorrt_backend.py);
 whether an engine that was never proven may run is the backend's decision, by `EngineSidecar.proven`.
 """
 
@@ -36,9 +36,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from edge_asr.bundle import ENGINES_FOLDER, Bundle, Precision, sha256_of
+from edge_asr.bundle.folder import ENGINES_FOLDER, Bundle, Precision, sha256_of
 from edge_asr.errors import BundleError, EngineError
-from edge_asr.runtime.engine_sidecar import (
+from edge_asr.runtime.engine.sidecar import (
     FLAVORS,
     SIDECAR_FORMAT_VERSION,
     DeviceIdentity,

@@ -33,9 +33,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import DeviceError, EngineError
-from edge_asr.runtime.cuda import Cuda
-from edge_asr.runtime.engine_sidecar import EngineProfile, EngineSidecar
-from edge_asr.runtime.tensorrt_api import create_logger
+from edge_asr.runtime.engine.api import create_logger
+from edge_asr.runtime.engine.cuda import Cuda
+from edge_asr.runtime.engine.sidecar import EngineProfile, EngineSidecar
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]

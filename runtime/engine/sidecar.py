@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edge_asr.bundle import PRECISIONS, Precision
+from edge_asr.bundle.folder import PRECISIONS, Precision
 from edge_asr.errors import EngineError
-from edge_asr.runtime.cuda import query_gpu
+from edge_asr.runtime.engine.cuda import query_gpu
 
 SIDECAR_FORMAT_VERSION = 1
 NV_TEGRA_RELEASE = Path("/etc/nv_tegra_release")

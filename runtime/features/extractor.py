@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import AudioError, ConfigError
-from edge_asr.runtime.feature_normalization import normalize_features
-from edge_asr.runtime.feature_presets import FeatureConfig
-from edge_asr.runtime.fft import load_rfft
-from edge_asr.runtime.float32_tables import build_float32_mel_filters, build_float32_window
-from edge_asr.runtime.mel import build_mel_filters
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.fft import load_rfft
+from edge_asr.runtime.features.float32_tables import build_float32_mel_filters, build_float32_window
+from edge_asr.runtime.features.mel import build_mel_filters
+from edge_asr.runtime.features.normalization import normalize_features
 
 __all__ = ["FeatureConfig", "FeatureExtractor", "FeatureStream"]
 

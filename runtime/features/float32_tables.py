@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.runtime.mel import mel_from_hz
+from edge_asr.runtime.features.mel import mel_from_hz
 
 F32Array = npt.NDArray[np.float32]
 F64Array = npt.NDArray[np.float64]

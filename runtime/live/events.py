@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edge_asr.runtime.ctc import Token, Word
+from edge_asr.runtime.decoding.greedy import Token, Word
 
 STREAM_SAMPLE_RATE = 16_000
 

@@ -26,9 +26,9 @@ import numpy.typing as npt
 
 from edge_asr.audio import ResampleStream
 from edge_asr.errors import ConfigError, DeviceError
-from edge_asr.runtime.events import STREAM_SAMPLE_RATE
-from edge_asr.runtime.loss_clock import LossClock
-from edge_asr.runtime.sources import AudioBlock, Loss
+from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE
+from edge_asr.runtime.live.loss_clock import LossClock
+from edge_asr.runtime.live.sources import AudioBlock, Loss
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.ctc import Token
-from edge_asr.runtime.events import STREAM_SAMPLE_RATE
+from edge_asr.runtime.decoding.greedy import Token
+from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE
 from edge_asr.runtime.transcript import Transcript
 from edge_asr.vocabulary import join_pieces
 

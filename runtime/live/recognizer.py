@@ -20,17 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import ConfigError, EdgeAsrError
-from edge_asr.runtime.endpointing import Endpoint, EndpointConfig, Endpointer
-from edge_asr.runtime.events import (
-    STREAM_SAMPLE_RATE,
-    Error,
-    Event,
-    Final,
-    FinalReason,
-    Gap,
-    Partial,
-)
-from edge_asr.runtime.partials import (
+from edge_asr.runtime.live.endpointing import Endpoint, EndpointConfig, Endpointer
+from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE, Error, Event, Final, FinalReason, Gap, Partial
+from edge_asr.runtime.live.partials import (
     AudioHistory,
     Hypothesis,
     PartialDecoder,
@@ -38,7 +30,7 @@ from edge_asr.runtime.partials import (
     WindowedDecoder,
     shift_tokens,
 )
-from edge_asr.runtime.sources import AudioSource, Loss, Recorder
+from edge_asr.runtime.live.sources import AudioSource, Loss, Recorder
 
 _STEP_SAMPLES = 320
 

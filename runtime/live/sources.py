@@ -21,7 +21,7 @@ import soundfile
 
 from edge_asr.audio import AudioFile, ResampleStream, check_sample_rate, mono_from_waveform
 from edge_asr.errors import AudioError, ConfigError
-from edge_asr.runtime.events import STREAM_SAMPLE_RATE, GapReason
+from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE, GapReason
 
 Waveform = npt.NDArray[np.float32]
 

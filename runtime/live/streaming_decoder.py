@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Literal
 
 from edge_asr.audio import ResampleStream
 from edge_asr.errors import BundleError, ConfigError
-from edge_asr.runtime.ctc import GreedyDecoder, Token, TokenRuns, tokens_from_runs
-from edge_asr.runtime.events import STREAM_SAMPLE_RATE
-from edge_asr.runtime.feature_presets import FeatureConfig
-from edge_asr.runtime.features import FeatureExtractor
-from edge_asr.runtime.partials import AudioHistory, Hypothesis
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.decoding.greedy import GreedyDecoder, Token, TokenRuns, tokens_from_runs
+from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE
+from edge_asr.runtime.live.partials import AudioHistory, Hypothesis
 from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.vocabulary import Vocabulary
 

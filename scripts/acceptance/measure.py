@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle import Bundle
-from edge_asr.export.clips import find_clips, load_clips
-from edge_asr.export.proof import LogProbModel, Outputs, run_cases
-from edge_asr.export.proof_cases import CasePlan, ProofCase, build_cases
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.bundle.folder import Bundle
+from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
+from edge_asr.proof.clips import find_clips, load_clips
+from edge_asr.proof.compare import LogProbModel, Outputs, run_cases
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from acceptance.settings import Settings
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import ConfigError, MissingDependencyError
-from edge_asr.export.proof import LogProbModel
+from edge_asr.proof.compare import LogProbModel
 from edge_asr.runtime.backends import create_backend
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def open_runner(name: str, settings: Settings, bundle: Bundle) -> LogProbModel:
 
 def open_engine(bundle: Bundle, flavor: str, rest: str) -> LogProbModel:
     """An engine of the bundle; `rest` is its precision, and whether CUDA graphs are off."""
-    from edge_asr.runtime.tensorrt_backend import TensorRTBackend
+    from edge_asr.runtime.engine.backend import TensorRTBackend
 
     precision, _, options = rest.partition(" ")
     return TensorRTBackend(

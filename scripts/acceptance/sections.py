@@ -22,11 +22,11 @@ from acceptance.runners import (
     torch_names,
 )
 from acceptance.settings import Settings
-from edge_asr.bundle import PRECISIONS, Bundle, Precision
+from edge_asr.bundle.folder import PRECISIONS, Bundle, Precision
 from edge_asr.errors import ConfigError, EdgeAsrError, MissingDependencyError
-from edge_asr.export.proof import run_cases
+from edge_asr.proof.compare import run_cases
 from edge_asr.runtime.backends import OnnxRuntimeBackend, check_device
-from edge_asr.runtime.engine_sidecar import FLAVORS, DeviceIdentity, Flavor
+from edge_asr.runtime.engine.sidecar import FLAVORS, DeviceIdentity, Flavor
 
 Answer = dict[str, Any]
 Save = Callable[[Answer], None]
@@ -138,7 +138,7 @@ def _torch(settings: Settings, bundle: Bundle, save: Save) -> Answer:
 
 
 def _engine(flavor: Flavor, precision: Precision, settings: Settings, bundle: Bundle, save: Save) -> Answer:
-    from edge_asr.export.engine_builder import build_engine
+    from edge_asr.export.engine.builder import build_engine
 
     if settings.rehearsal and flavor == "tensorrt":
         return not_run("a rehearsal has no GPU, and TensorRT builds on the GPU that will run the engine")

@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.checkpoints import Checkpoint, load_any
 from edge_asr.checkpoints.vocabularies import original_ids, original_order
 from edge_asr.export.pipeline import export_bundle
-from edge_asr.export.proof_cases import CasePlan
-from edge_asr.export.streaming_plan import StreamingOptions
+from edge_asr.export.streaming.plan import StreamingOptions
+from edge_asr.proof.cases import CasePlan
 from edge_asr.runtime.backends import OnnxRuntimeBackend
-from edge_asr.runtime.ctc import greedy_decode
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.runtime.decoding.greedy import greedy_decode
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.recognizer import Recognizer
 from golden.fixtures import F32Array, Fixture
 from golden.streaming import compare_streams, has_streams

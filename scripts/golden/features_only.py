@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from golden.compare import Result, worst_of
 from golden.fixtures import Fixture
 

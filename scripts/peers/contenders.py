@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle import Precision
-from edge_asr.runtime.ctc import greedy_decode
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.bundle.folder import Precision
+from edge_asr.runtime.decoding.greedy import greedy_decode
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.recognizer import Recognizer
 from peers.files import ModelFiles
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import onnx
 
 from edge_asr.benchmark.random_models import save_random
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.writer import onnx_metadata, write_token_files
 from edge_asr.calibration import Budget, Int8Options
 from edge_asr.checkpoints import Checkpoint, load_any
 from edge_asr.export import CasePlan, export_bundle
-from edge_asr.export.bundle_writer import onnx_metadata, write_token_files
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import set_metadata, simplify_graph
 from edge_asr.model import ConformerCTC

@@ -17,7 +17,7 @@ from fake_tensorrt import FakeGpu
 
 from edge_asr.benchmark.copies import ON_CPU, ON_CUDA, UNKNOWN, time_copies
 from edge_asr.errors import BackendError, EngineError
-from edge_asr.runtime.tensorrt_backend import TensorRTBackend
+from edge_asr.runtime.engine.backend import TensorRTBackend
 
 
 def test_other_backends_have_a_reason() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from edge_asr.benchmark import machine_records, schema
-from edge_asr.benchmark.records import record_from_json
 from edge_asr.benchmark.schema import SCHEMA_VERSION, BenchReport, Times
 from edge_asr.errors import ConfigError
+from edge_asr.records import record_from_json
 
 
 def test_round_trip(report: BenchReport) -> None:

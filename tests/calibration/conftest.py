@@ -13,14 +13,14 @@ import pytest
 import soundfile
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.calibration.angles import shift_to_angles
 from edge_asr.calibration.groups import GROUPS
 from edge_asr.calibration.quantizer import activation_tensors
 from edge_asr.calibration.ranges import collect_statistics
-from edge_asr.export.clips import find_clips, load_clips
-from edge_asr.export.weights import load_float32
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.graph.weights import load_float32
+from edge_asr.proof.clips import find_clips, load_clips
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.vocabulary import Vocabulary
 
 F32Array = npt.NDArray[np.float32]

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from edge_asr.audio import read_audio
-from edge_asr.bundle import EMBEDDED_MODELS
+from edge_asr.bundle.folder import EMBEDDED_MODELS
 from edge_asr.calibration.calibration_set import (
     CalibrationSet,
     embedded_calibration_set,
@@ -24,8 +24,9 @@ from edge_asr.calibration.calibration_set import (
 )
 from edge_asr.calibration.clips import CalibrationClip, Color, hash_file, make_noise, measure_rms_dbfs
 from edge_asr.errors import AudioError, ConfigError, ManifestError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.manifest import read_manifest
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 RATE = 16_000
 PINNED = ["0.5_40_0", "3_30_1", "2_20_0", "8_40_1", "5_40_0", "1_10_1", "1_40_1", "0.5_10_1", "0.5_20_0"]

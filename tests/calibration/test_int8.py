@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 from edge_asr.audio import read_audio
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.calibration import sensitivity
 from edge_asr.calibration.groups import GROUPS
 from edge_asr.calibration.int8 import Int8Options, Int8Result, quantize_to_int8
@@ -26,9 +26,9 @@ from edge_asr.calibration.measure import Loss, MeasuredClip, Reference, run_clip
 from edge_asr.calibration.sensitivity import Budget
 from edge_asr.errors import AudioError, ConfigError
 from edge_asr.export.optimize import check_graph
-from edge_asr.export.weights import load_float32
+from edge_asr.graph.weights import load_float32
 from edge_asr.manifest import Utterance
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
 ANYTHING = Budget(max_wer_loss=1.0, min_agreement=0.0)

@@ -15,17 +15,17 @@ import onnx
 import onnxruntime
 import pytest
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.calibration import Budget, Int8Options, quantize_bundle, sensitivity
+from edge_asr.calibration.cpu_graph import make_cpu_graph
 from edge_asr.calibration.int8 import Int8Result
 from edge_asr.calibration.measure import time_graphs
 from edge_asr.errors import BundleError, GateError
 from edge_asr.export import CasePlan
-from edge_asr.export.cpu_graph import make_cpu_graph
 from edge_asr.export.optimize import check_graph, count_operators
-from edge_asr.export.proof import run_cases
-from edge_asr.export.proof_cases import build_cases
-from edge_asr.export.sessions import open_graph
+from edge_asr.graph.session import open_graph
+from edge_asr.proof.cases import build_cases
+from edge_asr.proof.compare import run_cases
 from edge_asr.runtime.backends import OnnxRuntimeBackend, choose_precision
 from edge_asr.runtime.recognizer import Recognizer
 

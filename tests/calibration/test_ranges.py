@@ -21,7 +21,8 @@ from edge_asr.calibration.ranges import (
     collect_statistics,
 )
 from edge_asr.errors import ConfigError, GateError
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
 TENSORS = ["x", "hidden", "active", "y"]

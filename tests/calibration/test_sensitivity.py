@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from edge_asr.bundle import EMBEDDED_MODELS
+from edge_asr.bundle.folder import EMBEDDED_MODELS
 from edge_asr.calibration.groups import Group
 from edge_asr.calibration.measure import Loss
 from edge_asr.calibration.sensitivity import Budget, Sensitivity, choose_groups, count_multiply_adds

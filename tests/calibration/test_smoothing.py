@@ -16,8 +16,9 @@ from edge_asr.audio import read_audio
 from edge_asr.calibration.ranges import collect_channel_amax
 from edge_asr.calibration.smoothing import find_smoothable_tensors, smooth_model
 from edge_asr.errors import ConfigError
-from edge_asr.export.weights import load_float32
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.graph.weights import load_float32
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
 C = 8

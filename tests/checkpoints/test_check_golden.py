@@ -19,8 +19,8 @@ from golden.fixtures import find_fixtures
 from make_nemo import changed, write_nemo
 
 from edge_asr.checkpoints import load_any
-from edge_asr.runtime.ctc import greedy_decode
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.runtime.decoding.greedy import greedy_decode
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 LENGTHS = (9000, 16000)
 

@@ -22,8 +22,8 @@ from edge_asr.checkpoints import (
     save_checkpoint,
 )
 from edge_asr.errors import CheckpointError
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerConfig, ConformerCTC
-from edge_asr.runtime.features import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_characters("abc ")

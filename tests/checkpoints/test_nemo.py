@@ -248,7 +248,7 @@ def test_contexts_are_masks(tmp_path: Path, contexts: Any, style: str, visible: 
 
 
 def test_every_look_ahead_is_kept_for_the_export_to_choose(tmp_path: Path) -> None:
-    from edge_asr.export.streaming_plan import StreamingOptions, plan_streaming
+    from edge_asr.export.streaming.plan import StreamingOptions, plan_streaming
 
     contexts = [[8, 3], [8, 1], [8, 0]]
     encoder = {

@@ -13,7 +13,8 @@ from make_nemo import CONFIG, changed, load, random_weights, write_nemo
 
 from edge_asr.checkpoints import LoadOptions, load_any
 from edge_asr.errors import CheckpointError
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 
 @pytest.mark.parametrize("version", ["1.23.0", "2.4.0"])

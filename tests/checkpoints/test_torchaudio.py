@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from edge_asr.checkpoints import Checkpoint, LoadOptions, find_loader, load_any
 from edge_asr.checkpoints.vocabularies import original_order
 from edge_asr.errors import CheckpointError
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
-from edge_asr.runtime.mel import build_mel_filters
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.features.mel import build_mel_filters
 
 FIXTURES = ("torchaudio-conformer", "torchaudio-conformer-norm")
 D, HEADS, FF, LAYERS, KERNEL = 24, 3, 20, 2, 5

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from edge_asr.checkpoints import Checkpoint, LoadOptions, find_loader, load_any
 from edge_asr.checkpoints.vocabularies import original_order
 from edge_asr.errors import CheckpointError
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 FIXTURES = ("hf-wav2vec2conformer-relative", "hf-wav2vec2conformer-rotary")
 D, HEADS, FF, LAYERS, KERNEL = 24, 3, 20, 2, 5

@@ -29,7 +29,7 @@ from torch import Tensor
 from edge_asr.checkpoints import Checkpoint, LoadOptions, find_loader, load_any
 from edge_asr.checkpoints.vocabularies import original_order
 from edge_asr.errors import CheckpointError, EdgeAsrError
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 FIXTURES = ("wenet-conformer", "wenet-u2pp")
 

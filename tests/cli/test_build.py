@@ -19,11 +19,11 @@ import onnx
 import pytest
 from click.testing import Result
 
-from edge_asr.bundle import Bundle, sha256_of
+from edge_asr.bundle.folder import Bundle, sha256_of
 from edge_asr.errors import GateError
-from edge_asr.export import engine_builder
-from edge_asr.export.engine_report import EngineReport
-from edge_asr.runtime.engines import DeviceIdentity, EngineProfile, EngineSidecar
+from edge_asr.export.engine import builder as engine_builder
+from edge_asr.export.engine.report import EngineReport
+from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineProfile, EngineSidecar
 
 Run = Callable[..., Result]
 

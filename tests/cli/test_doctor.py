@@ -6,7 +6,7 @@ import json
 import platform
 from pathlib import Path
 
-from edge_asr import bundle as bundle_module
+from edge_asr.bundle import folder as bundle_module
 from edge_asr.diagnostics import environment
 from edge_asr.diagnostics.machine import Machine
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.calibration import Budget
 
 

@@ -8,17 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_asr.bundle import Bundle, resolve_bundle_path
+from edge_asr.bundle.folder import Bundle, resolve_bundle_path
 from edge_asr.diagnostics.engines import check_engines
 from edge_asr.diagnostics.tensorrt import TensorRTState
-from edge_asr.runtime.engines import (
-    DeviceIdentity,
-    EngineProfile,
-    EngineSidecar,
-    fingerprint,
-    plan_path_of,
-    sidecar_path_of,
-)
+from edge_asr.runtime.engine.lookup import fingerprint, plan_path_of, sidecar_path_of
+from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineProfile, EngineSidecar
 
 RTX = TensorRTState(flavor="tensorrt-rtx", version="1.7.1.116")
 

@@ -16,7 +16,7 @@ def test_a_missing_runtime_module_is_a_line_not_a_traceback(monkeypatch) -> None
 
 
 def test_a_named_bundle_that_was_altered_is_broken(tmp_path: Path) -> None:
-    from edge_asr.bundle import resolve_bundle_path
+    from edge_asr.bundle.folder import resolve_bundle_path
 
     copy = tmp_path / "bundle"
     shutil.copytree(resolve_bundle_path("tiny-en"), copy)

@@ -19,9 +19,10 @@ from edge_asr.export import CasePlan, pipeline
 from edge_asr.export.fold import fold_batch_norm
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import simplify_graph
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerConfig, ConformerCTC
-from edge_asr.runtime.engines import DeviceIdentity
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.runtime.engine.sidecar import DeviceIdentity
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.vocabulary import Vocabulary
 
 F32Array = npt.NDArray[np.float32]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import edge_asr.export.atomic as atomic
+import edge_asr.atomic as atomic
+from edge_asr.atomic import check_target, replacing_folder
 from edge_asr.errors import BundleError
-from edge_asr.export.atomic import check_target, replacing_folder
 
 
 def write_bundle(folder: Path, content: str) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edge_asr.bundle import Bundle, Precision, sha256_of
+from edge_asr.bundle.folder import Bundle, Precision, sha256_of
 from edge_asr.errors import (
     AudioError,
     BundleError,
@@ -33,17 +33,18 @@ from edge_asr.errors import (
     ManifestError,
     MissingDependencyError,
 )
-from edge_asr.export import engine_builder
-from edge_asr.export.engine_builder import build_engine, default_precisions
-from edge_asr.export.engine_parser import parse_network
-from edge_asr.export.engine_report import EngineReport
-from edge_asr.export.fp16 import convert_to_fp16
-from edge_asr.export.opset17 import convert_to_opset17
-from edge_asr.export.proof_cases import CasePlan
-from edge_asr.runtime import tensorrt_backend
+from edge_asr.export.engine import builder as engine_builder
+from edge_asr.export.engine.builder import build_engine, default_precisions
+from edge_asr.export.engine.opset17 import convert_to_opset17
+from edge_asr.export.engine.parser import parse_network
+from edge_asr.export.engine.report import EngineReport
+from edge_asr.export.fp16.convert import convert_to_fp16
+from edge_asr.proof.cases import CasePlan
 from edge_asr.runtime.backends import OnnxRuntimeBackend
-from edge_asr.runtime.engines import DeviceIdentity, EngineSidecar, build_command, find_engine
-from edge_asr.runtime.tensorrt_api import create_logger
+from edge_asr.runtime.engine import backend as tensorrt_backend
+from edge_asr.runtime.engine.api import create_logger
+from edge_asr.runtime.engine.lookup import build_command, find_engine
+from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineSidecar
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_models import quantize

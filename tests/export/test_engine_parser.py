@@ -12,11 +12,11 @@ import onnx
 import pytest
 
 from edge_asr.errors import EngineError
-from edge_asr.export import engine_parser
-from edge_asr.export.engine_parser import ParserIssue, Refusal, parse_network
-from edge_asr.export.engine_plan import make_plan
-from edge_asr.runtime.engines import EngineProfile
-from edge_asr.runtime.tensorrt_api import create_logger
+from edge_asr.export.engine import parser as engine_parser
+from edge_asr.export.engine.parser import ParserIssue, Refusal, parse_network
+from edge_asr.export.engine.plan import make_plan
+from edge_asr.runtime.engine.api import create_logger
+from edge_asr.runtime.engine.sidecar import EngineProfile
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_models import make_graph, quantize

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from edge_asr.errors import ConfigError, EngineError
-from edge_asr.export.engine_profiles import add_profiles, build_profiles, check_inputs, input_ranges
-from edge_asr.runtime.engines import EngineProfile
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
+from edge_asr.export.engine.profiles import add_profiles, build_profiles, check_inputs, input_ranges
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.engine.sidecar import EngineProfile
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 NEMO = FeatureConfig.from_preset("nemo")
 

@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BackendError
-from edge_asr.export.clips import find_clips, load_clips
-from edge_asr.export.engine_cases import build_engine_cases
-from edge_asr.export.engine_profiles import build_profiles
-from edge_asr.export.engine_proof import BARS, EngineProof, prove_engine
-from edge_asr.export.proof_cases import CasePlan, ProofCase
+from edge_asr.export.engine.cases import build_engine_cases
+from edge_asr.export.engine.profiles import build_profiles
+from edge_asr.export.engine.proof import BARS, EngineProof, prove_engine
 from edge_asr.manifest import Utterance
+from edge_asr.proof.cases import CasePlan, ProofCase
+from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 
 F32Array = npt.NDArray[np.float32]

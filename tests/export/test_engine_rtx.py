@@ -20,26 +20,28 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from edge_asr.bundle import Bundle, Precision, sha256_of
+from edge_asr.bundle.folder import Bundle, Precision, sha256_of
 from edge_asr.calibration.groups import GROUPS
 from edge_asr.calibration.quantizer import activation_tensors, quantize_model
 from edge_asr.calibration.ranges import collect_statistics
 from edge_asr.cli.main import cli
 from edge_asr.export import pipeline
-from edge_asr.export.clips import find_clips, load_clips
-from edge_asr.export.engine_builder import NOT_RUN, build_engine
-from edge_asr.export.engine_parser import parse_network
-from edge_asr.export.engine_plan import make_plan
-from edge_asr.export.engine_profiles import build_profiles
-from edge_asr.export.fp16 import convert_to_fp16
+from edge_asr.export.engine.builder import NOT_RUN, build_engine
+from edge_asr.export.engine.parser import parse_network
+from edge_asr.export.engine.plan import make_plan
+from edge_asr.export.engine.profiles import build_profiles
+from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.export.inference_form import to_inference_form
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import simplify_graph
-from edge_asr.export.weights import load_float32
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.graph.weights import load_float32
 from edge_asr.model import ConformerConfig, ConformerCTC
-from edge_asr.runtime.engines import EngineSidecar, build_command
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
-from edge_asr.runtime.tensorrt_api import create_logger
+from edge_asr.proof.clips import find_clips, load_clips
+from edge_asr.runtime.engine.api import create_logger
+from edge_asr.runtime.engine.lookup import build_command
+from edge_asr.runtime.engine.sidecar import EngineSidecar
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 HIDE_AND_RUN = """

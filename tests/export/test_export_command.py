@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.cli.main import cli
 from edge_asr.export import pipeline
-from edge_asr.export.proof import Tolerance
+from edge_asr.proof.compare import Tolerance
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_failed_proof_is_exit_3(
     invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "edge_asr.export.proof.Tolerance", lambda: Tolerance(max_error=1e-12, max_relative_error=0.0)
+        "edge_asr.proof.compare.Tolerance", lambda: Tolerance(max_error=1e-12, max_relative_error=0.0)
     )
     result = invoke("-o", tmp_path / "b", "--keep-failed", tmp_path / "kept")
     assert result.exit_code == 3

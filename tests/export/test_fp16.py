@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_asr.errors import GateError
 from edge_asr.export.fold import fold_batch_norm
-from edge_asr.export.fp16 import convert_to_fp16
-from edge_asr.export.half_rounding import RoundedModel, measure_peaks, unoptimized_session
+from edge_asr.export.fp16.convert import convert_to_fp16
+from edge_asr.export.fp16.rounding import RoundedModel, measure_peaks, unoptimized_session
 from edge_asr.export.inference_form import to_inference_form
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import check_graph, set_metadata, simplify_graph

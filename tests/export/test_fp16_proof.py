@@ -11,18 +11,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-import edge_asr.export.fp16_proof as fp16_proof
-from edge_asr.bundle import Bundle
+import edge_asr.export.fp16.proof as fp16_proof
+from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import GateError
 from edge_asr.export import CasePlan
-from edge_asr.export.clips import find_clips, load_clips
-from edge_asr.export.fp16 import convert_to_fp16
-from edge_asr.export.fp16_proof import MIN_AGREEMENT, PEAK_LIMIT, Fp16Proof, prove_fp16
-from edge_asr.export.half_rounding import unoptimized_session
-from edge_asr.export.proof import Outputs, run_cases
-from edge_asr.export.proof_cases import ProofCase, build_cases
-from edge_asr.export.weights import load_float32
-from edge_asr.runtime.features import FeatureConfig
+from edge_asr.export.fp16.convert import convert_to_fp16
+from edge_asr.export.fp16.proof import MIN_AGREEMENT, PEAK_LIMIT, Fp16Proof, prove_fp16
+from edge_asr.export.fp16.rounding import unoptimized_session
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.graph.weights import load_float32
+from edge_asr.proof.cases import ProofCase, build_cases
+from edge_asr.proof.clips import find_clips, load_clips
+from edge_asr.proof.compare import Outputs, run_cases
 from edge_asr.vocabulary import Vocabulary
 
 PLAN = CasePlan(random_lengths=1, max_random_s=4.0, max_batch=3)

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import edge_asr.export.half_rounding as half_rounding
+import edge_asr.export.fp16.rounding as half_rounding
 from edge_asr.errors import GateError
-from edge_asr.export.fp16 import convert_to_fp16
-from edge_asr.export.half_rounding import (
+from edge_asr.export.fp16.convert import convert_to_fp16
+from edge_asr.export.fp16.rounding import (
     RoundedModel,
     float16_values,
     measure_peaks,

@@ -27,9 +27,9 @@ from edge_asr.export.inference_form import (
 )
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import simplify_graph
-from edge_asr.model.attention import RelPosAttention
-from edge_asr.model.convolution import Convolution
-from edge_asr.model.subsampling import ConvSubsampling
+from edge_asr.model.attention.relative import RelPosAttention
+from edge_asr.model.convolution.base import Convolution
+from edge_asr.model.subsampling.striding import ConvSubsampling
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 from small_models import N_MELS, build_model

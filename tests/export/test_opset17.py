@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_asr.errors import GateError
-from edge_asr.export.fp16 import convert_to_fp16
-from edge_asr.export.half_rounding import unoptimized_session
-from edge_asr.export.opset17 import check_opset17, convert_to_opset17
+from edge_asr.export.engine.opset17 import check_opset17, convert_to_opset17
+from edge_asr.export.fp16.convert import convert_to_fp16
+from edge_asr.export.fp16.rounding import unoptimized_session
 from edge_asr.export.optimize import check_graph, set_metadata
 
 X = np.random.default_rng(0).standard_normal((2, 5, 6)).astype(np.float32)

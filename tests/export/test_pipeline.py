@@ -16,11 +16,11 @@ import onnx
 import pytest
 import soundfile
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import AudioError, BundleError, ConfigError, GateError, MissingDependencyError
 from edge_asr.export import ExportReport, export_bundle, pipeline
-from edge_asr.export.clips import find_clips, load_clips
 from edge_asr.model import ConformerCTC
+from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.runtime.recognizer import Recognizer
 
 Arguments = Callable[..., dict[str, Any]]

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.calibration import Budget, Int8Options, sensitivity
 from edge_asr.calibration.measure import time_graphs
 from edge_asr.errors import BundleError, GateError
-from edge_asr.export import ExportReport, export_bundle, fp16_proof
+from edge_asr.export import ExportReport, export_bundle
+from edge_asr.export.fp16 import proof as fp16_proof
 from edge_asr.runtime.recognizer import Recognizer
 
 Arguments = Callable[..., dict[str, Any]]

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from edge_asr.errors import BackendError, GateError
-from edge_asr.export.proof import ProofStep, Tolerance, compare_outputs, run_cases
-from edge_asr.export.proof_cases import ProofCase
+from edge_asr.proof.cases import ProofCase
+from edge_asr.proof.compare import ProofStep, Tolerance, compare_outputs, run_cases
 from edge_asr.vocabulary import Vocabulary
 
 F32Array = npt.NDArray[np.float32]

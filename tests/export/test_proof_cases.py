@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from edge_asr.errors import AudioError
-from edge_asr.export.proof_cases import FAMILIES, CasePlan, ProofCase, build_cases
-from edge_asr.runtime.features import FeatureConfig
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.proof.cases import FAMILIES, CasePlan, ProofCase, build_cases
 
 F32Array = npt.NDArray[np.float32]
 FACTOR = 8

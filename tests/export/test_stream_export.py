@@ -21,20 +21,20 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.cli.main import cli
 from edge_asr.errors import BundleError, GateError
 from edge_asr.export import pipeline
-from edge_asr.export.engine_parser import parse_network
-from edge_asr.export.proof_cases import CasePlan, build_cases
-from edge_asr.export.stream_export import check_stream, make_stream_graph
-from edge_asr.export.stream_proof import prove_stream, stream_cases
+from edge_asr.export.engine.parser import parse_network
+from edge_asr.export.streaming.graph import check_stream, make_stream_graph
+from edge_asr.export.streaming.proof import prove_stream, stream_cases
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerCTC
 from edge_asr.model.streamable import geometry_from_config
 from edge_asr.model.streaming import StreamingStep
-from edge_asr.runtime.features import FeatureConfig
-from edge_asr.runtime.tensorrt_api import create_logger
-from edge_asr.streaming import STREAM_INPUTS, STREAM_OUTPUTS
+from edge_asr.proof.cases import CasePlan, build_cases
+from edge_asr.runtime.engine.api import create_logger
+from edge_asr.stream_geometry import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.vocabulary import Vocabulary
 
 F32Array = npt.NDArray[np.float32]

@@ -11,7 +11,7 @@ import pytest
 from edge_asr.checkpoints import Checkpoint, load_checkpoint
 from edge_asr.errors import ConfigError
 from edge_asr.export import StreamingOptions
-from edge_asr.export.streaming_plan import StreamingPlan, plan_streaming
+from edge_asr.export.streaming.plan import StreamingPlan, plan_streaming
 
 NEMO_CONTEXTS = [[70, 13], [70, 6], [70, 1], [70, 0]]
 

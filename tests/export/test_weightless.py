@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_asr.export.weightless import join_weights, mapped_file, split_weights
+from edge_asr.graph.weightless import join_weights, mapped_file, split_weights
 
 F32Array = npt.NDArray[np.float32]
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_asr.errors import GateError
 from edge_asr.export.optimize import check_graph
-from edge_asr.export.weights import store_weights_as_float16
+from edge_asr.graph.weights import store_weights_as_float16
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:

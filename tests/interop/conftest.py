@@ -14,7 +14,7 @@ import pytest
 
 from edge_asr.audio import read_audio
 from edge_asr.export import CasePlan, export_bundle
-from edge_asr.export.weights import store_weights_as_float16
+from edge_asr.graph.weights import store_weights_as_float16
 
 sys.path.insert(0, str(Path(__file__).parent))  # for golden_tokens
 

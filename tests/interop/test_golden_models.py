@@ -18,7 +18,7 @@ import sherpa_onnx
 import soundfile
 from golden_tokens import edit_distance, ids_of
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 
 PER_FEATURE = (
     "nemo-conformer-char",

@@ -15,15 +15,15 @@ import onnx
 import pytest
 
 from edge_asr.audio import read_audio
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.calibration.groups import GROUPS, group_nodes
 from edge_asr.calibration.measure import MeasuredClip, Reference
 from edge_asr.calibration.quantizer import activation_tensors, quantize_model
 from edge_asr.calibration.ranges import collect_statistics
-from edge_asr.export.engine_parser import parse_network
-from edge_asr.export.fp16 import convert_to_fp16
-from edge_asr.runtime.features import FeatureExtractor
-from edge_asr.runtime.tensorrt_api import create_logger
+from edge_asr.export.engine.parser import parse_network
+from edge_asr.export.fp16.convert import convert_to_fp16
+from edge_asr.runtime.engine.api import create_logger
+from edge_asr.runtime.features.extractor import FeatureExtractor
 
 FAMILIES = (
     "nemo-conformer-char",

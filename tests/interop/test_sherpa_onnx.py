@@ -14,7 +14,7 @@ import pytest
 import sherpa_onnx
 
 from edge_asr.audio import read_audio
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.manifest import Utterance
 from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.recognizer import Recognizer

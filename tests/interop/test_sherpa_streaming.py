@@ -20,9 +20,9 @@ import numpy.typing as npt
 import soundfile
 from golden_tokens import edit_distance, ids_of
 
-from edge_asr.bundle import Bundle
-from edge_asr.runtime.ctc import greedy_decode
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.bundle.folder import Bundle
+from edge_asr.runtime.decoding.greedy import greedy_decode
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.streaming_model import StreamingModel
 
 F32Array = npt.NDArray[np.float32]

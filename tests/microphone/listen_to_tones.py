@@ -15,8 +15,8 @@ from tones import RATE, ToneRecognizer, silence, speak
 
 from edge_asr.cli.listen import run_live
 from edge_asr.cli.main import LazyGroup
-from edge_asr.runtime.live import LiveConfig, LiveRecognizer
-from edge_asr.runtime.sources import FileSource
+from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+from edge_asr.runtime.live.sources import FileSource
 
 
 class _Group(LazyGroup):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.endpointing import EndpointConfig, Endpointer, LevelMeter
+from edge_asr.runtime.live.endpointing import EndpointConfig, Endpointer, LevelMeter
 
 RATE = 16_000
 

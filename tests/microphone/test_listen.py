@@ -20,9 +20,9 @@ from test_microphone import DEVICES, FakeSoundDevice
 
 from edge_asr.cli import listen
 from edge_asr.cli.main import cli
-from edge_asr.runtime.live import LiveRecognizer
-from edge_asr.runtime.partials import WindowedDecoder
-from edge_asr.runtime.streaming_decoder import StreamingDecoder
+from edge_asr.runtime.live.partials import WindowedDecoder
+from edge_asr.runtime.live.recognizer import LiveRecognizer
+from edge_asr.runtime.live.streaming_decoder import StreamingDecoder
 
 PROGRAM = Path(__file__).with_name("listen_to_tones.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "TERM": "xterm"}
@@ -262,7 +262,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
 def test_the_runtime_imports_without_portaudio() -> None:
     program = (
         "import sys; sys.modules['sounddevice'] = None\n"
-        "import edge_asr.runtime.live, edge_asr.runtime.microphone, edge_asr.cli.listen\n"
+        "import edge_asr.runtime.live.recognizer, edge_asr.runtime.live.microphone, edge_asr.cli.listen\n"
         "assert not [m for m in ('torch', 'onnx', 'onnxruntime', 'rich') if m in sys.modules]\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env=ENVIRONMENT, timeout=60)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from tones import RATE, WORDS, ToneRecognizer, silence, speak
 
 from edge_asr.errors import AudioError, ConfigError, DeviceError
-from edge_asr.runtime.endpointing import EndpointConfig
-from edge_asr.runtime.events import Error, Event, Final, Gap, Partial
-from edge_asr.runtime.live import LiveConfig, LiveRecognizer
-from edge_asr.runtime.sources import AudioBlock, FileSource, Loss, Recorder
+from edge_asr.runtime.live.endpointing import EndpointConfig
+from edge_asr.runtime.live.events import Error, Event, Final, Gap, Partial
+from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+from edge_asr.runtime.live.sources import AudioBlock, FileSource, Loss, Recorder
 
 SHORT = EndpointConfig(max_utterance_s=5.0, cut_search_s=2.0)
 

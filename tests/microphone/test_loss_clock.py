@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_asr.runtime.loss_clock import LossClock
+from edge_asr.runtime.live.loss_clock import LossClock
 
 BLOCK_S = 0.02
 

@@ -15,11 +15,11 @@ import pytest
 from tones import WORDS, ToneRecognizer, speak
 
 from edge_asr.errors import ConfigError, DeviceError
-from edge_asr.runtime import microphone
-from edge_asr.runtime.events import Gap
-from edge_asr.runtime.live import LiveRecognizer
-from edge_asr.runtime.microphone import MicrophoneConfig, MicrophoneSource, find_device, list_devices
-from edge_asr.runtime.sources import AudioBlock, Loss
+from edge_asr.runtime.live import microphone
+from edge_asr.runtime.live.events import Gap
+from edge_asr.runtime.live.microphone import MicrophoneConfig, MicrophoneSource, find_device, list_devices
+from edge_asr.runtime.live.recognizer import LiveRecognizer
+from edge_asr.runtime.live.sources import AudioBlock, Loss
 
 DEVICES = [
     {"name": "HDA: Speaker", "hostapi": 0, "max_input_channels": 0, "default_samplerate": 48000.0},
@@ -158,7 +158,7 @@ def test_no_portaudio_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> ModuleType:
         raise OSError("PortAudio library not found")
 
-    monkeypatch.setattr("edge_asr.runtime.microphone.importlib.import_module", refuse)
+    monkeypatch.setattr("edge_asr.runtime.live.microphone.importlib.import_module", refuse)
     with pytest.raises(DeviceError, match=r"PortAudio library not found.*apt install libportaudio2"):
         list_devices()
 

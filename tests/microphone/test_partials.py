@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tones import RATE, WORDS, ToneRecognizer, speak
 
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.ctc import Token
-from edge_asr.runtime.partials import AudioHistory, Hypothesis, WindowedDecoder
+from edge_asr.runtime.decoding.greedy import Token
+from edge_asr.runtime.live.partials import AudioHistory, Hypothesis, WindowedDecoder
 
 
 @settings(deadline=None, max_examples=30)

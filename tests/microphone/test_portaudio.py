@@ -289,7 +289,7 @@ def test_a_reader_that_is_too_slow_loses_audio_and_every_second_is_accounted_for
     """In a process of its own, whose PortAudio has seen no other sound server."""
     program = (
         "import time\n"
-        "from edge_asr.runtime.microphone import MicrophoneConfig, MicrophoneSource\n"
+        "from edge_asr.runtime.live.microphone import MicrophoneConfig, MicrophoneSource\n"
         "with MicrophoneSource(MicrophoneConfig(sample_rate=48000, queue_s=0.3)) as source:\n"
         "    source.read()\n"
         "    began = time.monotonic()\n"

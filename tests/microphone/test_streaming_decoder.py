@@ -23,16 +23,16 @@ from listen_program import Program
 from virtual_microphone import VirtualMicrophone
 
 from edge_asr.audio import read_audio
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BundleError, ConfigError
-from edge_asr.runtime.ctc import Token, greedy_decode, tokens_from_runs
-from edge_asr.runtime.events import Final, Partial
-from edge_asr.runtime.features import FeatureExtractor
-from edge_asr.runtime.live import LiveConfig, LiveRecognizer
-from edge_asr.runtime.partials import AudioHistory, Hypothesis
+from edge_asr.runtime.decoding.greedy import Token, greedy_decode, tokens_from_runs
+from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.live.events import Final, Partial
+from edge_asr.runtime.live.partials import AudioHistory, Hypothesis
+from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+from edge_asr.runtime.live.sources import FileSource
+from edge_asr.runtime.live.streaming_decoder import StreamingDecoder, streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
-from edge_asr.runtime.sources import FileSource
-from edge_asr.runtime.streaming_decoder import StreamingDecoder, streaming_decoders
 from edge_asr.runtime.streaming_model import StreamingModel
 
 RATE = 16_000

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edge_asr.errors import ConfigError
 from edge_asr.model import ConformerConfig
-from edge_asr.model.attention import (
+from edge_asr.model.attention.relative import (
     RelativePositions,
     RelPosAttention,
     TaylorAttention,

@@ -11,7 +11,7 @@ from small_models import N_MELS, build_model
 from unpadded_models import check_export
 
 from edge_asr.errors import ConfigError
-from edge_asr.model.attention_espnet import legacy_shift
+from edge_asr.model.attention.legacy import legacy_shift
 
 UNPADDED: dict[str, Any] = {"subsampling": "conv2d", "xscaling": True, "output_norm": True}
 

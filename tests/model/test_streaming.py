@@ -16,10 +16,10 @@ from torch import Tensor
 
 from edge_asr.errors import ConfigError
 from edge_asr.export.inference_form import HalfPositions, to_inference_form
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.model.streamable import geometry_from_config, why_not_streamable
 from edge_asr.model.streaming import StreamingStep, StreamState
-from edge_asr.runtime.features import FeatureConfig
 
 FEATURES = FeatureConfig.from_preset("nemo", n_mels=N_MELS)
 CHUNKED: dict[str, Any] = {"attention_context": (6, 2), "attention_context_style": "chunked_limited"}

@@ -8,8 +8,8 @@ from onnx_check import check_graph
 from small_models import build_model
 from torch.nn import functional as F
 
-from edge_asr.model.attention_plain import PlainAttention
-from edge_asr.model.convolution_group_norm import MaskedGroupNorm
+from edge_asr.model.attention.plain import PlainAttention
+from edge_asr.model.convolution.group_norm import MaskedGroupNorm
 from edge_asr.model.masks import attention_bias
 
 TORCHAUDIO: dict[str, Any] = {

@@ -9,9 +9,9 @@ from small_models import build_model
 from torch.nn import functional as F
 
 from edge_asr.errors import ConfigError
-from edge_asr.model.attention_rotary import RotaryAttention, RotaryPositions
+from edge_asr.model.attention.rotary import RotaryAttention, RotaryPositions
 from edge_asr.model.masks import attention_bias
-from edge_asr.model.subsampling_waveform import WaveformSubsampling
+from edge_asr.model.subsampling.waveform import WaveformSubsampling
 
 WAVEFORM: dict[str, Any] = {
     "n_mels": 1,

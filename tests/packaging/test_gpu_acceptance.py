@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_fake_tensorrt_engine_is_measured_with_and_without_cuda_graphs(
 ) -> None:
     from acceptance import sections
 
-    from edge_asr.export import engine_builder
+    from edge_asr.export.engine import builder as engine_builder
 
     sidecar = SimpleNamespace(
         tensorrt_version="10.13.3.9", build_time_s=61.0, plan_size_bytes=9_000_000, profiles=(1, 2, 3),
@@ -187,7 +187,7 @@ def test_fake_tensorrt_refusal_is_kept_and_fails_unless_rtx_does_not_serve_the_g
     from acceptance import sections
 
     from edge_asr.errors import EngineError
-    from edge_asr.export import engine_builder
+    from edge_asr.export.engine import builder as engine_builder
 
     def refuse(bundle, precision, **options):
         raise EngineError("Target GPU SM 90 is not supported by this TensorRT release")

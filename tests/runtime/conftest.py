@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge_asr.runtime.features import FeatureConfig
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.windows import WindowGeometry
 from edge_asr.vocabulary import Vocabulary
@@ -25,7 +25,7 @@ TONE_HZ = [300.0 * 1.4**index for index in range(len(VOCABULARY) - 1)]
 
 def _band_of(frequency: float) -> int:
     time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
-    from edge_asr.runtime.features import FeatureExtractor
+    from edge_asr.runtime.features.extractor import FeatureExtractor
 
     log_mel = FeatureExtractor(FEATURES)(np.sin(2 * np.pi * frequency * time).astype(np.float32))
     return int(np.argmax(log_mel[len(log_mel) // 2]))

@@ -18,17 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from fake_tensorrt import FakeGpu
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.runtime.backends import Backend
-from edge_asr.runtime.engines import (
-    DeviceIdentity,
-    EngineProfile,
-    EngineSidecar,
-    EngineTensor,
-    fingerprint,
-    plan_path_of,
-    sidecar_path_of,
-)
+from edge_asr.runtime.engine.lookup import fingerprint, plan_path_of, sidecar_path_of
+from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineProfile, EngineSidecar, EngineTensor
 
 F32Array = npt.NDArray[np.float32]
 TOLERANCE = 1e-4

@@ -20,13 +20,13 @@ import soundfile
 from engine_bundles import add_engine, copy_bundle
 from fake_tensorrt import FakeGpu
 
-from edge_asr.bundle import Bundle, CpuGraph, sha256_of
+from edge_asr.bundle.folder import Bundle, CpuGraph, sha256_of
 from edge_asr.cli import options
 from edge_asr.errors import BackendError, BundleError, EngineError, MissingDependencyError
 from edge_asr.runtime import backends
 from edge_asr.runtime.backends import OnnxRuntimeBackend, choose_backend, choose_precision, create_backend
+from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.recognizer import Recognizer
-from edge_asr.runtime.tensorrt_backend import TensorRTBackend
 
 PROFILES = ((10, 200, 200, 1, 1, 8), (200, 800, 800, 1, 1, 8), (800, 3000, 3000, 1, 1, 8))
 
@@ -163,7 +163,7 @@ def test_auto_without_engines_touches_no_tensorrt(
 ) -> None:
     for name in ("tensorrt", "tensorrt_rtx", "cuda"):
         monkeypatch.setitem(sys.modules, name, None)  # an import would raise
-    monkeypatch.delitem(sys.modules, "edge_asr.runtime.tensorrt_backend")
+    monkeypatch.delitem(sys.modules, "edge_asr.runtime.engine.backend")
     choice = choose_backend(make_bundle(), num_threads=1)
     assert choice.backend.name == "cpu"
     assert choice.max_frames is None
@@ -171,7 +171,7 @@ def test_auto_without_engines_touches_no_tensorrt(
         "auto chose cpu, fp32, 1 threads; not tensorrt: the bundle has no engine for it; "
     )
     assert "not cuda: backend 'cuda' needs CUDAExecutionProvider" in choice.reason
-    assert "edge_asr.runtime.tensorrt_backend" not in sys.modules
+    assert "edge_asr.runtime.engine.backend" not in sys.modules
 
 
 def test_fake_tensorrt_auto_takes_an_engine_that_fits(
@@ -350,7 +350,7 @@ def test_fake_tensorrt_a_recognizer_gives_the_text_of_the_cpu(
 
 
 def test_default_windows_fit_the_default_profiles(gpu: FakeGpu, make_bundle: Callable[..., Bundle]) -> None:
-    from edge_asr.export.engine_profiles import DEFAULT_PROFILE_SECONDS
+    from edge_asr.export.engine.profiles import DEFAULT_PROFILE_SECONDS
 
     with create_recognizer(make_bundle(), backend="cpu", num_threads=1) as recognizer:
         assert recognizer.windows.window_frames * 0.01 <= DEFAULT_PROFILE_SECONDS[-1]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_asr.runtime.ctc import (
+from edge_asr.runtime.decoding.greedy import (
     GreedyDecoder,
     TokenRuns,
     greedy_decode,

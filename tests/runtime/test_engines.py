@@ -20,18 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine_bundles import add_engine, copy_bundle
 from fake_tensorrt import FakeGpu
 
-from edge_asr.bundle import Bundle, sha256_of
+from edge_asr.bundle.folder import Bundle, sha256_of
 from edge_asr.errors import BackendError, EngineError
-from edge_asr.runtime import engine_sidecar
-from edge_asr.runtime.engines import (
-    DeviceIdentity,
-    EngineProfile,
-    EngineSidecar,
-    check_engine,
-    find_engine,
-    fingerprint,
-    has_engine,
-)
+from edge_asr.runtime.engine import sidecar as engine_sidecar
+from edge_asr.runtime.engine.lookup import check_engine, find_engine, fingerprint, has_engine
+from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineProfile, EngineSidecar
 
 ORIN = DeviceIdentity(
     gpu_name="Orin",
@@ -369,8 +362,8 @@ def test_a_link_to_the_bundle_or_within_it_is_fine(bundle: Bundle, tmp_path: Pat
 
 _LIGHT = """
 import sys
-import edge_asr.runtime.engines, edge_asr.runtime.tensorrt_api, edge_asr.runtime.tensorrt_backend
-import edge_asr.runtime.backends, edge_asr.runtime.cuda
+import edge_asr.runtime.engine.lookup, edge_asr.runtime.engine.api, edge_asr.runtime.engine.backend
+import edge_asr.runtime.backends, edge_asr.runtime.engine.cuda
 heavy = {"tensorrt", "tensorrt_rtx", "cuda", "torch", "onnx", "onnxruntime"} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -19,9 +19,10 @@ from engine_bundles import add_engine, copy_bundle
 from fake_cuda import FakeCudaRuntime
 
 from edge_asr.errors import EngineError
-from edge_asr.runtime.cuda import Cuda
-from edge_asr.runtime.engines import EngineSidecar, sidecar_path_of
-from edge_asr.runtime.tensorrt_engine import EngineRunner
+from edge_asr.runtime.engine.cuda import Cuda
+from edge_asr.runtime.engine.lookup import sidecar_path_of
+from edge_asr.runtime.engine.runner import EngineRunner
+from edge_asr.runtime.engine.sidecar import EngineSidecar
 
 
 def _signature_arity(documented: str, name: str) -> set[int]:

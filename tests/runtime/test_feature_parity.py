@@ -16,9 +16,10 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from edge_asr.runtime.feature_normalization import normalize_per_feature
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor
-from edge_asr.runtime.mel import build_mel_filters
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.features.mel import build_mel_filters
+from edge_asr.runtime.features.normalization import normalize_per_feature
 
 MAX_ERROR = 5e-4
 MEAN_ERROR = 1e-5

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.feature_normalization import normalize_features
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, build_window
-from edge_asr.runtime.mel import build_mel_filters
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.extractor import FeatureExtractor, build_window
+from edge_asr.runtime.features.mel import build_mel_filters
+from edge_asr.runtime.features.normalization import normalize_features
 
 # float32 in the transform and in the logarithm of small numbers.
 TOLERANCE = 2e-3

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.errors import AudioError, ConfigError
-from edge_asr.runtime.features import BLOCK_FRAMES, FeatureConfig, FeatureExtractor
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.extractor import BLOCK_FRAMES, FeatureExtractor
 
 PRESETS = ["nemo", "nemo-2.4", "kaldi"]
 EXTRACTORS = {name: FeatureExtractor(FeatureConfig.from_preset(name)) for name in PRESETS}

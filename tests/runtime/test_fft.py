@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from edge_asr.runtime import fft
+from edge_asr.runtime.features import fft
 
 _ALONE = (
     "import sys, numpy as np; before = set(sys.modules);"
-    "from edge_asr.runtime.fft import load_rfft; f = load_rfft();"
+    "from edge_asr.runtime.features.fft import load_rfft; f = load_rfft();"
     "x = np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32); y = f(x);"
     "brought = set(sys.modules) - before;"
     "print([m for m in ('scipy.fft', 'scipy.special', 'numpy.fft') if m in brought]); import scipy.fft;"

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.features import FeatureConfig, FeatureExtractor, build_window
-from edge_asr.runtime.float32_tables import build_float32_mel_filters, build_float32_window
-from edge_asr.runtime.mel import build_mel_filters
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.extractor import FeatureExtractor, build_window
+from edge_asr.runtime.features.float32_tables import build_float32_mel_filters, build_float32_window
+from edge_asr.runtime.features.mel import build_mel_filters
 
 torch = pytest.importorskip("torch")
 

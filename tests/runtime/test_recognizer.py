@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.errors import AudioError, ConfigError
-from edge_asr.runtime.features import FeatureConfig
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.runtime.windows import WindowGeometry
 
 SHORT_WINDOWS = WindowGeometry(window_frames=400, overlap_frames=160, margin_frames=4, subsampling_factor=8)

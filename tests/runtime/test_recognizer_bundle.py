@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BackendError, BundleError, MissingDependencyError
 from edge_asr.runtime.backends import OnnxRuntimeBackend, create_backend
 from edge_asr.runtime.recognizer import Recognizer

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.audio import read_audio
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.checkpoints import load_checkpoint
 from edge_asr.errors import AudioError, BundleError
-from edge_asr.runtime.features import FeatureExtractor
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.streaming_model import StreamingModel, StreamState
 
 F32Array = npt.NDArray[np.float32]

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_tensorrt import FakeGpu, Severity
 
 from edge_asr.errors import EngineError, MissingDependencyError
-from edge_asr.runtime import tensorrt_api
-from edge_asr.runtime.tensorrt_api import create_logger, cuda_version, load_tensorrt, version_of
+from edge_asr.runtime.engine import api as tensorrt_api
+from edge_asr.runtime.engine.api import create_logger, cuda_version, load_tensorrt, version_of
 
 
 def _importing(monkeypatch: pytest.MonkeyPatch, result: Exception | types.ModuleType) -> None:

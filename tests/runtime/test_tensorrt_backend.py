@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine_bundles import F32Array, add_engine, assert_agrees, batch, copy_bundle
 from fake_tensorrt import FakeGpu
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BackendError, EngineError
-from edge_asr.runtime import tensorrt_engine
 from edge_asr.runtime.backends import OnnxRuntimeBackend
-from edge_asr.runtime.engines import EngineProfile
-from edge_asr.runtime.tensorrt_backend import TensorRTBackend, bucket_frames, choose_profile
+from edge_asr.runtime.engine import runner as tensorrt_engine
+from edge_asr.runtime.engine.backend import TensorRTBackend, bucket_frames, choose_profile
+from edge_asr.runtime.engine.sidecar import EngineProfile
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine_bundles import F32Array, add_engine, assert_agrees, batch, copy_bundle
 from fake_tensorrt import FakeGpu
 
-from edge_asr.bundle import Bundle
+from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BackendError, EngineError, MissingDependencyError
 from edge_asr.runtime.backends import OnnxRuntimeBackend
-from edge_asr.runtime.engines import EngineSidecar
-from edge_asr.runtime.tensorrt_backend import TensorRTBackend
+from edge_asr.runtime.engine.backend import TensorRTBackend
+from edge_asr.runtime.engine.sidecar import EngineSidecar
 
 
 @pytest.fixture

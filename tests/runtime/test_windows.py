@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.ctc import greedy_decode
+from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.runtime.windows import WindowGeometry, choose_cut, stitch_log_probs
 
 F32Array = npt.NDArray[np.float32]

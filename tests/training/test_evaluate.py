@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edge_asr.model import ConformerConfig, ConformerCTC
-from edge_asr.runtime.ctc import greedy_decode
+from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.training.evaluate import decode_greedy
 from edge_asr.vocabulary import Vocabulary
 

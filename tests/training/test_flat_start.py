@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from edge_asr.runtime.features import FeatureConfig
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.training.config import AugmentConfig, SpecAugmentConfig
 from edge_asr.training.corpus import Clip
 from edge_asr.training.flat_start import IGNORED, join_labels, spread_tokens, token_weights

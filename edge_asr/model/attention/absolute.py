@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edge_asr.model.attention import RelPosAttention
+from edge_asr.model.attention.relative import RelPosAttention
 from edge_asr.model.config import ConformerConfig
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge_asr.model.attention import RelPosAttention
+from edge_asr.model.attention.relative import RelPosAttention
 from edge_asr.model.config import ConformerConfig
 
 

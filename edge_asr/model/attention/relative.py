@@ -204,19 +204,19 @@ def positions_from_config(config: ConformerConfig) -> nn.Module:
     if config.attention == "rel_pos":
         return RelativePositions(config.d_model)
     if config.attention == "rel_pos_local":
-        from edge_asr.model.attention_local import LocalPositions
+        from edge_asr.model.attention.local import LocalPositions
 
         return LocalPositions(config)
     if config.attention == "rel_pos_legacy":
-        from edge_asr.model.attention_espnet import LegacyPositions
+        from edge_asr.model.attention.legacy import LegacyPositions
 
         return LegacyPositions(config)
     if config.attention == "absolute_pos":
-        from edge_asr.model.attention_wenet import AbsolutePositions
+        from edge_asr.model.attention.absolute import AbsolutePositions
 
         return AbsolutePositions(config)
     if config.attention == "rotary":
-        from edge_asr.model.attention_rotary import RotaryPositions
+        from edge_asr.model.attention.rotary import RotaryPositions
 
         return RotaryPositions(config)
     return NoPositions()
@@ -229,22 +229,22 @@ def attention_from_config(config: ConformerConfig) -> nn.Module:
     if config.attention == "linear":
         return TaylorAttention(config)
     if config.attention == "rel_pos_local":
-        from edge_asr.model.attention_local import LocalAttention
+        from edge_asr.model.attention.local import LocalAttention
 
         return LocalAttention(config)
     if config.attention == "rel_pos_legacy":
-        from edge_asr.model.attention_espnet import LegacyRelPosAttention
+        from edge_asr.model.attention.legacy import LegacyRelPosAttention
 
         return LegacyRelPosAttention(config)
     if config.attention == "absolute_pos":
-        from edge_asr.model.attention_wenet import AbsolutePosAttention
+        from edge_asr.model.attention.absolute import AbsolutePosAttention
 
         return AbsolutePosAttention(config)
     if config.attention == "rotary":
-        from edge_asr.model.attention_rotary import RotaryAttention
+        from edge_asr.model.attention.rotary import RotaryAttention
 
         return RotaryAttention(config)
-    from edge_asr.model.attention_plain import PlainAttention
+    from edge_asr.model.attention.plain import PlainAttention
 
     return PlainAttention(config)
 

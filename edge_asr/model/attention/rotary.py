@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge_asr.model.attention_plain import attend
+from edge_asr.model.attention.plain import attend
 from edge_asr.model.config import ConformerConfig
 
 

@@ -109,11 +109,11 @@ class Convolution(nn.Module):
 def convolution_from_config(config: ConformerConfig) -> nn.Module:
     """The convolution module that the configuration names; all are called as `Convolution.forward`."""
     if config.conv_padding == "before_pointwise":
-        from edge_asr.model.convolution_wenet import WenetConvolution
+        from edge_asr.model.convolution.wenet import WenetConvolution
 
         return WenetConvolution(config)
     if config.conv_norm == "group_norm":
-        from edge_asr.model.convolution_group_norm import GroupNormConvolution
+        from edge_asr.model.convolution.group_norm import GroupNormConvolution
 
         return GroupNormConvolution(config)
     return Convolution(config)

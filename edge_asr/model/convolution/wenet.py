@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from edge_asr.errors import ConfigError
 from edge_asr.model.config import ConformerConfig
-from edge_asr.model.convolution import Convolution
+from edge_asr.model.convolution.base import Convolution
 
 
 class WenetConvolution(Convolution):

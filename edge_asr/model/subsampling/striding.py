@@ -60,15 +60,15 @@ def subsampling_from_config(config: ConformerConfig) -> nn.Module:
     if config.subsampling == "linear":
         return LinearInput(config)
     if config.subsampling == "conv2d":
-        from edge_asr.model.subsampling_conv2d import UnpaddedSubsampling
+        from edge_asr.model.subsampling.conv2d import UnpaddedSubsampling
 
         return UnpaddedSubsampling(config)
     if config.subsampling == "waveform":
-        from edge_asr.model.subsampling_waveform import WaveformSubsampling
+        from edge_asr.model.subsampling.waveform import WaveformSubsampling
 
         return WaveformSubsampling(config)
     if config.subsampling_causal:
-        from edge_asr.model.subsampling_causal import CausalSubsampling
+        from edge_asr.model.subsampling.causal import CausalSubsampling
 
         return CausalSubsampling(config)
     return ConvSubsampling(config)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import click
 
-from edge_asr.bundle import EMBEDDED_MODELS
+from edge_asr.bundle.folder import EMBEDDED_MODELS
 from edge_asr.calibration import Int8Options
 from edge_asr.checkpoints import load_any, save_checkpoint
 from edge_asr.export import export_bundle
