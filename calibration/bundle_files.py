@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edge_asr.bundle.folder import Artifact
+from edge_asr.bundle.manifest import Artifact
 from edge_asr.bundle.writer import write_cpu_graph, write_model
 from edge_asr.calibration.int8 import Int8Result
 from edge_asr.calibration.report import (

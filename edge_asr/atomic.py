@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_asr.bundle.folder import MANIFEST_NAME
+from edge_asr.bundle.names import MANIFEST_NAME
 from edge_asr.errors import BundleError
 
 _log = logging.getLogger(__name__)

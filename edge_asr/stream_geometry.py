@@ -17,16 +17,6 @@ from typing import Any
 from edge_asr.errors import ConfigError
 from edge_asr.frames import OutputFrames
 
-#: Inputs and outputs of a streaming graph, in the order that NeMo exports and sherpa-onnx feeds.
-STREAM_INPUTS = ("audio_signal", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len")
-STREAM_OUTPUTS = (
-    "logprobs",
-    "encoded_lengths",
-    "cache_last_channel_next",
-    "cache_last_time_next",
-    "cache_last_channel_next_len",
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamingGeometry:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import edge_asr
 from edge_asr.atomic import check_target, replacing_folder
-from edge_asr.bundle.folder import PRECISIONS, Artifact, BundleInfo, Precision, StreamingInfo
+from edge_asr.bundle.manifest import PRECISIONS, Artifact, BundleInfo, Precision, StreamingInfo
 from edge_asr.bundle.writer import STREAM_NAME, onnx_metadata, write_manifest, write_model, write_token_files
 from edge_asr.errors import ConfigError, GateError, require
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_onnx

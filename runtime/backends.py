@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle.folder import ENGINES_FOLDER, Bundle, Precision
+from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.manifest import Precision
+from edge_asr.bundle.names import ENGINES_FOLDER
 from edge_asr.errors import BackendError, EngineError, MissingDependencyError, require
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
+from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.errors import AudioError, BackendError
 from edge_asr.runtime.backends import OnnxRuntimeBackend
-from edge_asr.stream_geometry import STREAM_INPUTS, STREAM_OUTPUTS, StreamingGeometry
+from edge_asr.stream_geometry import StreamingGeometry
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]

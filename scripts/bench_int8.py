@@ -36,7 +36,8 @@ from peers.operators import WARM_UP, profile_file
 
 from edge_asr.audio import read_audio
 from edge_asr.benchmark.random_models import save_random
-from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle, Precision
+from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
+from edge_asr.bundle.manifest import Precision
 from edge_asr.calibration import Budget, Int8Options, quantize_bundle
 from edge_asr.calibration.measure import Loss, MeasuredClip, Reference
 from edge_asr.errors import EdgeAsrError, GateError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from edge_asr.bundle.folder import Artifact, Bundle, BundleInfo, sha256_of
+from edge_asr.bundle.folder import Bundle, sha256_of
+from edge_asr.bundle.manifest import Artifact, BundleInfo
 from edge_asr.errors import BundleError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.vocabulary import Vocabulary

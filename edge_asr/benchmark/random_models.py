@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_asr.bundle.folder import Bundle, Precision
+from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import ConfigError, require
 from edge_asr.model.config import PRESETS, ConformerConfig
 

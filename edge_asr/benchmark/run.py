@@ -29,7 +29,9 @@ from edge_asr.benchmark.schema import BenchReport, Cell, Configuration, PowerRea
 from edge_asr.benchmark.stages import StagedRecognizer
 from edge_asr.benchmark.statistics import four_digits
 from edge_asr.benchmark.streams import find_most_sustained, run_streams, warm_decoder
-from edge_asr.bundle.folder import MANIFEST_NAME, PRECISIONS, Artifact, Bundle, CpuGraph, Precision, sha256_of
+from edge_asr.bundle.folder import Bundle, sha256_of
+from edge_asr.bundle.manifest import PRECISIONS, Artifact, CpuGraph, Precision
+from edge_asr.bundle.names import MANIFEST_NAME
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.manifest import Manifest
 from edge_asr.runtime.backends import OnnxRuntimeBackend

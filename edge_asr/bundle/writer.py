@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import edge_asr
-from edge_asr.bundle.folder import (
-    MANIFEST_NAME,
-    TOKENS_NAME,
-    Artifact,
-    BundleInfo,
-    CpuGraph,
-    Precision,
-    sha256_of,
-)
+from edge_asr.bundle.folder import sha256_of
+from edge_asr.bundle.manifest import Artifact, BundleInfo, CpuGraph, Precision
+from edge_asr.bundle.names import MANIFEST_NAME, TOKENS_NAME
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 

@@ -16,7 +16,7 @@ import click
 from edge_asr.cli.export import parse_precisions, stage_display
 
 if TYPE_CHECKING:
-    from edge_asr.bundle.folder import Precision
+    from edge_asr.bundle.manifest import Precision
     from edge_asr.export.engine.report import EngineReport
     from edge_asr.runtime.engine.sidecar import Flavor
 

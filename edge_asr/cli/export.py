@@ -20,7 +20,7 @@ from edge_asr.cli.streaming_options import make_streaming_options, streaming_opt
 from edge_asr.errors import require
 
 if TYPE_CHECKING:
-    from edge_asr.bundle.folder import Precision
+    from edge_asr.bundle.manifest import Precision
     from edge_asr.export.pipeline import Weights
     from edge_asr.export.prover import StageProgress
     from edge_asr.export.report import ExportReport

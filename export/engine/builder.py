@@ -20,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 import edge_asr
-from edge_asr.bundle.folder import ENGINES_FOLDER, Artifact, Bundle, Precision
+from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.manifest import Artifact, Precision
+from edge_asr.bundle.names import ENGINES_FOLDER
 from edge_asr.errors import ConfigError, EngineError, GateError, ManifestError, require
 from edge_asr.export.engine.cases import build_engine_cases
 from edge_asr.export.engine.files import TIMING_CACHE_NAME, adding_files, check_place, write_file

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle.folder import BundleInfo
+from edge_asr.bundle.manifest import BundleInfo
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
 from edge_asr.runtime.engine.sidecar import EngineProfile

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_asr.atomic import partial_folder, put_in_place, umask
-from edge_asr.bundle.folder import Bundle, Precision
+from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import EngineError
 from edge_asr.runtime.engine.lookup import plan_path_of
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edge_asr.bundle.folder import Precision
+from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import EngineError
 from edge_asr.export.engine.parser import parse_network
 from edge_asr.export.engine.profiles import add_profiles

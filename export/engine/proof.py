@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle.folder import BundleInfo, Precision
+from edge_asr.bundle.manifest import BundleInfo, Precision
 from edge_asr.frames import OutputFrames
 from edge_asr.manifest import Utterance
 from edge_asr.metrics import compute_error_rates

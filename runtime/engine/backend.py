@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle.folder import Bundle, Precision
+from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import BackendError, DeviceError, EngineError
 from edge_asr.runtime.engine.api import load_tensorrt, version_of
 from edge_asr.runtime.engine.cuda import Cuda

@@ -36,7 +36,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from edge_asr.bundle.folder import ENGINES_FOLDER, Bundle, Precision, sha256_of
+from edge_asr.bundle.folder import Bundle, sha256_of
+from edge_asr.bundle.manifest import Precision
+from edge_asr.bundle.names import ENGINES_FOLDER
 from edge_asr.errors import BundleError, EngineError
 from edge_asr.runtime.engine.sidecar import (
     FLAVORS,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edge_asr.bundle.folder import PRECISIONS, Precision
+from edge_asr.bundle.manifest import PRECISIONS, Precision
 from edge_asr.errors import EngineError
 from edge_asr.runtime.engine.cuda import query_gpu
 

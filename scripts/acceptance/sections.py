@@ -22,7 +22,8 @@ from acceptance.runners import (
     torch_names,
 )
 from acceptance.settings import Settings
-from edge_asr.bundle.folder import PRECISIONS, Bundle, Precision
+from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.manifest import PRECISIONS, Precision
 from edge_asr.errors import ConfigError, EdgeAsrError, MissingDependencyError
 from edge_asr.proof.compare import run_cases
 from edge_asr.runtime.backends import OnnxRuntimeBackend, check_device

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle.folder import Precision
+from edge_asr.bundle.manifest import Precision
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.recognizer import Recognizer

@@ -23,7 +23,8 @@ import numpy as np
 import onnx
 import pytest
 
-from edge_asr.bundle.folder import Bundle, Precision, sha256_of
+from edge_asr.bundle.folder import Bundle, sha256_of
+from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import (
     AudioError,
     BundleError,

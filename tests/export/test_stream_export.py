@@ -22,6 +22,7 @@ import torch
 from click.testing import CliRunner
 
 from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.cli.main import cli
 from edge_asr.errors import BundleError, GateError
 from edge_asr.export import pipeline
@@ -34,7 +35,6 @@ from edge_asr.model.streamable import geometry_from_config
 from edge_asr.model.streaming import StreamingStep
 from edge_asr.proof.cases import CasePlan, build_cases
 from edge_asr.runtime.engine.api import create_logger
-from edge_asr.stream_geometry import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.vocabulary import Vocabulary
 
 F32Array = npt.NDArray[np.float32]

@@ -20,7 +20,8 @@ import soundfile
 from engine_bundles import add_engine, copy_bundle
 from fake_tensorrt import FakeGpu
 
-from edge_asr.bundle.folder import Bundle, CpuGraph, sha256_of
+from edge_asr.bundle.folder import Bundle, sha256_of
+from edge_asr.bundle.manifest import CpuGraph
 from edge_asr.cli import options
 from edge_asr.errors import BackendError, BundleError, EngineError, MissingDependencyError
 from edge_asr.runtime import backends

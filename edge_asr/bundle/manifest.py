@@ -1,0 +1,261 @@
+"""The data of bundle.json, validated on creation; unknown keys are errors.
+
+Standard library and words of the ground only. `folder.py` reads it, `writer.py` writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edge_asr.errors import BundleError
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.frames import OutputFrames
+from edge_asr.vocabulary import VocabularyKind
+
+if TYPE_CHECKING:
+    from edge_asr.stream_geometry import StreamingGeometry
+
+FORMAT_VERSION = 1
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuGraph:
+    """An artefact as onnxruntime's CPU provider rewrites it on loading: the same numbers, loaded sooner.
+
+    Attributes:
+        file: name inside the bundle folder.
+        sha256: hash of the file, lower-case hex.
+        size_bytes: size of the file.
+        onnxruntime: version that wrote it; older ones take the artefact itself.
+    """
+
+    file: str
+    sha256: str
+    size_bytes: int
+    onnxruntime: str
+
+    def __post_init__(self) -> None:
+        _check_file_name(self.file)
+        if not re.match(r"\d+\.\d+", str(self.onnxruntime)):
+            raise BundleError(f"{self.file} names onnxruntime {self.onnxruntime!r}; a version is like 1.32.0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """One model file of a bundle.
+
+    Attributes:
+        file: name inside the bundle folder.
+        precision: arithmetic of the graph: "fp32", "fp16" or "int8".
+        weights: how the weights are stored: "fp32", "fp16" (cast to float32 on load) or "int8".
+        sha256: hash of the file, lower-case hex.
+        opset: ONNX opset of the default domain.
+        ir_version: ONNX IR version (<= 10, so that onnxruntime 1.23 loads it).
+        size_bytes: size of the file.
+        cpu_time_over_fp32: encoder time of this file over that of the fp32 file on onnxruntime's CPU, one
+            thread, measured where the file was made; None when not measured. `--precision auto` on a CPU
+            passes over a file that is not faster.
+        cpu_graph: the copy for onnxruntime on a CPU; None without one.
+    """
+
+    file: str
+    precision: Precision
+    weights: Literal["fp32", "fp16", "int8"]
+    sha256: str
+    opset: int
+    ir_version: int
+    size_bytes: int
+    cpu_time_over_fp32: float | None = None
+    cpu_graph: CpuGraph | None = None
+
+    def __post_init__(self) -> None:
+        _check_file_name(self.file)
+        if self.precision not in PRECISIONS:
+            raise BundleError(
+                f"artefact {self.file} has precision {self.precision!r}; known are {list(PRECISIONS)}"
+            )
+
+    @classmethod
+    def from_dict(cls, where: str, data: Mapping[str, Any]) -> Artifact:
+        """Read the JSON form.
+
+        Args:
+            where: what it is an entry of, for messages.
+            data: the entry.
+
+        Raises:
+            BundleError: a missing or unknown key, or a wrong value.
+        """
+        _check_keys(where, data, cls)
+        values = dict(data)
+        if values.get("cpu_graph") is not None:
+            _check_keys(f"cpu_graph of {where}", values["cpu_graph"], CpuGraph)
+            values["cpu_graph"] = CpuGraph(**values["cpu_graph"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamingInfo:
+    """The streaming graph of a bundle.
+
+    Attributes:
+        artifact: its file.
+        geometry: what it takes and gives in a step.
+    """
+
+    artifact: Artifact
+    geometry: StreamingGeometry
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, the inverse of `from_dict`."""
+        return {"artifact": dataclasses.asdict(self.artifact), "geometry": self.geometry.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> StreamingInfo:
+        """Read the JSON form.
+
+        Raises:
+            BundleError, ConfigError: a missing or unknown key, or a wrong value.
+        """
+        if not isinstance(data, Mapping):
+            raise BundleError(f"streaming is {data!r}; it must be an object, or null without a stream.onnx")
+        from edge_asr.stream_geometry import StreamingGeometry
+
+        _check_keys("streaming of bundle.json", data, cls)
+        return cls(
+            artifact=Artifact.from_dict("the streaming artefact of bundle.json", data["artifact"]),
+            geometry=StreamingGeometry.from_dict(data["geometry"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleInfo:
+    """Content of bundle.json, validated on creation.
+
+    Attributes:
+        name: short name of the model, such as "tiny-en".
+        family: model family, "conformer-ctc".
+        preset: size preset or null.
+        n_parameters: trained parameters.
+        features: the exact front end.
+        subsampling_factor: feature frames per output frame.
+        first_output_frames: feature frames that the first output frame asks for (`edge_asr.frames`); with 1,
+            a clip of T frames has ceil(T / factor) output frames.
+        vocabulary_kind, vocabulary_size, blank_id: of tokens.txt; the size counts the blank.
+        streaming: the streaming graph and its geometry, null for an offline bundle.
+        artifacts: one entry an offline model file.
+        source: where the weights came from.
+        verification: results of the proof; details are in report.json.
+        verified: false for a bundle kept by `--keep-failed`.
+        toolkit_version: edge-asr that wrote it.
+    """
+
+    name: str
+    family: str
+    preset: str | None
+    n_parameters: int
+    features: FeatureConfig
+    subsampling_factor: int
+    vocabulary_kind: VocabularyKind
+    vocabulary_size: int
+    blank_id: int
+    artifacts: tuple[Artifact, ...]
+    source: Mapping[str, Any]
+    verification: Mapping[str, Any]
+    verified: bool
+    toolkit_version: str
+    streaming: StreamingInfo | None = None
+    first_output_frames: int = 1
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise BundleError(
+                f"bundle format_version is {self.format_version}, this edge-asr reads {FORMAT_VERSION}; "
+                "export the model again, or install the edge-asr that wrote it"
+            )
+        if self.subsampling_factor < 1:
+            raise BundleError(f"subsampling_factor is {self.subsampling_factor}; it must be 1 or more")
+        if isinstance(self.first_output_frames, bool) or not isinstance(self.first_output_frames, int):
+            raise BundleError(
+                f"first_output_frames is {self.first_output_frames!r}; it must be a whole number"
+            )
+        if not self.artifacts:
+            raise BundleError("the bundle lists no artefact; export the model again")
+        if self.streaming is not None:
+            self._check_streaming(self.streaming.geometry)
+
+    def _check_streaming(self, geometry: StreamingGeometry) -> None:
+        frame_ms = 1000 * self.subsampling_factor * self.features.hop_length / self.features.sample_rate
+        for name, streamed, offline in (
+            ("output frames", geometry.output_frames, self.output_frames),
+            ("frame_ms", geometry.frame_ms, frame_ms),
+            ("normalize of the features", "none", self.features.normalize),
+        ):
+            if streamed != offline:
+                raise BundleError(
+                    f"{name}: the streaming graph has {streamed}, the bundle {offline}; export it again"
+                )
+
+    @property
+    def output_frames(self) -> OutputFrames:
+        """How many output frames a clip has."""
+        return OutputFrames(factor=self.subsampling_factor, first=self.first_output_frames)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, the inverse of `from_dict`."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["features"] = self.features.to_dict()
+        data["artifacts"] = [dataclasses.asdict(a) for a in self.artifacts]
+        data["streaming"] = None if self.streaming is None else self.streaming.to_dict()
+        for key in ("source", "verification"):
+            data[key] = dict(data[key])
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BundleInfo:
+        """Read the JSON form.
+
+        Raises:
+            BundleError: a missing or unknown key, a wrong value, a newer format.
+        """
+        if data.get("format_version") != FORMAT_VERSION:
+            raise BundleError(
+                f"bundle format_version is {data.get('format_version')!r}, this edge-asr reads "
+                f"{FORMAT_VERSION}; export the model again, or install the edge-asr that wrote it"
+            )
+        _check_keys("bundle.json", data, cls)
+        values = dict(data)
+        values["artifacts"] = tuple(
+            Artifact.from_dict("an artefact of bundle.json", entry) for entry in data["artifacts"]
+        )
+        values["features"] = FeatureConfig.from_dict(data["features"])
+        if data.get("streaming") is not None:
+            values["streaming"] = StreamingInfo.from_dict(data["streaming"])
+        return cls(**values)
+
+
+def _check_file_name(name: str) -> None:
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise BundleError(f"artefact file is {name!r}; it must be a plain name inside the bundle folder")
+
+
+def _check_keys(where: str, data: Mapping[str, Any], cls: type) -> None:
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - set(known))
+    missing = sorted(
+        name
+        for name, f in known.items()
+        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    if unknown or missing:
+        raise BundleError(
+            f"{where}: unknown keys {unknown}, missing keys {missing}; "
+            "another edge-asr wrote it: export again"
+        )

@@ -1,0 +1,1 @@
+"""Self-attention with the position encodings of each project: one file each."""

@@ -1,0 +1,1 @@
+"""From feature frames to encoder frames: strided convolutions in the variants of each project."""

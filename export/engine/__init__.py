@@ -1,0 +1,1 @@
+"""TensorRT engines: parse, profile, build, prove, and write them into a bundle."""

@@ -1,0 +1,1 @@
+"""The streaming graph: its geometry, its export, and its proof against the whole clip."""

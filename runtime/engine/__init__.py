@@ -1,0 +1,1 @@
+"""TensorRT engines on the device: finding one that fits, checking its sidecar, running it."""

@@ -1,0 +1,1 @@
+"""Live recognition: sources of sound, end-pointing, partials, events."""
