@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 
 from edge_asr.bundle.manifest import Artifact
+from edge_asr.bundle.names import PLOT_NAME, REPORT_JSON, REPORT_MARKDOWN
 from edge_asr.bundle.writer import write_cpu_graph, write_model
 from edge_asr.calibration.int8 import Int8Result
 from edge_asr.calibration.report import (
-    PLOT_NAME,
     SECTION,
+    Int8Section,
     int8_markdown_lines,
     int8_summary_lines,
     write_plot,
 )
-from edge_asr.export.report import REPORT_JSON, REPORT_MARKDOWN, Int8Section
 
 
 def write_int8(folder: Path, result: Int8Result, float32_bytes: int) -> Artifact:

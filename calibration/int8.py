@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.audio import read_audio
+from edge_asr.bundle.names import INPUT_NAMES
 from edge_asr.calibration.angles import shift_to_angles
 from edge_asr.calibration.calibration_set import (
     CalibrationSet,
@@ -39,7 +40,6 @@ from edge_asr.calibration.ranges import (
 from edge_asr.calibration.sensitivity import Budget, Sensitivity, choose_groups
 from edge_asr.calibration.smoothing import find_smoothable_tensors, smooth_model
 from edge_asr.errors import AudioError, ConfigError, ManifestError
-from edge_asr.export.onnx_export import INPUT_NAMES
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
 from edge_asr.manifest import read_manifest

@@ -12,20 +12,19 @@ from pathlib import Path
 import edge_asr
 from edge_asr.atomic import check_target, replacing_folder
 from edge_asr.bundle.folder import EMBEDDED_MODELS, Bundle
-from edge_asr.bundle.writer import CPU_GRAPH_NAME, MODEL_FILES, write_manifest
+from edge_asr.bundle.names import CPU_GRAPH_NAME, MODEL_FILES, PLOT_NAME
+from edge_asr.bundle.writer import write_manifest
 from edge_asr.calibration.bundle_files import describe_int8, replace_section, write_int8
 from edge_asr.calibration.cpu_graph import make_cpu_graph
 from edge_asr.calibration.int8 import Int8Options, Int8Result, StageProgress, quantize_to_int8
-from edge_asr.calibration.report import PLOT_NAME
 from edge_asr.errors import BundleError, GateError, require
-from edge_asr.export.optimize import check_graph
 from edge_asr.export.prover import INT8_TOLERANCE
-from edge_asr.export.report import summarize_step
+from edge_asr.graph.check import check_graph
 from edge_asr.graph.session import open_graph
 from edge_asr.graph.weights import load_float32
 from edge_asr.proof.cases import CasePlan, build_cases
 from edge_asr.proof.clips import find_clips, load_clips
-from edge_asr.proof.compare import ProofStep, compare_outputs, run_cases
+from edge_asr.proof.compare import ProofStep, compare_outputs, run_cases, summarize_step
 
 
 def quantize_bundle(

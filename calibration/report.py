@@ -6,17 +6,21 @@ Words and drawing only; what was measured comes from int8.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edge_asr.bundle.names import PLOT_NAME
 from edge_asr.calibration.int8 import Int8Result
 from edge_asr.calibration.measure import Loss
 from edge_asr.calibration.sensitivity import Candidate
 from edge_asr.errors import require
 
+if TYPE_CHECKING:
+    pass
+
 SECTION = "# INT8"
-PLOT_NAME = "int8.png"
 
 
 def int8_summary_lines(result: Int8Result) -> list[str]:
@@ -235,3 +239,15 @@ def _label_points(axes: Any, names: list[str], x: list[float], y: list[float], c
 
 def _divergences(candidates: Iterable[Candidate]) -> list[float]:
     return [max(c.loss.divergence, 1e-7) for c in candidates]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Section:
+    """The last section of a report: what report.json holds under "int8", the lines of report.md, a summary.
+
+    The lines begin with a heading of the first rank, so that a later quantization can replace the section.
+    """
+
+    data: Mapping[str, Any]
+    markdown: tuple[str, ...]
+    summary: tuple[str, ...]

@@ -18,17 +18,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edge_asr.bundle.names import INPUT_NAMES, OUTPUT_NAME
 from edge_asr.errors import ConfigError, require
+from edge_asr.graph.check import MAX_IR_VERSION
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-INPUT_NAMES = ("audio_signal", "length")
-OUTPUT_NAME = "logprobs"
 DEFAULT_OPSET = 18
 MAX_OPSET = 22  # ir_version 10 is the newest that onnxruntime 1.23 reads; opset 23 asks for 11
-MAX_IR_VERSION = 10
 _EXAMPLE_FRAMES = (203, 131, 57)
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _MODULE_PREFIX = "acoustic_model"  # of the wrapper in _channels_first

@@ -16,20 +16,22 @@ from typing import TYPE_CHECKING, Literal, get_args
 import edge_asr
 from edge_asr.atomic import check_target, replacing_folder
 from edge_asr.bundle.manifest import PRECISIONS, Artifact, BundleInfo, Precision, StreamingInfo
-from edge_asr.bundle.writer import STREAM_NAME, onnx_metadata, write_manifest, write_model, write_token_files
+from edge_asr.bundle.names import STREAM_NAME
+from edge_asr.bundle.writer import onnx_metadata, write_manifest, write_model, write_token_files
 from edge_asr.errors import ConfigError, GateError, require
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_onnx
-from edge_asr.export.optimize import check_graph, count_operators, set_metadata, simplify_graph
+from edge_asr.export.optimize import count_operators, set_metadata, simplify_graph
 from edge_asr.export.prover import ExportRun, Prover, StageProgress
-from edge_asr.export.report import ExportReport, collect_versions, summarize_step
+from edge_asr.export.report import ExportReport, collect_versions
 from edge_asr.export.streaming.graph import make_stream_graph, stream_metadata
 from edge_asr.export.streaming.plan import StreamingOptions, plan_streaming
 from edge_asr.export.streaming.proof import prove_stream, stream_cases
+from edge_asr.graph.check import check_graph
 from edge_asr.graph.weightless import return_memory
 from edge_asr.graph.weights import store_weights_as_float16
 from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
 from edge_asr.proof.clips import find_clips, load_clips
-from edge_asr.proof.compare import ProofStep
+from edge_asr.proof.compare import ProofStep, summarize_step
 
 if TYPE_CHECKING:
     import onnx

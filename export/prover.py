@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edge_asr.calibration.cpu_graph import make_cpu_graph
-from edge_asr.export.optimize import check_graph
+from edge_asr.graph.check import check_graph
 from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import (

@@ -15,28 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_asr.bundle.names import REPORT_JSON, REPORT_MARKDOWN
+from edge_asr.calibration.report import Int8Section
 from edge_asr.proof.cases import FAMILIES
-from edge_asr.proof.compare import CaseResult, ProofStep
+from edge_asr.proof.compare import CaseResult, ProofStep, summarize_step
 from edge_asr.stream_geometry import StreamingGeometry
 
 if TYPE_CHECKING:
     from edge_asr.export.fp16.proof import Fp16Proof
 
-REPORT_JSON = "report.json"
-REPORT_MARKDOWN = "report.md"
 _VERSIONED = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Int8Section:
-    """The last section of a report: what report.json holds under "int8", the lines of report.md, a summary.
-
-    The lines begin with a heading of the first rank, so that a later quantization can replace the section.
-    """
-
-    data: Mapping[str, Any]
-    markdown: tuple[str, ...]
-    summary: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,25 +136,6 @@ class ExportReport:
         """Write both files into `folder`."""
         (folder / REPORT_JSON).write_text(self.to_json(), encoding="utf-8")
         (folder / REPORT_MARKDOWN).write_text(self.to_markdown(), encoding="utf-8")
-
-
-def summarize_step(step: ProofStep) -> dict[str, Any]:
-    """One comparison in a few numbers, for bundle.json and the command line."""
-    errors = [r.max_error for r in step.results if r.max_error is not None]
-    means = [r.mean_error for r in step.results if r.mean_error is not None]
-    agreements = [r.frame_agreement for r in step.results if r.frame_agreement is not None]
-    return {
-        "reference": step.reference,
-        "candidate": step.candidate,
-        "passed": step.passed,
-        "n_cases": len(step.results),
-        "n_failed": len(step.failures),
-        "max_log_prob_error": max(errors, default=None),
-        "mean_log_prob_error": sum(means) / len(means) if means else None,
-        "frame_agreement": min(agreements, default=None),
-        "same_text": all(r.same_text for r in step.results),
-        "worst_case": f"{step.worst.family} / {step.worst.name}",
-    }
 
 
 def collect_versions() -> dict[str, str]:

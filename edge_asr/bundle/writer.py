@@ -13,23 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import edge_asr
 from edge_asr.bundle.folder import sha256_of
 from edge_asr.bundle.manifest import Artifact, BundleInfo, CpuGraph, Precision
-from edge_asr.bundle.names import MANIFEST_NAME, TOKENS_NAME
+from edge_asr.bundle.names import (
+    CPU_GRAPH_NAME,
+    MANIFEST_NAME,
+    MODEL_FILES,
+    ONNX_ASR_CONFIG_NAME,
+    TOKENS_NAME,
+    VOCAB_NAME,
+)
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import onnx
-
-#: The names that onnx-asr and sherpa-onnx look for.
-MODEL_FILES: dict[Precision, str] = {
-    "fp32": "model.onnx",
-    "fp16": "model.fp16.onnx",
-    "int8": "model.int8.onnx",
-}
-CPU_GRAPH_NAME = "model.int8.cpu.onnx"
-STREAM_NAME = "stream.onnx"
-VOCAB_NAME = "vocab.txt"
-ONNX_ASR_CONFIG_NAME = "config.json"
 
 
 def onnx_metadata(

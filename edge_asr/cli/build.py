@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_asr.cli.export import parse_precisions, stage_display
+from edge_asr.cli.options import parse_precisions, stage_display
 
 if TYPE_CHECKING:
     from edge_asr.bundle.manifest import Precision

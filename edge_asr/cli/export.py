@@ -7,26 +7,20 @@ this file does not do: export or prove anything (edge_asr.export).
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_asr.cli.int8_options import int8_options, make_int8_options
+from edge_asr.cli.options import parse_precisions, stage_display
 from edge_asr.cli.streaming_options import make_streaming_options, streaming_options
 from edge_asr.errors import require
 
 if TYPE_CHECKING:
-    from edge_asr.bundle.manifest import Precision
     from edge_asr.export.pipeline import Weights
-    from edge_asr.export.prover import StageProgress
     from edge_asr.export.report import ExportReport
     from edge_asr.runtime.engine.sidecar import Flavor
-
-PRECISION_NAMES = ("fp32", "fp16", "int8")
 
 
 @click.command(name="export")
@@ -155,48 +149,6 @@ def command(
         build_engines(output, document=document, flavor=flavor, clips=clips, force=force)
     elif document is not None:
         click.echo(json.dumps(document, ensure_ascii=False))
-
-
-def parse_precisions(values: tuple[str, ...]) -> list[Precision]:
-    """The precisions of a comma-separated, repeatable option, each once.
-
-    Raises:
-        click.BadParameter: an unknown one.
-    """
-    found: list[Precision] = []
-    for name in (name.strip() for value in values for name in value.split(",")):
-        if name not in PRECISION_NAMES:
-            names = ", ".join(PRECISION_NAMES)
-            raise click.BadParameter(f"{name!r} is not one of {names}", param_hint="'--precision'")
-        if name not in found:
-            found.append(cast("Precision", name))
-    return found
-
-
-@contextmanager
-def stage_display() -> Iterator[StageProgress]:
-    """Stages on stderr: a live bar on a terminal, one line a stage elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-
-    if not sys.stderr.isatty():
-        yield lambda stage, done, total: None if total else click.echo(f"edge-asr: {stage} ...", err=True)
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                for task in tasks.values():
-                    bars.update(task, total=1, completed=1)
-                tasks[stage] = bars.add_task(stage, total=None)
-            if total:
-                bars.update(tasks[stage], total=total, completed=done)
-
-        yield show
-        for task in tasks.values():
-            bars.update(task, total=1, completed=1)
 
 
 def _print_summary(report: ExportReport) -> None:

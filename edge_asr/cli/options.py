@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import click
+
+if TYPE_CHECKING:
+    from edge_asr.bundle.manifest import Precision
+    from edge_asr.export.prover import StageProgress
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -91,3 +96,48 @@ def progress_bar(*, enabled: bool = True) -> Progress:
         disable=not (enabled and sys.stderr.isatty()),
         redirect_stdout=sys.stdout.isatty(),
     )
+
+
+PRECISION_NAMES = ("fp32", "fp16", "int8")
+
+
+def parse_precisions(values: tuple[str, ...]) -> list[Precision]:
+    """The precisions of a comma-separated, repeatable option, each once.
+
+    Raises:
+        click.BadParameter: an unknown one.
+    """
+    found: list[Precision] = []
+    for name in (name.strip() for value in values for name in value.split(",")):
+        if name not in PRECISION_NAMES:
+            names = ", ".join(PRECISION_NAMES)
+            raise click.BadParameter(f"{name!r} is not one of {names}", param_hint="'--precision'")
+        if name not in found:
+            found.append(cast("Precision", name))
+    return found
+
+
+@contextmanager
+def stage_display() -> Iterator[StageProgress]:
+    """Stages on stderr: a live bar on a terminal, one line a stage elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: None if total else click.echo(f"edge-asr: {stage} ...", err=True)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bars.update(task, total=1, completed=1)
+                tasks[stage] = bars.add_task(stage, total=None)
+            if total:
+                bars.update(tasks[stage], total=total, completed=done)
+
+        yield show
+        for task in tasks.values():
+            bars.update(task, total=1, completed=1)

@@ -47,7 +47,7 @@ def command(
     """
     from edge_asr.calibration import quantize_bundle
     from edge_asr.calibration.report import int8_summary_lines
-    from edge_asr.cli.export import stage_display
+    from edge_asr.cli.options import stage_display
 
     with stage_display() as progress:
         written, result = quantize_bundle(

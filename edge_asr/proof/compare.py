@@ -20,8 +20,12 @@ import numpy.typing as npt
 from edge_asr.errors import EdgeAsrError, GateError
 from edge_asr.frames import OutputFrames
 from edge_asr.proof.cases import FAMILIES, ProofCase
+from edge_asr.proof.compare import CaseResult, ProofStep
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    pass
 
 if TYPE_CHECKING:
     import torch
@@ -296,3 +300,22 @@ def _compare_case(
         same_text=not different,
         failure=failure,
     )
+
+
+def summarize_step(step: ProofStep) -> dict[str, Any]:
+    """One comparison in a few numbers, for bundle.json and the command line."""
+    errors = [r.max_error for r in step.results if r.max_error is not None]
+    means = [r.mean_error for r in step.results if r.mean_error is not None]
+    agreements = [r.frame_agreement for r in step.results if r.frame_agreement is not None]
+    return {
+        "reference": step.reference,
+        "candidate": step.candidate,
+        "passed": step.passed,
+        "n_cases": len(step.results),
+        "n_failed": len(step.failures),
+        "max_log_prob_error": max(errors, default=None),
+        "mean_log_prob_error": sum(means) / len(means) if means else None,
+        "frame_agreement": min(agreements, default=None),
+        "same_text": all(r.same_text for r in step.results),
+        "worst_case": f"{step.worst.family} / {step.worst.name}",
+    }

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.bundle.names import INPUT_NAMES
 from edge_asr.errors import GateError, require
 from edge_asr.export.fp16.rounding import unoptimized_session
-from edge_asr.export.onnx_export import INPUT_NAMES
 
 if TYPE_CHECKING:
     import onnx

@@ -17,11 +17,18 @@ import numpy as np
 
 from edge_asr.export.fp16.convert import FLOAT16_MAX
 from edge_asr.export.fp16.rounding import F32Array, RoundedModel, measure_peaks
-from edge_asr.export.report import summarize_step
 from edge_asr.frames import OutputFrames
 from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import ProofCase
-from edge_asr.proof.compare import Outputs, Progress, ProofStep, Tolerance, compare_outputs, run_cases
+from edge_asr.proof.compare import (
+    Outputs,
+    Progress,
+    ProofStep,
+    Tolerance,
+    compare_outputs,
+    run_cases,
+    summarize_step,
+)
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

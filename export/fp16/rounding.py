@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.bundle.names import INPUT_NAMES, OUTPUT_NAME
 from edge_asr.errors import BackendError, GateError, require
-from edge_asr.export.onnx_export import INPUT_NAMES, OUTPUT_NAME
 from edge_asr.graph.weightless import mapped_file
 
 if TYPE_CHECKING:

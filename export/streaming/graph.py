@@ -17,7 +17,8 @@ import numpy as np
 from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.errors import GateError, require
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_module
-from edge_asr.export.optimize import check_model, simplify_and_compare
+from edge_asr.export.optimize import simplify_and_compare
+from edge_asr.graph.check import check_model
 from edge_asr.stream_geometry import StreamingGeometry
 
 if TYPE_CHECKING:

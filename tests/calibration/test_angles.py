@@ -15,7 +15,8 @@ from edge_asr.calibration.angles import MAX_HEADS, shift_to_angles
 from edge_asr.calibration.groups import group_nodes
 from edge_asr.export.inference_form import to_inference_form
 from edge_asr.export.onnx_export import export_onnx
-from edge_asr.export.optimize import check_graph, simplify_graph
+from edge_asr.export.optimize import simplify_graph
+from edge_asr.graph.check import check_graph
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 from small_models import N_MELS, build_model

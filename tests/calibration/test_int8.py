@@ -25,7 +25,7 @@ from edge_asr.calibration.int8 import Int8Options, Int8Result, quantize_to_int8
 from edge_asr.calibration.measure import Loss, MeasuredClip, Reference, run_clips, time_graphs
 from edge_asr.calibration.sensitivity import Budget
 from edge_asr.errors import AudioError, ConfigError
-from edge_asr.export.optimize import check_graph
+from edge_asr.graph.check import check_graph
 from edge_asr.graph.weights import load_float32
 from edge_asr.manifest import Utterance
 from edge_asr.runtime.features.extractor import FeatureExtractor

@@ -22,7 +22,8 @@ from edge_asr.calibration.int8 import Int8Result
 from edge_asr.calibration.measure import time_graphs
 from edge_asr.errors import BundleError, GateError
 from edge_asr.export import CasePlan
-from edge_asr.export.optimize import check_graph, count_operators
+from edge_asr.export.optimize import count_operators
+from edge_asr.graph.check import check_graph
 from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import build_cases
 from edge_asr.proof.compare import run_cases

@@ -20,7 +20,8 @@ from edge_asr.calibration.groups import GROUPS, Group, group_nodes, nodes_of
 from edge_asr.calibration.quantizer import activation_tensors, quantize_model
 from edge_asr.calibration.ranges import collect_statistics
 from edge_asr.errors import ConfigError
-from edge_asr.export.optimize import check_graph, set_metadata
+from edge_asr.export.optimize import set_metadata
+from edge_asr.graph.check import check_graph
 
 Feeds = Mapping[str, npt.NDArray[np.generic]]
 INTEGER_KERNELS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat")

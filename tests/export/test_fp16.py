@@ -20,7 +20,8 @@ from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.export.fp16.rounding import RoundedModel, measure_peaks, unoptimized_session
 from edge_asr.export.inference_form import to_inference_form
 from edge_asr.export.onnx_export import export_onnx
-from edge_asr.export.optimize import check_graph, set_metadata, simplify_graph
+from edge_asr.export.optimize import set_metadata, simplify_graph
+from edge_asr.graph.check import check_graph
 
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
 

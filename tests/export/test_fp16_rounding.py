@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edge_asr.export.fp16.rounding as half_rounding
+from edge_asr.bundle.names import INPUT_NAMES, OUTPUT_NAME
 from edge_asr.errors import GateError
 from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.export.fp16.rounding import (
@@ -17,7 +18,6 @@ from edge_asr.export.fp16.rounding import (
     round_every_value,
     unoptimized_session,
 )
-from edge_asr.export.onnx_export import INPUT_NAMES, OUTPUT_NAME
 
 FEATURES = np.random.default_rng(0).standard_normal((2, 90, 80)).astype(np.float32)
 LENGTHS = np.asarray([90, 41], np.int64)

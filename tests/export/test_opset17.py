@@ -17,7 +17,8 @@ from edge_asr.errors import GateError
 from edge_asr.export.engine.opset17 import check_opset17, convert_to_opset17
 from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.export.fp16.rounding import unoptimized_session
-from edge_asr.export.optimize import check_graph, set_metadata
+from edge_asr.export.optimize import set_metadata
+from edge_asr.graph.check import check_graph
 
 X = np.random.default_rng(0).standard_normal((2, 5, 6)).astype(np.float32)
 

@@ -7,7 +7,8 @@ import pytest
 
 import edge_asr.export.optimize as optimize
 from edge_asr.errors import GateError
-from edge_asr.export.optimize import check_graph, count_operators, set_metadata, simplify_graph
+from edge_asr.export.optimize import count_operators, set_metadata, simplify_graph
+from edge_asr.graph.check import check_graph
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edge_asr.export.prover import FP16_WEIGHTS_TOLERANCE, INT8_TOLERANCE
-from edge_asr.export.report import ExportReport, collect_versions, summarize_step
-from edge_asr.proof.compare import CaseResult, ProofStep, Tolerance
+from edge_asr.export.report import ExportReport, collect_versions
+from edge_asr.proof.compare import CaseResult, ProofStep, Tolerance, summarize_step
 
 
 def make_result(

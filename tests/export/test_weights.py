@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_asr.errors import GateError
-from edge_asr.export.optimize import check_graph
+from edge_asr.graph.check import check_graph
 from edge_asr.graph.weights import store_weights_as_float16
 
 

@@ -26,7 +26,7 @@ from edge_asr.bundle.folder import EMBEDDED_MODELS
 from edge_asr.calibration import Int8Options
 from edge_asr.checkpoints import load_any, save_checkpoint
 from edge_asr.export import export_bundle
-from edge_asr.export.report import summarize_step
+from edge_asr.proof.compare import summarize_step
 
 MAX_CHECKPOINT_BYTES = 12_000_000
 MAX_TOTAL_BYTES = 25_000_000
