@@ -22,7 +22,8 @@ from edge_asr.errors import BackendError
 from edge_asr.frames import OutputFrames
 from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import ProofCase
-from edge_asr.proof.compare import Outputs, Progress, run_cases
+from edge_asr.proof.compare import Outputs, run_cases
+from edge_asr.proof.stages import Progress
 from edge_asr.runtime.backends import SLOW_OPTIMIZERS
 
 if TYPE_CHECKING:

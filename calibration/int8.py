@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +42,7 @@ from edge_asr.errors import AudioError, ConfigError, ManifestError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
 from edge_asr.manifest import read_manifest
+from edge_asr.proof.stages import StageProgress, Stages
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.vocabulary import Vocabulary
 
@@ -55,9 +55,6 @@ logger = logging.getLogger(__name__)
 TIMED_S = 10.0
 #: Which of them is best depends on how much speech there is. Entropy never is: its search clips SiLU's tail.
 AUTO_METHODS: tuple[RangeMethod, ...] = ("mse", "percentile", "minmax")
-
-#: Called with the name of a stage as it begins, and with (stage, done, total) while it runs.
-StageProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,25 +191,25 @@ def quantize_to_int8(
         ManifestError, AudioError, ConfigError: speech or options that cannot be used.
         BundleError: the graph's nodes have no names to choose by.
     """
-    report = progress or (lambda stage, done, total: None)
-    report("int8: choose speech", 0, 0)
-    chosen = chosen or choose_calibration_set(options, features.sample_rate)
-    ranged, measured = _halve(chosen, features)
-    report("int8: smooth", 0, 0)
-    smoothed, n_smoothed = shift_to_angles(model), 0
-    if options.smoothing is not None:
-        tensors = find_smoothable_tensors(smoothed)
-        channel_amax = collect_channel_amax(smoothed, tensors, _feeds(ranged))
-        smoothed, sites = smooth_model(smoothed, channel_amax, options.smoothing)
-        n_smoothed = len(sites)
-    with _stage(report, "int8: collect ranges") as advance:
+    stages = Stages(progress)
+    with stages.stage("int8: choose speech"):
+        chosen = chosen or choose_calibration_set(options, features.sample_rate)
+        ranged, measured = _halve(chosen, features)
+    with stages.stage("int8: smooth"):
+        smoothed, n_smoothed = shift_to_angles(model), 0
+        if options.smoothing is not None:
+            tensors = find_smoothable_tensors(smoothed)
+            channel_amax = collect_channel_amax(smoothed, tensors, _feeds(ranged))
+            smoothed, sites = smooth_model(smoothed, channel_amax, options.smoothing)
+            n_smoothed = len(sites)
+    with stages.stage("int8: collect ranges") as advance:
         statistics = collect_statistics(
             smoothed, activation_tensors(smoothed, GROUPS), _feeds(ranged), progress=advance
         )
-    with _stage(report, "int8: measure float32") as advance:
+    with stages.stage("int8: measure float32") as advance:
         reference = Reference(model, measured, vocabulary, output_frames)
 
-    with _stage(report, "int8: choose a range method"):
+    with stages.stage("int8: choose a range method"):
         candidates = AUTO_METHODS if options.range_method == "auto" else (options.range_method,)
         ranges = {m: statistics.amax(m, percentile=options.percentile) for m in candidates}
         methods = {
@@ -223,14 +220,14 @@ def quantize_to_int8(
     def quantize(groups: Sequence[Group]) -> onnx.ModelProto:
         return quantize_model(smoothed, ranges[method], groups)
 
-    with _stage(report, "int8: choose groups") as advance:
+    with stages.stage("int8: choose groups") as advance:
         sensitivity = choose_groups(
             model, quantize, reference, _timed_clip(measured, features), TIMED_S, options.budget, advance
         )
     final = quantize(sensitivity.chosen.int8)
     evaluation = {}
     if options.evaluation:
-        with _stage(report, "int8: evaluate") as advance:
+        with stages.stage("int8: evaluate") as advance:
             evaluation = _evaluate(model, final, options.evaluation, features, vocabulary, output_frames)
     return Int8Result(
         model=final,
@@ -325,9 +322,3 @@ def _evaluate(
         name: Reference(model, some, vocabulary, output_frames).measure(quantized)
         for name, some in clips.items()
     }
-
-
-@contextmanager
-def _stage(report: StageProgress, name: str) -> Iterator[Callable[[int, int], None]]:
-    report(name, 0, 0)
-    yield lambda done, total: report(name, done, total)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import edge_asr
 from edge_asr.atomic import check_target, replacing_folder
-from edge_asr.bundle.folder import EMBEDDED_MODELS, Bundle
+from edge_asr.bundle.folder import BUNDLE_FOLDER, EMBEDDED_MODELS, Bundle
 from edge_asr.bundle.names import CPU_GRAPH_NAME, MODEL_FILES, PLOT_NAME
 from edge_asr.bundle.writer import write_manifest
 from edge_asr.calibration.bundle_files import describe_int8, replace_section, write_int8
 from edge_asr.calibration.cpu_graph import make_cpu_graph
-from edge_asr.calibration.int8 import Int8Options, Int8Result, StageProgress, quantize_to_int8
+from edge_asr.calibration.int8 import Int8Options, Int8Result, quantize_to_int8
 from edge_asr.errors import BundleError, GateError, require
 from edge_asr.export.prover import INT8_TOLERANCE
 from edge_asr.graph.check import check_graph
@@ -25,6 +25,7 @@ from edge_asr.graph.weights import load_float32
 from edge_asr.proof.cases import CasePlan, build_cases
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.compare import ProofStep, compare_outputs, run_cases, summarize_step
+from edge_asr.proof.stages import StageProgress
 
 
 def quantize_bundle(
@@ -67,9 +68,9 @@ def quantize_bundle(
             f"{source.info.name} ships inside the package; name a folder for the result with -o"
         )
     in_place = target.resolve() == source.path.resolve()
-    check_target(target, force=force or in_place)
+    check_target(target, BUNDLE_FOLDER, force=force or in_place)
     if keep_failed is not None:
-        check_target(Path(keep_failed), force=force)
+        check_target(Path(keep_failed), BUNDLE_FOLDER, force=force)
     report = progress or (lambda stage, done, total: None)
     model = load_float32(source.artifact_path("fp32"))
     result = quantize_to_int8(
@@ -101,12 +102,12 @@ def quantize_bundle(
     if failure is None:
         cpu_graph = make_cpu_graph(result.model, cases, outputs[1], source.info.output_frames)
         result = dataclasses.replace(result, cpu_graph=cpu_graph)
-        with replacing_folder(target, force=force or in_place) as folder:
+        with replacing_folder(target, BUNDLE_FOLDER, force=force or in_place) as folder:
             _write(folder, source, result, step, model.ByteSize(), verified=source.info.verified)
         return Bundle.load(target), result
     if keep_failed is None:
         raise GateError(f"{failure}; nothing was written")
-    with replacing_folder(Path(keep_failed), force=force) as folder:
+    with replacing_folder(Path(keep_failed), BUNDLE_FOLDER, force=force) as folder:
         _write(folder, source, result, step, model.ByteSize(), verified=False)
     raise GateError(f"{failure}; kept in {keep_failed}")
 

@@ -12,7 +12,7 @@ ahead of a loud one makes histograms of many thousands of bins or fails, and bot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from edge_asr.calibration.histogram import MIN_AMAX, MagnitudeHistogram, peak_magnitude
 from edge_asr.errors import ConfigError, GateError, require
 from edge_asr.graph.weightless import mapped_file, return_memory
+from edge_asr.proof.stages import Progress
 
 if TYPE_CHECKING:
     import onnx
@@ -30,8 +31,6 @@ DEFAULT_PERCENTILE = 99.99
 
 #: One clip, unpadded: the graph's inputs by name.
 Batch = Mapping[str, npt.NDArray[Any]]
-#: Called with (clips done, clips in all; 0 when that is not known).
-Progress = Callable[[int, int], None]
 F32Array = npt.NDArray[np.float32]
 
 

@@ -20,6 +20,7 @@ from edge_asr.calibration.groups import Group, group_nodes
 from edge_asr.calibration.measure import Loss, Reference, time_graphs
 from edge_asr.errors import ConfigError, require
 from edge_asr.graph.weightless import mapped_file, return_memory
+from edge_asr.proof.stages import Progress
 
 if TYPE_CHECKING:
     import onnx
@@ -28,8 +29,6 @@ F32Array = npt.NDArray[np.float32]
 
 #: Makes the graph in which the given groups are INT8.
 Quantize = Callable[[Sequence[Group]], "onnx.ModelProto"]
-#: Called with (candidates measured, candidates at most).
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

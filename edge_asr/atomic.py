@@ -1,10 +1,10 @@
-"""Write a folder all at once: build it beside its place, flush it, and swap it in.
+"""Write a file or a folder all at once: build it beside its place, flush it, and swap it in.
 
 A reader sees the old folder or the new one, never a mixture, also when the writer is killed: the
 swap is one `renameat2(RENAME_EXCHANGE)` where the kernel has it, else two renames with roll-back.
 A killed writer can leave a hidden `.NAME.partial-*` folder; the next writer of NAME removes it
-(a lock tells it from one that is still being written). Nothing here knows what a bundle is,
-except that only a folder holding `bundle.json` is ever replaced.
+(a lock tells it from one that is still being written). Only a folder that holds the marker file of its
+kind is ever replaced.
 """
 
 from __future__ import annotations
@@ -18,66 +18,97 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from edge_asr.bundle.names import MANIFEST_NAME
-from edge_asr.errors import BundleError
+from edge_asr.errors import EdgeAsrError
 
 _log = logging.getLogger(__name__)
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
-def check_target(target: Path, *, force: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class FolderKind:
+    """A kind of folder that may be replaced as a whole.
+
+    Attributes:
+        name: what a person calls it, such as "bundle".
+        marker: the file that every folder of the kind has.
+        error: what a target that may not be written raises.
+    """
+
+    name: str
+    marker: str
+    error: type[EdgeAsrError]
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace one file atomically, making its folder when missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(name).chmod(0o666 & ~umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def check_target(target: Path, kind: FolderKind, *, force: bool) -> None:
     """Refuse a target that may not be written, before any work is done.
 
     Args:
         target: folder to be created or replaced.
-        force: an existing bundle may be replaced.
+        kind: what the target must be to be replaced.
+        force: an existing folder of the kind may be replaced.
 
     Raises:
-        BundleError: the target exists and `force` is false, or it is not a bundle, or its parent
-            cannot be written.
+        EdgeAsrError: `kind.error`: the target exists and `force` is false, or it is of another kind, or
+            its parent cannot be written.
     """
     if target.is_symlink():
-        raise BundleError(f"{target} is a link; name the folder it points to, so that the swap is atomic")
+        raise kind.error(f"{target} is a link; name the folder it points to, so that the swap is atomic")
     if target.exists():
         if not force:
-            raise BundleError(f"{target} exists; add --force to replace it, or name another folder with -o")
-        if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST_NAME).is_file()):
-            raise BundleError(
-                f"{target} is not a bundle (it has no {MANIFEST_NAME}), so --force will not delete it; "
+            raise kind.error(f"{target} exists; add --force to replace it, or name another folder with -o")
+        if not target.is_dir() or (any(target.iterdir()) and not (target / kind.marker).is_file()):
+            raise kind.error(
+                f"{target} is not a {kind.name} (it has no {kind.marker}), so --force will not delete it; "
                 "name another folder with -o"
             )
     parent = target.absolute().parent
     existing = next(p for p in (parent, *parent.parents) if p.exists())
     if not existing.is_dir():
-        raise BundleError(f"{target} lies under {existing}, which is a file; name another folder with -o")
+        raise kind.error(f"{target} lies under {existing}, which is a file; name another folder with -o")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise BundleError(
+        raise kind.error(
             f"{target} cannot be written: no write permission in {existing}; name another folder with -o"
         )
 
 
 @contextlib.contextmanager
-def replacing_folder(target: Path, *, force: bool) -> Iterator[Path]:
+def replacing_folder(target: Path, kind: FolderKind, *, force: bool) -> Iterator[Path]:
     """A new empty folder that becomes `target` when the block ends without an exception.
 
     On an exception (Ctrl-C too) the new folder is removed and `target` stays as it was.
 
     Args:
         target: folder to be created or replaced.
-        force: an existing bundle may be replaced.
+        kind: what the target must be to be replaced.
+        force: an existing folder of the kind may be replaced.
 
     Raises:
-        BundleError: as `check_target`.
+        EdgeAsrError: as `check_target`.
     """
-    check_target(target, force=force)
+    check_target(target, kind, force=force)
     parent = target.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     with partial_folder(target) as partial:
         yield partial
-        check_target(target, force=force)  # it may have appeared meanwhile
+        check_target(target, kind, force=force)  # it may have appeared meanwhile
         put_in_place(partial, target)
 
 

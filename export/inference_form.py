@@ -22,9 +22,10 @@ from torch.nn import functional as F
 
 from edge_asr.export.fold import fold_batch_norm
 from edge_asr.model.attention.relative import RelPosAttention
-from edge_asr.model.convolution.base import Convolution, FeedForward
+from edge_asr.model.convolution.base import Convolution
 from edge_asr.model.ctc import ConformerCTC
 from edge_asr.model.encoder import ConformerBlock
+from edge_asr.model.feed_forward import FeedForward
 from edge_asr.model.masks import MASKED_SCORE, valid_frames
 from edge_asr.model.subsampling.striding import ConvSubsampling
 

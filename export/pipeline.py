@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import edge_asr
 from edge_asr.atomic import check_target, replacing_folder
+from edge_asr.bundle.folder import BUNDLE_FOLDER
 from edge_asr.bundle.manifest import PRECISIONS, Artifact, BundleInfo, Precision, StreamingInfo
 from edge_asr.bundle.names import STREAM_NAME
 from edge_asr.bundle.writer import onnx_metadata, write_manifest, write_model, write_token_files
 from edge_asr.errors import ConfigError, GateError, require
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_onnx
 from edge_asr.export.optimize import count_operators, set_metadata, simplify_graph
-from edge_asr.export.prover import ExportRun, Prover, StageProgress
+from edge_asr.export.prover import ExportRun, Prover
 from edge_asr.export.report import ExportReport, collect_versions
 from edge_asr.export.streaming.graph import make_stream_graph, stream_metadata
 from edge_asr.export.streaming.plan import StreamingOptions, plan_streaming
@@ -32,6 +33,7 @@ from edge_asr.graph.weights import store_weights_as_float16
 from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.compare import ProofStep, summarize_step
+from edge_asr.proof.stages import StageProgress
 
 if TYPE_CHECKING:
     import onnx
@@ -94,9 +96,9 @@ def export_bundle(
     if unknown:
         raise ConfigError(f"precision is {unknown[0]!r}; it must be one of {', '.join(PRECISIONS)}")
     target = Path(output)
-    check_target(target, force=force)
+    check_target(target, BUNDLE_FOLDER, force=force)
     if keep_failed is not None:
-        check_target(Path(keep_failed), force=force)
+        check_target(Path(keep_failed), BUNDLE_FOLDER, force=force)
     for module in ("torch", "onnx", "onnxscript", "onnxsim"):
         require(module, extra="export")
     require("onnxruntime", extra="cpu")
@@ -160,7 +162,7 @@ def export_bundle(
     verified = not failures
     destination = target if verified else None if keep_failed is None else Path(keep_failed)
     if destination is not None:
-        with run.stage("write"), replacing_folder(destination, force=force) as folder:
+        with run.stage("write"), replacing_folder(destination, BUNDLE_FOLDER, force=force) as folder:
             artifacts = [
                 write_model(folder, shipped, "fp32", "fp16" if shipped is not simplified else "fp32")
             ]

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edge_asr.calibration.cpu_graph import make_cpu_graph
+from edge_asr.calibration.proof import INT8_TOLERANCE
 from edge_asr.graph.check import check_graph
 from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import (
     LogProbModel,
     Outputs,
-    Progress,
     ProofStep,
     Tolerance,
     TorchModel,
     compare_outputs,
     run_cases,
 )
+from edge_asr.proof.stages import StageProgress, Stages
 
 if TYPE_CHECKING:
     import onnx
@@ -34,36 +31,17 @@ if TYPE_CHECKING:
     from edge_asr.frames import OutputFrames
     from edge_asr.vocabulary import Vocabulary
 
-#: Called with the name of a stage as it begins, and with (stage, done, total) while it runs.
-StageProgress = Callable[[str, int, int], None]
 
 #: fp16 weights change numbers in the third decimal: the text on real speech must hold, the error is reported.
 FP16_WEIGHTS_TOLERANCE = Tolerance(max_error=None, text_families=("real",))
 
-#: What INT8 may lose is its budget's affair; a case fails only on an error, NaN or a wrong shape.
-INT8_TOLERANCE = Tolerance(max_error=None, text_families=())
 
+class ExportRun(Stages):
+    """The stages of one export, and what has been proven so far."""
 
-@dataclass(slots=True)
-class ExportRun:
-    """State of one export: timings and what has been proven so far."""
-
-    progress: StageProgress | None
-    timings_s: dict[str, float] = field(default_factory=dict)
-    steps: list[ProofStep] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Progress]:
-        """Time a stage and announce it; yields a callback for progress inside it."""
-        started = time.perf_counter()
-
-        def report(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(name, done, total)
-
-        report(0, 0)
-        yield report
-        self.timings_s[name] = self.timings_s.get(name, 0.0) + time.perf_counter() - started
+    def __init__(self, progress: StageProgress | None) -> None:
+        super().__init__(progress)
+        self.steps: list[ProofStep] = []
 
 
 class Prover:

@@ -1,9 +1,9 @@
 """A streaming graph run chunk by chunk: features in pieces of any size, log-probs out, state in one object.
 
 The windows are the geometry's (edge_asr.stream_geometry), so however the features are cut, the same windows
-are run and the log-probs are the same bits. `flush` gives what is left, the end padded as the offline graph pads it:
-every frame that the offline graph gives comes out. (NeMo's own buffer drops a rest that is shorter than one
-encoder frame, and with it up to one output.)
+are run and the log-probs are the same bits. `flush` gives what is left, the end padded as the offline graph
+pads it: every frame that the offline graph gives comes out. (NeMo's own buffer drops a rest that is shorter
+than one encoder frame, and with it up to one output.)
 
 What this file does not do: features, decoding, microphones; it imports neither PyTorch nor onnx.
 """

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import ConfigError, require
 from edge_asr.model.config import PRESETS, ConformerConfig
-
-if TYPE_CHECKING:
-    from edge_asr.export.prover import StageProgress
+from edge_asr.proof.stages import StageProgress
 
 N_PIECES = 128
 N_PIECES_KNOWN = 1024

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_asr.atomic import FolderKind
 from edge_asr.bundle.manifest import Artifact, BundleInfo, CpuGraph, Precision, StreamingInfo
 from edge_asr.bundle.names import MANIFEST_NAME, TOKENS_NAME
 from edge_asr.errors import BundleError, EdgeAsrError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 #: Folder of the models that ship inside the package; each holds `bundle/` and `checkpoint/`.
 EMBEDDED_MODELS = Path(__file__).resolve().parent.parent / "models"
 DEFAULT_MODEL = "tiny-en"
+#: Only a folder of this kind is ever replaced by an export.
+BUNDLE_FOLDER = FolderKind("bundle", MANIFEST_NAME, BundleError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

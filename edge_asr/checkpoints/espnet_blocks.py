@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from edge_asr.checkpoints.assembly import TensorMap
-from edge_asr.model.config import ConformerConfig
-from edge_asr.model.config_checks import CONV2D_STAGES
+from edge_asr.model.config import CONV2D_STAGES, ConformerConfig
 
 TORCH_BATCH_NORM_EPS = 1e-5
 """Of `nn.BatchNorm1d`, which our modules have."""

@@ -15,7 +15,7 @@ import click
 
 if TYPE_CHECKING:
     from edge_asr.bundle.manifest import Precision
-    from edge_asr.export.prover import StageProgress
+    from edge_asr.proof.stages import StageProgress
 
 if TYPE_CHECKING:
     from rich.progress import Progress

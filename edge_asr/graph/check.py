@@ -1,4 +1,4 @@
-"""What every ONNX graph that ships must satisfy: valid in full, dynamic, one file, readable by onnxruntime 1.23."""
+"""What every ONNX graph that ships must be: valid, dynamic, one file, readable by onnxruntime 1.23."""
 
 from __future__ import annotations
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.model.attention.absolute import AbsolutePositions
-from edge_asr.model.attention.relative import attention_from_config, check_chunking, positions_from_config
+from edge_asr.model.attention.choose import attention_from_config, check_chunking, positions_from_config
 from edge_asr.model.config import ConformerConfig
-from edge_asr.model.convolution.base import FeedForward, convolution_from_config
+from edge_asr.model.convolution.choose import convolution_from_config
+from edge_asr.model.feed_forward import FeedForward
 from edge_asr.model.masks import attention_bias, context_mask, valid_frames
-from edge_asr.model.subsampling.striding import subsampled_lens, subsampling_from_config
+from edge_asr.model.subsampling.choose import subsampling_from_config
+from edge_asr.model.subsampling.striding import subsampled_lens
 
 
 class ConformerBlock(nn.Module):

@@ -10,7 +10,7 @@ Which inputs: proof_cases.py. What is written about it: report.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from edge_asr.errors import EdgeAsrError, GateError
 from edge_asr.frames import OutputFrames
 from edge_asr.proof.cases import FAMILIES, ProofCase
-from edge_asr.proof.compare import CaseResult, ProofStep
+from edge_asr.proof.stages import Progress
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.vocabulary import Vocabulary
 
@@ -35,9 +35,6 @@ MAX_LOG_PROB_ERROR = 1e-4
 # Sums that end in a log-prob of -40, a token that nothing chooses, round in steps of 4e-6: there the order of
 # the sums alone moves deep models by 1e-4.
 MAX_RELATIVE_ERROR = 1e-5
-
-#: Called with (cases done, cases in all).
-Progress = Callable[[int, int], None]
 
 
 class LogProbModel(Protocol):

@@ -10,29 +10,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 import edge_asr
+from edge_asr.atomic import write_file
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Artifact, Precision
 from edge_asr.bundle.names import ENGINES_FOLDER
 from edge_asr.errors import ConfigError, EngineError, GateError, ManifestError, require
 from edge_asr.export.engine.cases import build_engine_cases
-from edge_asr.export.engine.files import TIMING_CACHE_NAME, adding_files, check_place, write_file
+from edge_asr.export.engine.files import TIMING_CACHE_NAME, adding_files, check_place
 from edge_asr.export.engine.plan import is_strongly_typed, make_plan
 from edge_asr.export.engine.profiles import DEFAULT_BATCH, DEFAULT_PROFILE_SECONDS, build_profiles
 from edge_asr.export.engine.proof import EngineProof, prove_engine
 from edge_asr.export.engine.report import EngineReport
 from edge_asr.manifest import Utterance, read_manifest
 from edge_asr.proof.clips import find_clips, load_clips
-from edge_asr.proof.compare import Progress
+from edge_asr.proof.stages import Progress, StageProgress, Stages
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.engine.api import create_logger, cuda_version, load_tensorrt, version_of
 from edge_asr.runtime.engine.lookup import build_command, fingerprint, plan_path_of, sidecar_path_of
@@ -45,9 +44,6 @@ from edge_asr.runtime.engine.sidecar import (
     Flavor,
 )
 from edge_asr.runtime.windows import OVERLAP_S
-
-if TYPE_CHECKING:
-    from edge_asr.export.prover import StageProgress
 
 _MAX_OPSET_8_6 = 17
 NOT_RUN = (
@@ -120,7 +116,7 @@ def build_engine(
     check_place(bundle, folder, precision, force=force)
     can_run = device.gpu_name is not None
     proof = _ProofInputs.load(bundle, clips, manifest) if can_run else None
-    stages = _Stages(progress)
+    stages = Stages(progress)
     not_run = None if can_run else NOT_RUN + build_command(bundle, precision, flavor)
     notes = [note for note in (_window_note(bundle, profiles), not_run) if note]
     model = bundle.artifact_path(precision).read_bytes()
@@ -238,22 +234,6 @@ class _ProofInputs:
                 reference.close()
         finally:
             engine.close()
-
-
-class _Stages:
-    """Tells the caller which stage runs and how far it is."""
-
-    def __init__(self, progress: StageProgress | None) -> None:
-        self._progress = progress
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Progress]:
-        def report(done: int, total: int) -> None:
-            if self._progress is not None:
-                self._progress(name, done, total)
-
-        report(0, 0)
-        yield report
 
 
 def _opset_17_copy(model: bytes, n_mels: int) -> bytes:

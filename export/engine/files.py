@@ -11,11 +11,10 @@ import contextlib
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_asr.atomic import partial_folder, put_in_place, umask
+from edge_asr.atomic import partial_folder, put_in_place
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import EngineError
@@ -78,20 +77,6 @@ def adding_files(folder: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # not empty, mostly
             engines.rmdir()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Replace one file atomically, making its folder when missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o666 & ~umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ from edge_asr.frames import OutputFrames
 from edge_asr.manifest import Utterance
 from edge_asr.metrics import compute_error_rates
 from edge_asr.proof.cases import ProofCase
-from edge_asr.proof.compare import Outputs, Progress, ProofStep, Tolerance, compare_outputs, run_cases
+from edge_asr.proof.compare import Outputs, ProofStep, Tolerance, compare_outputs, run_cases
+from edge_asr.proof.stages import Progress
 from edge_asr.runtime.backends import Backend
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.windows import OVERLAP_S, WINDOW_S, WindowGeometry

@@ -22,13 +22,13 @@ from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import (
     Outputs,
-    Progress,
     ProofStep,
     Tolerance,
     compare_outputs,
     run_cases,
     summarize_step,
 )
+from edge_asr.proof.stages import Progress
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 Names, order and layout are NeMo's cache-aware export's, which sherpa-onnx's online recognizer feeds
 (edge_asr.stream_geometry, docs/streaming.md). Time is dynamic too, between the shortest window and the
-longest: the first windows of a clip have less in front of them. Simplifying and checking go as for the offline graph.
+longest: the first windows of a clip have less in front of them. The graph is simplified and checked like the
+offline one.
 
 Sources: NeMo, nemo/collections/asr/modules/conformer_encoder.py (`forward_for_export`); sherpa-onnx,
 sherpa-onnx/csrc/online-nemo-ctc-model.cc (metadata) and scripts/nemo/fast-conformer-hybrid-transducer-ctc.

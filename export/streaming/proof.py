@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from edge_asr.graph.weightless import mapped_file
 from edge_asr.proof.cases import ProofCase
-from edge_asr.proof.compare import Outputs, Progress, ProofStep, TorchModel, compare_outputs, run_cases
+from edge_asr.proof.compare import Outputs, ProofStep, TorchModel, compare_outputs, run_cases
+from edge_asr.proof.stages import Progress
 from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.stream_geometry import StreamingGeometry
 from edge_asr.vocabulary import Vocabulary

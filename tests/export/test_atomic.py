@@ -13,6 +13,7 @@ import pytest
 
 import edge_asr.atomic as atomic
 from edge_asr.atomic import check_target, replacing_folder
+from edge_asr.bundle.folder import BUNDLE_FOLDER
 from edge_asr.errors import BundleError
 
 
@@ -42,7 +43,7 @@ def content_of(folder: Path) -> set[str]:
 
 def test_new_folder_appears_complete_with_parents(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "bundle"
-    with replacing_folder(target, force=False) as folder:
+    with replacing_folder(target, BUNDLE_FOLDER, force=False) as folder:
         write_bundle(folder, "new")
         assert not target.exists()
     assert content_of(target) == {"new"}
@@ -51,13 +52,16 @@ def test_new_folder_appears_complete_with_parents(tmp_path: Path) -> None:
 
 
 def test_existing_folder_needs_force(target: Path) -> None:
-    with pytest.raises(BundleError, match="exists; add --force"), replacing_folder(target, force=False):
+    with (
+        pytest.raises(BundleError, match="exists; add --force"),
+        replacing_folder(target, BUNDLE_FOLDER, force=False),
+    ):
         raise AssertionError("must not be entered")
     assert content_of(target) == {"old"}
 
 
 def test_force_replaces_after_success_only(target: Path) -> None:
-    with replacing_folder(target, force=True) as folder:
+    with replacing_folder(target, BUNDLE_FOLDER, force=True) as folder:
         write_bundle(folder, "new")
         assert content_of(target) == {"old"}
     assert content_of(target) == {"new"}
@@ -66,7 +70,7 @@ def test_force_replaces_after_success_only(target: Path) -> None:
 
 def test_without_renameat2_two_renames_do(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *args, **kwargs: object())
-    with replacing_folder(target, force=True) as folder:
+    with replacing_folder(target, BUNDLE_FOLDER, force=True) as folder:
         write_bundle(folder, "new")
     assert content_of(target) == {"new"}
     assert os.listdir(target.parent) == ["bundle"]
@@ -83,7 +87,10 @@ def test_failing_second_rename_is_undone(target: Path, monkeypatch: pytest.Monke
         rename(source, destination)
 
     monkeypatch.setattr(atomic.os, "rename", failing)
-    with pytest.raises(OSError, match="disk gone"), replacing_folder(target, force=True) as folder:
+    with (
+        pytest.raises(OSError, match="disk gone"),
+        replacing_folder(target, BUNDLE_FOLDER, force=True) as folder,
+    ):
         write_bundle(folder, "new")
     assert content_of(target) == {"old"}
     assert os.listdir(target.parent) == ["bundle"]
@@ -91,7 +98,10 @@ def test_failing_second_rename_is_undone(target: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_exception_leaves_the_old_folder_and_no_litter(target: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), replacing_folder(target, force=True) as folder:
+    with (
+        pytest.raises(error),
+        replacing_folder(target, BUNDLE_FOLDER, force=True) as folder,
+    ):
         write_and_raise(folder, error)
     assert content_of(target) == {"old"}
     assert os.listdir(target.parent) == ["bundle"]
@@ -102,17 +112,17 @@ def test_force_never_deletes_what_is_not_a_bundle(tmp_path: Path) -> None:
     home.mkdir()
     (home / "thesis.tex").write_text("years of work")
     with pytest.raises(BundleError, match=r"not a bundle .* will not delete it"):
-        check_target(home, force=True)
+        check_target(home, BUNDLE_FOLDER, force=True)
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(BundleError, match="not a bundle"):
-        check_target(file, force=True)
+        check_target(file, BUNDLE_FOLDER, force=True)
     link = tmp_path / "link"
     link.symlink_to(home)
     with pytest.raises(BundleError, match="is a link"):
-        check_target(link, force=True)
+        check_target(link, BUNDLE_FOLDER, force=True)
     with pytest.raises(BundleError, match="which is a file"):
-        check_target(file / "bundle", force=False)
+        check_target(file / "bundle", BUNDLE_FOLDER, force=False)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -120,7 +130,7 @@ def test_unwritable_parent_is_refused_before_any_work(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(BundleError, match="no write permission"):
-            check_target(tmp_path / "bundle", force=False)
+            check_target(tmp_path / "bundle", BUNDLE_FOLDER, force=False)
     finally:
         tmp_path.chmod(0o700)
 
@@ -128,8 +138,9 @@ def test_unwritable_parent_is_refused_before_any_work(tmp_path: Path) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
-from edge_asr.export.atomic import replacing_folder
-with replacing_folder(Path(sys.argv[1]), force=True) as folder:
+from edge_asr.atomic import replacing_folder
+from edge_asr.bundle.folder import BUNDLE_FOLDER
+with replacing_folder(Path(sys.argv[1]), BUNDLE_FOLDER, force=True) as folder:
     (folder / "bundle.json").write_text("new")
     print("half way", flush=True)
     time.sleep(60)
@@ -140,7 +151,7 @@ def test_kill_leaves_the_old_folder_and_the_next_export_cleans_up(target: Path) 
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(target)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "half way\n"
-    with replacing_folder(target, force=True) as folder:
+    with replacing_folder(target, BUNDLE_FOLDER, force=True) as folder:
         write_bundle(folder, "mine")
         # The child's folder is locked, so it is not taken for an abandoned one.
         assert len(list(target.parent.glob(".bundle.partial-*"))) == 2
@@ -149,7 +160,7 @@ def test_kill_leaves_the_old_folder_and_the_next_export_cleans_up(target: Path) 
     child.stdout.close()
     assert content_of(target) == {"mine"}
     assert len(list(target.parent.glob(".bundle.partial-*"))) == 1
-    with replacing_folder(target, force=True) as folder:
+    with replacing_folder(target, BUNDLE_FOLDER, force=True) as folder:
         write_bundle(folder, "new")
     assert content_of(target) == {"new"}
     assert os.listdir(target.parent) == ["bundle"]
@@ -171,7 +182,7 @@ def test_a_reader_never_finds_the_folder_missing_or_mixed(target: Path) -> None:
     child.stdout.readline()
     end = time.time() + 0.8
     while time.time() < end:
-        with replacing_folder(target, force=True) as folder:
+        with replacing_folder(target, BUNDLE_FOLDER, force=True) as folder:
             write_bundle(folder, "new")
     _, errors = child.communicate(timeout=20)
     assert (child.returncode, errors) == (0, "")

@@ -16,7 +16,8 @@ import onnx
 import pytest
 import soundfile
 
-from edge_asr.bundle.folder import Bundle
+from edge_asr.atomic import replacing_folder
+from edge_asr.bundle.folder import BUNDLE_FOLDER, Bundle
 from edge_asr.errors import AudioError, BundleError, ConfigError, GateError, MissingDependencyError
 from edge_asr.export import ExportReport, export_bundle, pipeline
 from edge_asr.model import ConformerCTC
@@ -217,7 +218,7 @@ def test_sigkill_while_writing_keeps_the_old_bundle(
     assert child.returncode == -signal.SIGKILL
     assert Bundle.load(folder).info.verified
     (left,) = folder.parent.glob(".micro.partial-*")
-    with pipeline.replacing_folder(folder.parent / "micro", force=True) as new:
+    with replacing_folder(folder.parent / "micro", BUNDLE_FOLDER, force=True) as new:
         assert not left.exists()
         for name in FILES:
             (new / name).write_bytes((folder / name).read_bytes())

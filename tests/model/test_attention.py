@@ -9,13 +9,9 @@ from torch import Tensor
 
 from edge_asr.errors import ConfigError
 from edge_asr.model import ConformerConfig
-from edge_asr.model.attention.relative import (
-    RelativePositions,
-    RelPosAttention,
-    TaylorAttention,
-    check_chunking,
-    relative_shift,
-)
+from edge_asr.model.attention.choose import check_chunking
+from edge_asr.model.attention.linear import TaylorAttention
+from edge_asr.model.attention.relative import RelativePositions, RelPosAttention, relative_shift
 from edge_asr.model.masks import attention_bias, chunk_mask, valid_frames
 
 D_MODEL, N_HEADS, D_HEAD = 12, 3, 4

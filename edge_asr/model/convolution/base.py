@@ -5,7 +5,6 @@ Does not: add the residual or the half-step factor; `encoder.ConformerBlock` doe
 modules that are more than a setting of this one have their own files (`convolution_from_config`).
 """
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -13,32 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_asr.model.config import ConformerConfig
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "tanh": torch.tanh,
-    "hardtanh": F.hardtanh,
-    "selu": F.selu,
-}
-
-
-class FeedForward(nn.Module):
-    """LayerNorm, expansion, Swish (or another), dropout, projection, dropout: (B, T, D) -> (B, T, D)."""
-
-    def __init__(self, config: ConformerConfig) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.expand = nn.Linear(config.d_model, config.ff_inner)
-        self.project = nn.Linear(config.ff_inner, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation = ACTIVATIONS[config.activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        x = self.dropout(self.activation(self.expand(self.norm(x))))
-        return cast(Tensor, self.dropout(self.project(x)))
+from edge_asr.model.feed_forward import ACTIVATIONS
 
 
 class Convolution(nn.Module):
@@ -104,16 +78,3 @@ class Convolution(nn.Module):
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return cast(Tensor, self.dropout(self.pointwise_out(self.activation(x))))
-
-
-def convolution_from_config(config: ConformerConfig) -> nn.Module:
-    """The convolution module that the configuration names; all are called as `Convolution.forward`."""
-    if config.conv_padding == "before_pointwise":
-        from edge_asr.model.convolution.wenet import WenetConvolution
-
-        return WenetConvolution(config)
-    if config.conv_norm == "group_norm":
-        from edge_asr.model.convolution.group_norm import GroupNormConvolution
-
-        return GroupNormConvolution(config)
-    return Convolution(config)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_asr.model.config import ConformerConfig
-from edge_asr.model.convolution.base import ACTIVATIONS
+from edge_asr.model.feed_forward import ACTIVATIONS
 
 _GROUP_NORM_EPS = 1e-5  # torch.nn.GroupNorm's default, which both originals leave as it is
 

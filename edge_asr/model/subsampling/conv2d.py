@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_asr.errors import ConfigError
-from edge_asr.model.config import ConformerConfig
-from edge_asr.model.config_checks import CONV2D_STAGES
+from edge_asr.model.config import CONV2D_STAGES, ConformerConfig
 
 
 class UnpaddedSubsampling(nn.Module):

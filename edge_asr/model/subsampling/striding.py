@@ -24,56 +24,6 @@ def subsampled_lens(lens: Tensor, factor: int, first: int = 1) -> Tensor:
     return counts if first == 1 else torch.where(lens > 0, counts.clamp(min=0), torch.zeros_like(counts))
 
 
-class NoSubsampling(nn.Module):
-    """The features less their mean over bands, for models that work at the rate of the features (torchaudio).
-
-    All that reads them is a LayerNorm over bands, which takes the mean out anyway. Done once ahead, silence
-    (all bands alike) is 0, where a LayerNorm would make 300 times its rounding error of it.
-    """
-
-    def forward(self, features: Tensor, lens: Tensor) -> Tensor:
-        """(B, T, d_model) -> the same shape."""
-        return features - features.mean(dim=-1, keepdim=True)
-
-
-class LinearInput(nn.Module):
-    """A linear layer and its LayerNorm: (B, T, n_mels) -> (B, T, d_model).
-
-    Sources: ESPnet, espnet2/asr/encoder/conformer_encoder.py (input_layer "linear"); WeNet,
-    wenet/models/transformer/subsampling.py (LinearNoSubsampling).
-    """
-
-    def __init__(self, config: ConformerConfig) -> None:
-        super().__init__()
-        self.out = nn.Linear(config.n_mels, config.d_model)
-        self.norm = nn.LayerNorm(config.d_model)  # torch's epsilon in both, whatever the blocks have
-
-    def forward(self, features: Tensor, lens: Tensor) -> Tensor:
-        """See `ConvSubsampling.forward`; `lens` is not needed."""
-        return cast(Tensor, self.norm(self.out(features)))
-
-
-def subsampling_from_config(config: ConformerConfig) -> nn.Module:
-    """The front end that the configuration names; all are called as `ConvSubsampling.forward`."""
-    if config.subsampling == "none":
-        return NoSubsampling()
-    if config.subsampling == "linear":
-        return LinearInput(config)
-    if config.subsampling == "conv2d":
-        from edge_asr.model.subsampling.conv2d import UnpaddedSubsampling
-
-        return UnpaddedSubsampling(config)
-    if config.subsampling == "waveform":
-        from edge_asr.model.subsampling.waveform import WaveformSubsampling
-
-        return WaveformSubsampling(config)
-    if config.subsampling_causal:
-        from edge_asr.model.subsampling.causal import CausalSubsampling
-
-        return CausalSubsampling(config)
-    return ConvSubsampling(config)
-
-
 class ConvSubsampling(nn.Module):
     """(B, T, n_mels) -> (B, ceil(T / factor), d_model).
 

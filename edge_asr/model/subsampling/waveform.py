@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_asr.model.config import ConformerConfig
-from edge_asr.model.convolution.base import ACTIVATIONS
 from edge_asr.model.convolution.group_norm import MaskedGroupNorm
+from edge_asr.model.feed_forward import ACTIVATIONS
 from edge_asr.model.masks import valid_frames
 
 _CONV_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default: layer_norm_eps does not reach these
