@@ -17,8 +17,8 @@ from edge_asr.bundle.writer import write_manifest
 from edge_asr.calibration.bundle_files import describe_int8, replace_section, write_int8
 from edge_asr.calibration.cpu_graph import make_cpu_graph
 from edge_asr.calibration.int8 import Int8Options, Int8Result, quantize_to_int8
+from edge_asr.calibration.proof import INT8_TOLERANCE
 from edge_asr.errors import BundleError, GateError, require
-from edge_asr.export.prover import INT8_TOLERANCE
 from edge_asr.graph.check import check_graph
 from edge_asr.graph.session import open_graph
 from edge_asr.graph.weights import load_float32
