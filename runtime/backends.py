@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -121,7 +122,7 @@ class OnnxRuntimeBackend:
         rewritten: bool = False,
         spin: bool = False,
     ) -> None:
-        onnxruntime = require("onnxruntime", extra="cpu")
+        onnxruntime = load_onnxruntime()
         self.path = path
         self.name = device
         self.precision = precision
@@ -182,6 +183,20 @@ class OnnxRuntimeBackend:
         self._session = None
 
 
+def load_onnxruntime() -> ModuleType:
+    """The onnxruntime module, sending nothing.
+
+    Importing edge_asr has switched telemetry off before onnxruntime could start it. Where a program imported
+    onnxruntime first, its events are stopped here.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    onnxruntime = require("onnxruntime", extra="cpu")
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
 def default_num_threads() -> int:
     """One per core this process may use, four at most."""
     if hasattr(os, "sched_getaffinity"):
@@ -207,7 +222,7 @@ def check_device(device: str) -> None:
     """
     if device not in _PROVIDERS:
         raise BackendError(f"backend {device!r} is unknown; use one of {', '.join(BACKENDS)}")
-    onnxruntime = require("onnxruntime", extra="cpu")
+    onnxruntime = load_onnxruntime()
     available = onnxruntime.get_available_providers()
     if _PROVIDERS[device] not in available:
         raise BackendError(
@@ -362,7 +377,7 @@ def _find_cpu_graph(bundle: Bundle, precision: Precision) -> Path | None:
     graph = bundle.artifact(precision).cpu_graph
     if graph is None:
         return None
-    have = require("onnxruntime", extra="cpu").__version__
+    have = load_onnxruntime().__version__
     if _release(have) < _release(graph.onnxruntime):
         logger.info("%s was made by onnxruntime %s, this is %s", graph.file, graph.onnxruntime, have)
         return None

@@ -12,6 +12,7 @@ Apache-2.0, the sentences from LibriSpeech (CC BY 4.0).
 
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -189,6 +190,7 @@ class Kokoro:
     """Kokoro-82M on one thread of the CPU."""
 
     def __init__(self, folder: Path) -> None:
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import, or it has no effect
         import onnxruntime as ort
 
         options = ort.SessionOptions()
