@@ -1,9 +1,9 @@
-"""What README.md tells people to type works: commands parse and, where they can, run; Python too.
+"""What README.md and docs/ tell people to type works: commands parse and, where they can, run; Python too.
 
 Every line of a bash or console block must be understood here, so that none goes stale unseen.
-Sound files, manifests, bundles and checkpoints that it names are put in place from what is
-embedded. Only what needs a microphone, minutes, much speech, TensorRT or the network is not run: of those
-the options, scripts and extras are checked.
+Sound files, manifests, bundles and checkpoints that a line names are made from what is embedded.
+What needs a microphone, minutes, much speech, TensorRT or the network is not run: of those lines the options,
+scripts and extras are checked. docs/jetson.md has a test of its own (tests/packaging/test_jetson.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -25,25 +26,29 @@ import pytest
 from edge_asr.cli.main import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+README_LINES = 90
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SOUND = re.compile(r"[\w./-]+\.(?:wav|flac|ogg|opus|mp3)")
 #: Programs that are not ours; nothing to check in them here.
 OTHERS = {"git", "cd", "sudo", "apt-get", "arecord", "jq", "source", "python3", "export", "cat"}
-#: A microphone, minutes, more speech than a sample, or another checkpoint than ours; tested elsewhere.
+#: Commands that need a microphone, minutes or more speech than a sample; tested elsewhere.
 NOT_RUN = {"train", "listen", "build", "quantize", "bench"}
-NOT_RUN_WITH = {"--engine", "--calibration", "--lookahead-ms"}
+NOT_RUN_WITH = {"--engine", "--calibration", "--lookahead-ms", "--left-context-ms"}
 
 
-def blocks(*languages: str) -> list[str]:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    return [code for language, code in BLOCK.findall(text) if language in languages]
+def blocks(*languages: str, pages: Sequence[Path] = PAGES) -> list[str]:
+    texts = [page.read_text(encoding="utf-8") for page in pages]
+    found = [code for text in texts for language, code in BLOCK.findall(text) if language in languages]
+    return list(dict.fromkeys(found))
 
 
-def commands() -> list[str]:
+def commands(pages: Sequence[Path] = PAGES) -> list[str]:
     """Command lines of all shell blocks, continued lines joined; output in console blocks left out."""
     lines = []
     for language in ("bash", "sh", "console"):
-        for code in blocks(language):
+        for code in blocks(language, pages=pages):
             for line in code.replace("\\\n", " ").splitlines():
                 if language == "console" and not line.startswith("$ "):
                     continue
@@ -71,8 +76,32 @@ def ours(name: str) -> list[str]:
 
 
 def test_readme_has_commands_and_both_scripts() -> None:
-    names = {words[0] for line in commands() for words in programs(line)}
+    names = {words[0] for line in commands(PAGES[:1]) for words in programs(line)}
     assert {"scripts/demo", "scripts/test", "edge-asr"} <= names
+
+
+def test_readme_stays_short() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_readme_leads_to_every_page() -> None:
+    """A reader reaches every page of docs/ from README.md by links."""
+    reached: set[Path] = set()
+    waiting = [PAGES[0]]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        links = LINK.findall(page.read_text(encoding="utf-8"))
+        targets = {(page.parent / link).resolve() for link in links if link.endswith(".md")}
+        waiting += targets - reached
+    assert set(PAGES) <= reached
 
 
 @pytest.mark.parametrize("line", commands())
@@ -141,6 +170,8 @@ def runs_here(line: str) -> bool:
             return False
         if NOT_RUN_WITH & set(words):
             return False
+        if words[:1] == ["export"] and line not in commands(PAGES[:1]):  # slow, and tested in tests/export
+            return False
     return True
 
 
@@ -152,7 +183,8 @@ def test_commands_run(line: str, tmp_path: Path, sample_path: Path) -> None:
     done = subprocess.run(
         line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
-    assert done.returncode == 0, f"{line}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
+    healthy = (0, 1) if "edge-asr doctor" in line else (0,)  # 1: something on this machine is broken
+    assert done.returncode in healthy, f"{line}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
     assert done.stdout or " -o " in line or ">" in line
 
 
@@ -165,6 +197,12 @@ def imports(code: str) -> list[tuple[str, str]]:
     ]
 
 
+def python_runs_here(code: str) -> bool:
+    """Whether a block needs neither a microphone nor a bundle with a streaming graph."""
+    names = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+    return not names & {"MicrophoneSource", "StreamingModel"}
+
+
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_imports_exist(code: str) -> None:
     for module, name in imports(code):
@@ -172,7 +210,7 @@ def test_python_imports_exist(code: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [c for c in blocks("python") if not re.search("icrophone|listen|Live", c)])
+@pytest.mark.parametrize("code", [code for code in blocks("python") if python_runs_here(code)])
 def test_python_runs(code: str, tmp_path: Path, sample_path: Path) -> None:
     put_in_place(code, tmp_path, sample_path)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
