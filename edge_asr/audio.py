@@ -27,11 +27,33 @@ if TYPE_CHECKING:
 
 F32Array = npt.NDArray[np.float32]
 
+SOUND_SUFFIXES = (
+    ".flac",
+    ".wav",
+    ".opus",
+    ".ogg",
+    ".mp3",
+    ".oga",
+    ".aiff",
+    ".aif",
+    ".aifc",
+    ".au",
+    ".caf",
+    ".w64",
+    ".rf64",
+)
+"""What is taken for a sound file where a folder is searched, the usual ones first; a file that is named may
+have any name."""
 MIN_SAMPLE_RATE = 1_000
 MAX_SAMPLE_RATE = 768_000
 MAX_CHANNELS = 64
 BLOCK_S = 5.0
 """Seconds a file is read at a time: it bounds memory, not results."""
+
+
+def has_sound_suffix(path: Path) -> bool:
+    """Whether a file found in a folder is taken for sound, by the end of its name."""
+    return path.suffix.lower() in SOUND_SUFFIXES
 
 
 def mono_from_waveform(waveform: npt.ArrayLike) -> F32Array:

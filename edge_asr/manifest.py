@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from edge_asr.audio import SOUND_SUFFIXES
 from edge_asr.errors import ManifestError
 
 SourceKind = Literal["auto", "jsonl", "ljspeech", "librispeech"]
-LIBRISPEECH_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
 
 Reason = Literal[
     "not valid JSON",
@@ -213,7 +213,7 @@ def _read_librispeech(path: Path, name: str) -> Manifest:
             if not line.strip():
                 continue
             clip_id, _, text = line.partition(" ")
-            candidates = [transcript.parent / f"{clip_id}{suffix}" for suffix in LIBRISPEECH_SUFFIXES]
+            candidates = [transcript.parent / f"{clip_id}{suffix}" for suffix in SOUND_SUFFIXES]
             audio = next((file for file in candidates if file.is_file()), candidates[0])
             speaker = clip_id.split("-")[0]
             utterances.append(

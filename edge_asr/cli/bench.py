@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_asr.cli.options import progress_bar, recognizer_options
+from edge_asr.cli.options import FiniteRange, bundle_options, progress_bar
 
 if TYPE_CHECKING:
     from edge_asr.benchmark.power_meter import Progress
@@ -109,7 +109,8 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--min-duration",
-    type=click.FloatRange(min=0),
+    "min_duration_s",
+    type=FiniteRange(min=0, max=3600),
     default=2.0,
     show_default=True,
     metavar="S",
@@ -159,9 +160,14 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--json", "as_json", is_flag=True, help="The content of bench.json on stdout instead of tables."
 )
-@recognizer_options(precision=False)
+@bundle_options
 def command(
-    compare: tuple[Path, Path] | None, output_dir: Path | None, force: bool, as_json: bool, **options: Any
+    compare: tuple[Path, Path] | None,
+    output_dir: Path | None,
+    force: bool,
+    as_json: bool,
+    bundle: dict[str, Any],
+    **options: Any,
 ) -> None:
     """Measure a bundle here: time by stage, cold start, memory, power, streams, error rates.
 
@@ -177,7 +183,7 @@ def command(
     if compare is not None:
         _compare(*compare, as_json=as_json)
         return
-    source = click.get_current_context().get_parameter_source("model")
+    source = click.get_current_context().get_parameter_source("path_or_name")
     if options["random"] is not None and source is not click.core.ParameterSource.DEFAULT:
         raise click.UsageError("--random is a model of its own; leave -m out")
     from edge_asr.benchmark.options import BenchOptions
@@ -186,9 +192,11 @@ def command(
 
     if output_dir is not None:
         check_folder(output_dir, force=force)
-    options["min_duration_s"] = options.pop("min_duration")
+    asked = BenchOptions(
+        model=bundle.pop("path_or_name"), threads=bundle.pop("num_threads"), **bundle, **options
+    )
     with _progress() as show:
-        report = run_benchmark(BenchOptions(**options), progress=show)
+        report = run_benchmark(asked, progress=show)
     problem = None if output_dir is None else write_folder(report, output_dir)
     if problem is not None:
         click.echo(f"edge-asr: {problem}", err=True)

@@ -72,11 +72,7 @@ def command(
     as_json: bool,
     worst: int,
     normalization: str,
-    model: str,
-    precision: str,
-    backend: str,
-    threads: int | None,
-    allow_unverified: bool,
+    recognizer: dict[str, Any],
 ) -> None:
     """Transcribe the utterances of MANIFEST and compare with its texts.
 
@@ -91,10 +87,8 @@ def command(
     listed = read_manifest(manifest)
     for row in listed.bad_rows:
         click.echo(f"edge-asr: {manifest}, row {row.row}: {row.reason}: {row.detail}", err=True)
-    with Recognizer.load(
-        model, precision=precision, backend=backend, num_threads=threads, allow_unverified=allow_unverified
-    ) as recognizer:
-        decoded = _decode(recognizer, listed.utterances)
+    with Recognizer.load(**recognizer) as loaded:
+        decoded = _decode(loaded, listed.utterances)
     if not decoded.utterances:
         raise ManifestError(f"no utterance of {manifest} could be read, so there is nothing to evaluate")
     references = [u.text for u in decoded.utterances]
@@ -103,7 +97,7 @@ def command(
     if as_json:
         click.echo(json.dumps(result))
     else:
-        click.echo(f"{model} on {listed.name}, text normalization {normalization}")
+        click.echo(f"{recognizer['path_or_name']} on {listed.name}, text normalization {normalization}")
         _print_table(result)
     if worst:
         for item in find_worst_utterances(

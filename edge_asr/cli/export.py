@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_asr.cli.int8_options import int8_options, make_int8_options
-from edge_asr.cli.options import parse_precisions, stage_display
-from edge_asr.cli.streaming_options import make_streaming_options, streaming_options
+from edge_asr.cli.options import (
+    int8_options,
+    make_int8_options,
+    parse_precisions,
+    stage_display,
+    streaming_options,
+)
 from edge_asr.errors import require
 
 if TYPE_CHECKING:
@@ -88,16 +92,13 @@ def command(
     opset: int,
     clips: tuple[Path, ...],
     feature_preset: str | None,
-    enabled: bool | None,
-    lookahead_ms: float | None,
-    chunk_ms: float | None,
-    left_context_ms: float | None,
+    streaming: dict[str, Any],
+    int8: dict[str, Any],
     engine: bool,
     flavor: Flavor,
     force: bool,
     keep_failed: Path | None,
     as_json: bool,
-    **int8: Any,
 ) -> None:
     """Export CHECKPOINT to ONNX, prove it against PyTorch, and write a bundle.
 
@@ -117,11 +118,8 @@ def command(
     wanted = parse_precisions(precisions)
     require("torch", extra="export")
     from edge_asr.checkpoints import LoadOptions, load_any
-    from edge_asr.export import export_bundle
+    from edge_asr.export import StreamingOptions, export_bundle
 
-    streaming = make_streaming_options(
-        enabled=enabled, lookahead_ms=lookahead_ms, chunk_ms=chunk_ms, left_context_ms=left_context_ms
-    )
     loaded = load_any(checkpoint, LoadOptions(feature_preset=feature_preset))
     for note in loaded.notes:
         click.echo(f"edge-asr: {note}", err=True)
@@ -131,8 +129,8 @@ def command(
             output,
             name=name,
             precisions=wanted,
-            int8=make_int8_options(**int8) if {"fp16", "int8"}.intersection(wanted) else None,
-            streaming=streaming,
+            int8=make_int8_options(int8) if {"fp16", "int8"}.intersection(wanted) else None,
+            streaming=StreamingOptions(**streaming),
             weights=weights,
             opset=opset,
             clips=clips,

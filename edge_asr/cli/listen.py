@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import click
 
-from edge_asr.cli.options import recognizer_options
+from edge_asr.cli.options import FiniteRange, recognizer_options
 
 if TYPE_CHECKING:
     from edge_asr.runtime.live.events import Event
@@ -40,7 +40,7 @@ _SIGNAL_EXIT = 128
 )
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON Lines on stdout.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Stop after N s of audio."
+    "--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after N s of audio."
 )
 @click.option(
     "--partials",
@@ -66,11 +66,7 @@ def command(
     partials: Literal["auto", "streaming", "windowed", "off"],
     record: Path | None,
     force: bool,
-    model: str,
-    precision: str,
-    backend: str,
-    threads: int | None,
-    allow_unverified: bool,
+    recognizer: dict[str, Any],
 ) -> None:
     """Transcribe a live microphone.
 
@@ -99,21 +95,21 @@ def command(
     microphone.find_device(wanted)
     if record is not None:
         check_recording_path(record, overwrite=force)
-    with Recognizer.load(
-        model, precision=precision, backend=backend, num_threads=threads, allow_unverified=allow_unverified
-    ) as recognizer:
+    with Recognizer.load(**recognizer) as loaded:
         make_decoder = (
-            None if partials == "off" else streaming_decoders(recognizer, partials, num_threads=threads)
+            None
+            if partials == "off"
+            else streaming_decoders(loaded, partials, num_threads=recognizer["num_threads"])
         )
         source = microphone.MicrophoneSource(microphone.MicrophoneConfig(device=wanted, sample_rate=rate))
         live = LiveRecognizer(
-            recognizer,
+            loaded,
             source,
             config=LiveConfig(partials=partials != "off", max_audio_s=seconds),
             partial_decoder=make_decoder() if make_decoder else None,
             recorder=Recorder(record, overwrite=force) if record is not None else None,
         )
-        code = run_live(live, as_json=as_json, greeting=lambda: _greeting(source, model))
+        code = run_live(live, as_json=as_json, greeting=lambda: _greeting(source, recognizer["path_or_name"]))
     if code:
         sys.exit(code)
 

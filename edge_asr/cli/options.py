@@ -1,84 +1,227 @@
-"""What commands share: the options that choose and load a recognizer, and the progress bar.
+"""The options that several commands share, and how progress is shown.
 
-Heavy imports stand inside the functions, as in the commands.
+An option stands here once: its parameter is called as the argument it becomes, so that the values of a group
+go into a call or a dataclass as they are (`Recognizer.load(**recognizer)`). Heavy imports stand inside the
+functions, as in the commands.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from edge_asr.bundle.manifest import Precision
+    from edge_asr.calibration import Int8Options
     from edge_asr.proof.stages import StageProgress
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Decorator = Callable[[Any], Any]
 
 #: Those of edge_asr.runtime.backends, which is not imported for `--help`; a test compares them.
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
+PRECISION_NAMES = ("fp32", "fp16", "int8")
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; infinity and NaN, which Python reads as numbers, are a usage error."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or a usage error."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
-@overload
-def recognizer_options(function: _Function) -> _Function: ...
-@overload
-def recognizer_options(*, precision: bool) -> Callable[[_Function], _Function]: ...
-def recognizer_options(function: Any = None, *, precision: bool = True) -> Any:
-    """Add -m, --precision, --backend, --threads and --allow-unverified.
+def option_group(name: str, options: Sequence[_Decorator]) -> Callable[[_Function], _Function]:
+    """Add options to a command, which gets their values as one dictionary, the argument `name`."""
 
-    They arrive as `model`, `precision`, `backend`, `threads` and `allow_unverified`, the arguments
-    that `Recognizer.load` takes (`threads` as `num_threads`). With `precision=False` the command has a
-    --precision of its own.
-    """
-    if function is None:
-        return functools.partial(recognizer_options, precision=precision)
-    options = [
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def call(**values: Any) -> Any:
+            group = {key: values.pop(key) for key in keys}
+            return function(**values, **{name: group})
+
+        decorated: Any = call
+        n_before = len(getattr(decorated, "__click_params__", []))
+        for option in reversed(options):
+            decorated = option(decorated)
+        keys = [parameter.name for parameter in decorated.__click_params__[n_before:]]
+        return cast(_Function, decorated)
+
+    return decorate
+
+
+_MODEL = click.option(
+    "-m",
+    "--model",
+    "path_or_name",
+    metavar="BUNDLE",
+    default="tiny-en",
+    show_default=True,
+    help="Folder of a bundle, or the name of an embedded model.",
+)
+_PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["auto", *PRECISION_NAMES]),
+    default="auto",
+    show_default=True,
+    help="Which model of the bundle to run; auto takes the best for this device.",
+)
+_DEVICE = (
+    click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        show_default=True,
+        help="What runs the model; auto takes an engine built for this device, else CUDA, else the CPU.",
+    ),
+    click.option(
+        "--threads",
+        "num_threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="CPU threads of the model; by default what the backend chooses.",
+    ),
+    click.option(
+        "--allow-unverified",
+        is_flag=True,
+        help="Also run a bundle or engine that failed its proof, or an engine that has none.",
+    ),
+)
+
+#: Adds -m, --precision, --backend, --threads and --allow-unverified; `recognizer` holds what
+#: `Recognizer.load` takes.
+recognizer_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE))
+#: The same for a command that has a --precision of its own.
+bundle_options = option_group("bundle", (_MODEL, *_DEVICE))
+
+_MANIFEST = click.Path(exists=True, path_type=Path)
+
+#: Adds how to quantize; `int8` goes to `make_int8_options`.
+int8_options = option_group(
+    "int8",
+    (
         click.option(
-            "-m",
-            "--model",
-            metavar="BUNDLE",
-            default="tiny-en",
-            show_default=True,
-            help="Folder of a bundle, or the name of an embedded model.",
+            "--calibration",
+            multiple=True,
+            type=_MANIFEST,
+            metavar="MANIFEST",
+            help="Speech for the ranges and for choosing what becomes INT8 (and for the magnitudes of fp16), "
+            "never that of --evaluate; may be repeated. By default the embedded, synthetic speech is used.",
         ),
         click.option(
-            "--precision",
-            type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+            "--evaluate",
+            "evaluation",
+            multiple=True,
+            type=_MANIFEST,
+            metavar="MANIFEST",
+            help="Speech for the gate, all of it; may be repeated. By default half of the calibration speech "
+            "is used.",
+        ),
+        click.option(
+            "--calibration-minutes",
+            "minutes",
+            type=FiniteRange(min=1),
+            metavar="MIN",
+            help="Length of the calibration set; by default 10, or all that is embedded.",
+        ),
+        click.option(
+            "--range-method",
+            type=click.Choice(["auto", "mse", "percentile", "entropy", "minmax"]),
             default="auto",
             show_default=True,
-            help="Which model of the bundle to run; auto takes the best for this device.",
+            help="How the range of a tensor is found from its values; auto takes what diverges least.",
         ),
         click.option(
-            "--backend",
-            type=click.Choice(BACKENDS),
-            default="auto",
+            "--percentile",
+            type=FiniteRange(min=0, max=100, min_open=True),
+            default=99.99,
             show_default=True,
-            help="What runs the model; auto takes an engine built for this device, else CUDA, else the CPU.",
+            help="The percentile of --range-method percentile.",
         ),
         click.option(
-            "--threads",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="CPU threads of the model; by default what the backend chooses.",
+            "--smoothing",
+            type=FiniteRange(min=0, max=1),
+            default=0.7,
+            show_default=True,
+            metavar="ALPHA",
+            help="SmoothQuant's alpha: how much of the spread of activations moves into weights.",
+        ),
+        click.option("--no-smoothing", is_flag=True, help="Leave the scales where they are."),
+        click.option(
+            "--max-wer-loss",
+            type=FiniteRange(min=0),
+            default=0.003,
+            show_default=True,
+            metavar="FRACTION",
+            help="What INT8 may add to the WER; over it, the exit code is 3 and nothing is written.",
         ),
         click.option(
-            "--allow-unverified",
-            is_flag=True,
-            help="Also run a bundle or engine that failed its proof, or an engine that has none.",
+            "--min-agreement",
+            type=FiniteRange(min=0, max=1),
+            default=0.985,
+            show_default=True,
+            metavar="FRACTION",
+            help="How many frames must keep their most likely token.",
         ),
-    ]
-    if not precision:
-        del options[1]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    ),
+)
+
+
+def make_int8_options(values: dict[str, Any]) -> Int8Options:
+    """The values of `int8_options` as one object."""
+    from edge_asr.calibration import Budget, Int8Options
+
+    rest = dict(values)
+    if rest.pop("no_smoothing"):
+        rest["smoothing"] = None
+    budget = Budget(max_wer_loss=rest.pop("max_wer_loss"), min_agreement=rest.pop("min_agreement"))
+    return Int8Options(budget=budget, **rest)
+
+
+#: Adds whether and how an exported model streams; `streaming` holds the fields of `StreamingOptions`.
+streaming_options = option_group(
+    "streaming",
+    (
+        click.option(
+            "--streaming/--no-streaming",
+            "enabled",
+            default=None,
+            help="Also write stream.onnx, which runs chunk by chunk, or leave it out; by default it is "
+            "written when the checkpoint was trained with limited context.",
+        ),
+        click.option(
+            "--lookahead-ms",
+            type=FiniteRange(min=0),
+            metavar="MS",
+            help="Look-ahead to use, of a checkpoint trained with several; by default the checkpoint's own "
+            "default.",
+        ),
+        click.option(
+            "--chunk-ms",
+            type=FiniteRange(min=1),
+            metavar="MS",
+            help="Chunk of stream.onnx, for a model trained with chunks of many sizes; by default 640.",
+        ),
+        click.option(
+            "--left-context-ms",
+            type=FiniteRange(min=1),
+            metavar="MS",
+            help="What attention sees before the chunk, where training left it open; by default 2560.",
+        ),
+    ),
+)
 
 
 def progress_bar(*, enabled: bool = True) -> Progress:
@@ -96,9 +239,6 @@ def progress_bar(*, enabled: bool = True) -> Progress:
         disable=not (enabled and sys.stderr.isatty()),
         redirect_stdout=sys.stdout.isatty(),
     )
-
-
-PRECISION_NAMES = ("fp32", "fp16", "int8")
 
 
 def parse_precisions(values: tuple[str, ...]) -> list[Precision]:

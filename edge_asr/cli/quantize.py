@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from edge_asr.cli.int8_options import int8_options, make_int8_options
+from edge_asr.cli.options import int8_options, make_int8_options, stage_display
 
 
 @click.command(name="quantize")
@@ -34,7 +34,12 @@ from edge_asr.cli.int8_options import int8_options, make_int8_options
 )
 @click.option("--json", "as_json", is_flag=True, help="All that was measured, as one JSON document.")
 def command(
-    bundle: str, output: Path | None, force: bool, keep_failed: Path | None, as_json: bool, **int8: Any
+    bundle: str,
+    output: Path | None,
+    force: bool,
+    keep_failed: Path | None,
+    as_json: bool,
+    int8: dict[str, Any],
 ) -> None:
     """Add an INT8 model to BUNDLE, calibrated on speech, its loss measured and bounded.
 
@@ -47,12 +52,11 @@ def command(
     """
     from edge_asr.calibration import quantize_bundle
     from edge_asr.calibration.report import int8_summary_lines
-    from edge_asr.cli.options import stage_display
 
     with stage_display() as progress:
         written, result = quantize_bundle(
             bundle,
-            make_int8_options(**int8),
+            make_int8_options(int8),
             output=output,
             force=force,
             keep_failed=keep_failed,

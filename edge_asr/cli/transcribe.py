@@ -33,24 +33,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 STDIN = "-"
-#: What is taken from a folder; a file named on the command line may have any name.
-AUDIO_SUFFIXES = frozenset(
-    {
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".mp3",
-        ".aiff",
-        ".aif",
-        ".aifc",
-        ".au",
-        ".caf",
-        ".w64",
-        ".rf64",
-    }
-)
 _PROGRESS_FROM_S = 20.0
 
 
@@ -98,11 +80,7 @@ def command(
     as_json: bool,
     output_dir: Path | None,
     force: bool,
-    model: str,
-    precision: str,
-    backend: str,
-    threads: int | None,
-    allow_unverified: bool,
+    recognizer: dict[str, Any],
 ) -> None:
     """Transcribe sound files, all those in folders, or `-` for a sound on stdin.
 
@@ -135,23 +113,17 @@ def command(
             from edge_asr.runtime.recognizer import Recognizer
 
             # Files side by side on one thread each are faster than one file on all threads.
-            n_threads = threads or default_num_threads()
+            n_threads = recognizer["num_threads"] or default_num_threads()
             n_workers = min(n_threads, len(sources))
-            recognizer = Recognizer.load(
-                model,
-                precision=precision,
-                backend=backend,
-                num_threads=n_threads // n_workers,
-                allow_unverified=allow_unverified,
-            )
-        with recognizer:
-            on_cpu = recognizer.backend.name == "cpu"
-            _transcribe(recognizer, sources, delivery, summary, n_workers if on_cpu else 1)
+            loaded = Recognizer.load(**{**recognizer, "num_threads": n_threads // n_workers})
+        with loaded:
+            on_cpu = loaded.backend.name == "cpu"
+            _transcribe(loaded, sources, delivery, summary, n_workers if on_cpu else 1)
     rate = summary.audio_s / summary.compute_s if summary.compute_s else 0.0
     _log.info("%.1f s of audio in %.2f s: %.1f x real time", summary.audio_s, summary.compute_s, rate)
     if as_json:
         document = {
-            "model": model,
+            "model": recognizer["path_or_name"],
             "transcripts": summary.transcripts,
             "errors": summary.errors,
             "audio_s": round(summary.audio_s, 3),
@@ -256,7 +228,9 @@ def _find_sources(arguments: Sequence[str]) -> tuple[list[_Source], list[tuple[s
         if argument == STDIN:
             sources.append(_Source(STDIN, Path("stdin")))
         elif path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+            from edge_asr.audio import has_sound_suffix
+
+            found = sorted(p for p in path.rglob("*") if has_sound_suffix(p) and p.is_file())
             sources.extend(_Source(str(p), p.relative_to(path).with_suffix("")) for p in found)
             if not found:
                 missing.append((argument, f"no sound file below the folder {argument}"))

@@ -43,7 +43,7 @@ try:
     trt.Builder(logger)
 except Exception as error:
     problem = logger.errors[0] if logger.errors else str(error)
-from edge_asr.runtime.tensorrt_api import version_of
+from edge_asr.runtime.engine.api import version_of
 print(json.dumps({"installed": True, "version": version_of(trt), "file": trt.__file__, "problem": problem}))
 """
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.audio import read_audio
+from edge_asr.audio import has_sound_suffix, read_audio
 from edge_asr.bundle.folder import EMBEDDED_MODELS
 from edge_asr.errors import AudioError
 from edge_asr.manifest import read_manifest
 
 SAMPLES = EMBEDDED_MODELS / "samples"
-_SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 def find_clips(sources: Sequence[str | Path] | None = None) -> list[Path]:
@@ -34,7 +33,7 @@ def find_clips(sources: Sequence[str | Path] | None = None) -> list[Path]:
     paths: list[Path] = []
     for source in map(Path, sources or [SAMPLES]):
         if source.is_dir():
-            paths += sorted(p for p in source.rglob("*") if p.suffix.lower() in _SOUND_SUFFIXES)
+            paths += sorted(p for p in source.rglob("*") if has_sound_suffix(p) and p.is_file())
         elif source.suffix == ".jsonl":
             manifest = read_manifest(source)
             if manifest.bad_rows:

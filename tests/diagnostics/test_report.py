@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 
-from edge_asr.diagnostics import cuda
+from edge_asr.diagnostics import audio, cuda, inference, tensorrt
 from edge_asr.diagnostics.report import run_checks
 
 
@@ -27,3 +29,14 @@ def test_report_of_a_fake_jetson(fake_jetson, monkeypatch) -> None:
         assert "pip install tensorrt" not in check.mend
         assert "[tensorrt]" not in check.mend
         assert "[gpu]" not in check.mend
+
+
+def test_what_the_probes_import_of_ours_is_there() -> None:
+    """A probe is text: nothing else notices when a module that it names has moved."""
+    found = []
+    for area in (audio, cuda, inference, tensorrt):
+        for code in (value for name, value in vars(area).items() if name.endswith("PROBE")):
+            found += re.findall(r"^from (edge_asr\S*) import (\w+)$", code, re.MULTILINE)
+    assert found
+    for module, name in found:
+        assert hasattr(importlib.import_module(module), name)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.audio import (
+    SOUND_SUFFIXES,
     AudioFile,
     ResampleStream,
     check_sample_rate,
@@ -175,3 +176,20 @@ def test_a_truncated_flac_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:50000])
     with pytest.raises(AudioError, match=r"cut\.flac is damaged"):
         read_audio(path)
+
+
+@pytest.mark.parametrize("suffix", [*SOUND_SUFFIXES, ".WAV"])
+def test_whatever_searches_a_folder_finds_the_same_sound_files(tmp_path: Path, suffix: str) -> None:
+    """`transcribe DIR`, `export --clips DIR` and a LibriSpeech folder; other files are left alone."""
+    from edge_asr.cli.transcribe import _find_sources
+    from edge_asr.manifest import read_manifest
+    from edge_asr.proof.clips import find_clips
+
+    sound = tmp_path / f"1-2-3{suffix}"
+    sound.touch()
+    (tmp_path / "1-2.trans.txt").write_text("1-2-3 some words\n")
+    (tmp_path / "folder.wav").mkdir()
+    assert [source.path for source in _find_sources([str(tmp_path)])[0]] == [str(sound)]
+    assert find_clips([tmp_path]) == [sound]
+    if suffix.islower():  # LibriSpeech's names are known in full
+        assert [u.audio_path for u in read_manifest(tmp_path).utterances] == [sound]
