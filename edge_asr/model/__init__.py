@@ -1,7 +1,8 @@
 """The Conformer-CTC network in PyTorch (training and export only; the runtime never imports it).
 
-Does: expose the configuration (no torch needed) and, on first use, the network.
-Does not: load checkpoints (`edge_asr.checkpoints`), compute features (`edge_asr.runtime.features.extractor`).
+It exposes the configuration (no torch needed) and, on first use, the network.
+What this file does not do: load checkpoints (`edge_asr.checkpoints`), compute features
+(`edge_asr.runtime.features.extractor`).
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
 """Which frames are real, and which may see each other.
 
-Does: turn lengths and chunk geometry into masks, once per forward pass, from shapes and integers only.
-Does not: anything that depends on the content of a tensor, so every mask exports to ONNX with dynamic axes.
+Lengths and chunk geometry become masks once per forward pass. Masks depend on shapes and integers only, never
+on the content of a tensor, so each one exports to ONNX with dynamic axes.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from edge_asr.model.config import ConformerConfig
 
-# Large enough that exp() is exactly 0 in float32 and still finite in float16 (FIELD.md, ONNX export).
+# Large enough that exp() is exactly 0 in float32, and still finite in float16.
 MASKED_SCORE = -1e4
 
 
 def valid_frames(lens: Tensor, n_frames: int, stride: int = 1, first: int = 1) -> Tensor:
-    """True where a frame lies before its row's end.
+    """Return True for the frames that lie before the end of their row.
 
     Args:
         lens: int64 (B,), in input frames.
@@ -33,7 +33,7 @@ def valid_frames(lens: Tensor, n_frames: int, stride: int = 1, first: int = 1) -
 
 
 def chunk_mask(n_frames: int, chunk_frames: int, left_chunks: int | None, device: torch.device) -> Tensor:
-    """True where frame i (row) may see frame j (column): chunk(j) in [chunk(i) - left_chunks, chunk(i)].
+    """Return True where frame i may see frame j (column): chunk(j) in [chunk(i) - left_chunks, chunk(i)].
 
     Returns:
         bool (n_frames, n_frames).
@@ -47,7 +47,7 @@ def chunk_mask(n_frames: int, chunk_frames: int, left_chunks: int | None, device
 
 
 def band_mask(n_frames: int, left: int, right: int, device: torch.device) -> Tensor:
-    """True where frame i (row) may see frame j (column): -right <= i - j <= left; -1 is unlimited.
+    """Return True where frame i (row) may see frame j (column): -right <= i - j <= left; -1 is unlimited.
 
     Returns:
         bool (n_frames, n_frames).
@@ -63,7 +63,7 @@ def band_mask(n_frames: int, left: int, right: int, device: torch.device) -> Ten
 
 
 def context_mask(config: ConformerConfig, n_frames: int, device: torch.device) -> Tensor | None:
-    """Which frames the configuration's `attention_context` lets see each other; None is all.
+    """Return which frames `attention_context` lets see each other; None means all.
 
     Source: NeMo, nemo/collections/asr/modules/conformer_encoder.py, `_create_masks`.
     """
@@ -78,13 +78,13 @@ def context_mask(config: ConformerConfig, n_frames: int, device: torch.device) -
 def attention_bias(
     valid: Tensor, chunk_frames: int | None, left_chunks: int | None, context: Tensor | None = None
 ) -> Tensor:
-    """What is added to the attention scores: 0 where a key may be seen, MASKED_SCORE where not.
+    """Return the bias of the attention scores: 0 where a key may be seen, MASKED_SCORE where not.
 
-    A row without any visible key gets the same number everywhere, hence a finite softmax.
+    A row without any visible key gets the same number everywhere, so its softmax is finite.
 
     Args:
         valid: bool (B, T).
-        chunk_frames, left_chunks: see `chunk_mask`; they take the place of `context`.
+        chunk_frames, left_chunks: see `chunk_mask`; they replace `context`.
         context: bool (T, T), see `context_mask`.
 
     Returns:

@@ -1,13 +1,14 @@
 """Whether a network can run chunk by chunk, and with which geometry; no torch needed.
 
-Does: the rules, what they allow in words, and the numbers (`edge_asr.stream_geometry`), from the
-configuration alone.
-Does not: choose a context where a checkpoint lists several (edge_asr.export.streaming.plan), or run
-anything (streaming.py).
+It holds the rules, describes in words what they allow, and computes the numbers (`edge_asr.stream_geometry`)
+from the configuration alone.
+What this file does not do: choose a context where a checkpoint lists several
+(edge_asr.export.streaming.plan), or run anything (streaming.py).
 
 NeMo's own streaming has the same chunks (nemo/collections/asr/modules/conformer_encoder.py,
 `setup_streaming_params`) and, for causal subsampling, the same windows. It keeps them for centered
-subsampling too, whose last frame of a chunk then misses what lies behind; ours are longer by what it reads.
+subsampling too, where the last frame of a chunk then lacks the frames that follow it. Our windows are longer
+by those frames.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _CACHED = ("rel_pos", "absolute_pos")
 
 
 def why_not_streamable(config: ConformerConfig, features: FeatureConfig) -> str | None:
-    """Why no streaming graph can give what the model gives offline; None when one can.
+    """Say why no streaming graph can give what the model gives offline; None when one can.
 
     Args:
-        config: with the context that the stream is to have.
+        config: the configuration, with the context that the stream will have.
         features: the front end.
     """
     if features.normalize != "none":
@@ -44,7 +45,7 @@ def why_not_streamable(config: ConformerConfig, features: FeatureConfig) -> str 
     if config.subsampling == "waveform":
         return "subsampling of the waveform has no cache"
     if config.attention_context is None or config.attention_context[1] < 0:
-        return "attention sees all that follows a frame"
+        return "attention sees every later frame"
     left, _ = config.attention_context
     before, behind = config.conv_left_right
     if left < 1 or before < 1:
@@ -54,14 +55,14 @@ def why_not_streamable(config: ConformerConfig, features: FeatureConfig) -> str 
     if config.attention_context_style == "chunked_limited":
         chunk = config.attention_context[1] + 1
         if behind:
-            return f"its convolutions look {behind} frames ahead, over the end of a chunk"
+            return f"its convolutions look {behind} frames ahead, past the end of a chunk"
         if left % chunk:
-            return f"{left} frames of left context are no whole number of chunks of {chunk}"
+            return f"{left} frames of left context are not a whole number of chunks of {chunk}"
     return None
 
 
 def lookahead_frames(config: ConformerConfig) -> int:
-    """Encoder frames that a frame may depend on behind itself; `attention_context` must limit them.
+    """Count the later encoder frames that a frame may depend on; `attention_context` must limit them.
 
     Chunks add nothing from layer to layer; a context to the right of every frame grows with each.
     """
@@ -80,13 +81,13 @@ def describe_streaming(
     style: ContextStyle | None = None,
     dynamic_chunks: bool = False,
 ) -> dict[str, Any]:
-    """What `edge-asr export` can stream of a checkpoint, as JSON for people.
+    """Describe for people, as JSON, what `edge-asr export` can stream of a checkpoint.
 
     Args:
-        config: of the checkpoint.
+        config: the configuration of the checkpoint.
         features: its front end.
-        contexts: every attention context it was trained with; none for full context.
-        style: of the contexts; None is that of `config`.
+        contexts: every attention context that it was trained with; none for full context.
+        style: the style of the contexts; None takes that of `config`.
         dynamic_chunks: whether it was trained with chunks of many sizes.
     """
     frame_ms = 1000 * config.subsampling_factor * features.hop_length / features.sample_rate
@@ -117,10 +118,10 @@ def describe_streaming(
 
 
 def geometry_from_config(config: ConformerConfig, features: FeatureConfig) -> StreamingGeometry:
-    """The geometry of a model's streaming graph.
+    """Compute the geometry of a model's streaming graph.
 
     Raises:
-        ConfigError: it cannot stream; the message says why.
+        ConfigError: the model cannot stream; the message says why.
     """
     reason = why_not_streamable(config, features)
     if reason is not None:
@@ -148,9 +149,9 @@ def geometry_from_config(config: ConformerConfig, features: FeatureConfig) -> St
 
 
 def _subsampling_reach(config: ConformerConfig) -> tuple[int, int]:
-    """Feature frames that encoder frame i reads before frame i * factor, and behind it."""
+    """Count the feature frames that encoder frame i reads before and after frame i * factor."""
     factor = config.subsampling_factor
     if config.subsampling in ("striding", "dw_striding"):
-        # Of each stage, kernel 3: two frames before and none behind, or one and one.
+        # Each stage has kernel 3: it reads two frames before and none after, or one and one.
         return (2 * (factor - 1), 0) if config.subsampling_causal else (factor - 1, factor - 1)
     return 0, config.first_output_frames - 1  # nothing is padded, or nothing convolved

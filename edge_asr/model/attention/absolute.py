@@ -1,8 +1,7 @@
 """WeNet's `rel_pos` attention, which is absolute: a key carries the encoding of its own position, no shift.
 
-Does: score(i, j) = ((q_i + u) . k_j + (q_i + v) . W_pos r(j)) / sqrt(d_head), by one product with
-k_j + W_pos r(j).
-Does not: have WeNet's limit of 5000 frames.
+score(i, j) = ((q_i + u) . k_j + (q_i + v) . W_pos r(j)) / sqrt(d_head), computed by one product with
+k_j + W_pos r(j). WeNet's limit of 5000 frames does not apply.
 
 Source: WeNet, wenet/models/transformer/attention.py (RelPositionMultiHeadedAttention, whose rel_shift is
 commented out) and embedding.py (RelPositionalEncoding).
@@ -35,9 +34,10 @@ class AbsolutePositions(nn.Module):
         return self._encode(torch.arange(n_frames, device=self.inverse_frequency.device))
 
     def stream(self, n_frames: int, n_memory: int, n_before: Tensor) -> Tensor:
-        """Of the last n_memory frames before a chunk, and of the chunk: float32 (B, K, d_model).
+        """Encode the last n_memory frames before a chunk, and the chunk: float32 (B, K, d_model).
 
-        `n_before`, int64 (B,), frames came before the chunk; what would lie before the first means nothing.
+        `n_before`, int64 (B,), frames came before the chunk. Encodings of frames before the first mean
+        nothing.
         """
         frame = torch.arange(n_memory + n_frames, device=n_before.device) - n_memory
         return self._encode(n_before[:, None] + frame[None, :])
@@ -51,11 +51,11 @@ class AbsolutePosAttention(RelPosAttention):
     """Multi-head attention whose keys know their position; the weights of `RelPosAttention`."""
 
     def memorize(self, x: Tensor) -> Tensor:
-        """Keys and values (B, T, 2D), as WeNet's cache holds."""
+        """Return keys and values (B, T, 2D), which is what WeNet's cache holds."""
         return super()._keys_values(x)
 
     def _keys_values(self, x: Tensor) -> Tensor:
-        return x  # memorized as such
+        return x  # already keys and values
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
         """See `RelPosAttention._attend`; positions are (K, D), from `AbsolutePositions`, or (B, K, D)."""

@@ -1,7 +1,7 @@
 """ESPnet's legacy relative attention: a table of T rows where 2T - 1 are needed, and the old shift.
 
-Does: reproduce it for each row of a padded batch as for the clip alone, which takes the row's own length.
-Does not: mean anything as a distance. For a clip of n frames, with P = max(5000, n) rows in ESPnet's table
+Each row of a padded batch gives what the clip gives alone, which requires the row's own length. The positions
+mean nothing as distances. For a clip of n frames, with P = max(5000, n) rows in ESPnet's table
 (config.position_table), row m of the cut is position P - 1 - m, and the shift makes of
 M[i, m] = (q_i + v) . W_pos r(P - 1 - m):
     score(i, j) for j <= i:     M[i, n - 1 - i + j]
@@ -39,13 +39,13 @@ class LegacyPositions(nn.Module):
     def forward(self, n_frames: int) -> Tensor:
         """float32 (n_frames, d_model)."""
         frame = torch.arange(n_frames, device=self.inverse_frequency.device)
-        position = (frame[-1] + 1).clamp(min=self.n_rows) - 1 - frame  # a maximum of integers, in the graph
+        position = (frame[-1] + 1).clamp(min=self.n_rows) - 1 - frame  # max() of integers, inside the graph
         angle = position.to(torch.float32)[:, None] * self.inverse_frequency.float()[None, :]  # (T, D/2)
         return torch.stack((torch.sin(angle), torch.cos(angle)), dim=-1).flatten(1)
 
 
 def legacy_shift(scores: Tensor) -> Tensor:
-    """ESPnet's old shift: a column of zeros in front, read again in rows of T from the second on.
+    """Apply ESPnet's old shift: put a column of zeros in front, then read rows of T from the second on.
 
     Args:
         scores: (B, H, T, T).
@@ -61,9 +61,9 @@ def legacy_shift(scores: Tensor) -> Tensor:
 class LegacyRelPosAttention(RelPosAttention):
     """Multi-head attention with the legacy scores; the weights of `RelPosAttention`.
 
-    The shift reads columns m <= T - 2 - r of row r for the frame before (j > i + 1) and the others for its
-    own (j <= i). A shorter row of a batch has its own table behind each half: positions P - 1 - m as they are
-    for the first, moved to the tensor's end for the second.
+    The shift reads columns m <= T - 2 - r of row r for the frame before (j > i + 1), and the others for the
+    frame itself (j <= i). A shorter row of a batch needs its own table for each half: positions P - 1 - m
+    unchanged for the first half, and moved to the end of the tensor for the second.
     """
 
     def __init__(self, config: ConformerConfig) -> None:
@@ -90,7 +90,7 @@ class LegacyRelPosAttention(RelPosAttention):
         return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_frames, -1)))
 
     def _columns(self, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the table for each column, int64 (B, T): read for the frame before, and for its own."""
+        """Return the table row of each column, int64 (B, T): for the frame before, and for itself."""
         frame = torch.arange(valid.shape[1], device=valid.device)
         last = frame[-1]
         n_own = valid.sum(1, keepdim=True)  # (B, 1)
@@ -102,6 +102,6 @@ class LegacyRelPosAttention(RelPosAttention):
 
 
 def _reads_own(n_frames: int, device: torch.device) -> Tensor:
-    """bool (T, T): whether the shift reads column m of row r for the frame itself: m >= T - 1 - r."""
+    """Return bool (T, T): whether the shift reads column m of row r for the frame itself, m >= T - 1 - r."""
     frame = torch.arange(n_frames, device=device)
     return frame[:, None] + frame[None, :] >= n_frames - 1

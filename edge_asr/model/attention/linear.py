@@ -12,7 +12,7 @@ class TaylorAttention(nn.Module):
     """Linear-time attention: exp(s) is replaced by 1 + s + s^2 / 2, s = q . k / sqrt(d_head).
 
     The kernel is the inner product of [1, x, (x outer x) / sqrt(2)], so sums over keys are taken once:
-    O(T d_head^2) per value column. It is at least 1/2 for any s, hence weights are positive and need no
+    O(T d_head^2) per value column. The kernel is at least 1/2 for any s, so weights are positive and need no
     stabilization. It carries no positions (the convolutions do) and cannot take chunk masks (refused).
     """
 
@@ -52,5 +52,5 @@ class TaylorAttention(nn.Module):
 
 
 def _outer(x: Tensor) -> Tensor:
-    """(B, H, T, d) -> (B, H, T, d * d): every frame's outer product with itself."""
+    """Return every frame's outer product with itself: (B, H, T, d) -> (B, H, T, d * d)."""
     return (x[..., :, None] * x[..., None, :]).flatten(3)

@@ -1,10 +1,11 @@
 """NeMo's local attention where it is more than a band mask: an asymmetric context, or global tokens.
 
-Does: rel_pos_local_attn as NeMo computes it, with what it does not mean to do: in an asymmetric context the
-positions of one side are shifted (`_column_positions`), and the queries of several global tokens are dealt
-out to other heads (`_global_output`). Checkpoints were trained with both. Scores are a dense (T, T): windows
-are bounded.
-Does not: symmetric contexts without global tokens; they are `RelPosAttention` with a band mask.
+It computes rel_pos_local_attn as NeMo does, including two faults that checkpoints were trained with: in an
+asymmetric context the positions of one side are shifted (`_column_positions`), and the queries of several
+global tokens are dealt out to other heads (`_global_output`). Scores are a dense (T, T), which bounded
+windows allow.
+What this file does not do: symmetric contexts without global tokens, which are `RelPosAttention` with a band
+mask.
 
 Source: nemo/collections/asr/parts/submodules/multi_head_attention.py,
 RelPositionMultiHeadAttentionLongformer and LocalAttRelPositionalEncoding.
@@ -38,7 +39,7 @@ class LocalPositions(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, n_frames: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The table (L + R + 1, D); of each pair its row in it, int64 (T, T), and 1.0 where it has one."""
+        """Return the table (L + R + 1, D), the row of each pair, int64 (T, T), and 1.0 where one exists."""
         frame = torch.arange(n_frames, device=self.table.device)
         behind = frame[:, None] - frame[None, :]  # (T, T)
         row, exists = _column_positions(behind, self.left, self.right)
@@ -46,11 +47,12 @@ class LocalPositions(nn.Module):
 
 
 def _column_positions(behind: Tensor, left: int, right: int) -> tuple[Tensor, Tensor]:
-    """NeMo's row of the position table for key `behind` frames before the query, and whether there is one.
+    """Return NeMo's row of the position table for a key `behind` frames before the query, and if it exists.
 
-    NeMo holds scores in 2w + 1 columns, w = max(left, right), column c for the distance w - c, and adds the
-    table's rows 0 ... left - 1 to the first columns, the others to the last: right where left = right, else
-    the shorter side gets the positions of other distances, and the columns between get none.
+    NeMo holds scores in 2w + 1 columns, w = max(left, right), with column c for the distance w - c. It adds
+    rows 0 ... left - 1 of the table to the first columns, and the other rows to the last columns. This is
+    right where left = right. Otherwise the shorter side gets the positions of other distances, and the
+    columns between get none.
     """
     width = max(left, right)
     column = width - behind
@@ -123,9 +125,9 @@ class LocalAttention(nn.Module):
     def _with_global_tokens(
         self, x: Tensor, scores: Tensor, query: Tensor, key: Tensor, value: Tensor, valid: Tensor
     ) -> Tensor:
-        """(B, H, T, d): global keys beside the local ones in every softmax, and the global frames' output.
+        """Add global keys to every softmax, and put in the output of the global frames: (B, H, T, d).
 
-        The global keys come without positions and biases, and once more when they also lie in the window.
+        Global keys have no positions and biases. A global key that also lies in the window counts twice.
         """
         n_frames = x.shape[1]
         global_query, global_key, global_value = query, key, value
@@ -141,7 +143,7 @@ class LocalAttention(nn.Module):
         context = torch.matmul(weights[..., : self.n_global], value[:, :, frame])
         context = context + torch.matmul(weights[..., self.n_global :], value)
         own = self._global_output(global_query[:, :, frame], global_key, global_value, exists, valid)
-        # The global frames' own output in their places.
+        # Put the output of the global frames in their places.
         place = torch.arange(n_frames, device=x.device)[:, None] == token[None, :]  # (T, G)
         chosen = (place[None] & exists[:, None, :]).to(scores.dtype)  # (B, T, G)
         local = 1.0 - chosen.sum(dim=2)[:, None, :, None]
@@ -150,7 +152,7 @@ class LocalAttention(nn.Module):
     def _global_output(
         self, query: Tensor, key: Tensor, value: Tensor, exists: Tensor, valid: Tensor
     ) -> Tensor:
-        """Global tokens over all frames, (B, H, G, d).
+        """Attend from global tokens to all frames, (B, H, G, d).
 
         NeMo's `_compute_out_global_to_all` reads the queries (token, head) as (head, token), so that head h
         of token g asks with number h * G + g in the order of tokens, then heads; G counts the clip's tokens.

@@ -1,7 +1,7 @@
 """Multi-head attention without positions: torchaudio's Conformer, and Wav2Vec2-Conformer without embeddings.
 
-Does: softmax attention over content alone, with the encoder's masks.
-Does not: add positions; in these models only the convolutions know where a frame is.
+It is softmax attention over content alone, with the masks of the encoder. In these models only the
+convolutions know where a frame is.
 
 Source: torchaudio, models/conformer.py (torch.nn.MultiheadAttention: query, key and value packed in order).
 """
@@ -34,12 +34,12 @@ class PlainAttention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: nn.Module) -> Tensor:
-    """Softmax attention of scaled queries, heads joined again.
+    """Apply softmax attention to scaled queries, and join the heads again.
 
     Args:
         query, key, value: float (B, T, H, d), the query times 1 / sqrt(d).
         bias: float (B, 1, 1 or T, T), added to the scores.
-        dropout: of the weights.
+        dropout: applied to the weights.
 
     Returns:
         float (B, T, H * d).

@@ -1,9 +1,8 @@
-"""Self-attention over encoder frames: Transformer-XL relative positions, or a linear-time kernel.
+"""Self-attention over encoder frames with Transformer-XL relative positions.
 
-Does: both kinds behind one call signature, with masks and positions computed once by the encoder, and the
-choice of other projects' kinds, each in its own file.
-Does not: keep the memory of a stream (`streaming.py` does; `memorize` and `recall` are what attention does
-with it), or look-up tables of fixed length.
+The encoder computes masks and positions once for all layers. Nothing is looked up in a table of fixed length.
+What this file does not do: keep the memory of a stream. `streaming.py` keeps it; `memorize` and `recall` use
+it.
 """
 
 import math
@@ -20,7 +19,7 @@ class RelativePositions(nn.Module):
     """Sinusoid encodings of the distances T, T-1, ..., -(T-1), computed for the T at hand.
 
     Source: Transformer-XL (Dai et al. 2019, section 3.3), sine and cosine interleaved as in NeMo. Distance T
-    is never used: with it the table has 2T rows and the relative shift needs no padding.
+    is never used; with it the table has 2T rows, and the relative shift needs no padding.
     """
 
     inverse_frequency: Tensor
@@ -37,7 +36,7 @@ class RelativePositions(nn.Module):
         return self._encode(n_frames, 2 * n_frames)
 
     def stream(self, n_frames: int, n_memory: int, n_before: Tensor) -> Tensor:
-        """For `RelPosAttention.recall`: distances n_memory + n_frames, ..., -(n_frames - 1)."""
+        """Encode distances n_memory + n_frames, ..., -(n_frames - 1), for `RelPosAttention.recall`."""
         return self._encode(n_memory + n_frames, n_memory + 2 * n_frames)
 
     def _encode(self, first: int, n_distances: int) -> Tensor:
@@ -88,7 +87,7 @@ class RelPosAttention(nn.Module):
             x: float (B, T, D).
             bias: float (B, 1, 1 or T, T), added to the scores (`masks.attention_bias`).
             positions: float (2T, D), from `RelativePositions`.
-            valid: unused; the bias says it.
+            valid: unused, because the bias holds it.
 
         Returns:
             float (B, T, D).
@@ -98,15 +97,15 @@ class RelPosAttention(nn.Module):
         return self._attend(query, key, value, bias, positions)
 
     def memorize(self, x: Tensor) -> Tensor:
-        """What `recall` needs of frames later on: here their input, as NeMo's cache holds."""
+        """Return what `recall` will need of these frames: their input, which is what NeMo's cache holds."""
         return x
 
     def recall(self, x: Tensor, memory: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
-        """Attend from a chunk to memorized frames, its own among them.
+        """Attend from a chunk to memorized frames, which include its own.
 
         Args:
             x: float (B, Q, D), the chunk.
-            memory: float (B, K, D or 2D), from `memorize`, the last Q frames those of `x`.
+            memory: float (B, K, D or 2D), from `memorize`; its last Q frames are those of `x`.
             bias: float (B, 1, 1 or Q, K), added to the scores.
             positions: from the `stream` of the positions.
 
@@ -129,7 +128,7 @@ class RelPosAttention(nn.Module):
         return F.linear(x, self.qkv.weight[d_model:], self.qkv.bias[d_model:])
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
-        """Queries (B, Q, H, d), keys and values (B, K, H, d), the queries being the last of the K frames."""
+        """Attend: queries (B, Q, H, d) are the last of the K frames of keys and values (B, K, H, d)."""
         batch, n_queries, _, _ = query.shape
         scale = self.d_head**-0.5
         query_u = ((query + self.pos_bias_u) * scale).transpose(1, 2)  # (B, H, Q, d)

@@ -1,9 +1,8 @@
 """Wav2Vec2-Conformer's rotary attention.
 
-Does: turn the layer's input, cut into heads, by its position, ahead of the projections of query and key; the
-value is projected from the input as it is.
-Does not: rotate the projected queries and keys, as rotary attention does elsewhere: these weights would then
-give another result.
+The input of the layer, cut into heads, is rotated by its position before the projections of query and key.
+The value is projected from the unrotated input. Rotary attention elsewhere rotates the projected queries and
+keys, which would give another result with these weights.
 
 Source: transformers, models/wav2vec2_conformer/modeling_wav2vec2_conformer.py, `_apply_rotary_embedding`.
 """
@@ -19,7 +18,7 @@ from edge_asr.model.config import ConformerConfig
 
 
 def rotary_frequencies(d_head: int, base: float) -> Tensor:
-    """Radians a frame of each pair of channels, float32 (d_head / 2,)."""
+    """Return the radians per frame of each pair of channels, float32 (d_head / 2,)."""
     exponent = torch.arange(0, d_head, 2, dtype=torch.int64).float() / d_head
     return 1.0 / (base**exponent)
 
@@ -42,7 +41,7 @@ class RotaryPositions(nn.Module):
 
 
 class RotaryProjection(nn.Linear):
-    """Query and key of the rotated input, value of the plain one; one weight, as other attentions have."""
+    """Projects query and key from the rotated input, value from the plain one, by one weight as elsewhere."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model, 3 * d_model)

@@ -1,8 +1,8 @@
-"""The convolution and feed-forward modules of a Conformer block.
+"""The convolution module of a Conformer block (Gulati et al. 2020, figure 2), with its own pre-norm.
 
-Does: Gulati et al. 2020, figures 2 and 4, each with its own pre-norm; padded frames never reach a valid one.
-Does not: add the residual or the half-step factor; `encoder.ConformerBlock` does. Other projects' convolution
-modules that are more than a setting of this one have their own files (`convolution_from_config`).
+Padded frames never reach a valid one.
+What this file does not do: add the residual, which `encoder.ConformerBlock` does. Convolution modules of
+other projects that are more than a setting of this one have their own files (`convolution_from_config`).
 """
 
 from typing import cast
@@ -18,8 +18,8 @@ from edge_asr.model.feed_forward import ACTIVATIONS
 class Convolution(nn.Module):
     """LayerNorm, pointwise, GLU, depthwise, BatchNorm or LayerNorm, Swish, pointwise, dropout.
 
-    The pointwise convolutions are linear layers over the channel axis. Padding with zeros comes after the
-    GLU, as in NeMo, so a clip's end looks the same whether it is the tensor's end or a padded batch.
+    The pointwise convolutions are linear layers over the channel axis. Zeros are padded after
+    the GLU, as in NeMo, so the end of a clip looks the same at the end of a tensor and in a padded batch.
     """
 
     def __init__(self, config: ConformerConfig) -> None:
@@ -50,7 +50,7 @@ class Convolution(nn.Module):
         return self._filter(F.pad(self._gate(x, valid), self.context))
 
     def stream(self, x: Tensor, valid: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve a chunk behind what came before it.
+        """Convolve a chunk that follows what came before it.
 
         Args:
             x: float (B, Q, D).
@@ -58,8 +58,8 @@ class Convolution(nn.Module):
             cache: float (B, D, left), the last frames before the chunk; zeros at the clip's beginning.
 
         Returns:
-            float (B, Q, D); the cache and the chunk's frames, (B, D, left + Q), of which the next cache is
-            cut.
+            float (B, Q, D); the frames of the cache and the chunk, (B, D, left + Q), from which the next
+            cache is cut.
         """
         frames = torch.cat((cache, self._gate(x, valid)), dim=2)
         return self._filter(F.pad(frames, (0, self.context[1]))), frames

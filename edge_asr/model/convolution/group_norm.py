@@ -1,8 +1,8 @@
 """Group normalization over time: torchaudio's convolution module, and the norm wav2vec 2.0 shares with it.
 
-Does: normalize with the statistics of a row's valid frames alone, so that a row in a padded batch gives what
-it gives alone. (The originals take padding in: single clips are the reference.)
-Does not: stream or fold into the convolution: the statistics are the clip's.
+It normalizes with the statistics of a row's valid frames alone, so a row in a padded batch gives what it
+gives alone. (The originals include padding, so single clips are the reference.) It neither streams nor folds
+into the convolution, because the statistics are those of the clip.
 
 Source: torchaudio, models/conformer.py (torch.nn.GroupNorm with one group).
 """
@@ -16,15 +16,15 @@ from torch.nn import functional as F
 from edge_asr.model.config import ConformerConfig
 from edge_asr.model.feed_forward import ACTIVATIONS
 
-_GROUP_NORM_EPS = 1e-5  # torch.nn.GroupNorm's default, which both originals leave as it is
+_GROUP_NORM_EPS = 1e-5  # the default of torch.nn.GroupNorm, which both originals keep
 
 
 class MaskedGroupNorm(nn.Module):
-    """GroupNorm over time, valid frames only: a group of all channels, or a group a channel.
+    """GroupNorm over time, valid frames only: one group of all channels, or one group per channel.
 
     Args:
         n_channels: C.
-        per_channel: every channel has a mean and variance of its own.
+        per_channel: every channel has its own mean and variance.
     """
 
     def __init__(self, n_channels: int, *, per_channel: bool) -> None:
@@ -38,7 +38,7 @@ class MaskedGroupNorm(nn.Module):
 
         Args:
             x: float (B, C, T), finite everywhere.
-            valid: bool (B, T); a row without any gives `bias`, scaled noise or not, but finite.
+            valid: bool (B, T); a row without any valid frame gives finite values that mean nothing.
 
         Returns:
             float (B, C, T).
@@ -57,7 +57,7 @@ class MaskedGroupNorm(nn.Module):
 
 
 class GroupNormConvolution(nn.Module):
-    """As `Convolution`, with `MaskedGroupNorm` behind the depthwise convolution."""
+    """`Convolution` with `MaskedGroupNorm` after the depthwise convolution."""
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
 """WeNet's causal convolution module: its k - 1 zero frames come in before the first pointwise convolution.
 
-Does: what that means for a clip's first frames: the depthwise convolution sees GLU(bias) there, not 0.
-Does not: mask padded frames, for a causal convolution never looks ahead.
+So the depthwise convolution sees GLU(bias), not 0, before the first frames of a clip. Padded frames need no
+mask, because a causal convolution never looks ahead.
 
 Source: WeNet, wenet/models/transformer/convolution.py, ConvolutionModule with causal=True. Its non-causal
-form pads behind the GLU, as `Convolution` does.
+form pads after the GLU, as `Convolution` does.
 """
 
 import torch
@@ -20,7 +20,7 @@ class WenetConvolution(Convolution):
     """LayerNorm, padding, pointwise, GLU, depthwise, norm, activation, pointwise, dropout.
 
     Raises:
-        ConfigError: a convolution that looks ahead.
+        ConfigError: the convolution looks ahead.
     """
 
     def __init__(self, config: ConformerConfig) -> None:
@@ -36,7 +36,7 @@ class WenetConvolution(Convolution):
         return self._filter(F.pad(self.norm(x).transpose(1, 2), (self.context[0], 0)))
 
     def stream(self, x: Tensor, valid: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Convolution.stream`; the cache holds frames behind the LayerNorm, as WeNet's."""
+        """See `Convolution.stream`; the cache holds frames after the LayerNorm, as in WeNet."""
         frames = torch.cat((cache, self.norm(x).transpose(1, 2)), dim=2)
         return self._filter(frames), frames
 

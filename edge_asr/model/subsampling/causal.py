@@ -1,8 +1,8 @@
 """NeMo's causal subsampling (`causal_downsampling`), of its cache-aware streaming models.
 
-Does: the same stacks as `ConvSubsampling`, padded by 2 before and 1 behind, on time and on bands alike, so
-that n frames give n // 2 + 1 a stage, the frames past a row's length zeroed before every convolution.
-Does not: keep a cache of frames between chunks.
+The stacks are those of `ConvSubsampling`, padded by 2 before and 1 after, on time and on bands alike, so n
+frames give n // 2 + 1 per stage. Frames past the length of a row are zeroed before every convolution.
+What this file does not do: keep a cache of frames between chunks.
 
 Source: NeMo, nemo/collections/asr/parts/submodules/subsampling.py and causal_convs.py (CausalConv2D).
 """
@@ -17,7 +17,7 @@ from edge_asr.frames import OutputFrames
 from edge_asr.model.config import ConformerConfig
 from edge_asr.model.masks import valid_frames
 
-_PADDING = (2, 1, 2, 1)  # bands before and behind, frames before and behind
+_PADDING = (2, 1, 2, 1)  # bands before and after, frames before and after
 
 
 class CausalSubsampling(nn.Module):
@@ -48,5 +48,5 @@ class CausalSubsampling(nn.Module):
             frames = OutputFrames.from_convolutions([(3, 2, 3)] * number)
             valid = valid_frames(lens, x.shape[2], frames.factor, frames.first)
             x = F.relu(x * valid[:, None, :, None].to(x.dtype))
-        x = x.transpose(1, 2).flatten(2)  # (B, T', C * F'), channel-major as NeMo
+        x = x.transpose(1, 2).flatten(2)  # (B, T', C * F'), channel-major as in NeMo
         return cast(Tensor, self.out(x))

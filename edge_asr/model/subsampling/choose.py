@@ -12,10 +12,10 @@ from edge_asr.model.subsampling.waveform import WaveformSubsampling
 
 
 class NoSubsampling(nn.Module):
-    """The features less their mean over bands, for models that work at the rate of the features (torchaudio).
+    """Subtracts the mean over bands, for models that work at the rate of the features (torchaudio).
 
-    All that reads them is a LayerNorm over bands, which takes the mean out anyway. Done once ahead, silence
-    (all bands alike) is 0, where a LayerNorm would make 300 times its rounding error of it.
+    Only a LayerNorm over bands reads the features, and it removes the mean anyway. With the mean removed
+    first, silence (all bands equal) is 0; the LayerNorm alone would amplify its rounding error 300 times.
     """
 
     def forward(self, features: Tensor, lens: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class LinearInput(nn.Module):
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
         self.out = nn.Linear(config.n_mels, config.d_model)
-        self.norm = nn.LayerNorm(config.d_model)  # torch's epsilon in both, whatever the blocks have
+        self.norm = nn.LayerNorm(config.d_model)  # torch's epsilon in both projects, whatever the blocks have
 
     def forward(self, features: Tensor, lens: Tensor) -> Tensor:
         """See `ConvSubsampling.forward`; `lens` is not needed."""

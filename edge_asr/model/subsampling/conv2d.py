@@ -1,12 +1,11 @@
 """The unpadded subsampling of ESPnet and WeNet: full 3x3 (or 5x5) convolutions with strides, by 1 to 8.
 
-Does: append the zero frames that bring the output to ceil(n / factor) frames for any n, however short.
-Does not: mask between the convolutions. Nothing is padded, so a valid output frame reads valid frames only,
-and what the appended zeros give lies behind the last valid one.
+It appends zero frames, so that any n frames, however few, give ceil(n / factor). It needs no masks between
+the convolutions: nothing is padded, so a valid output frame reads valid frames only, and the outputs of the
+appended zeros come after the last valid one.
 
-Sources: ESPnet, espnet/nets/pytorch_backend/transformer/subsampling.py (Conv2dSubsampling, 1, 2, 6,
-8); WeNet,
-wenet/models/transformer/subsampling.py (Conv2dSubsampling4, 6, 8).
+Sources: ESPnet, espnet/nets/pytorch_backend/transformer/subsampling.py (Conv2dSubsampling, 1, 2, 6, 8);
+WeNet, wenet/models/transformer/subsampling.py (Conv2dSubsampling4, 6, 8).
 """
 
 from typing import cast
@@ -35,7 +34,7 @@ class UnpaddedSubsampling(nn.Module):
         if n_bands < 1:
             raise ConfigError(
                 f"conv2d subsampling by {config.subsampling_factor} leaves nothing of {config.n_mels} mel "
-                "bands; use more bands."
+                "bands; use more bands"
             )
         self.stages = nn.ModuleList(stages)
         self.out = nn.Linear(channels * n_bands, config.d_model)
@@ -46,5 +45,5 @@ class UnpaddedSubsampling(nn.Module):
         x = F.pad(features[:, None], (0, 0, 0, self.n_appended))  # (B, 1, T + first - 1, F)
         for stage in self.stages:
             x = F.relu(stage(x))
-        x = x.transpose(1, 2).flatten(2)  # (B, T', C * F'), channel-major as the originals
+        x = x.transpose(1, 2).flatten(2)  # (B, T', C * F'), channel-major as in the originals
         return cast(Tensor, self.out(x))

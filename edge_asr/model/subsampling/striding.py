@@ -1,8 +1,8 @@
-"""Convolutional subsampling of log-mel features, by 2 to 16 in time, and the choice of other front ends.
+"""Convolutional subsampling of log-mel features, by 2 to 16 in time.
 
-Does: NeMo's `striding` (Conformer) and `dw_striding` (FastConformer) stacks, 3x3 stride 2 padding 1, so that
-n frames give ceil(n / factor), with the frames past a row's length zeroed before every convolution.
-Does not: normalize. Other kinds have their own files (`subsampling_from_config`).
+These are NeMo's `striding` (Conformer) and `dw_striding` (FastConformer) stacks: 3x3, stride 2, padding 1, so
+n frames give ceil(n / factor). Frames past the length of a row are zeroed before every convolution.
+What this file does not do: normalize. Other kinds have their own files (`subsampling_from_config`).
 
 The last input frame that output frame i sees is factor * i + factor - 1: chunks of input frames map onto
 chunks of output frames without look-ahead, which dynamic-chunk training relies on.
@@ -19,7 +19,7 @@ from edge_asr.model.masks import valid_frames
 
 
 def subsampled_lens(lens: Tensor, factor: int, first: int = 1) -> Tensor:
-    """Encoder frames of rows of `lens` input frames, int64 (B,), as `OutputFrames.n_valid` of each."""
+    """Count the encoder frames of rows of `lens` input frames, int64 (B,), as `OutputFrames.n_valid` does."""
     counts = (lens + (factor - first)) // factor
     return counts if first == 1 else torch.where(lens > 0, counts.clamp(min=0), torch.zeros_like(counts))
 
@@ -55,12 +55,11 @@ class ConvSubsampling(nn.Module):
             lens: int64 (B,), in feature frames.
 
         Returns:
-            float (B, T', d_model); past a row's end only the bias of the projection is left.
+            float (B, T', d_model); past the end of a row only the bias of the projection is left.
         """
         x = features[:, None]  # (B, 1, T, F)
         if self.training:
-            # Strides that say channels-last, and the convolutions follow: this part of a training step takes
-            # 0.6 x the time on a CPU.
+            # With channels-last strides the convolutions take 0.6 of the time in a training step on a CPU.
             x = features[..., None].permute(0, 3, 1, 2)
         for number, stage in enumerate(self.stages, start=1):
             x = stage(x)
@@ -68,5 +67,5 @@ class ConvSubsampling(nn.Module):
             # ReLU: these are the largest tensors of the network, and neither gradient needs its input.
             x.mul_(valid_frames(lens, x.shape[2], 2**number)[:, None, :, None].to(x.dtype))
             x = nn.functional.relu(x, inplace=True)
-        x = x.transpose(1, 2).flatten(2)  # (B, T', C * F'), channel-major as NeMo
+        x = x.transpose(1, 2).flatten(2)  # (B, T', C * F'), channel-major as in NeMo
         return cast(Tensor, self.out(x))

@@ -1,8 +1,9 @@
 """wav2vec 2.0's convolutions over samples and its feature projection.
 
-Does: the stack of unpadded strided convolutions over the waveform, with a LayerNorm over channels after each,
-or a group a channel after the first alone, then LayerNorm and projection.
-Does not: normalize the waveform; that is the front end's (`FeatureConfig.normalize` "waveform").
+It is a stack of unpadded strided convolutions over the waveform, then LayerNorm and projection. A LayerNorm
+over channels follows each convolution, or a GroupNorm with one group per channel follows the first alone.
+What this file does not do: normalize the waveform, which the front end does (`FeatureConfig.normalize`
+"waveform").
 
 Source: transformers, models/wav2vec2_conformer/modeling_wav2vec2_conformer.py,
 `Wav2Vec2ConformerFeatureEncoder` and `Wav2Vec2ConformerFeatureProjection`.
@@ -18,14 +19,14 @@ from edge_asr.model.convolution.group_norm import MaskedGroupNorm
 from edge_asr.model.feed_forward import ACTIVATIONS
 from edge_asr.model.masks import valid_frames
 
-_CONV_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default: layer_norm_eps does not reach these
+_CONV_NORM_EPS = 1e-5  # the default of torch.nn.LayerNorm; layer_norm_eps does not apply to these
 
 
 class WaveformSubsampling(nn.Module):
     """(B, S, 1) samples -> (B, ceil(S / factor), d_model).
 
-    Stage i is a list of a convolution and, where it has one, its norm. Zeros appended to the samples make the
-    unpadded stack give a frame for every `factor` samples begun; valid frames do not read them.
+    Stage i is a list of a convolution and its norm, if it has one. Zeros appended to the samples make the
+    unpadded stack give a frame for every `factor` samples begun. Valid frames do not read them.
     """
 
     def __init__(self, config: ConformerConfig) -> None:
@@ -56,7 +57,7 @@ class WaveformSubsampling(nn.Module):
             lens: int64 (B,), in samples.
 
         Returns:
-            float (B, S', d_model); past a row's end finite, and meaning nothing.
+            float (B, S', d_model); past the end of a row it is finite and means nothing.
         """
         x = F.pad(features.transpose(1, 2), (0, self.missing))  # (B, 1, S + missing)
         for stage in self.stages:
