@@ -1,7 +1,7 @@
-"""Word and character error rates, by jiwer, with the text normalisation named.
+"""Word and character error rates, computed by jiwer, with a named text normalization.
 
-`compute_error_rates` aligns once and returns everything in one `ErrorRates`. This file does not
-read manifests or run a recognizer.
+`compute_error_rates` aligns once and returns everything in one `ErrorRates`.
+What this file does not do: read manifests, run a recognizer.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TEXT_NORMALIZATIONS: dict[str, Callable[[str], str]] = {"none": _normalize_none,
 
 
 def normalize_text(text: str, normalization: str = "basic") -> str:
-    """Apply a named normalisation.
+    """Apply a named normalization.
 
     "none" leaves the text alone. "basic" applies NFKC, lower case, keeps letters, digits and
     apostrophes, and turns everything else into single spaces.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: the name is unknown.
     """
     function = TEXT_NORMALIZATIONS.get(normalization)
     if function is None:
@@ -82,7 +82,7 @@ class ErrorRates:
     normalization: str
 
     def to_dict(self) -> dict[str, float | int | str]:
-        """JSON-ready, keys as the fields."""
+        """Return the fields, ready for JSON."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
@@ -92,7 +92,7 @@ def compute_error_rates(
     """Align every pair and sum the errors.
 
     Raises:
-        ConfigError: the sequences differ in length, or an unknown normalisation.
+        ConfigError: the sequences differ in length, or the normalization is unknown.
         MissingDependencyError: jiwer is not installed.
     """
     refs, hyps = _normalized_pairs(references, hypotheses, normalization)
@@ -124,12 +124,12 @@ def compute_error_rates(
 def find_worst_utterances(
     references: Sequence[str], hypotheses: Sequence[str], *, n: int, normalization: str = "basic"
 ) -> list[UtteranceErrors]:
-    """The `n` utterances with the most word errors, most first (ties: higher WER, then order).
+    """Find the `n` utterances with the most word errors, most first (ties: higher WER, then order).
 
     Utterances without an error are left out.
 
     Raises:
-        ConfigError: the sequences differ in length, or an unknown normalisation.
+        ConfigError: the sequences differ in length, or the normalization is unknown.
         MissingDependencyError: jiwer is not installed.
     """
     refs, hyps = _normalized_pairs(references, hypotheses, normalization)
@@ -143,7 +143,7 @@ def find_worst_utterances(
             output = jiwer.process_words(ref, hyp)
             n_errors = output.substitutions + output.deletions + output.insertions
             alignment = jiwer.visualize_alignment(output, show_measures=False, skip_correct=False)
-            # The first line is jiwer's "sentence 1" header, which says nothing here.
+            # The first line is jiwer's "sentence 1" header, which is meaningless here.
             alignment = "\n".join(alignment.splitlines()[1:]).strip("\n")
         if n_errors:
             found.append(

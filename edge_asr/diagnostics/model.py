@@ -13,11 +13,11 @@ from edge_asr.diagnostics.check import Check, first_line
 from edge_asr.errors import EdgeAsrError
 
 _MIN_SIMILARITY = 0.8
-"""Of the sample's transcription to its text: recognisers err, broken installs give noise or nothing."""
+"""Of the sample's transcription to its text: recognizers err, broken installs give noise or nothing."""
 
 
 def check_model(model: str | None) -> list[Check]:
-    """The embedded model (None) or a named bundle, whole: every artefact compared with its hash."""
+    """The embedded model (None) or a named bundle, whole: every artifact compared with its hash."""
     name = "embedded model" if model is None else "model"
     try:
         from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle

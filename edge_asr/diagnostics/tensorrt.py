@@ -81,7 +81,7 @@ def check_tensorrt(machine: Machine, cuda: CudaState) -> tuple[list[Check], list
             continue
         version = str(answer["version"])
         if answer["problem"] and not cuda.works and flavor == "tensorrt" and not machine.has_nvidia_gpu:
-            # Its builder needs a GPU: on a machine without one there is nothing to mend.
+            # Its builder needs a GPU: on a machine without one there is nothing to fix.
             detail = f"{version}, builds and runs engines only on a machine with an NVIDIA GPU"
             checks.append(Check(name=name, status="ok", detail=detail))
             continue

@@ -26,7 +26,7 @@ _SUFFIX = "_float16"
 
 
 def store_weights_as_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` whose matrix and convolution weights are float16 initialisers behind a Cast.
+    """A copy of `model` whose matrix and convolution weights are float16 initializers behind a Cast.
 
     Args:
         model: float32 graph with its weights inside (no external data).
@@ -91,7 +91,7 @@ def load_float32(path: Path) -> onnx.ModelProto:
 
 
 def _select_weights(model: onnx.ModelProto) -> set[str]:
-    """Names of the float32 initialisers that are weights of a matrix product or a dense convolution."""
+    """Names of the float32 initializers that are weights of a matrix product or a dense convolution."""
     from onnx import TensorProto
 
     sizes = {

@@ -83,7 +83,7 @@ def build_engine(
         bundle: a loaded bundle.
         precision: "fp32", "fp16" or "int8"; the bundle must have that ONNX file.
         flavor: "tensorrt", or "tensorrt-rtx".
-        profile_seconds: edges; each neighbouring pair is one optimization profile.
+        profile_seconds: edges; each neighboring pair is one optimization profile.
         batch: smallest, best and largest batch.
         workspace_mb: limit of the builder's scratch memory, MiB; None for TensorRT's own.
         timing_cache: file to read and to write back, beside the copy that lies with the engine.

@@ -1,7 +1,7 @@
 """ONNX to a TensorRT network, and what to do where the parser refuses.
 
 TensorRT's own messages say which check failed, not what made the file wrong. The known ways in which a
-quantized file is wrong for TensorRT get a sentence that says how to mend it; every other error is shown as
+quantized file is wrong for TensorRT get a sentence that says how to fix it; every other error is shown as
 the parser gives it, with its node. One of them the parser does not refuse: unsigned activations with zero
 point 0, which it reads as signed and so saturates half of their range; that is an error here.
 What this file does not do: need onnx (a Jetson has none), optimization profiles, or building.
@@ -30,7 +30,7 @@ _UNSIGNED = re.compile(r"uint8", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why TensorRT takes a file not: in a few words, and in a sentence that says how to mend it."""
+    """Why TensorRT takes a file not: in a few words, and in a sentence that says how to fix it."""
 
     title: str
     advice: str
@@ -73,7 +73,7 @@ class ParserIssue:
         node: number of the node in the file, -1 when unknown.
         name, operator: of the node; empty where this TensorRT does not say (8.6).
         message: TensorRT's words.
-        refusal: what makes the file wrong, and how to mend it; one of the constants above.
+        refusal: what makes the file wrong, and how to fix it; one of the constants above.
     """
 
     node: int
@@ -100,7 +100,7 @@ def parse_network(trt: Any, network: Any, model: bytes, file: str) -> None:
         file: its name, for messages.
 
     Raises:
-        EngineError: the parser refuses the model; the message says why, in how many places and how to mend
+        EngineError: the parser refuses the model; the message says why, in how many places and how to fix
             it, and each error goes to the log at level ERROR.
     """
     log = _create_parser_log(trt)

@@ -1,6 +1,6 @@
 """Optimization profiles of an engine: from seconds and batch sizes to the shapes of every input.
 
-Edges cut the lengths into buckets: each neighbouring pair is one profile, tuned for its upper edge, so
+Edges cut the lengths into buckets: each neighboring pair is one profile, tuned for its upper edge, so
 "0.1, 2, 8, 30" gives three. A shape that no profile holds does not run, hence the checks here before
 TensorRT's own, which name no remedy. What this file does not do: build (engine_builder.py), or choose a
 profile for an input (edge_asr.runtime).
@@ -30,7 +30,7 @@ def build_profiles(
     profile_seconds: Sequence[float] = DEFAULT_PROFILE_SECONDS,
     batch: Sequence[int] = DEFAULT_BATCH,
 ) -> tuple[EngineProfile, ...]:
-    """One profile for each neighbouring pair of edges.
+    """One profile for each neighboring pair of edges.
 
     Args:
         features: front end of the model, which tells how many frames so many seconds give.

@@ -117,7 +117,7 @@ def _choose_context(checkpoint: Checkpoint, lookahead_ms: float | None) -> Confo
             choices.setdefault(lookahead_frames(choice) * _frame_ms(checkpoint), choice)
     if lookahead_ms in choices:
         return choices[lookahead_ms]
-    have = ", ".join(f"{ms:g}" for ms in sorted(choices)) or "none: it sees all that follows"
+    have = ", ".join(f"{ms:g}" for ms in sorted(choices)) or "none: it sees every later frame"
     raise ConfigError(f"lookahead_ms is {lookahead_ms:g}; {checkpoint.path.name} was trained with {have}")
 
 

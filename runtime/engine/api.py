@@ -1,8 +1,8 @@
-"""TensorRT's Python module as builder and runtime share it: import, versions, and its log.
+"""TensorRT's Python module, shared by builder and runtime: import, versions, and its log.
 
-Both flavors, `tensorrt` and `tensorrt_rtx`, have one interface under two names. Nothing is imported before
-`load_tensorrt` is called. Features are probed where they are used, not looked up by version. What this file
-does not do: build (edge_asr.export.engine.builder) or run (tensorrt_backend.py).
+The flavors `tensorrt` and `tensorrt_rtx` have the same interface under two names. Nothing is imported before
+`load_tensorrt` is called. Features are probed where they are used, not looked up by version.
+What this file does not do: build engines (edge_asr.export.engine.builder) or run them (backend.py).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def load_tensorrt(flavor: Flavor) -> ModuleType:
     """Import the Python module of a flavor.
 
     Raises:
-        MissingDependencyError: it is not installed.
-        EngineError: it is installed and does not load (its libraries or the driver are missing or too old).
+        MissingDependencyError: the module is not installed.
+        EngineError: the module does not load (its libraries or the driver are missing or too old).
     """
     name = _MODULES[flavor]
     try:
@@ -55,7 +55,7 @@ def load_tensorrt(flavor: Flavor) -> ModuleType:
         jetson = flavor == "tensorrt" and NV_TEGRA_RELEASE.exists()
         mend = _INSTALL_ON_JETSON if jetson else f"install it with: {_INSTALL[flavor]}"
         raise MissingDependencyError(f"{name} is needed here and is not installed; {mend}") from error
-    except Exception as error:  # a missing libnvinfer is an ImportError, OSError or RuntimeError by version
+    except Exception as error:  # by version, a missing libnvinfer is an ImportError, OSError or RuntimeError
         raise EngineError(_broken(name, error)) from error
     if not hasattr(module, "ICudaEngine"):
         raise EngineError(_broken(name, "it has no ICudaEngine"))
@@ -63,10 +63,10 @@ def load_tensorrt(flavor: Flavor) -> ModuleType:
 
 
 def version_of(trt: ModuleType) -> str:
-    """Full version, "10.3.0.30".
+    """Return the full version, "10.3.0.30".
 
-    Some releases leave the build number out of `__version__` (JetPack 6's says "10.3.0"); then the loaded
-    library is asked, and where it cannot tell, three numbers have to do.
+    Some releases leave the build number out of `__version__` (that of JetPack 6 is "10.3.0"). Then the loaded
+    library is asked; if it does not know, three numbers have to suffice.
     """
     version = str(trt.__version__)
     if version.count(".") >= 3:
@@ -80,9 +80,9 @@ def version_of(trt: ModuleType) -> str:
 
 
 def cuda_version() -> str | None:
-    """CUDA version that cuda-bindings was made for, "13.0"; None where it is not installed.
+    """Return the CUDA version that cuda-bindings was made for, "13.0"; None if it is not installed.
 
-    TensorRT does not tell which CUDA it was built with, so this is a record, not a thing to compare.
+    TensorRT does not say which CUDA it was built with, so this is recorded but never compared.
     """
     try:
         from cuda.bindings import runtime
@@ -94,13 +94,13 @@ def cuda_version() -> str | None:
 
 @functools.cache
 def create_logger(trt: ModuleType) -> Any:
-    """The TensorRT logger of this process: it forwards to `logging` and keeps the last error messages.
+    """Return the TensorRT logger of this process, which forwards to `logging` and keeps the last errors.
 
-    One for all builders and runtimes, created on first use and never released, because TensorRT goes on
-    using the first it is given and warns about any other.
+    All builders and runtimes share one logger. It is created on first use and never released, because
+    TensorRT keeps using the first logger it is given and warns about any other.
 
-    Where TensorRT fails, it returns None or False and says why only in its log. `take_errors()` gives these
-    messages, oldest first, and forgets them; they belong into the exception, so they are forwarded as INFO.
+    If TensorRT fails, it returns None or False and says why only in its log. `take_errors()` returns these
+    messages, oldest first, and forgets them. They belong in the exception, so they are forwarded as INFO.
     TensorRT calls the logger from its own threads.
     """
 

@@ -1,16 +1,16 @@
 """The TensorRT backend: any batch within an engine's profiles, on the `Backend` protocol.
 
-It finds the engine of a bundle that may run here (engines.py), gives each request a profile and a shape, and
-runs it (tensorrt_engine.py). Needs `tensorrt` (or `tensorrt_rtx`, when asked for) and cuda-bindings, not
+It finds the engine of a bundle that may run here (lookup.py), gives each request a profile and a shape, and
+runs it (runner.py). It needs `tensorrt` (or `tensorrt_rtx`, when asked for) and cuda-bindings, not
 PyTorch.
 
 Shapes. A batch with more rows than a profile takes is run in parts. Frames are padded up to the profile's
 minimum and, with CUDA graphs, to a bucket, so that shapes and with them recordings repeat; rows are padded up
-to the smallest batch. `length` stays as it was, and the graphs of a bundle mask what lies behind it, so a
-valid frame has the same log-probs with and without padding, but for rounding: the export's proof compares
-padded batches with rows alone and unpadded, and the engine's proof does so again. More frames than any
-profile takes is an error: the recogniser's windows (24 s) bound the length, below the 30 s that a default
-build takes.
+to the smallest batch. `length` does not change, and the graphs of a bundle mask the frames after it, so a
+valid frame has the same log-probs with and without padding, except for rounding. The proof of the export
+compares padded batches with rows alone and unpadded, and the proof of the engine does so again. More frames
+than any profile takes is an error: the recogniser's windows (24 s) bound the length, below the 30 s that a
+default build takes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class TensorRTBackend:
         self.name: str = flavor
         self.precision: str = precision
         try:
-            # First of all, so that a missing GPU is not told as one of another name.
+            # Open CUDA first; otherwise a missing GPU is reported as a device mismatch.
             self._cuda = Cuda(extra="jetson" if NV_TEGRA_RELEASE.exists() else "tensorrt")
             device, version = DeviceIdentity.detect(), version_of(trt)
             if engine is None:

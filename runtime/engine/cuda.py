@@ -1,8 +1,8 @@
 """The few CUDA calls that engines need, over cuda-bindings, with every error code checked.
 
 `Cuda` wraps the runtime API on one device: memory, one kind of stream, copies, graphs. Addresses are plain
-integers; who allocates also frees. `query_gpu` asks the driver what GPU there is. cuda-bindings is imported
-when it is used, so this file costs nothing on a machine without a GPU.
+integers; the caller that allocates also frees. `query_gpu` asks the driver which GPU exists. cuda-bindings is
+imported on use, so this file costs nothing on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEVICE_ORDINAL = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A GPU as the CUDA driver describes it; `driver` is the newest CUDA version it serves, "12.6"."""
+    """A GPU as the CUDA driver describes it; `driver` is the newest CUDA version that it supports, "12.6"."""
 
     name: str
     compute_capability: str
@@ -29,7 +29,7 @@ class Gpu:
 
 
 def query_gpu() -> Gpu | None:
-    """The GPU that engines run on; None without one, without a driver or without cuda-bindings."""
+    """Return the GPU that engines run on; None without a GPU, a driver or cuda-bindings."""
     try:
         from cuda.bindings import driver
     except ImportError:
@@ -48,7 +48,7 @@ def query_gpu() -> Gpu | None:
                 attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
             )
         )
-    except (DeviceError, RuntimeError):  # cuda-bindings raises RuntimeError when there is no libcuda
+    except (DeviceError, RuntimeError):  # cuda-bindings raises RuntimeError if libcuda is missing
         return None
     return Gpu(
         name=name.split(b"\0", 1)[0].decode(errors="replace").strip(),
@@ -59,7 +59,7 @@ def query_gpu() -> Gpu | None:
 
 
 def check(returned: tuple[Any, ...]) -> Any:
-    """What a call of cuda-bindings returned beside its error code: nothing, one value or a tuple.
+    """Return what a call of cuda-bindings returned beside its error code: None, one value or a tuple.
 
     Raises:
         DeviceError: the code is not success.
@@ -75,10 +75,10 @@ def check(returned: tuple[Any, ...]) -> Any:
 
 
 class Cuda:
-    """The CUDA runtime API on the device of engines. Keeps no state; safe from several threads.
+    """The CUDA runtime API on the device of engines. It keeps no state and may be used from several threads.
 
     Args:
-        extra: extra of edge-asr that brings cuda-bindings, for the message when it is missing.
+        extra: the extra of edge-asr that installs cuda-bindings, named in the message if it is missing.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
@@ -93,7 +93,7 @@ class Cuda:
 
     @contextlib.contextmanager
     def current_device(self) -> Iterator[None]:
-        """Make the device current in this thread, and the one before it again afterwards."""
+        """Make the device current in this thread, and restore the previous one afterwards."""
         before = self._call("cudaGetDevice")
         if before == DEVICE_ORDINAL:
             yield
@@ -105,27 +105,27 @@ class Cuda:
             self._call("cudaSetDevice", before)
 
     def allocate(self, n_bytes: int) -> int:
-        """Address of new device memory, aligned to at least 256 bytes."""
+        """Allocate device memory, aligned to at least 256 bytes, and return its address."""
         return int(self._call("cudaMalloc", n_bytes))
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
+        """Free device memory."""
         self._call("cudaFree", address)
 
     def allocate_pinned(self, n_bytes: int) -> int:
-        """Address of new page-locked host memory."""
+        """Allocate page-locked host memory, and return its address."""
         return int(self._call("cudaHostAlloc", n_bytes, self._api.cudaHostAllocDefault))
 
     def free_pinned(self, address: int) -> None:
-        """Give page-locked memory back."""
+        """Free page-locked memory."""
         self._call("cudaFreeHost", address)
 
     def create_stream(self) -> Any:
-        """A stream that does not wait for the default stream."""
+        """Create a stream that does not wait for the default stream."""
         return self._call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking)
 
     def destroy_stream(self, stream: Any) -> None:
-        """Give a stream back."""
+        """Destroy a stream."""
         self._call("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: Any) -> None:
@@ -146,7 +146,7 @@ class Cuda:
         """Record what `queue_work` queues on `stream`, without running it, as a graph for `launch`.
 
         Only calls of this thread are watched, so other threads may use CUDA meanwhile. On an exception the
-        recording is ended and thrown away, and the stream is as before.
+        recording is ended and discarded, and the stream is as before.
         """
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
@@ -168,7 +168,7 @@ class Cuda:
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """Give a graph back."""
+        """Destroy a graph."""
         self._call("cudaGraphExecDestroy", graph)
 
     def _call(self, name: str, *arguments: Any) -> Any:

@@ -1,7 +1,7 @@
 """TensorRT engines on disk: what a plan is for, where it lies, and whether it may run here.
 
-A plan is a TensorRT program for one device. It lies with a sidecar, a JSON file that says what the plan
-was made from and for, inside the bundle:
+A plan is a TensorRT program for one device. It lies inside the bundle, beside a sidecar: a JSON file that
+says what the plan was built from, and for which device:
 
     engines/<fingerprint>/model.<precision>.plan
     engines/<fingerprint>/model.<precision>.json
@@ -10,23 +10,23 @@ was made from and for, inside the bundle:
 Plans are programs: they are taken only from the bundle's own folder, never through a link that leaves it.
 
 What must be equal, and why:
-- `precision`, `onnx_file`, `onnx_sha256`: the model in the bundle is the one the plan was built from.
+- `precision`, `onnx_file`, `onnx_sha256`: the model in the bundle is the one that the plan was built from.
 - `plan_sha256`, `plan_size_bytes`: the plan is the one that was built, and proven.
-- `flavor` and the full `tensorrt_version`: TensorRT promises nothing for a plan of another version, and
-  refuses most.
+- `flavor` and the full `tensorrt_version`: TensorRT guarantees nothing for a plan of another version, and
+  refuses most of them.
 - `os`, `arch`: a plan is bound to its platform.
 - `gpu_name`, `compute_capability`, `multiprocessors`: kernels are compiled for the capability and chosen by
-  timing on the very GPU. TensorRT runs a plan of a sibling GPU with a warning, slower or with errors. All
+  timing on that very GPU. TensorRT runs a plan of a sibling GPU with a warning, slower or with errors. All
   Jetson Orin modules are called "Orin"; they differ in multiprocessors, and so do power modes of one module.
   An engine is proven on one device, so any difference is refused.
-What is recorded but not compared: the CUDA driver, the CUDA version and the JetPack (L4T) release. TensorRT
-demands none of them to be equal; a driver that is too old shows as an error when the plan is loaded. Driver
-and JetPack are named beside the differences, as likely causes.
-The one exception: a TensorRT-RTX plan built on a machine without a GPU (`gpu_name` null) holds no kernels;
-those are compiled where it runs. It may run on any GPU, of the same flavor, version, OS and architecture.
+The CUDA driver, the CUDA version and the JetPack (L4T) release are recorded but not compared. TensorRT does
+not require them to be equal; a driver that is too old causes an error when the plan is loaded. Driver and
+JetPack are named beside the differences, as likely causes. There is one exception: a TensorRT-RTX plan built
+on a machine without a GPU (`gpu_name` null) holds no kernels, which are compiled where it runs. It may run on
+any GPU with the same flavor, version, OS and architecture.
 
-What this file does not do: build plans (edge_asr.export.engine.builder) or run them (tensorrt_backend.py);
-whether an engine that was never proven may run is the backend's decision, by `EngineSidecar.proven`.
+What this file does not do: build plans (edge_asr.export.engine.builder) or run them (backend.py). The backend
+decides, by `EngineSidecar.proven`, whether an engine that was never proven may run.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ __all__ = [
 
 
 def fingerprint(flavor: Flavor, tensorrt_version: str, device: DeviceIdentity) -> str:
-    """Name of the folder for engines of this library and device.
+    """Return the name of the folder for engines of this library and device.
 
     "tensorrt-10.3.0.26-orin-16mp-sm87-linux-aarch64", or without a GPU
     "tensorrt-rtx-1.7.1.116-no-gpu-linux-x86_64".
@@ -87,17 +87,17 @@ def fingerprint(flavor: Flavor, tensorrt_version: str, device: DeviceIdentity) -
 
 
 def plan_path_of(folder: Path, precision: Precision) -> Path:
-    """The plan of a precision in the folder of a fingerprint."""
+    """Return the path of a precision's plan in the folder of a fingerprint."""
     return folder / f"model.{precision}.plan"
 
 
 def sidecar_path_of(plan_path: Path) -> Path:
-    """The sidecar that belongs to a plan."""
+    """Return the path of the sidecar that belongs to a plan."""
     return plan_path.with_suffix(".json")
 
 
 def build_command(bundle: Bundle, precision: Precision, flavor: Flavor, *, force: bool = False) -> str:
-    """The command line that builds (again) an engine of `bundle` for this device."""
+    """Return the command line that builds an engine of `bundle` for this device (again)."""
     words = ["edge-asr", "build", shlex.quote(str(bundle.path)), "--precision", precision]
     if flavor != "tensorrt":
         words += ["--flavor", flavor]
@@ -118,13 +118,14 @@ def check_engine(
     """Refuse a plan that is not for this bundle, library and device, or is not the one that was built.
 
     Args:
-        bundle: whose artefact the plan must come from.
+        bundle: the plan must come from one of its artifacts.
         plan_path: inside the bundle's `engines` folder.
-        sidecar: of the plan.
-        flavor, tensorrt_version, device: what is here.
+        sidecar: the sidecar of the plan.
+        flavor, tensorrt_version, device: what this machine has.
 
     Raises:
-        EngineError: names each field that differs, both values and the command that builds the engine anew.
+        EngineError: the plan does not fit. The message names each field that differs, both values, and the
+            command that builds the engine again.
     """
     _check_inside(bundle, plan_path)
     _check_inside(bundle, sidecar_path_of(plan_path))
@@ -135,7 +136,7 @@ def check_engine(
 
 
 def has_engine(bundle: Bundle, flavor: Flavor, precision: Precision | None = None) -> bool:
-    """Is there an engine of a flavor (and a precision) in the bundle, fitting or not? Reads no file."""
+    """Tell whether the bundle has an engine of a flavor (and a precision), fitting or not; reads no file."""
     return any(_sidecar_paths(bundle, f"{flavor}-[0-9]*", precision or "*"))
 
 
@@ -151,16 +152,17 @@ def find_engine(
     tensorrt_version: str,
     device: DeviceIdentity,
 ) -> tuple[Path, EngineSidecar]:
-    """The plan of a precision that fits this library and device, and its sidecar.
+    """Find the plan of a precision that fits this library and device, and its sidecar.
 
-    Of several that fit, a proven one, then one built on this very GPU, then the newest.
+    If several fit, a proven one comes first, then one built on this very GPU, then the newest.
 
     Raises:
-        EngineError: none fits; names the differences of the nearest and the command that builds one.
+        EngineError: none fits. The message names the differences of the nearest one, and the command that
+            builds one.
     """
     candidates: list[tuple[list[str], Path, EngineSidecar]] = []
     unreadable: list[EngineError] = []
-    for path in _sidecar_paths(bundle, "[!.]*", precision):  # hidden folders are builds under way
+    for path in _sidecar_paths(bundle, "[!.]*", precision):  # hidden folders are builds in progress
         plan_path = plan_path_of(path.parent, precision)
         try:
             _check_inside(bundle, path)
@@ -180,7 +182,7 @@ def find_engine(
             f"{bundle.path} has no {precision} engine; "
             f"build one with: {build_command(bundle, precision, flavor)}"
         )
-    # Stable sorts, the least important first.
+    # These sorts are stable, so the least important comes first.
     candidates.sort(key=lambda c: c[2].built_at, reverse=True)
     candidates.sort(key=lambda c: (len(c[0]), not c[2].proven, c[2].device.gpu_name is None))
     differences, plan_path, sidecar = candidates[0]
@@ -197,7 +199,7 @@ def _differences(
     tensorrt_version: str,
     device: DeviceIdentity,
 ) -> list[str]:
-    """What differs, short of reading the plan."""
+    """List what differs, without reading the plan."""
     if plan_path != plan_path_of(plan_path.parent, sidecar.precision):
         return [f"precision is {sidecar.precision}, the file is {plan_path.name}"]
     try:
@@ -254,7 +256,7 @@ def _refusal(
         )
         if theirs != ours
     ]
-    # The builder would find its place taken.
+    # Without --force the builder would refuse to overwrite.
     taken = plan_path.parent.name == fingerprint(flavor, tensorrt_version, device)
     command = build_command(bundle, sidecar.precision, flavor, force=taken)
     return (

@@ -1,19 +1,19 @@
 """Runs one TensorRT plan at given shapes: contexts, buffers, copies, CUDA graphs, release.
 
 It speaks to `tensorrt` (8.6, 10, 11) or `tensorrt_rtx` and to CUDA, by features and not by version; NumPy
-only fills and reads the page-locked buffers. Which profile and shape a request gets, and the lock, are the
-caller's (tensorrt_backend.py). Plans with host code in them (version-compatible ones) stay refused, as is
-TensorRT's default.
+only fills and reads the page-locked buffers. The caller (backend.py) chooses profile and shape of a request
+and holds the lock. Plans with host code in them (version-compatible ones) are refused, which is TensorRT's
+default.
 
 Memory. Page-locked and device buffers for both inputs and the output are allocated once, at the maximum of
 all profiles. Every context gets its activations from one block of device memory that all share. Both are
-sound because there is one stream and each run is waited for before the next begins.
+safe because there is one stream, and each run ends before the next begins.
 
-CUDA graphs. The second time a shape comes, the run goes through a context of its own and is then recorded,
-copies included; from the third time on it is one launch. A context per graph is what TensorRT asks for, as
-a context's state belongs to the shape it was last given (NVIDIA/TensorRT issue 3798). The least recently
-used graph goes when there are more than `MAX_CUDA_GRAPHS`. TensorRT-RTX records by itself, once its kernels
-are compiled for a shape, so there it is asked to.
+CUDA graphs. The second time a shape comes, the run uses a context of its own and is then recorded, copies
+included; from the third time on it is one launch. TensorRT requires a context per graph, because the state of
+a context belongs to the shape it was last given (NVIDIA/TensorRT issue 3798). The least recently used graph
+goes when there are more than `MAX_CUDA_GRAPHS`. TensorRT-RTX records by itself, once its kernels are compiled
+for a shape, so it is asked to do so.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Buffer:
     device: int
 
     def view(self, shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[Any]:
-        """The beginning of the page-locked side as an array."""
+        """Return the beginning of the page-locked memory as an array."""
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         raw = memoryview((ctypes.c_uint8 * n_bytes).from_address(self.host))
         return np.frombuffer(raw, np.dtype(dtype)).reshape(shape)
@@ -89,16 +89,16 @@ class EngineRunner:
     """A loaded plan. Not thread-safe: one call at a time.
 
     Args:
-        plan: content of the plan file; it is a program, so the caller has checked where it comes from.
-        sidecar: of the plan; its profiles must be those of the plan.
-        trt: module of the sidecar's flavor.
-        cuda: where to run.
+        plan: content of the plan file. It is a program, so the caller must have checked where it comes from.
+        sidecar: the sidecar of the plan; its profiles must be those of the plan.
+        trt: the module of the sidecar's flavor.
+        cuda: the device to run on.
         n_mels: feature channels.
         use_cuda_graphs: record runs of shapes that repeat.
 
     Raises:
-        EngineError: TensorRT refuses the plan, or it is not what the sidecar says.
-        DeviceError: CUDA failed, out of memory most likely.
+        EngineError: TensorRT refuses the plan, or the plan differs from the sidecar.
+        DeviceError: CUDA failed, most likely because memory ran out.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class EngineRunner:
             raise
 
     def run(self, shape: RunShape, features: F32Array, feature_lens: I64Array) -> F32Array:
-        """Log-probs of a batch, padded to `shape`; padding frames are zero, padding rows have one frame.
+        """Compute log-probs of a batch, padded to `shape` with zero frames, and with rows of one frame.
 
         Args:
             shape: within its profile, and not smaller than the batch.
@@ -152,7 +152,7 @@ class EngineRunner:
         try:
             output_shape = self._execute(shape)
         except BaseException:
-            # Copies that were queued must not meet the buffers of the next run.
+            # Queued copies must not touch the buffers of the next run.
             with contextlib.suppress(DeviceError):
                 self._cuda.synchronize(self._stream)
             raise
@@ -160,7 +160,7 @@ class EngineRunner:
         return log_probs
 
     def time_copies(self, shape: RunShape) -> tuple[float, float]:
-        """Seconds of a run's copies by themselves, to the device and back, whatever the buffers hold.
+        """Time the copies of a run alone, in seconds, to the device and back, whatever the buffers hold.
 
         Raises:
             EngineError: TensorRT refused the shape.
@@ -186,12 +186,12 @@ class EngineRunner:
 
     def _load(self, plan: bytes, sidecar: EngineSidecar) -> None:
         self._stream = self._own(self._cuda.create_stream(), self._cuda.destroy_stream)
-        self._log.take_errors()  # of others; the log is shared
-        # Contexts, engine and runtime end in this order, when nothing refers to them any more.
+        self._log.take_errors()  # discards errors of others, because the log is shared
+        # Contexts, engine and runtime are released in this order, once nothing refers to them.
         self._resources.callback(self._forget_engine)
         try:
             self._runtime = self._trt.Runtime(self._log)
-        except (TypeError, RuntimeError) as error:  # TypeError: pybind11's way to say that it got no object
+        except (TypeError, RuntimeError) as error:  # TypeError is how pybind11 reports that it got no object
             raise self._error("TensorRT cannot start here; run `edge-asr doctor`") from error
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -218,7 +218,7 @@ class EngineRunner:
             self._bind(context)
 
     def _check_tensors(self) -> type[np.generic]:
-        """Are inputs and output as our graphs have them? The dtype of the lengths."""
+        """Check that inputs and output are those of our graphs; return the dtype of the lengths."""
         engine, found = self._engine, {}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
@@ -264,7 +264,7 @@ class EngineRunner:
                 )
 
     def _create_runtime_config(self) -> Any:
-        """TensorRT-RTX's configuration with its own CUDA graphs; None where there is no such thing."""
+        """Return a TensorRT-RTX configuration with its own CUDA graphs; None for TensorRT, which has none."""
         if not (self._use_cuda_graphs and hasattr(self._trt, "CudaGraphStrategy")):
             return None
         config = self._engine.create_runtime_config()
@@ -272,11 +272,11 @@ class EngineRunner:
             self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
         config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        self._use_cuda_graphs = False  # not ours as well
+        self._use_cuda_graphs = False  # TensorRT-RTX records its own
         return config
 
     def _create_context(self, profile: int) -> Any:
-        """A context for a profile, with the shared activations; the tensors are not bound yet."""
+        """Create a context for a profile, with the shared activations; its tensors are not bound yet."""
         engine = self._engine
         if self._config is not None:
             context = engine.create_execution_context(self._config)
@@ -289,7 +289,7 @@ class EngineRunner:
             raise self._error("TensorRT cannot create an execution context")
         try:
             context.set_optimization_profile_async(profile, int(self._stream))
-        except RuntimeError as error:  # the one setter that raises in place of giving False
+        except RuntimeError as error:  # the one setter that raises instead of returning False
             raise self._error(f"TensorRT refuses profile {profile}") from error
         self._cuda.synchronize(self._stream)
         if hasattr(context, "set_device_memory"):
@@ -310,18 +310,18 @@ class EngineRunner:
     # --- running ---
 
     def _set_shape(self, context: Any, shape: RunShape) -> tuple[int, ...]:
-        """Tell a context the shape of the inputs; the shape of the output."""
+        """Set the shape of the inputs in a context, and return the shape of the output."""
         inputs = {FEATURES: (shape.n_batch, self._n_mels, shape.n_frames), LENGTHS: (shape.n_batch,)}
         for name, dims in inputs.items():
             if not context.set_input_shape(name, dims):
                 raise self._error(f"TensorRT refuses {name} of shape {list(dims)}")
         output_shape = tuple(int(n) for n in context.get_tensor_shape(LOG_PROBS))
         if len(output_shape) != 3 or min(output_shape) < 1:
-            raise self._error(f"TensorRT cannot tell the output's shape of {shape}, it gives {output_shape}")
+            raise self._error(f"TensorRT cannot infer the output shape for {shape}, it gives {output_shape}")
         return output_shape
 
     def _execute(self, shape: RunShape) -> tuple[int, ...]:
-        """Run what is staged, and wait; the shape of the output, which then lies in its buffer."""
+        """Run what is staged and wait; return the shape of the output, which then lies in its buffer."""
         graph = self._graphs.get(shape)
         if graph is not None:
             self._graphs.move_to_end(shape)
@@ -334,7 +334,7 @@ class EngineRunner:
         self._queue(context, shape, output_shape)
         self._cuda.synchronize(self._stream)
         if recording is not None:
-            # TensorRT wants one ordinary run with a new shape before a recording: it was the one above.
+            # TensorRT needs one ordinary run with a new shape before a recording, which was the one above.
             self._record(recording, shape, output_shape)
         return output_shape
 
@@ -357,7 +357,7 @@ class EngineRunner:
     # --- CUDA graphs ---
 
     def _repeats(self, shape: RunShape) -> bool:
-        """Note a shape; has it come before, and are runs recorded?"""
+        """Note a shape; tell whether it has come before and runs are recorded."""
         if not self._use_cuda_graphs:
             return False
         seen = shape in self._seen
@@ -388,8 +388,8 @@ class EngineRunner:
 
     def _give_up_graphs(self, error: Exception) -> None:
         self._use_cuda_graphs = False
-        # As text: a log record that is kept would keep the context through the error's traceback.
-        logger.warning("going on without CUDA graphs, runs may take longer to start: %s", str(error))
+        # Logged as text: a stored log record would keep the context alive through the traceback of the error.
+        logger.warning("continuing without CUDA graphs, so runs may take longer to start: %s", str(error))
 
     def _drop_oldest_graph(self) -> None:
         _, graph = self._graphs.popitem(last=False)
@@ -416,7 +416,7 @@ class EngineRunner:
 
 
 def _release(release: Callable[[Any], None], resource: Any) -> None:
-    """Release one thing; a failure must not keep the others from being released."""
+    """Release one resource; a failure must not keep the others from being released."""
     try:
         release(resource)
     except DeviceError as error:

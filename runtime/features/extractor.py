@@ -1,12 +1,11 @@
 """Log-mel features in numpy and scipy.fft: whole clips, and streams that give the same bits.
 
-Numbers and speed both come from one rule: frames are always computed in blocks of `BLOCK_FRAMES`,
-frame k in row k % BLOCK_FRAMES, missing rows zero. Matrix products and vectorised logarithms round
-by shape and row; with the shape and row fixed, a frame has the same bits however its samples
-arrived. Each block stays in the L2 cache.
+Frames are always computed in blocks of `BLOCK_FRAMES`: frame k is in row k % BLOCK_FRAMES, and missing rows
+are zero. The rounding of matrix products and vectorized logarithms depends on shape and row. With both fixed,
+a frame has the same bits however its samples arrived. A block also stays in the L2 cache.
 
-The mel product works on squared real and imaginary parts side by side (each filter weight twice),
-which saves adding them, and on bands: a group of neighbouring filters touches few bins. The small
+The mel product works on squared real and imaginary parts side by side, with each filter weight twice, which
+saves adding them. It works band by band, because a group of neighboring filters touches few bins. The small
 products also stay below the size at which OpenBLAS wakes its threads.
 
 What this file does not do: resampling (`edge_asr.audio`), dither (always 0), global CMVN (inside the
@@ -33,7 +32,7 @@ __all__ = ["FeatureConfig", "FeatureExtractor", "FeatureStream"]
 F32Array = npt.NDArray[np.float32]
 
 BLOCK_FRAMES = 128
-"""Frames computed at once; the fastest of 16 ... 1008 on x86 (2 MB L2), flat above 96."""
+"""Frames computed at once: the fastest of 16 to 1008 on x86 (2 MB L2), flat above 96."""
 
 _MAX_PRODUCT = 1 << 18
 """Largest rows * columns * depth of one banded product; OpenBLAS wakes its threads above (interface/gemm.c,
@@ -43,7 +42,7 @@ _rfft = load_rfft()
 
 
 def build_window(name: str, length: int) -> npt.NDArray[np.float64]:
-    """The analysis window `name` of FeatureConfig, [length] float64."""
+    """Build the analysis window `name` of FeatureConfig, [length] float64."""
     n = np.arange(length, dtype=np.float64)
     shape, _, periodic = name.partition("_")
     period = length if periodic else max(length - 1, 1)
@@ -82,7 +81,7 @@ class FeatureExtractor:
 
     def __init__(self, config: FeatureConfig) -> None:
         self.config = config
-        # One row a frame and zeros up to n_fft: the product is then one contiguous run.
+        # One row per frame, with zeros up to n_fft, makes the product one contiguous run.
         self._window = np.zeros((BLOCK_FRAMES, config.n_fft), _frame_dtype(config))
         build = build_float32_window if config.float32_tables else build_window
         self._window[:, : config.win_length] = build(config.window, config.win_length)
@@ -93,7 +92,7 @@ class FeatureExtractor:
         return (FeatureExtractor, (self.config,))
 
     def n_frames(self, n_samples: int) -> int:
-        """Frames that `n_samples` samples give."""
+        """Count the frames that `n_samples` samples give."""
         config = self.config
         if config.framing == "center_zero":
             return max(n_samples, 0) // config.hop_length
@@ -104,16 +103,16 @@ class FeatureExtractor:
         return max((n_samples - config.win_length) // config.hop_length + 1, 0)
 
     def __call__(self, waveform: npt.ArrayLike) -> F32Array:
-        """Features of a whole clip.
+        """Compute the features of a whole clip.
 
         Args:
             waveform: [S] float32 at `config.sample_rate`, full scale 1.0.
 
         Returns:
-            [n_frames(S), n_mels] float32: natural-log mel power, normalised when the config says so.
+            [n_frames(S), n_mels] float32: natural-log mel power, normalized when the config says so.
 
         Raises:
-            AudioError: not one-dimensional.
+            AudioError: the waveform is not one-dimensional.
         """
         samples = _check_waveform(waveform)
         framer = _Framer(self.config)
@@ -124,10 +123,10 @@ class FeatureExtractor:
         return features
 
     def stream(self) -> FeatureStream:
-        """A stream whose pushed pieces, put together, equal `self(whole waveform)` bit for bit.
+        """Return a stream whose pieces, put together, equal `self(whole waveform)` bit for bit.
 
         Raises:
-            ConfigError: a normalisation over the clip cannot stream.
+            ConfigError: the config normalizes over the clip, which cannot stream.
         """
         if self.config.normalize != "none":
             raise ConfigError(
@@ -137,7 +136,7 @@ class FeatureExtractor:
         return FeatureStream(self)
 
     def _compute(self, framer: _Framer, end: int) -> F32Array:
-        """Frames framer.next_frame ... end - 1, [t, n_mels]; the framer moves on to `end`."""
+        """Compute frames framer.next_frame ... end - 1, [t, n_mels], and move the framer to `end`."""
         first = framer.next_frame
         if self.config.kind == "waveform":
             samples: F32Array = framer.take(max(end - first, 0)).copy()
@@ -152,7 +151,7 @@ class FeatureExtractor:
         return output
 
     def _compute_block(self, frames: F32Array, row: int) -> F32Array:
-        """Log-mel of frames [n, win] put at `row` of one block; the scratch block [B, n_mels]."""
+        """Compute log-mel of frames [n, win] put at `row` of a block; return the scratch [B, n_mels]."""
         config, scratch = self.config, self._scratch
         block = scratch.frames
         if len(frames) < BLOCK_FRAMES:
@@ -160,8 +159,8 @@ class FeatureExtractor:
         block[row : row + len(frames), : config.win_length] = frames
         if config.remove_dc or config.preemphasis_scope == "frame":
             block = _condition_frames(block, config, scratch.spare)
-        # Copy, then multiply all of the block: half the time of a product with a strided operand.
-        # Where the window sits in the FFT only turns phases, so it starts at column 0.
+        # Copying and then multiplying the whole block takes half the time of a product with a strided
+        # operand. The position of the window in the FFT only changes phases, so it starts at column 0.
         np.multiply(block, self._window, out=block)
         if _is_widened(config):
             np.copyto(scratch.wide, block)
@@ -169,11 +168,11 @@ class FeatureExtractor:
         spectrum = _rfft(block).view(block.dtype)  # (B, 2 * bins)
         power = spectrum
         if config.double_precision:
-            power = scratch.power  # after the transform float32 is enough
+            power = scratch.power  # float32 is enough after the transform
             np.copyto(power, spectrum, casting="same_kind")
         np.multiply(power, power, out=power)
         if config.power == 1.0:
-            # The magnitude in the column of the real part, for both columns have the filter's weight.
+            # Both columns have the weight of the filter, so the column of the real part takes the magnitude.
             power[:, 0::2] = np.sqrt(power[:, 0::2] + power[:, 1::2])
             power[:, 1::2] = 0.0
         log_mel = scratch.log_mel
@@ -199,7 +198,7 @@ class FeatureStream:
         """Take [s] more samples; return the frames they complete, [t, n_mels], t >= 0.
 
         Raises:
-            AudioError: not one-dimensional.
+            AudioError: the waveform is not one-dimensional.
             ConfigError: the stream was flushed before.
         """
         self._check_open()
@@ -226,8 +225,8 @@ class _Framer:
         self._half = 0 if config.framing == "snip_edges" else _half_window(config)
         self._reflect = config.framing == "center_reflect"
         self._head_pending = self._reflect
-        # Samples _start ... _end of the storage are not yet used up; the first of them is sample
-        # next_frame * hop - half of the clip. `_half` zeros lie behind _end.
+        # Samples _start ... _end of the storage are still needed; the first of them is sample
+        # next_frame * hop - half of the clip. `_half` zeros follow _end.
         n_left = 0 if self._reflect else self._half
         self._storage: F32Array = np.zeros(n_left + self._half, np.float32)
         self._start, self._end = 0, n_left
@@ -259,14 +258,14 @@ class _Framer:
             self._end += self._half
 
     def finish(self) -> None:
-        """Count in what lies right of the last sample: zeros, or the clip mirrored."""
+        """Add what follows the last sample: zeros, or the clip mirrored."""
         if self._reflect and not self._head_pending:
             mirrored = self._storage[self._end - 1 - self._half : self._end - 1][::-1]
             self._storage[self._end : self._end + self._half] = mirrored
         self._end += self._half
 
     def n_ready(self) -> int:
-        """How many frames, from frame 0 on, have all their samples."""
+        """Count the frames, from frame 0 on, that have all their samples."""
         if self._head_pending:
             return 0
         config = self._config
@@ -274,7 +273,7 @@ class _Framer:
         return self.next_frame + max(n_more, 0)
 
     def take(self, n_rows: int) -> F32Array:
-        """The next `n_rows` frames as a view [n_rows, win_length]; moves on."""
+        """Return the next `n_rows` frames as a view [n_rows, win_length], and move on."""
         config = self._config
         size = self._storage.itemsize
         frames: F32Array = np.ndarray(
@@ -289,7 +288,7 @@ class _Framer:
         return frames
 
     def _grow(self, n_new: int) -> F32Array:
-        """Storage with room for `n_new` samples behind what is left; that room."""
+        """Make room for `n_new` samples after what is left, and return that room."""
         left = self._storage[self._start : self._end]
         storage = np.empty(len(left) + n_new + self._half, np.float32)
         storage[: len(left)] = left
@@ -299,7 +298,7 @@ class _Framer:
 
 
 def _build_bands(config: FeatureConfig) -> list[tuple[slice, slice, F32Array]]:
-    """Groups of filters: (mel columns, columns of the squared spectrum, weights)."""
+    """Group the filters: (mel columns, columns of the squared spectrum, weights)."""
     build = build_float32_mel_filters if config.float32_tables else build_mel_filters
     filters = build(
         sample_rate=config.sample_rate,
@@ -326,41 +325,41 @@ def _build_bands(config: FeatureConfig) -> list[tuple[slice, slice, F32Array]]:
 
 
 def _product_size(bins: list[npt.NDArray[np.int64]]) -> int:
-    """Rows * columns * depth of the product for filters that use these bins."""
+    """Compute rows * columns * depth of the product for filters that use these bins."""
     used = np.concatenate(bins)
     return BLOCK_FRAMES * len(bins) * 2 * int(used.max() - used.min() + 1)
 
 
 def _half_window(config: FeatureConfig) -> int:
-    """Samples of a centered frame before its center, the window in the middle of the FFT as in torch.stft."""
+    """Count the samples before the center of a frame; its window is centered in the FFT, as in torch.stft."""
     return config.n_fft // 2 - (config.n_fft - config.win_length) // 2
 
 
 def _frame_dtype(config: FeatureConfig) -> type[np.floating[Any]]:
-    """Of frames ahead of the transform; its own is float64 with `double_precision`."""
+    """Return the dtype of frames before the FFT; with `double_precision` the FFT itself runs in float64."""
     return np.float64 if config.double_precision and not config.float32_tables else np.float32
 
 
 def _is_widened(config: FeatureConfig) -> bool:
-    """Whether frames go from float32 to a transform in float64."""
+    """Tell whether float32 frames go through an FFT in float64."""
     return config.double_precision and config.float32_tables
 
 
 def _condition_frames(
     block: npt.NDArray[Any], config: FeatureConfig, spare: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
-    """DC removal and per-frame pre-emphasis of a block [B, n_fft], as Kaldi's ProcessWindow.
+    """Remove DC and pre-emphasize each frame of a block [B, n_fft], as Kaldi's ProcessWindow does.
 
-    Columns past win_length come out as anything: the window is zero there. `spare` is a block of
+    Columns past win_length hold anything, because the window is zero there. `spare` is a block of
     the same shape; the result is one of the two.
     """
     if config.remove_dc:
-        # A product with a constant vector is twice as fast as mean(). Zero columns take no part.
+        # A product with a constant vector is twice as fast as mean(). Zero columns do not contribute.
         weights = np.full(config.win_length, 1.0 / config.win_length, block.dtype)
         mean = block[:, : config.win_length] @ weights
         np.subtract(block, mean[:, None], out=block)
     if config.preemphasis and config.preemphasis_scope == "frame":
-        # Over the flat block: one contiguous run, wrong in column 0 only, which is then set.
+        # One contiguous run over the flat block is wrong only in column 0, which is then set.
         flat, shifted = block.reshape(-1), spare.reshape(-1)
         np.multiply(flat[:-1], -config.preemphasis, out=shifted[1:])
         shifted[:: config.n_fft] = -config.preemphasis * block[:, 0]

@@ -1,8 +1,9 @@
-"""The real FFT of scipy.fft, without what importing scipy.fft brings along.
+"""The real FFT of scipy.fft, without the cost of importing scipy.fft.
 
-Its package imports scipy.special and numpy.f2py, which was a quarter of the time from starting `transcribe`
-to its first text. The transform itself is one extension module with no imports of its own, so that is loaded
-alone; where it cannot be (another version of scipy, frozen programs), or differs, scipy.fft does it.
+That package imports scipy.special and numpy.f2py, which took a quarter of the time from the start of
+`transcribe` to its first text. The transform itself is one extension module with no imports of its own, so
+that is loaded alone. If it cannot be loaded (another version of scipy, frozen programs) or gives another
+result, scipy.fft is used.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NAME = "scipy.fft._pocketfft.pypocketfft"
 
 
 def load_rfft() -> Transform:
-    """A function from [B, n] float32 or float64 to its complex spectrum [B, n // 2 + 1], one thread."""
+    """Return a function from [B, n] float32 or float64 to a complex spectrum [B, n // 2 + 1], one thread."""
     alone = _load_alone() if "scipy.fft" not in sys.modules else None
     if alone is not None:
         return alone
@@ -37,7 +38,7 @@ def load_rfft() -> Transform:
 
 
 def _load_alone() -> Transform | None:
-    scipy = importlib.util.find_spec("scipy")  # finds, does not import
+    scipy = importlib.util.find_spec("scipy")  # finds it without importing it
     if scipy is None or not scipy.submodule_search_locations:
         return None
     folder = Path(scipy.submodule_search_locations[0], "fft", "_pocketfft")
@@ -57,7 +58,7 @@ def _load_alone() -> Transform | None:
             return spectrum
 
         probe = np.arange(12, dtype=np.float64).reshape(2, 6)
-        # By its definition: numpy.fft is one more package to import.
+        # Compare with the definition, because numpy.fft is one more package to import.
         basis = np.exp(-2j * np.pi / 6 * np.outer(np.arange(6), np.arange(4)))
         right = bool((np.abs(transform(probe) - probe @ basis) < 1e-12).all())
     except (ImportError, AttributeError, TypeError, ValueError):

@@ -1,16 +1,16 @@
 """Window and mel filters with the roundings of torch's and torchaudio's float32 arithmetic.
 
-In float32 the corners of a filter's triangle move by up to 5e-4 Hz. Where a filter is as narrow as the bins
-are apart, only its foot may lie on a bin, and then the logarithm of what it lets through moves by 1e-3 and
-more; a rounded window leaks 1e-7 of the loudest bin into an almost empty one. So the same roundings are made
-here, in the same order; torch's own cosine and power are off by a last bit in a few values of a hundred.
+In float32 the corners of a filter's triangle move by up to 5e-4 Hz. If a filter is as narrow as the distance
+of the bins, only its foot may lie on a bin, and then the logarithm of its output changes by 1e-3 or more. A
+rounded window leaks 1e-7 of the loudest bin into an almost empty one. So this file rounds the same values in
+the same order. A few values in a hundred still differ in the last bit, because torch has its own cosine and
+power.
 
-What this file does not do: apply anything (features.py).
+What this file does not do: apply the tables (extractor.py).
 
 Sources: torchaudio, functional/functional.py, `melscale_fbanks`, and compliance/kaldi.py, `get_mel_banks` and
-`_feature_window_function`; torch, aten/src/ATen/native,
-TensorFactories.cpp (windows) and cpu/RangeFactoriesKernel.cpp (linspace: from both ends to the middle, each
-product and sum rounded once).
+`_feature_window_function`; torch, aten/src/ATen/native, TensorFactories.cpp (windows) and
+cpu/RangeFactoriesKernel.cpp (linspace: from both ends to the middle, each product and sum rounded once).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ F64Array = npt.NDArray[np.float64]
 
 
 def build_float32_window(name: str, length: int) -> F64Array:
-    """See `features.build_window`; the values are float32's."""
+    """Build the window of `extractor.build_window` with float32 values."""
     shape, _, periodic = name.partition("_")
     period = length if periodic else max(length - 1, 1)
     index = np.arange(length, dtype=np.float32)
@@ -33,7 +33,7 @@ def build_float32_window(name: str, length: int) -> F64Array:
         offset, height = (0.54, 0.46) if shape == "hamming" else (0.5, 0.5)
         window = _cosine(index * np.float32(2.0 * np.pi / period)) * -np.float32(height) + np.float32(offset)
         if shape == "povey":
-            # The exponent is a float32 too.
+            # In torch the exponent is a float32 too.
             window = np.power(window.astype(np.float64), np.float64(np.float32(0.85))).astype(np.float32)
     elif shape == "blackman":
         angle = index * np.float32(np.pi / period)
@@ -54,9 +54,9 @@ def _cosine(angle: F32Array) -> F32Array:
 def build_float32_mel_filters(
     *, sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float, scale: str, norm: str
 ) -> F64Array:
-    """See `mel.build_mel_filters`; the values are float32's.
+    """Build the filters of `mel.build_mel_filters` with float32 values.
 
-    n_fft and the sample rate are even but for "kaldi", which has the norm "none".
+    n_fft and the sample rate are even except with "kaldi", which has the norm "none".
     """
     if scale == "kaldi":
         return _build_kaldi_filters(sample_rate, n_fft, n_mels, f_min, f_max)
@@ -74,7 +74,7 @@ def build_float32_mel_filters(
 
 
 def _build_kaldi_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> F64Array:
-    """Triangles drawn in mel; the corners are each a multiple of the step, rounded."""
+    """Build triangles drawn in mel; each corner is a rounded multiple of the step."""
     low, high = float(mel_from_hz(f_min, "kaldi")), float(mel_from_hz(f_max, "kaldi"))
     step = np.float32((high - low) / (n_mels + 1))
     corners = np.float32(low) + np.arange(n_mels + 2, dtype=np.float32) * step

@@ -1,12 +1,12 @@
 """Mel filter banks, as the projects whose front ends we reproduce build them.
 
-Three recipes, told apart by name in `FeatureConfig.mel_scale`:
+`FeatureConfig.mel_scale` names one of three recipes:
 - `slaney`: librosa's default (Slaney's Auditory Toolbox): linear below 1 kHz, logarithmic above,
   triangles drawn in Hz. NeMo and ESPnet use it.
 - `htk`: 2595 log10(1 + f / 700), triangles drawn in Hz. torchaudio's default.
 - `kaldi`: 1127 ln(1 + f / 700), triangles drawn in mel (kaldi/src/feat/mel-computations.cc).
 
-What this file does not do: apply a filter bank to spectra; that is `features.py`.
+What this file does not do: apply a filter bank to spectra (extractor.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 F64Array = npt.NDArray[np.float64]
 
-# Slaney's scale: 200/3 Hz a mel up to 1 kHz, then 27 logarithmic steps for each factor 6.4.
+# Slaney's scale: 200/3 Hz per mel up to 1 kHz, then 27 logarithmic steps for each factor of 6.4.
 # Source: librosa/core/convert.py, hz_to_mel.
 _SLANEY_HZ_PER_MEL = 200.0 / 3.0
 _SLANEY_BREAK_HZ = 1000.0
@@ -25,7 +25,7 @@ _SLANEY_LOG_STEP = np.log(6.4) / 27.0
 
 
 def mel_from_hz(hz: npt.ArrayLike, scale: str) -> F64Array:
-    """Frequencies in Hz as mel on the `slaney`, `htk` or `kaldi` scale; same shape, float64."""
+    """Convert frequencies in Hz to mel on the `slaney`, `htk` or `kaldi` scale; same shape, float64."""
     freq = np.asarray(hz, dtype=np.float64)
     if scale == "slaney":
         safe = np.maximum(freq, _SLANEY_BREAK_HZ)
@@ -37,7 +37,7 @@ def mel_from_hz(hz: npt.ArrayLike, scale: str) -> F64Array:
 
 
 def hz_from_mel(mel: npt.ArrayLike, scale: str) -> F64Array:
-    """The inverse of `mel_from_hz`."""
+    """Convert mel to Hz, the inverse of `mel_from_hz`."""
     value = np.asarray(mel, dtype=np.float64)
     if scale == "slaney":
         above = np.maximum(value - _SLANEY_BREAK_MEL, 0.0)
@@ -51,7 +51,7 @@ def hz_from_mel(mel: npt.ArrayLike, scale: str) -> F64Array:
 def build_mel_filters(
     *, sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float, scale: str, norm: str
 ) -> F64Array:
-    """Triangular mel filters over power-spectrum bins.
+    """Build triangular mel filters over power-spectrum bins.
 
     Args:
         sample_rate: Hz.

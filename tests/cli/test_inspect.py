@@ -148,7 +148,7 @@ def test_what_streams(run, streaming_bundle, random_checkpoint, shared_dir) -> N
     golden = shared_dir / "golden"
     for name, expected in (
         ("wenet-u2pp", {"chunk_ms": "any (by default)"}),
-        ("wenet-conformer", {"impossible": "its convolutions look 15 frames ahead, over the end of a chunk"}),
+        ("wenet-conformer", {"impossible": "its convolutions look 15 frames ahead, past the end of a chunk"}),
         ("nemo-fastconformer-local/model.nemo", "per_feature"),
         ("torchaudio-conformer", "no_pos has no cache"),
     ):

@@ -89,7 +89,7 @@ def test_what_training_fixed_cannot_be_asked_for(
 
 
 def test_look_ahead_of_a_model_without_limits_is_refused(plain: Checkpoint) -> None:
-    with pytest.raises(ConfigError, match="trained with none: it sees all that follows"):
+    with pytest.raises(ConfigError, match="trained with none: it sees every later frame"):
         plan(plain, lookahead_ms=480)
 
 

@@ -183,11 +183,11 @@ def test_windows_of_causal_models_are_nemos(right: int, factor: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"attention_context": None, "attention_context_style": "regular"}, "sees all that follows"),
-        ({"attention_context": (4, -1), "attention_context_style": "regular"}, "sees all that follows"),
+        ({"attention_context": None, "attention_context_style": "regular"}, "sees every later frame"),
+        ({"attention_context": (4, -1), "attention_context_style": "regular"}, "sees every later frame"),
         ({"attention_context": (-1, 2)}, "limits of 1 or more"),
         ({"attention_context": (0, 2)}, "limits of 1 or more"),
-        ({"attention_context": (7, 2)}, "no whole number of chunks"),
+        ({"attention_context": (7, 2)}, "not a whole number of chunks"),
         ({"conv_context": "symmetric"}, "look 4 frames ahead"),
         ({"head": "lstm"}, "lstm has no cache"),
         ({"attention": "rotary"}, "rotary has no cache"),

@@ -161,7 +161,7 @@ def test_fake_tensorrt_goes_on_without_graphs(
     for seed in range(3):
         assert_agrees(backend, reference, [60], seed=seed)
     assert "cudaGraphLaunch" not in gpu.calls
-    assert caplog.text.count("going on without CUDA graphs") == 1
+    assert caplog.text.count("continuing without CUDA graphs") == 1
     backend.close()
     gpu.assert_all_released()
 
