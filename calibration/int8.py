@@ -99,6 +99,7 @@ class Int8Result:
 
     Attributes:
         model: the Q/DQ graph.
+        float32_bytes: size of the graph that it was made from.
         options: how it was made.
         calibration: the set, `is_synthetic` included.
         calibrated_on, measured_on: names of its clips on either side.
@@ -107,10 +108,10 @@ class Int8Result:
         range_method: the one used.
         sensitivity: the groups, and the choice.
         evaluation: loss by manifest, and over all of them together under "pooled"; empty without manifests.
-        cpu_graph: `model` for onnxruntime's CPU provider (`cpu_graph.py`); None until it is made.
     """
 
     model: onnx.ModelProto
+    float32_bytes: int
     options: Int8Options
     calibration: CalibrationSet
     calibrated_on: tuple[str, ...]
@@ -120,7 +121,6 @@ class Int8Result:
     range_method: RangeMethod
     sensitivity: Sensitivity
     evaluation: Mapping[str, Loss]
-    cpu_graph: onnx.ModelProto | None = None
 
     @property
     def gate(self) -> Loss:
@@ -147,12 +147,14 @@ class Int8Result:
         return self.sensitivity.chosen.time_ratio
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the graph."""
+        """What report.json holds under "int8": all but the graph."""
         options = {
             name: getattr(self.options, name) for name in ("minutes", "seed", "percentile", "smoothing")
         }
         return {
             **options,
+            "failure": self.failure,
+            "float32_bytes": self.float32_bytes,
             "calibration": self.calibration.to_dict(),
             "calibrated_on": list(self.calibrated_on),
             "measured_on": list(self.measured_on),
@@ -231,6 +233,7 @@ def quantize_to_int8(
             evaluation = _evaluate(model, final, options.evaluation, features, vocabulary, output_frames)
     return Int8Result(
         model=final,
+        float32_bytes=model.ByteSize(),
         options=options,
         calibration=chosen,
         calibrated_on=tuple(clip.name for clip in ranged),

@@ -1,8 +1,117 @@
-"""The proof of an INT8 graph."""
+"""The one way to an INT8 graph that may ship: quantize, check, run on every case, keep a copy for the CPU.
+
+`edge-asr export` and `edge-asr quantize` both come here. What is lost on speech is bounded by the budget
+(`int8.py`); a case fails only on an error, NaN or a wrong shape. Only a graph that passed both gets a copy
+for the CPU: no other is ever run from a bundle.
+"""
 
 from __future__ import annotations
 
-from edge_asr.proof.compare import Tolerance
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-#: What INT8 may lose is its budget's affair; a case fails only on an error, NaN or a wrong shape.
+from edge_asr.bundle.manifest import Artifact
+from edge_asr.bundle.names import PLOT_NAME
+from edge_asr.bundle.writer import write_cpu_graph, write_model
+from edge_asr.calibration.cpu_graph import make_cpu_graph
+from edge_asr.calibration.int8 import Int8Options, Int8Result, quantize_to_int8
+from edge_asr.calibration.plot import write_plot
+from edge_asr.graph.check import check_graph
+from edge_asr.proof.compare import Outputs, ProofStep, Tolerance
+from edge_asr.proof.inputs import FLOAT32_NAME, ProofInputs
+from edge_asr.proof.stages import Stages
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edge_asr.calibration.calibration_set import CalibrationSet
+
+#: What INT8 may lose is the budget's affair; a case fails only on an error, NaN or a wrong shape.
 INT8_TOLERANCE = Tolerance(max_error=None, text_families=())
+INT8_NAME = "ONNX INT8"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Graph:
+    """An INT8 graph and its proof.
+
+    Attributes:
+        result: the graph, how it was made and what it loses.
+        step: its run on every case, against float32.
+        cpu_graph: the graph for onnxruntime's CPU provider (`cpu_graph.py`); None where the proof failed, or
+            onnxruntime makes no graph that gives the same.
+    """
+
+    result: Int8Result
+    step: ProofStep
+    cpu_graph: onnx.ModelProto | None
+
+    @property
+    def failure(self) -> str | None:
+        """Why it may not ship, in a sentence; None when it passed."""
+        return find_failure(self.result, self.step)
+
+    def write(self, folder: Path) -> Artifact:
+        """Write model.int8.onnx, its copy for the CPU and the plot into a bundle, and describe the model."""
+        result = self.result
+        write_plot(result.sensitivity, result.float32_bytes, folder / PLOT_NAME)
+        return write_model(
+            folder,
+            result.model,
+            "int8",
+            "int8",
+            cpu_time_over_fp32=result.time_ratio,
+            cpu_graph=None if self.cpu_graph is None else write_cpu_graph(folder, self.cpu_graph),
+        )
+
+
+def make_int8(
+    model: onnx.ModelProto,
+    options: Int8Options,
+    inputs: ProofInputs,
+    stages: Stages,
+    *,
+    reference: Outputs | None = None,
+    calibration: CalibrationSet | None = None,
+) -> Int8Graph:
+    """Quantize a float32 graph and prove the result; look at `failure` of what it gives.
+
+    Args:
+        model: the float32 graph, its nodes named by edge-asr's exporter.
+        options: how to quantize.
+        inputs: what the INT8 graph is run on.
+        stages: of the export or the quantization.
+        reference: what `model` gave for the cases; None runs it.
+        calibration: the speech of `options`, where it was chosen already.
+
+    Raises:
+        GateError: the quantized graph is not valid, or the float32 one itself fails.
+        ManifestError, AudioError, ConfigError: speech or options that cannot be used.
+        BundleError: the nodes of the graph have no names to choose by.
+    """
+    with stages.stage("int8"):
+        result = quantize_to_int8(
+            model,
+            inputs.features,
+            inputs.vocabulary,
+            options,
+            stages.progress,
+            output_frames=inputs.output_frames,
+            chosen=calibration,
+        )
+        check_graph(result.model)
+    if reference is None:
+        reference = inputs.run_graph(model, stages, "prove: float32")
+    outputs = inputs.run_graph(result.model, stages, "prove: int8")
+    step = inputs.compare(reference, outputs, FLOAT32_NAME, INT8_NAME, INT8_TOLERANCE)
+    cpu_graph = None
+    if find_failure(result, step) is None:
+        with stages.stage("int8 for the CPU") as progress:
+            cpu_graph = make_cpu_graph(result.model, inputs.cases, outputs, inputs.output_frames, progress)
+    return Int8Graph(result=result, step=step, cpu_graph=cpu_graph)
+
+
+def find_failure(result: Int8Result, step: ProofStep) -> str | None:
+    """Why an INT8 graph may not ship, in a sentence; None when it passed."""
+    return result.failure if step.passed else step.failure_message()

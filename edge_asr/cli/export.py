@@ -22,7 +22,7 @@ from edge_asr.cli.options import (
 from edge_asr.errors import require
 
 if TYPE_CHECKING:
-    from edge_asr.export.pipeline import Weights
+    from edge_asr.export.graphs import Weights
     from edge_asr.export.report import ExportReport
     from edge_asr.runtime.engine.sidecar import Flavor
 
@@ -153,6 +153,8 @@ def _print_summary(report: ExportReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from edge_asr.proof.int8_report import int8_summary_lines
+
     table = Table(title=f"{report.name}: verified")
     for column in ("comparison", "cases", "max error", "mean error", "same text", "worst case"):
         table.add_column(column)
@@ -167,7 +169,7 @@ def _print_summary(report: ExportReport) -> None:
         )
     console = Console()
     console.print(table)
-    for line in () if report.int8 is None else report.int8.summary:
+    for line in () if report.int8 is None else int8_summary_lines(report.int8):
         click.echo(line)
     if report.streaming is not None:
         click.echo(f"stream.onnx: {report.streaming.describe()}")

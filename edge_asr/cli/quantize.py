@@ -25,6 +25,13 @@ from edge_asr.cli.options import int8_options, make_int8_options, stage_display
     help="Folder of the new bundle; by default BUNDLE itself is replaced, once the gate is passed.",
 )
 @int8_options
+@click.option(
+    "--clips",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="MANIFEST|FILE|DIR",
+    help="Real speech that the INT8 graph must run on, may be repeated; by default the embedded samples.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle at --output.")
 @click.option(
     "--keep-failed",
@@ -36,6 +43,7 @@ from edge_asr.cli.options import int8_options, make_int8_options, stage_display
 def command(
     bundle: str,
     output: Path | None,
+    clips: tuple[Path, ...],
     force: bool,
     keep_failed: Path | None,
     as_json: bool,
@@ -51,13 +59,14 @@ def command(
     edge-asr quantize tiny-en -o tiny-int8 --calibration train.jsonl --evaluate dev.jsonl
     """
     from edge_asr.calibration import quantize_bundle
-    from edge_asr.calibration.report import int8_summary_lines
+    from edge_asr.proof.int8_report import int8_summary_lines
 
     with stage_display() as progress:
         written, result = quantize_bundle(
             bundle,
             make_int8_options(int8),
             output=output,
+            clips=clips,
             force=force,
             keep_failed=keep_failed,
             progress=progress,
@@ -65,7 +74,7 @@ def command(
     if as_json:
         click.echo(json.dumps(result.to_dict(), ensure_ascii=False))
     else:
-        for line in int8_summary_lines(result):
+        for line in int8_summary_lines(result.to_dict()):
             click.echo(line)
         click.echo(
             f"{written.path}: {written.artifact('int8').size_bytes / 1e6:.2f} MB, details in report.md"

@@ -23,6 +23,11 @@ class Stages:
     def __init__(self, progress: StageProgress | None) -> None:
         self.progress = progress
         self.timings_s: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def elapsed_s(self) -> float:
+        """Seconds since the job began."""
+        return time.perf_counter() - self._started
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Progress]:

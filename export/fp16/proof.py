@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_asr.export.fp16.convert import FLOAT16_MAX
+from edge_asr.export.fp16.convert import FLOAT16_MAX, convert_to_fp16
 from edge_asr.export.fp16.rounding import F32Array, RoundedModel, measure_peaks
 from edge_asr.frames import OutputFrames
+from edge_asr.graph.check import check_graph
 from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import (
@@ -28,17 +29,19 @@ from edge_asr.proof.compare import (
     run_cases,
     summarize_step,
 )
-from edge_asr.proof.stages import Progress
+from edge_asr.proof.inputs import ProofInputs
+from edge_asr.proof.stages import Progress, Stages
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import onnx
 
+    from edge_asr.calibration.calibration_set import CalibrationSet
+
 PEAK_LIMIT = FLOAT16_MAX / 4
 MIN_AGREEMENT = 0.995
 ROUNDED = "FP16 rounded after every node"
 SHIPPED = "FP16 file on onnxruntime's CPU provider"
-_LISTED = 24
 # Half's rounding moves numbers in the third decimal: a case fails only on an error, NaN or a wrong shape.
 _TOLERANCE = Tolerance(max_error=None, text_families=())
 
@@ -83,6 +86,7 @@ class Fp16Proof:
         """JSON form: all peaks with four digits, both runs in a few numbers."""
         return {
             "passed": self.passed,
+            "failure": None if self.passed else self.failure_message(),
             "run": ROUNDED,
             "peak_limit": self.peak_limit,
             "peaks": {n: float(f"{p:.4g}") if np.isfinite(p) else None for n, p in self.peaks.items()},
@@ -93,42 +97,6 @@ class Fp16Proof:
             "n_calibration_clips": self.n_calibration_clips,
             "duration_s": round(self.duration_s, 3),
         }
-
-    def markdown_lines(self) -> list[str]:
-        """A section of report.md."""
-        lines = [
-            f"## FP16: {'passed' if self.passed else 'FAILED'}",
-            "",
-            "Made without a GPU. onnxruntime's CPU provider computes FP16 files in float32, so the first run "
-            "below is that graph with every FP16 value rounded to half where it is computed (sums inside "
-            "a node in float32); the proof on a GPU is the engine's.",
-            "",
-            "| run | cases | frames agreeing (pooled) | asked | max error | mean error | cases failed |",
-            "|---|---:|---:|---:|---:|---:|---:|",
-            self._row(self.rounded, self.rounded_agreement),
-            self._row(self.shipped, self.shipped_agreement),
-            "",
-            f"Largest magnitudes of {len(self.peaks)} FP16 values in a float32 run over {self.n_clips} "
-            f"inputs: speech ({self.n_calibration_clips} clips of the calibration set), full-scale noise, "
-            f"silence, padded batches. Asked: below {self.peak_limit:g}, a quarter of half's range. Masked "
-            "attention scores lie near 1e4, the mask. The largest are listed; report.json has all.",
-            "",
-            "| value | largest magnitude |",
-            "|---|---:|",
-            *[f"| `{name}` | {peak:.4g} |" for name, peak in list(self.peaks.items())[:_LISTED]],
-        ]
-        if not self.passed:
-            lines += ["", f"Failed: {self.failure_message()}."]
-        return lines
-
-    def _row(self, step: ProofStep, agreement: float) -> str:
-        found = summarize_step(step)
-        errors = [found["max_log_prob_error"], found["mean_log_prob_error"]]
-        shown = " | ".join("-" if e is None else f"{e:.2e}" for e in errors)
-        return (
-            f"| {step.candidate} | {len(step.results)} | {agreement:.5f} | {self.min_agreement:.3f} "
-            f"| {shown} | {len(step.failures)} |"
-        )
 
     def _failures(self) -> list[str]:
         failures = []
@@ -148,6 +116,51 @@ class Fp16Proof:
                     f"{self.min_agreement:.1%} are needed: ship fp32 or int8"
                 )
         return failures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fp16Graph:
+    """A typed FP16 graph and its proof, which may have failed."""
+
+    model: onnx.ModelProto
+    proof: Fp16Proof
+
+
+def make_fp16(
+    float32_model: onnx.ModelProto,
+    reference: Outputs,
+    inputs: ProofInputs,
+    stages: Stages,
+    *,
+    calibration: CalibrationSet,
+) -> Fp16Graph:
+    """Convert a float32 graph and prove the result; look at the `proof` of what it gives.
+
+    Args:
+        float32_model: what to convert.
+        reference: what it gave for the cases.
+        inputs: of the proof.
+        stages: of the export.
+        calibration: more speech to measure magnitudes on.
+
+    Raises:
+        GateError: the graph has something that cannot be converted.
+    """
+    with stages.stage("convert to fp16"):
+        model = convert_to_fp16(float32_model)
+        check_graph(model)
+    with stages.stage("prove: fp16") as progress:
+        proof = prove_fp16(
+            float32_model,
+            model,
+            inputs.cases,
+            reference,
+            inputs.vocabulary,
+            inputs.output_frames,
+            calibration=calibration.features(inputs.features),
+            progress=progress,
+        )
+    return Fp16Graph(model=model, proof=proof)
 
 
 def prove_fp16(

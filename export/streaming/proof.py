@@ -2,24 +2,30 @@
 
 The offline model has the same context, sees whole clips and its own padding, and every one of its frames is
 compared: the stream loses none. The stream gets the clip's features in uneven pieces (StreamingModel), and,
-    against
-the step in PyTorch, in padded batches too, whose rows end at different steps. Lengths lie around every edge
-of the first windows.
+against the step in PyTorch, in padded batches too, whose rows end at different steps. Lengths lie around
+every edge of the first windows.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.bundle.writer import onnx_metadata
+from edge_asr.export.optimize import set_metadata
+from edge_asr.export.streaming.graph import make_stream_graph, stream_metadata
 from edge_asr.graph.weightless import mapped_file
+from edge_asr.model.streamable import geometry_from_config
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import Outputs, ProofStep, TorchModel, compare_outputs, run_cases
-from edge_asr.proof.stages import Progress
+from edge_asr.proof.inputs import ProofInputs
+from edge_asr.proof.stages import Progress, Stages
 from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.stream_geometry import StreamingGeometry
 from edge_asr.vocabulary import Vocabulary
@@ -27,6 +33,8 @@ from edge_asr.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import onnx
 
+    from edge_asr.checkpoints import Checkpoint
+    from edge_asr.model import ConformerConfig
     from edge_asr.model.streaming import StreamingStep
 
 F32Array = npt.NDArray[np.float32]
@@ -178,6 +186,57 @@ def open_stream(
         yield streaming
     finally:
         streaming.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamGraph:
+    """A streaming graph, its geometry and its proof.
+
+    Attributes:
+        model: the graph, with its metadata.
+        geometry: of the stream.
+        steps: the comparisons, in order.
+    """
+
+    model: onnx.ModelProto
+    geometry: StreamingGeometry
+    steps: tuple[ProofStep, ...]
+
+
+def make_stream(
+    checkpoint: Checkpoint,
+    config: ConformerConfig,
+    inputs: ProofInputs,
+    stages: Stages,
+    *,
+    name: str,
+    opset: int,
+) -> StreamGraph:
+    """Export the streaming graph of a checkpoint and prove it; look at the `steps` of what it gives.
+
+    Args:
+        checkpoint: what to export.
+        config: of the same model, with the context of the stream.
+        inputs: of the offline proof.
+        stages: of the export.
+        name: of the model, for the metadata of the graph.
+        opset: ONNX opset, 18 to 22.
+
+    Raises:
+        GateError: the graph is not what it must be, or a reference itself failed.
+    """
+    from edge_asr.model.streaming import StreamingStep  # imports torch
+
+    geometry = geometry_from_config(config, inputs.features)
+    model = dataclasses.replace(checkpoint, model_config=config).build_model()
+    with stages.stage("export: streaming"):
+        graph = make_stream_graph(model, geometry, opset=opset)
+        metadata = onnx_metadata(name, inputs.features, inputs.vocabulary, config.subsampling_factor)
+        set_metadata(graph, {**metadata, **stream_metadata(geometry)})
+    with stages.stage("prove: streaming") as progress:
+        chosen = stream_cases(inputs.cases, geometry)
+        steps = prove_stream(StreamingStep(model, geometry), graph, chosen, inputs.vocabulary, progress)
+    return StreamGraph(model=graph, geometry=geometry, steps=tuple(steps))
 
 
 def prove_stream(

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from edge_asr.checkpoints import load_checkpoint, save_checkpoint
-from edge_asr.export import CasePlan, pipeline
+from edge_asr.export import CasePlan, float32
 from edge_asr.export.fold import fold_batch_norm
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import simplify_graph
@@ -143,7 +143,7 @@ def export_arguments(checkpoint_path: Path, clip_path: Path) -> Callable[..., di
 @pytest.fixture
 def quick_export(exported: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the pipeline reuse the graph of this session instead of running torch's exporter again."""
-    monkeypatch.setattr(pipeline, "export_onnx", lambda *args, **kwargs: exported)
+    monkeypatch.setattr(float32, "export_onnx", lambda *args, **kwargs: exported)
 
 
 @pytest.fixture

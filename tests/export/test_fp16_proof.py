@@ -23,6 +23,7 @@ from edge_asr.graph.weights import load_float32
 from edge_asr.proof.cases import ProofCase, build_cases
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.compare import Outputs, run_cases
+from edge_asr.proof.report import render_report
 from edge_asr.vocabulary import Vocabulary
 
 PLAN = CasePlan(random_lengths=1, max_random_s=4.0, max_batch=3)
@@ -98,9 +99,8 @@ def test_report_says_which_run_it_was_and_lists_the_peaks(proof: Fp16Proof) -> N
     assert data["run"] == "FP16 rounded after every node"
     assert len(data["peaks"]) == len(proof.peaks) > 100
     assert data["rounded"]["pooled_agreement"] == proof.rounded_agreement
-    lines = proof.markdown_lines()
-    assert lines[0] == "## FP16: passed"
-    text = "\n".join(lines)
+    text = render_report({"name": "x", "verified": True, "fp16": data})
+    assert "\n## FP16: passed\n" in text
     assert "Made without a GPU" in text
     assert f"| `{next(iter(proof.peaks))}` |" in text
     assert "Failed" not in text
@@ -130,9 +130,10 @@ def test_value_near_the_end_of_half_range_fails(
     proof = prove_fp16(loud, convert_to_fp16(loud), few, reference, vocabulary, 8)
     assert not proof.passed
     assert "the limit is 16376, a quarter of half's range" in proof.failure_message()
-    assert proof.markdown_lines()[0] == "## FP16: FAILED"
-    assert any(line.startswith("Failed: FP16 value ") for line in proof.markdown_lines())
-    json.dumps(proof.to_dict(), allow_nan=False)
+    data = json.loads(json.dumps(proof.to_dict(), allow_nan=False))
+    text = render_report({"name": "x", "verified": False, "fp16": data})
+    assert "\n## FP16: FAILED\n" in text
+    assert "\nFailed: FP16 value " in text
 
 
 def test_calibration_speech_counts_for_the_peaks(

@@ -19,7 +19,7 @@ import soundfile
 from edge_asr.atomic import replacing_folder
 from edge_asr.bundle.folder import BUNDLE_FOLDER, Bundle
 from edge_asr.errors import AudioError, BundleError, ConfigError, GateError, MissingDependencyError
-from edge_asr.export import ExportReport, export_bundle, pipeline
+from edge_asr.export import ExportReport, export_bundle, float32, pipeline
 from edge_asr.model import ConformerCTC
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.runtime.recognizer import Recognizer
@@ -55,7 +55,7 @@ def spoil_export(monkeypatch: pytest.MonkeyPatch, exported: onnx.ModelProto) -> 
     values = onnx.numpy_helper.to_array(bias).copy()
     values[3] += 0.5
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
-    monkeypatch.setattr(pipeline, "export_onnx", lambda *args, **kwargs: wrong)
+    monkeypatch.setattr(float32, "export_onnx", lambda *args, **kwargs: wrong)
 
 
 def test_bundle_is_complete_and_loads(report: ExportReport, folder: Path, model: ConformerCTC) -> None:
@@ -167,7 +167,7 @@ def test_keep_failed_writes_an_unverified_bundle_elsewhere(
 def test_existing_output_is_refused_before_any_work(
     report: ExportReport, folder: Path, export_arguments: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "export_onnx", lambda model: pytest.fail("work began"))
+    monkeypatch.setattr(float32, "export_onnx", lambda model: pytest.fail("work began"))
     with pytest.raises(BundleError, match="exists; add --force"):
         export_bundle(**export_arguments(folder))
 

@@ -16,6 +16,7 @@ from edge_asr.calibration.measure import time_graphs
 from edge_asr.errors import BundleError, GateError
 from edge_asr.export import ExportReport, export_bundle
 from edge_asr.export.fp16 import proof as fp16_proof
+from edge_asr.proof.int8_report import int8_summary_lines
 from edge_asr.runtime.recognizer import Recognizer
 
 Arguments = Callable[..., dict[str, Any]]
@@ -48,7 +49,7 @@ def bundle(quick_export: None, tmp_path: Path, export_arguments: Arguments) -> B
     """Made in all precisions."""
     report = export(export_arguments, tmp_path / "bundle")
     assert report.int8 is not None
-    assert report.int8.summary[0].startswith("INT8: calibrated on the embedded, synthetic speech")
+    assert int8_summary_lines(report.int8)[0].startswith("INT8: calibrated on the embedded, synthetic speech")
     return Bundle.load(tmp_path / "bundle")
 
 

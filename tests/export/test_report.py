@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_asr.export.prover import FP16_WEIGHTS_TOLERANCE, INT8_TOLERANCE
+from edge_asr.calibration.proof import INT8_TOLERANCE
+from edge_asr.export.float32 import FP16_WEIGHTS_TOLERANCE
 from edge_asr.export.report import ExportReport, collect_versions
 from edge_asr.proof.compare import CaseResult, ProofStep, Tolerance, summarize_step
 

@@ -25,8 +25,8 @@ from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.cli.main import cli
 from edge_asr.errors import BundleError, GateError
-from edge_asr.export import pipeline
 from edge_asr.export.engine.parser import parse_network
+from edge_asr.export.streaming import proof as stream_proof
 from edge_asr.export.streaming.graph import check_stream, make_stream_graph
 from edge_asr.export.streaming.proof import prove_stream, stream_cases
 from edge_asr.feature_config import FeatureConfig
@@ -219,7 +219,7 @@ def test_failed_stream_proof_is_exit_3(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The graph of another model in the place of the right one: nothing is written."""
-    monkeypatch.setattr(pipeline, "make_stream_graph", lambda *args, **kwargs: graph)
+    monkeypatch.setattr(stream_proof, "make_stream_graph", lambda *args, **kwargs: graph)
     arguments = ["export", str(checkpoint_path), "-o", str(tmp_path / "b"), "--clips", str(clip_path)]
     result = CliRunner().invoke(cli, [*arguments, "--chunk-ms", "80", "--left-context-ms", "480"])
     assert result.exit_code == 3

@@ -1,0 +1,121 @@
+"""The float32 graph of a checkpoint: exported, simplified, checked, and each form proven against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_asr.bundle.writer import onnx_metadata
+from edge_asr.export.onnx_export import export_onnx
+from edge_asr.export.optimize import count_operators, set_metadata, simplify_graph
+from edge_asr.graph.check import check_graph
+from edge_asr.graph.weightless import return_memory
+from edge_asr.graph.weights import store_weights_as_float16
+from edge_asr.proof.compare import Outputs, ProofStep, Tolerance, TorchModel
+from edge_asr.proof.inputs import FLOAT32_NAME, ProofInputs
+from edge_asr.proof.stages import Stages
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edge_asr.checkpoints import Checkpoint
+
+#: fp16 weights change numbers in the third decimal: the text on real speech must hold, the error is reported.
+FP16_WEIGHTS_TOLERANCE = Tolerance(max_error=None, text_families=("real",))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Float32Graph:
+    """The float32 graph and its proof.
+
+    Attributes:
+        model: the simplified graph.
+        outputs: what it gave for the cases, the reference of the other precisions.
+        steps: the comparisons, in order.
+        n_parameters: trained parameters of the PyTorch model.
+        exported_operators: node counts before the simplification.
+    """
+
+    model: onnx.ModelProto
+    outputs: Outputs
+    steps: tuple[ProofStep, ...]
+    n_parameters: int
+    exported_operators: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredGraph:
+    """The float32 graph with its weights stored as float16, and the comparison with the one before."""
+
+    model: onnx.ModelProto
+    step: ProofStep
+
+
+def make_float32(
+    checkpoint: Checkpoint, inputs: ProofInputs, stages: Stages, *, name: str, opset: int
+) -> Float32Graph:
+    """Export a checkpoint, simplify the graph and prove it; look at the `steps` of what it gives.
+
+    Args:
+        checkpoint: what to export.
+        inputs: of the proof.
+        stages: of the export.
+        name: of the model, for the metadata of the graph.
+        opset: ONNX opset, 18 to 22.
+
+    Raises:
+        ConfigError: an opset outside 18 to 22.
+        GateError: the simplified graph is not valid, or PyTorch itself fails.
+    """
+    from edge_asr.export.inference_form import to_inference_form  # imports torch
+
+    with stages.stage("rewrite"):
+        model = checkpoint.build_model()
+        n_parameters = sum(p.numel() for p in model.parameters())
+        rewritten = to_inference_form(model)
+    with stages.stage("export"):
+        exported = export_onnx(rewritten, inputs.features.n_mels, opset=opset)
+        exported_operators = count_operators(exported)
+    # Each copy of a large model is half a gigabyte: what is no longer needed goes.
+    del rewritten
+    torch_outputs = inputs.run(TorchModel(model), stages, "prove: PyTorch", rows_alone=True)
+    del model
+    return_memory(exported)
+    exported_outputs = inputs.run_graph(exported, stages, "prove: ONNX as exported")
+    steps = [inputs.compare(torch_outputs, exported_outputs, "PyTorch", "ONNX as exported")]
+    with stages.stage("simplify"):
+        simplified = simplify_graph(exported, inputs.features.n_mels)
+        factor = checkpoint.model_config.subsampling_factor
+        set_metadata(simplified, onnx_metadata(name, inputs.features, inputs.vocabulary, factor))
+        del exported
+        return_memory(simplified)
+    with stages.stage("check"):
+        check_graph(simplified)
+    outputs = inputs.run_graph(simplified, stages, "prove: ONNX simplified")
+    if steps[0].passed:  # a graph that failed is no reference
+        steps.append(inputs.compare(exported_outputs, outputs, "ONNX as exported", FLOAT32_NAME))
+    steps.append(inputs.compare(torch_outputs, outputs, "PyTorch", FLOAT32_NAME))
+    return Float32Graph(
+        model=simplified,
+        outputs=outputs,
+        steps=tuple(steps),
+        n_parameters=n_parameters,
+        exported_operators=exported_operators,
+    )
+
+
+def make_stored(float32: Float32Graph, inputs: ProofInputs, stages: Stages) -> StoredGraph:
+    """Store the weights as float16 and compare with the float32 graph; look at the `step` of what it gives.
+
+    Raises:
+        GateError: a weight is beyond float16's range.
+    """
+    with stages.stage("store weights as fp16"):
+        model = store_weights_as_float16(float32.model)
+        check_graph(model)
+    outputs = inputs.run_graph(model, stages, "prove: fp16 weights")
+    step = inputs.compare(
+        float32.outputs, outputs, FLOAT32_NAME, "ONNX with fp16 weights", FP16_WEIGHTS_TOLERANCE
+    )
+    return StoredGraph(model=model, step=step)

@@ -1,0 +1,134 @@
+"""All graphs of one export, and their order: after one that fails its proof no other is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from edge_asr.bundle.manifest import Precision
+from edge_asr.calibration.int8 import Int8Options, choose_calibration_set
+from edge_asr.calibration.proof import Int8Graph, make_int8
+from edge_asr.export.float32 import Float32Graph, StoredGraph, make_float32, make_stored
+from edge_asr.export.fp16.proof import Fp16Graph, make_fp16
+from edge_asr.export.streaming.proof import StreamGraph, make_stream
+from edge_asr.graph.weightless import return_memory
+from edge_asr.proof.compare import ProofStep
+from edge_asr.proof.inputs import ProofInputs
+from edge_asr.proof.stages import Stages
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edge_asr.checkpoints import Checkpoint
+    from edge_asr.model.config import ConformerConfig
+
+Weights = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What to make; `export_bundle` explains each."""
+
+    name: str
+    precisions: tuple[Precision, ...]
+    weights: Weights
+    opset: int
+    int8: Int8Options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedGraphs:
+    """The graphs, each with its proof; None where it was not asked for, or an earlier one failed.
+
+    Attributes:
+        float32: the graph that the others but the stream are made from.
+        stream: the streaming graph.
+        stored: the float32 graph with its weights stored as float16.
+        fp16, int8: the graphs of these precisions.
+    """
+
+    float32: Float32Graph
+    stream: StreamGraph | None = None
+    stored: StoredGraph | None = None
+    fp16: Fp16Graph | None = None
+    int8: Int8Graph | None = None
+
+    @property
+    def shipped(self) -> onnx.ModelProto:
+        """What model.onnx is."""
+        return self.float32.model if self.stored is None else self.stored.model
+
+    @property
+    def weights(self) -> Weights:
+        """How model.onnx stores its weights."""
+        return "fp32" if self.stored is None else "fp16"
+
+    @property
+    def steps(self) -> tuple[ProofStep, ...]:
+        """The comparisons, in the order of the chain."""
+        return (
+            *self.float32.steps,
+            *(() if self.stream is None else self.stream.steps),
+            *(() if self.stored is None else (self.stored.step,)),
+            *(() if self.int8 is None else (self.int8.step,)),
+        )
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What failed, in sentences, in the order of the chain."""
+        int8_step = None if self.int8 is None else self.int8.step
+        failures = [s.failure_message() for s in self.steps if not s.passed and s is not int8_step]
+        if self.fp16 is not None and not self.fp16.proof.passed:
+            failures.append(self.fp16.proof.failure_message())
+        if self.int8 is not None and self.int8.failure is not None:
+            failures.append(self.int8.failure)
+        return tuple(failures)
+
+
+def make_graphs_of_torch(
+    checkpoint: Checkpoint,
+    stream: ConformerConfig | None,
+    inputs: ProofInputs,
+    options: ExportOptions,
+    stages: Stages,
+) -> ExportedGraphs:
+    """The graphs that come from PyTorch: float32 and, with a configuration for it, the stream.
+
+    Raises:
+        ConfigError, GateError: see `make_float32` and `make_stream`.
+    """
+    named: dict[str, Any] = {"name": options.name, "opset": options.opset}
+    graphs = ExportedGraphs(float32=make_float32(checkpoint, inputs, stages, **named))
+    if stream is None or graphs.failures:
+        return graphs
+    made = make_stream(checkpoint, stream, inputs, stages, **named)
+    return dataclasses.replace(graphs, stream=made)
+
+
+def make_graphs_of_float32(
+    graphs: ExportedGraphs, inputs: ProofInputs, options: ExportOptions, stages: Stages
+) -> ExportedGraphs:
+    """`graphs` and what comes from the float32 one: with weights stored as float16, FP16, INT8.
+
+    Raises:
+        GateError: a graph that cannot be converted.
+        ManifestError, AudioError, ConfigError: calibration speech that cannot be used.
+    """
+    float32 = graphs.float32
+    return_memory(float32.model)
+    if options.weights == "fp16" and not graphs.failures:
+        graphs = dataclasses.replace(graphs, stored=make_stored(float32, inputs, stages))
+    if graphs.failures or not {"fp16", "int8"}.intersection(options.precisions):
+        return graphs
+    with stages.stage("choose calibration speech"):
+        speech = choose_calibration_set(options.int8, inputs.features.sample_rate)
+    if "fp16" in options.precisions:
+        fp16 = make_fp16(float32.model, float32.outputs, inputs, stages, calibration=speech)
+        graphs = dataclasses.replace(graphs, fp16=fp16)
+    if "int8" in options.precisions and not graphs.failures:
+        int8 = make_int8(
+            float32.model, options.int8, inputs, stages, reference=float32.outputs, calibration=speech
+        )
+        graphs = dataclasses.replace(graphs, int8=int8)
+    return graphs
