@@ -16,6 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_asr.graph.part_names import (
+    ANGLE_PRODUCT,
+    DISTANCE_TABLE,
+    EVEN_WEIGHT,
+    ODD_WEIGHT,
+    SHIFTED_PRODUCT,
+)
 from edge_asr.graph.weightless import compacted
 
 if TYPE_CHECKING:
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 # copies of the scores cost about as much as 200 more in INT8.
 MAX_HEADS = 4
 
-_ODD, _EVEN = ".position.odd", ".position.even"
+_ODD, _EVEN = f".{DISTANCE_TABLE}.{ODD_WEIGHT}", f".{DISTANCE_TABLE}.{EVEN_WEIGHT}"
 
 
 def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -54,8 +61,8 @@ def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
     added: list[onnx.TensorProto] = []
     for layer in layers:
         (by_odd,), (by_even,) = readers[layer + _ODD], readers[layer + _EVEN]
-        scope = by_odd.name.split(".position/")[0]
-        shift = f"{scope}.by_shift/"
+        scope = by_odd.name.split(f".{DISTANCE_TABLE}/")[0]
+        shift = f"{scope}.{SHIFTED_PRODUCT}/"
         (product,) = (n for n in graph.node if n.op_type == "MatMul" and n.name.startswith(shift))
         # Its right side is a transpose of rows that were split into heads.
         split = writers[writers[product.input[1]].input[0]]
@@ -66,14 +73,14 @@ def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
         while (reader := readers[shifted[-1].output[0]][0]).name.startswith(shift):
             shifted.append(reader)
         table = [] if replaced else _table_nodes(by_odd.input[0], by_even.input[0])
-        scores = _score_nodes(f"{scope}.by_distance", product.input[0], shifted[-1].output[0])
+        scores = _score_nodes(f"{scope}.{ANGLE_PRODUCT}", product.input[0], shifted[-1].output[0])
         replaced |= {node.name: [] for node in shifted}
         replaced[product.name] = [*table, *scores]
         odd, even = (numpy_helper.to_array(weights[layer + part]) for part in (_ODD, _EVEN))  # (D / 2, D)
         sine, cosine = (half.T.reshape(n_heads, d_head, -1) for half in (odd, even))
         for name, halves in (("by_sine", (sine, cosine)), ("by_cosine", (cosine, -sine))):
             value = np.concatenate(halves, axis=-1)  # (H, d, D)
-            added.append(numpy_helper.from_array(value, f"{scope}.by_distance.{name}"))
+            added.append(numpy_helper.from_array(value, f"{scope}.{ANGLE_PRODUCT}.{name}"))
     for name, number in (("angles.first", 0), ("angles.last", -1)):
         added.append(numpy_helper.from_array(np.asarray([number], np.int64), name))
     angles = compacted(model)

@@ -26,8 +26,8 @@ from edge_asr.calibration.calibration_set import (
     embedded_calibration_set,
     select_calibration_set,
 )
-from edge_asr.calibration.groups import GROUPS, Group
-from edge_asr.calibration.measure import Loss, MeasuredClip, Reference
+from edge_asr.calibration.int8_groups import GROUPS, Group
+from edge_asr.calibration.measure import Int8Loss, MeasuredClip, Reference
 from edge_asr.calibration.quantizer import activation_tensors, quantize_model
 from edge_asr.calibration.ranges import (
     DEFAULT_PERCENTILE,
@@ -120,10 +120,10 @@ class Int8Result:
     methods: Mapping[RangeMethod, float]
     range_method: RangeMethod
     sensitivity: Sensitivity
-    evaluation: Mapping[str, Loss]
+    evaluation: Mapping[str, Int8Loss]
 
     @property
-    def gate(self) -> Loss:
+    def gate(self) -> Int8Loss:
         """The loss that the gate looked at."""
         return self.evaluation.get("pooled", self.sensitivity.chosen.loss)
 
@@ -303,7 +303,7 @@ def _evaluate(
     config: FeatureConfig,
     vocabulary: Vocabulary,
     output_frames: OutputFrames | None,
-) -> dict[str, Loss]:
+) -> dict[str, Int8Loss]:
     """Loss on every manifest and, when there are several, on all of them together."""
     extractor = FeatureExtractor(config)
     clips: dict[str, list[MeasuredClip]] = {}

@@ -41,7 +41,7 @@ class MeasuredClip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
+class Int8Loss:
     """What a candidate loses against the float32 reference on the same clips.
 
     Attributes:
@@ -98,7 +98,7 @@ class Reference:
         self.outputs = run_clips(model, self.clips, output_frames)
         self._errors, self._n_words = self._count_errors(self.outputs)
 
-    def measure(self, candidate: onnx.ModelProto | Path) -> Loss:
+    def measure(self, candidate: onnx.ModelProto | Path) -> Int8Loss:
         """Run a candidate, a graph or a file as for `open_graph`, over the same clips.
 
         Raises:
@@ -111,7 +111,7 @@ class Reference:
         errors, n_words = self._count_errors(outputs)
         total = int(n_words.sum())
         low, high = bootstrap_difference(errors - self._errors, n_words) if total else (None, None)
-        return Loss(
+        return Int8Loss(
             divergence=float(divergence.mean(dtype=np.float64)),
             agreement=float(same.mean()),
             wer_reference=float(self._errors.sum() / total) if total else None,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_asr.calibration.groups import QUANTIZABLE, Group, nodes_of
+from edge_asr.calibration.int8_groups import QUANTIZABLE, Group, nodes_of
 from edge_asr.errors import ConfigError, require
 from edge_asr.graph.check import MAX_IR_VERSION
 from edge_asr.graph.weightless import compacted, join_weights, return_memory, split_weights

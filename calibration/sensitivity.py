@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.calibration.groups import Group, group_nodes
-from edge_asr.calibration.measure import Loss, Reference, time_graphs
+from edge_asr.calibration.int8_groups import Group, group_nodes
+from edge_asr.calibration.measure import Int8Loss, Reference, time_graphs
 from edge_asr.errors import ConfigError, require
 from edge_asr.graph.weightless import mapped_file, return_memory
 from edge_asr.proof.stages import Progress
@@ -51,10 +51,10 @@ class Budget:
 
     @property
     def aim(self) -> Budget:
-        """With four fifths of the changed frames: what the choice of groups aims at."""
+        """A stricter budget for the choice of groups: 80 % of the allowed frame changes, for other speech."""
         return replace(self, min_agreement=0.2 + 0.8 * self.min_agreement)
 
-    def exceeded_by(self, loss: Loss, *, if_significant: bool = False) -> str | None:
+    def exceeded_by(self, loss: Int8Loss, *, if_significant: bool = False) -> str | None:
         """What is over the budget, in words; None when nothing is.
 
         Args:
@@ -86,7 +86,7 @@ class Candidate:
     """
 
     int8: tuple[Group, ...]
-    loss: Loss
+    loss: Int8Loss
     size_bytes: int
     time_ratio: float
 

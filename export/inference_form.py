@@ -21,6 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_asr.export.fold import fold_batch_norm
+from edge_asr.graph.part_names import (
+    DISTANCE_TABLE,
+    EVEN_WEIGHT,
+    FIRST_CONVOLUTION,
+    ODD_WEIGHT,
+    SHIFTED_PRODUCT,
+)
 from edge_asr.model.attention.relative import RelPosAttention
 from edge_asr.model.convolution.base import Convolution
 from edge_asr.model.ctc import ConformerCTC
@@ -80,13 +87,17 @@ class HalfPositions(nn.Module):
         self.register_buffer("inverse_frequency", frequency, persistent=False)
 
     def forward(self, n_frames: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For K = T: float32 (K + 1, D / 2) of sines and of cosines, and int64 (K + 1,): K, ..., 1, 0."""
+        """The tables for T frames, with K = T.
+
+        Returns:
+            Sines and cosines, float32 (K + 1, D / 2) each, and the distances K, ..., 1, 0, int64 (K + 1,).
+        """
         distance = torch.arange(n_frames + 1, device=self.inverse_frequency.device)
         angle = distance.to(torch.float32)[:, None] * self.inverse_frequency[None, :]
         return torch.sin(angle), torch.cos(angle), n_frames - distance
 
     def stream(self, n_frames: int, n_memory: int, n_before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For a chunk of T behind M memorized frames: as `forward`, for K = M + T."""
+        """The tables for a chunk of T frames after M memorized ones: as `forward`, with K = M + T."""
         return cast("tuple[Tensor, Tensor, Tensor]", self(n_memory + n_frames))
 
 
@@ -94,27 +105,25 @@ class DistanceTable(nn.Module):
     """W_pos r(m) of every distance m = i - j, r(m) = [sin(w m), cos(w m)].
 
     The part of the sines is odd in m and that of the cosines even, so both are projected for m from 0 to K
-    only: half the products. calibration/angles.py finds `odd` and `even` by name in the exported graph.
+    only: half the products. calibration/angles.py finds both weights by name in the exported graph.
     """
-
-    odd: Tensor
-    even: Tensor
 
     def __init__(self, position: Tensor) -> None:
         """From W_pos (D, D), whose columns are sine and cosine interleaved, as in NeMo."""
         super().__init__()
-        self.register_buffer("odd", position.detach()[:, 0::2].T.contiguous())
-        self.register_buffer("even", position.detach()[:, 1::2].T.contiguous())
+        self.register_buffer(ODD_WEIGHT, position.detach()[:, 0::2].T.contiguous())
+        self.register_buffer(EVEN_WEIGHT, position.detach()[:, 1::2].T.contiguous())
 
     def forward(self, sine: Tensor, cosine: Tensor, backwards: Tensor, n_queries: int) -> Tensor:
         """From what `HalfPositions` gives: (K + 1 + Q, D), m = K, ..., 0, ..., -Q; the last is never used."""
-        odd, even = torch.matmul(sine, self.odd), torch.matmul(cosine, self.even)  # (K + 1, D)
+        odd = torch.matmul(sine, getattr(self, ODD_WEIGHT))  # (K + 1, D)
+        even = torch.matmul(cosine, getattr(self, EVEN_WEIGHT))
         behind = torch.index_select(even + odd, 0, backwards)
         return torch.cat((behind, (even - odd)[1 : n_queries + 1]))
 
 
 class ShiftedProduct(nn.Module):
-    """Scores by distance; a module of its own so that its nodes can be told by name."""
+    """Scores by distance; a module of its own so that its nodes have its name."""
 
     def forward(self, query: Tensor, table: Tensor) -> Tensor:
         """(B, H, Q, d) and (K + 1 + Q, D) of `DistanceTable` -> (B, H, Q, K)."""
@@ -146,8 +155,8 @@ class ShiftAttention(nn.Module):
             self.qkv.bias.copy_(torch.cat((by_content, key_bias, value_bias)))
             # From q + u, which the content wants, to q + v.
             self.register_buffer("v_less_u", ((attention.pos_bias_v - attention.pos_bias_u) * scale)[:, None])
-        self.position = DistanceTable(attention.position.weight)
-        self.by_shift = ShiftedProduct()
+        self.add_module(DISTANCE_TABLE, DistanceTable(attention.position.weight))
+        self.add_module(SHIFTED_PRODUCT, ShiftedProduct())
         self.out = attention.out
 
     def forward(
@@ -186,8 +195,8 @@ class ShiftAttention(nn.Module):
         batch, n_queries, _, _ = query.shape
         query = query.transpose(1, 2)  # (B, H, Q, d)
         by_content = torch.matmul(query, key.permute(0, 2, 3, 1))  # (B, H, Q, K)
-        table = self.position(*positions, n_queries)
-        scores = by_content + self.by_shift(query + self.v_less_u, table)
+        table = getattr(self, DISTANCE_TABLE)(*positions, n_queries)
+        scores = by_content + getattr(self, SHIFTED_PRODUCT)(query + self.v_less_u, table)
         weights = torch.softmax(scores + bias, dim=-1)
         context = torch.matmul(weights, value.transpose(1, 2))  # (B, H, Q, d)
         return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_queries, -1)))
@@ -248,14 +257,15 @@ class MaskedSubsampling(nn.Module):
         first = cast(nn.Conv2d, cast(nn.Sequential, subsampling.stages[0])[0])
         channels, d_model = first.out_channels, subsampling.out.out_features
         n_bands = subsampling.out.in_features // channels
-        self.first = nn.Conv2d(2, channels, 3, stride=2, padding=1)
+        masked = nn.Conv2d(2, channels, 3, stride=2, padding=1)
+        self.add_module(FIRST_CONVOLUTION, masked)
         self.stages = nn.ModuleList(copy.deepcopy(stage) for stage in list(subsampling.stages)[1:])
         self.out = nn.Conv2d(channels, d_model, (n_bands, 1))
         with torch.no_grad():
-            self.first.weight.zero_()
-            self.first.weight[:, :1] = first.weight.transpose(2, 3)
-            self.first.weight[:, 1, 1, 1] = MASKED_SCORE
-            cast(Tensor, self.first.bias).copy_(cast(Tensor, first.bias))
+            masked.weight.zero_()
+            masked.weight[:, :1] = first.weight.transpose(2, 3)
+            masked.weight[:, 1, 1, 1] = MASKED_SCORE
+            cast(Tensor, masked.bias).copy_(cast(Tensor, first.bias))
             for module in self.stages.modules():
                 if isinstance(module, nn.Conv2d):
                     module.weight.copy_(module.weight.transpose(2, 3).clone())
@@ -267,7 +277,7 @@ class MaskedSubsampling(nn.Module):
         valid = valid_frames(lens, features.shape[1])
         padding = (~valid).to(features.dtype)[:, None, :].expand(-1, features.shape[2], -1)
         x = torch.stack((features.transpose(1, 2), padding), dim=1)  # (B, 2, F, T)
-        x = F.relu(self.first(x))
+        x = F.relu(getattr(self, FIRST_CONVOLUTION)(x))
         for number, stage in enumerate(self.stages, start=2):
             x = stage(x)
             if number <= len(self.stages):

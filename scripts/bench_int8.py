@@ -39,7 +39,7 @@ from edge_asr.benchmark.random_models import save_random
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.bundle.manifest import Precision
 from edge_asr.calibration import Budget, Int8Options, quantize_bundle
-from edge_asr.calibration.measure import Loss, MeasuredClip, Reference
+from edge_asr.calibration.measure import Int8Loss, MeasuredClip, Reference
 from edge_asr.errors import EdgeAsrError, GateError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.graph.weights import load_float32
@@ -210,7 +210,7 @@ def measure_loss(bundle: Bundle, manifests: Sequence[Path]) -> dict[str, dict[st
     }
 
 
-def describe(loss: Loss) -> dict[str, Any]:
+def describe(loss: Int8Loss) -> dict[str, Any]:
     """The loss as JSON; WER in per cent, its loss in points with a 95 % interval."""
     found: dict[str, Any] = {"agreement": four_digits(loss.agreement), "n_frames": loss.n_frames}
     if loss.wer_loss is not None and loss.wer_loss_low is not None and loss.wer_loss_high is not None:

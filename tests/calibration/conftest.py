@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.calibration.angles import shift_to_angles
-from edge_asr.calibration.groups import GROUPS
+from edge_asr.calibration.int8_groups import GROUPS
 from edge_asr.calibration.quantizer import activation_tensors
 from edge_asr.calibration.ranges import collect_statistics
 from edge_asr.graph.weights import load_float32

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edge_asr.calibration.angles import MAX_HEADS, shift_to_angles
-from edge_asr.calibration.groups import group_nodes
+from edge_asr.calibration.int8_groups import group_nodes
 from edge_asr.export.inference_form import to_inference_form
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import simplify_graph

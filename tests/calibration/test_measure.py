@@ -15,7 +15,7 @@ import scipy.stats
 from onnx import numpy_helper
 
 from edge_asr.calibration.measure import (
-    Loss,
+    Int8Loss,
     MeasuredClip,
     Reference,
     bootstrap_difference,
@@ -156,7 +156,7 @@ def test_interval_of_few_clips() -> None:
 
 def test_wer_loss_is_signed() -> None:
     numbers = {"divergence": 0.0, "agreement": 1.0, "wer_loss_low": -0.1, "wer_loss_high": 0.0}
-    loss = Loss(**numbers, wer_reference=0.2, wer_candidate=0.15, n_frames=1, n_words=1)
+    loss = Int8Loss(**numbers, wer_reference=0.2, wer_candidate=0.15, n_frames=1, n_words=1)
     assert loss.wer_loss == pytest.approx(-0.05)
 
 

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_asr.bundle.folder import Bundle
-from edge_asr.calibration.groups import GROUPS, Group, group_nodes, nodes_of
+from edge_asr.calibration.int8_groups import GROUPS, Group, group_nodes, nodes_of
 from edge_asr.calibration.quantizer import activation_tensors, quantize_model
 from edge_asr.calibration.ranges import collect_statistics
 from edge_asr.errors import ConfigError

@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 from edge_asr.bundle.folder import EMBEDDED_MODELS
-from edge_asr.calibration.groups import Group
-from edge_asr.calibration.measure import Loss
+from edge_asr.calibration.int8_groups import Group
+from edge_asr.calibration.measure import Int8Loss
 from edge_asr.calibration.sensitivity import Budget, Sensitivity, choose_groups, count_multiply_adds
 from edge_asr.checkpoints import load_checkpoint
 from edge_asr.errors import ConfigError
@@ -45,14 +45,14 @@ class KnownLosses:
         self.wer = wer  # loss and lower end of its interval, per unit of divergence
         self.measured: list[tuple[Group, ...]] = []
 
-    def measure(self, candidate: Path) -> Loss:
+    def measure(self, candidate: Path) -> Int8Loss:
         model = onnx.load(candidate, load_external_data=False)
         (listed,) = (p.value for p in model.metadata_props if p.key == "int8")
         groups: tuple[Any, ...] = tuple(listed.split(","))
         self.measured.append(groups)
         divergence = sum(COSTS[group] for group in groups)
         loss, low = (None, None) if self.wer is None else (self.wer[0] * divergence, self.wer[1] * divergence)
-        return Loss(
+        return Int8Loss(
             divergence=divergence,
             agreement=1 - self.changed * divergence,
             wer_reference=None if loss is None else 0.1,
@@ -74,7 +74,7 @@ def choose(model: onnx.ModelProto, reference: Any, budget: Budget, progress: Any
     return choose_groups(model, quantize, reference, FRAMES, 0.1, budget, progress)
 
 
-def loss(**changes: Any) -> Loss:
+def loss(**changes: Any) -> Int8Loss:
     values: dict[str, Any] = {
         "divergence": 0.0,
         "agreement": 1.0,
@@ -85,7 +85,7 @@ def loss(**changes: Any) -> Loss:
         "n_frames": 1000,
         "n_words": 0,
     }
-    return Loss(**{**values, **changes})
+    return Int8Loss(**{**values, **changes})
 
 
 def test_everything_in_int8_where_that_is_within_the_aim(hand_made: onnx.ModelProto) -> None:
@@ -180,7 +180,7 @@ def test_a_wer_loss_counts_when_its_interval_is_above_zero(hand_made: onnx.Model
         ),
     ],
 )
-def test_what_exceeds_a_budget(found: Loss, significant: str | None, anyway: str | None) -> None:
+def test_what_exceeds_a_budget(found: Int8Loss, significant: str | None, anyway: str | None) -> None:
     # 0.103 - 0.1 is a little more than 0.003 in floating point.
     budget = Budget(max_wer_loss=0.0030001, min_agreement=0.985)
     for text, expected in (

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from edge_asr.bundle.folder import Bundle, sha256_of
 from edge_asr.bundle.manifest import Precision
-from edge_asr.calibration.groups import GROUPS
+from edge_asr.calibration.int8_groups import GROUPS
 from edge_asr.calibration.quantizer import activation_tensors, quantize_model
 from edge_asr.calibration.ranges import collect_statistics
 from edge_asr.cli.main import cli

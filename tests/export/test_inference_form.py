@@ -6,16 +6,23 @@ that is folded into the wrong place shows.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
-from edge_asr.calibration.groups import group_nodes
+import edge_asr.calibration
+import edge_asr.export
+from edge_asr.calibration import int8_groups
+from edge_asr.calibration.int8_groups import GROUPS, group_nodes
+from edge_asr.export import inference_form
 from edge_asr.export.inference_form import (
     DistanceTable,
     HalfPositions,
@@ -27,6 +34,7 @@ from edge_asr.export.inference_form import (
 )
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import simplify_graph
+from edge_asr.graph import part_names
 from edge_asr.model.attention.relative import RelPosAttention
 from edge_asr.model.convolution.base import Convolution
 from edge_asr.model.subsampling.striding import ConvSubsampling
@@ -236,3 +244,44 @@ def test_exported_nodes_are_told_by_name(overrides: dict[str, Any], counts: dict
     for row, n_frames in enumerate(expected_lens.tolist()):
         # Another order of sums than torch's.
         assert abs(log_probs[row, :n_frames] - expected[row, :n_frames].numpy()).max() < 1e-4
+
+
+def groups_of_modules(form: nn.Module, groups: ModuleType) -> dict[str, list[str]]:
+    """The modules of each INT8 group, if each of them were one product."""
+    attention = [name for name, module in form.named_modules() if name.endswith(part_names.ATTENTION)]
+    names = [name for name, module in form.named_modules() if not any(module.children())] + attention
+    nodes = [helper.make_node("MatMul", ["a", "b"], [name], f"{name}/MatMul") for name in names if name]
+    found = groups.group_nodes(helper.make_model(helper.make_graph(nodes, "modules", [], [])))
+    return {group: [name.removesuffix("/MatMul") for name in names] for group, names in found.items()}
+
+
+def test_every_group_finds_modules_of_the_form() -> None:
+    """A part that is renamed in edge_asr.model and not in part_names would leave its group empty."""
+    found = groups_of_modules(to_inference_form(build_model()), int8_groups)
+    assert set(found) == set(GROUPS)
+    parts = {name.split(".")[-1] for names in found.values() for name in names}
+    wanted = {*part_names.ATTENTION_PROJECTIONS, *part_names.POINTWISE, part_names.DEPTHWISE}
+    assert wanted | {part_names.DISTANCE_TABLE, part_names.SHIFTED_PRODUCT, part_names.ATTENTION} <= parts
+    owners = {name.split(".")[3] for name in found["feed_forward"]}
+    assert owners == set(part_names.FEED_FORWARDS)
+
+
+@pytest.mark.parametrize("constant", ["FIRST_CONVOLUTION", "DISTANCE_TABLE", "SHIFTED_PRODUCT"])
+def test_renaming_a_part_moves_its_module_and_its_group(
+    constant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = groups_of_modules(to_inference_form(build_model()), int8_groups)
+    old = getattr(part_names, constant)
+    monkeypatch.setattr(part_names, constant, "renamed")
+    fresh = []
+    for package, module in ((edge_asr.calibration, int8_groups), (edge_asr.export, inference_form)):
+        monkeypatch.setattr(package, module.__name__.rpartition(".")[2], module)  # put back at the end
+        monkeypatch.delitem(sys.modules, module.__name__)
+        fresh.append(importlib.import_module(module.__name__))
+    groups, form = fresh
+    names = dict(form.to_inference_form(build_model()).named_modules())
+    assert any(name.endswith(".renamed") for name in names)
+    after = groups_of_modules(form.to_inference_form(build_model()), groups)
+    assert after == {
+        group: [name.replace(f".{old}", ".renamed") for name in found] for group, found in before.items()
+    }

@@ -16,7 +16,7 @@ import pytest
 
 from edge_asr.audio import read_audio
 from edge_asr.bundle.folder import Bundle
-from edge_asr.calibration.groups import GROUPS, group_nodes
+from edge_asr.calibration.int8_groups import GROUPS, group_nodes
 from edge_asr.calibration.measure import MeasuredClip, Reference
 from edge_asr.calibration.quantizer import activation_tensors, quantize_model
 from edge_asr.calibration.ranges import collect_statistics

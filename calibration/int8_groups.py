@@ -1,7 +1,8 @@
 """The parts of a Conformer that quantize together, and the nodes of a graph that belong to each.
 
-A group is what sensitivity.py turns on and off. Nodes carry the module path that made them
-(edge_asr.export.onnx_export), so a group is a pattern over names. Nothing is measured here.
+A group is what sensitivity.py turns on and off. Nodes carry the path of the module that made them
+(edge_asr.export.onnx_export), so a group is a pattern over names (edge_asr.graph.part_names). Nothing is
+measured here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,21 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 from edge_asr.errors import BundleError
+from edge_asr.graph.part_names import (
+    ANGLE_PRODUCT,
+    ATTENTION,
+    ATTENTION_PROJECTIONS,
+    CONVOLUTION,
+    DEPTHWISE,
+    DISTANCE_TABLE,
+    FEED_FORWARDS,
+    FIRST_CONVOLUTION,
+    HEAD,
+    POINTWISE,
+    SHIFTED_PRODUCT,
+    SUBSAMPLING,
+    SUBSAMPLING_PROJECTION,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -33,17 +49,24 @@ QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 
 # The first convolution of the subsampling stays in floating point: one channel in, and a weight of -1e4 for
 # the mask (edge_asr.export.inference_form) that would leave the real ones a single step.
-_FLOAT = re.compile(r"^encoder\.subsampling\.first/")
+_FLOAT = re.compile(rf"^{re.escape(SUBSAMPLING)}\.{FIRST_CONVOLUTION}/")
+
+
+def _within(part: str, *names: str) -> re.Pattern[str]:
+    """The nodes of the named modules inside a part of a layer."""
+    return re.compile(rf"\.{part}\.({'|'.join(names)})/")
+
+
 _PATTERNS: tuple[tuple[Group, re.Pattern[str]], ...] = (
-    ("subsampling_projection", re.compile(r"^encoder\.subsampling\.out/")),
-    ("subsampling", re.compile(r"^encoder\.subsampling\.")),
-    ("feed_forward", re.compile(r"\.feed_forward_(in|out)\.")),
-    ("attention_projections", re.compile(r"\.attention\.(qkv|out)/")),
-    ("attention_positions", re.compile(r"\.attention\.(position|by_distance)/")),
-    ("attention_products", re.compile(r"\.attention(\.by_content|\.by_shift|\.context)?/")),
-    ("pointwise", re.compile(r"\.convolution\.pointwise_(in|out)/")),
-    ("depthwise", re.compile(r"\.convolution\.depthwise/")),
-    ("head", re.compile(r"^head\.")),
+    ("subsampling_projection", re.compile(rf"^{re.escape(SUBSAMPLING)}\.{SUBSAMPLING_PROJECTION}/")),
+    ("subsampling", re.compile(rf"^{re.escape(SUBSAMPLING)}\.")),
+    ("feed_forward", re.compile(rf"\.({'|'.join(FEED_FORWARDS)})\.")),
+    ("attention_projections", _within(ATTENTION, *ATTENTION_PROJECTIONS)),
+    ("attention_positions", _within(ATTENTION, DISTANCE_TABLE, ANGLE_PRODUCT)),
+    ("attention_products", re.compile(rf"\.{ATTENTION}(\.{SHIFTED_PRODUCT})?/")),
+    ("pointwise", _within(CONVOLUTION, *POINTWISE)),
+    ("depthwise", _within(CONVOLUTION, DEPTHWISE)),
+    ("head", re.compile(rf"^{HEAD}\.")),
 )
 
 
@@ -51,7 +74,7 @@ def group_nodes(model: onnx.ModelProto) -> dict[Group, tuple[str, ...]]:
     """Names of the quantizable nodes of every group that the graph has, in the order of `GROUPS`.
 
     Raises:
-        BundleError: no node has a name by which it could be told: another exporter wrote the graph.
+        BundleError: no node is named after a module of a Conformer: another exporter wrote the graph.
     """
     found: dict[Group, list[str]] = {group: [] for group in GROUPS}
     shapes = {initializer.name: tuple(initializer.dims) for initializer in model.graph.initializer}

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from edge_asr.calibration.groups import GROUPS, QUANTIZABLE, Group, group_nodes, nodes_of
+from edge_asr.calibration.int8_groups import GROUPS, QUANTIZABLE, Group, group_nodes, nodes_of
 from edge_asr.errors import BundleError
 
 
