@@ -46,7 +46,8 @@ class FolderKind:
 def write_file(path: Path, content: bytes) -> None:
     """Replace one file atomically, making its folder when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # Part of the name only: a name as long as the file system takes has no room for more.
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

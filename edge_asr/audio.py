@@ -12,6 +12,7 @@ where they are used, which need not be before the model is loaded. What this fil
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -186,7 +187,12 @@ class AudioFile:
             self.name = str(source)
             if not Path(source).is_file():
                 raise AudioError(f"{source} is not a file; give the path of a sound file")
-            handle: str | BinaryIO = str(source)
+            try:
+                with open(source, "rb"):
+                    pass
+            except OSError as error:
+                raise AudioError(f"{source} cannot be opened: {error.strerror}") from error
+            handle: bytes | BinaryIO = os.fsencode(source)  # a name need not be UTF-8
         else:
             self.name = str(getattr(source, "name", "<stream>"))
             handle = source

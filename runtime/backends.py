@@ -55,6 +55,8 @@ _NOTHING_TO_DO = [
     "TransposeOptimizer",
     "TransposeOptimizer_CPUExecutionProvider",
 ]
+MAX_THREADS = 1024
+"""More than any machine that this runs on has; each thread takes memory and time to start."""
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
@@ -208,8 +210,11 @@ def _check_num_threads(num_threads: int | None) -> int:
     """It, or the default for None."""
     if num_threads is None:
         return default_num_threads()
-    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
-        raise BackendError(f"num_threads is {num_threads!r}; give a whole number of at least 1, or None")
+    whole = isinstance(num_threads, int) and not isinstance(num_threads, bool)
+    if not whole or not 1 <= num_threads <= MAX_THREADS:
+        raise BackendError(
+            f"num_threads is {num_threads!r}; give a whole number from 1 to {MAX_THREADS}, or None"
+        )
     return num_threads
 
 

@@ -61,9 +61,10 @@ class BenchOptions:
             )
         if not (self.streams in (None, "max") or (isinstance(self.streams, int) and self.streams >= 1)):
             raise ConfigError(f"streams is {self.streams!r}; give a number of at least 1, or max")
-        if self.warmup < 0 or self.min_duration_s < 0:
+        if self.warmup < 0 or not 0 <= self.min_duration_s <= 3600:
             raise ConfigError(
-                f"warmup is {self.warmup}, min_duration_s {self.min_duration_s}; neither is negative"
+                f"warmup is {self.warmup}, min_duration_s {self.min_duration_s}; neither may be "
+                "negative, and 3600 s is the most"
             )
 
     def describe(self) -> Settings:

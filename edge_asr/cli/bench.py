@@ -6,7 +6,6 @@ It parses, shows progress on stderr, prints tables and writes files. What this f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_asr.cli.options import FiniteRange, bundle_options, progress_bar
+from edge_asr.cli.terminal import is_terminal, print_json, say
 
 if TYPE_CHECKING:
     from edge_asr.benchmark.power_meter import Progress
@@ -199,9 +199,9 @@ def command(
         report = run_benchmark(asked, progress=show)
     problem = None if output_dir is None else write_folder(report, output_dir)
     if problem is not None:
-        click.echo(f"edge-asr: {problem}", err=True)
+        say(problem)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        print_json(report.to_dict())
     else:
         print_report(report, _console())
 
@@ -213,7 +213,7 @@ def _compare(a: Path, b: Path, *, as_json: bool) -> None:
 
     comparison = compare(BenchReport.read(a), BenchReport.read(b))
     if as_json:
-        click.echo(json.dumps(comparison.to_dict(), ensure_ascii=False))
+        print_json(comparison.to_dict())
     else:
         print_comparison(comparison, _console())
 
@@ -223,7 +223,7 @@ def _console() -> Any:
 
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+    return Console() if is_terminal(sys.stdout) else Console(width=_PLAIN_WIDTH)
 
 
 @contextmanager
@@ -238,8 +238,8 @@ def _progress() -> Iterator[Progress]:
         def show(stage: str, share: float) -> None:
             nonlocal last
             bar.update(task, description=stage, completed=share)
-            if stage != last and not sys.stderr.isatty():
-                click.echo(f"edge-asr: {stage} ...", err=True)
+            if stage != last and not is_terminal(sys.stderr):
+                say(f"{stage} ...")
             last = stage
 
         yield show

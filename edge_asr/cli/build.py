@@ -6,7 +6,6 @@ file does not do: build or prove anything (edge_asr.export.engine.builder).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_asr.cli.options import parse_precisions, stage_display
+from edge_asr.cli.terminal import print_json, print_line, say
 
 if TYPE_CHECKING:
     from edge_asr.bundle.manifest import Precision
@@ -171,9 +171,9 @@ def build_engines(
 def _print_reports(reports: list[EngineReport], document: Mapping[str, Any] | None) -> None:
     if document is not None:
         engines = [report.to_dict() for report in reports]
-        click.echo(json.dumps({**document, "engines": engines}, ensure_ascii=False))
+        print_json({**document, "engines": engines})
         return
     for report in reports:
-        click.echo(report.describe())
+        print_line(report.describe())
     for note in dict.fromkeys(note for report in reports for note in report.notes):
-        click.echo(f"edge-asr: {note}", err=True)
+        say(note)

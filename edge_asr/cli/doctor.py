@@ -6,12 +6,14 @@ the embedded model and nothing is broken, else 1; a missing extra, GPU or microp
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
+
+from edge_asr.cli.terminal import print_json
+from edge_asr.printable import printable
 
 if TYPE_CHECKING:
     from edge_asr.diagnostics.check import Check
@@ -39,12 +41,12 @@ def command(model: str | None, as_json: bool) -> None:
             _print(check)
     healthy = is_healthy(checks)
     if as_json:
-        click.echo(json.dumps({"healthy": healthy, "checks": [asdict(c) for c in checks]}))
+        print_json({"healthy": healthy, "checks": [asdict(c) for c in checks]})
     sys.exit(0 if healthy else 1)
 
 
 def _print(check: Check) -> None:
     color = {"ok": "green", "missing": "yellow", "broken": "red"}[check.status]
-    click.echo(f"{click.style(f'{check.status:8}', fg=color)} {check.name:22} {check.detail}")
+    click.echo(f"{click.style(f'{check.status:8}', fg=color)} {check.name:22} {printable(check.detail)}")
     if check.mend:
-        click.echo(f"{'':8} {'':22} -> {check.mend}")
+        click.echo(f"{'':8} {'':22} -> {printable(check.mend)}")

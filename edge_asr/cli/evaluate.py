@@ -7,7 +7,6 @@ fewer utterances than asked for must not pass for the real one.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_asr.cli.options import progress_bar, recognizer_options
+from edge_asr.cli.terminal import print_json, print_line, say
 from edge_asr.errors import EdgeAsrError, ManifestError, require
+from edge_asr.printable import printable
 
 if TYPE_CHECKING:
     from edge_asr.manifest import Utterance
@@ -86,7 +87,7 @@ def command(
 
     listed = read_manifest(manifest)
     for row in listed.bad_rows:
-        click.echo(f"edge-asr: {manifest}, row {row.row}: {row.reason}: {row.detail}", err=True)
+        say(f"{manifest}, row {row.row}: {row.reason}: {row.detail}")
     with Recognizer.load(**recognizer) as loaded:
         decoded = _decode(loaded, listed.utterances)
     if not decoded.utterances:
@@ -95,19 +96,19 @@ def command(
     rates = compute_error_rates(references, decoded.hypotheses, normalization=normalization)
     result = _result(rates, decoded)
     if as_json:
-        click.echo(json.dumps(result))
+        print_json(result)
     else:
-        click.echo(f"{recognizer['path_or_name']} on {listed.name}, text normalization {normalization}")
+        print_line(f"{recognizer['path_or_name']} on {listed.name}, text normalization {normalization}")
         _print_table(result)
     if worst:
         for item in find_worst_utterances(
             references, decoded.hypotheses, n=worst, normalization=normalization
         ):
-            name = decoded.utterances[item.index].id
+            name = printable(decoded.utterances[item.index].id)
             click.echo(f"\n{name}  WER {item.wer:.3f}, {item.n_errors} errors\n{item.alignment}", err=as_json)
     n_bad = len(listed.bad_rows) + decoded.n_failed
     if n_bad:
-        click.echo(f"edge-asr: {n_bad} utterances were left out of the rates, see above", err=True)
+        say(f"{n_bad} utterances were left out of the rates, see above")
         sys.exit(1)
 
 
@@ -120,7 +121,7 @@ def _decode(recognizer: Recognizer, utterances: tuple[Utterance, ...]) -> _Decod
                 transcript = recognizer.transcribe_file(utterance.audio_path)
             except (EdgeAsrError, OSError) as error:
                 _log.debug("traceback of the error below", exc_info=error)
-                click.echo(f"edge-asr: row {utterance.row}, {utterance.id}: {error}", err=True)
+                say(f"row {utterance.row}, {utterance.id}: {error}")
                 decoded.n_failed += 1
                 continue
             decoded.compute_s += time.perf_counter() - started

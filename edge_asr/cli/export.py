@@ -6,7 +6,6 @@ this file does not do: export or prove anything (edge_asr.export).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from edge_asr.cli.options import (
     stage_display,
     streaming_options,
 )
+from edge_asr.cli.terminal import print_json, print_line, say
 from edge_asr.errors import require
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def command(
 
     loaded = load_any(checkpoint, LoadOptions(feature_preset=feature_preset))
     for note in loaded.notes:
-        click.echo(f"edge-asr: {note}", err=True)
+        say(note)
     with stage_display() as progress:
         report = export_bundle(
             loaded,
@@ -146,7 +146,7 @@ def command(
 
         build_engines(output, document=document, flavor=flavor, clips=clips, force=force)
     elif document is not None:
-        click.echo(json.dumps(document, ensure_ascii=False))
+        print_json(document)
 
 
 def _print_summary(report: ExportReport) -> None:
@@ -170,10 +170,10 @@ def _print_summary(report: ExportReport) -> None:
     console = Console()
     console.print(table)
     for line in () if report.int8 is None else int8_summary_lines(report.int8):
-        click.echo(line)
+        print_line(line)
     if report.streaming is not None:
-        click.echo(f"stream.onnx: {report.streaming.describe()}")
+        print_line(f"stream.onnx: {report.streaming.describe()}")
     elif report.not_streaming is not None:
-        click.echo(f"no stream.onnx: {report.not_streaming}")
+        print_line(f"no stream.onnx: {report.not_streaming}")
     size = sum(report.sizes_bytes.values()) / 1e6
-    click.echo(f"{report.output}: {size:.2f} MB, {report.timings_s['total']:.1f} s, details in report.md")
+    print_line(f"{report.output}: {size:.2f} MB, {report.timings_s['total']:.1f} s, details in report.md")

@@ -18,7 +18,9 @@ from typing import Any
 
 import click
 
+from edge_asr.cli.terminal import print_json
 from edge_asr.errors import BundleError, CheckpointError, EdgeAsrError
+from edge_asr.printable import printable
 
 _SAFETENSORS_MAX_HEADER = 100_000_000  # huggingface/safetensors, MAX_HEADER_SIZE
 
@@ -38,7 +40,7 @@ def command(path: str, as_json: bool, feature_preset: str | None) -> None:
     """
     description = describe(path, feature_preset=feature_preset)
     if as_json:
-        click.echo(json.dumps(description, ensure_ascii=False))
+        print_json(description)
     else:
         _print_tables(description)
 
@@ -83,9 +85,10 @@ def _describe_foreign(path: Path, feature_preset: str | None) -> dict[str, Any]:
 
     loader = find_loader(path)
     if loader is None:
-        what = "a file" if path.is_file() else "a folder"
+        what = "a folder" if path.is_dir() else "a file" if path.is_file() else "a pipe, socket or device"
         raise BundleError(
-            f"{path} is no bundle (no bundle.json) and no known checkpoint; it is {what} that no loader takes"
+            f"{path} is not a bundle (no bundle.json) and not a known checkpoint; it is {what} that no "
+            "loader takes"
         )
     checkpoint = load_any(path, LoadOptions(feature_preset=feature_preset))
     config, vocabulary = checkpoint.model_config, checkpoint.vocabulary
@@ -238,14 +241,14 @@ def _print_tables(description: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    main = Table(title=f"{description['kind']} {escape(description['path'])}", show_header=False)
+    main = Table(title=f"{description['kind']} {escape(printable(description['path']))}", show_header=False)
     for key, value in description.items():
         if key in ("kind", "path", "artifacts", "tokens", "verification"):
             continue
         if key == "streaming" and value and "geometry" in value:
             value = value["geometry"]  # the artefact has its row below
-        main.add_row(key, escape(_text(key, value)))
-    main.add_row("tokens", escape(" ".join(description["tokens"])))
+        main.add_row(key, _cell(_text(key, value)))
+    main.add_row("tokens", _cell(" ".join(description["tokens"])))
     console.print(main)
     steps = description.get("verification", {}).get("steps")
     if steps:
@@ -253,7 +256,7 @@ def _print_tables(description: Mapping[str, Any]) -> None:
         for header in _STEP_COLUMNS.values():
             proof.add_column(header)
         for step in steps:
-            proof.add_row(*(escape(_short(step.get(key, ""))) for key in _STEP_COLUMNS))
+            proof.add_row(*(_cell(_short(step.get(key, ""))) for key in _STEP_COLUMNS))
         console.print(proof)
     if "artifacts" in description:
         artifacts = Table(title="artefacts (hashes compared)")
@@ -263,10 +266,16 @@ def _print_tables(description: Mapping[str, Any]) -> None:
         for entry in (*description["artifacts"], *([streaming["artifact"]] if streaming else [])):
             row = {**entry, "size": _text("size_bytes", entry["size_bytes"])}
             row["sha256"] = entry["sha256"][:8]
-            artifacts.add_row(*(escape(str(row[column])) for column in _ARTIFACT_COLUMNS))
+            artifacts.add_row(*(_cell(str(row[column])) for column in _ARTIFACT_COLUMNS))
         console.print(artifacts)
         if not description["verified"]:
             console.print("[bold red]unverified[/]: it failed its proof, see report.md in the folder")
+
+
+def _cell(text: str) -> str:
+    from rich.markup import escape
+
+    return escape("\n".join(printable(line) for line in text.split("\n")))
 
 
 def _short(value: Any) -> str:

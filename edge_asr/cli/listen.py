@@ -6,7 +6,6 @@ not do: hear, recognise or judge pauses; that is `edge_asr.runtime`.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import click
 
 from edge_asr.cli.options import FiniteRange, recognizer_options
+from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
 
 if TYPE_CHECKING:
     from edge_asr.runtime.live.events import Event
@@ -132,7 +132,7 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
     with _stop_on_signals(live) as received, live:
         live.hearing.wait()
         if live.error is None:
-            click.echo(greeting(), err=True)
+            say(greeting())
         try:
             with _JsonPrinter() if as_json else _TextPrinter() as printer:
                 for event in live:
@@ -141,7 +141,7 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
             # Whoever read us has left; nothing more may reach the broken stdout, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-    click.echo(_summary(live), err=True)
+    say(_summary(live))
     if live.error is not None:
         raise live.error
     return _SIGNAL_EXIT + received[0] if received else 0
@@ -177,8 +177,7 @@ class _JsonPrinter:
         pass
 
     def show(self, event: Event) -> None:
-        sys.stdout.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        print_json(event.to_dict())
 
 
 class _TextPrinter:
@@ -189,7 +188,7 @@ class _TextPrinter:
         from rich.live import Live
         from rich.text import Text
 
-        self._to_terminal = sys.stdout.isatty()
+        self._to_terminal = is_terminal(sys.stdout)
         self._console = Console(stderr=not self._to_terminal, highlight=False)
         self._line = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
         self._text = Text
@@ -212,13 +211,12 @@ class _TextPrinter:
             if self._to_terminal:
                 self._console.print(self._text(event.text))
             else:
-                click.echo(event.text)
-                sys.stdout.flush()
+                print_text(event.text + "\n")
         elif isinstance(event, Gap):
             if self._line.is_started:
                 self._console.print(self._text(f"edge-asr: {event}"))
             else:
-                click.echo(f"edge-asr: {event}", err=True)
+                say(str(event))
 
     def _show_partial(self, text: str) -> None:
         if not self._line.is_started:
@@ -231,24 +229,24 @@ class _TextPrinter:
 def _greeting(source: MicrophoneSource, model: str) -> str:
     assert source.device is not None
     device = f"{source.device.index}: {source.device.name}"
-    return f"edge-asr: listening to {device} at {source.sample_rate} Hz with {model}; Ctrl-C stops"
+    return f"listening to {device} at {source.sample_rate} Hz with {model}; Ctrl-C stops"
 
 
 def _summary(live: LiveRecognizer) -> str:
     stats = live.stats
     load = stats.compute_s / stats.audio_s if stats.audio_s else 0.0
     return (
-        f"edge-asr: heard {stats.audio_s:.2f} s, {stats.n_finals} finals; {stats.n_gaps} gaps "
+        f"heard {stats.audio_s:.2f} s, {stats.n_finals} finals; {stats.n_gaps} gaps "
         f"({stats.lost_s:.2f} s lost), {stats.n_overflows} overflows; recognition took {load:.1%} of the time"
     )
 
 
 def _print_devices(devices: list[InputDevice], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"devices": [device.to_dict() for device in devices]}, ensure_ascii=False))
+        print_json({"devices": [device.to_dict() for device in devices]})
         return
     if not devices:
-        click.echo("edge-asr: no input devices; plug a microphone in", err=True)
+        say("no input devices; plug a microphone in")
         return
     from rich.console import Console
     from rich.table import Table

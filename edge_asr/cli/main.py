@@ -14,6 +14,8 @@ import difflib
 import importlib
 import logging
 import os
+import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
@@ -21,7 +23,9 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from edge_asr import __version__
+from edge_asr.cli.terminal import describe_os_error, prepare_streams, say
 from edge_asr.errors import EdgeAsrError, GateError
+from edge_asr.printable import printable
 
 #: Name of a command -> (module that has it as `command`, one-line help); in the order of the help.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -79,26 +83,47 @@ class LazyGroup(click.Group):
         a bug and keeps its traceback.
         """
         extra["standalone_mode"] = False
+        prepare_streams()
         try:
-            code = super().main(args, prog_name or "edge-asr", **extra)
+            arguments = list(sys.argv[1:] if args is None else args)
+            _refuse_empty(arguments)
+            code = super().main(arguments, prog_name or "edge-asr", **extra)
         except click.exceptions.Abort:
             code = EXIT_INTERRUPTED
         except click.ClickException as error:
+            object.__setattr__(error, "message", printable(error.message))  # names are in it
             error.show()
             code = error.exit_code
         except EdgeAsrError as error:
             code = _report(error, str(error), EXIT_GATE if isinstance(error, GateError) else EXIT_ERROR)
         except OSError as error:
-            if error.filename is None:
+            message = describe_os_error(error)
+            if message is None:
                 raise
-            code = _report(error, f"{error.filename}: {error.strerror}", EXIT_ERROR)
+            code = _report(error, message, EXIT_ERROR)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse "": it would be read as the current folder, and mostly is an unset variable of a script."""
+    for argument in arguments:
+        if not argument or re.fullmatch(r"--[\w-]+=", argument):
+            what = argument or "an argument"
+            raise click.UsageError(f"{what} is empty; leave it out or give a value (. is the current folder)")
 
 
 def _report(error: Exception, message: str, code: int) -> int:
     logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
-    click.echo("edge-asr: " + " ".join(message.split()), err=True)
+    say(" ".join(message.split()))
     return code
+
+
+class _Formatter(logging.Formatter):
+    """A record on one line; its traceback, if any, below."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -120,7 +145,7 @@ def configure_logging(verbosity: int) -> None:
         if isinstance(handler, _StderrHandler):
             root.removeHandler(handler)
     handler = _StderrHandler()
-    handler.setFormatter(logging.Formatter("edge-asr: %(levelname)s: %(message)s"))
+    handler.setFormatter(_Formatter("edge-asr: %(levelname)s: %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
     logging.getLogger("edge_asr").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
@@ -152,16 +177,27 @@ def main() -> NoReturn:
         if isinstance(end.code, int):
             codes.append(end.code)
         raise
+    except KeyboardInterrupt:  # outside of click, which knows it too
+        codes.append(EXIT_INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on Ctrl-C ends it without a traceback
 
 
 def _end_at_once(codes: list[int]) -> None:
     if not codes:  # a traceback or a message is to come; Python ends as it does
         return
+    code = codes[0]
     logging.shutdown()
-    try:
-        for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
+        try:
             if stream is not None and not stream.closed:
                 stream.flush()
-    except OSError:  # nobody reads any more, which Python reports in its own way
-        return
-    os._exit(codes[0])
+        except BrokenPipeError:  # nobody reads any more
+            code = code or EXIT_ERROR
+        except OSError as error:
+            if not code:
+                code = EXIT_ERROR
+                os.write(2, f"edge-asr: standard output: {error.strerror}\n".encode())
+    os._exit(code)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from edge_asr.cli.terminal import is_terminal, say
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -89,7 +91,7 @@ _DEVICE = (
     click.option(
         "--threads",
         "num_threads",
-        type=click.IntRange(min=1),
+        type=click.IntRange(min=1, max=1024),
         metavar="N",
         help="CPU threads of the model; by default what the backend chooses.",
     ),
@@ -236,8 +238,8 @@ def progress_bar(*, enabled: bool = True) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not (enabled and sys.stderr.isatty()),
-        redirect_stdout=sys.stdout.isatty(),
+        disable=not (enabled and is_terminal(sys.stderr)),
+        redirect_stdout=is_terminal(sys.stdout),
     )
 
 
@@ -263,8 +265,8 @@ def stage_display() -> Iterator[StageProgress]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-    if not sys.stderr.isatty():
-        yield lambda stage, done, total: None if total else click.echo(f"edge-asr: {stage} ...", err=True)
+    if not is_terminal(sys.stderr):
+        yield lambda stage, done, total: None if total else say(f"{stage} ...")
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:

@@ -6,13 +6,13 @@ file does not do: quantize or measure anything (edge_asr.calibration).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edge_asr.cli.options import int8_options, make_int8_options, stage_display
+from edge_asr.cli.terminal import print_json, print_line
 
 
 @click.command(name="quantize")
@@ -72,10 +72,10 @@ def command(
             progress=progress,
         )
     if as_json:
-        click.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+        print_json(result.to_dict())
     else:
         for line in int8_summary_lines(result.to_dict()):
-            click.echo(line)
-        click.echo(
+            print_line(line)
+        print_line(
             f"{written.path}: {written.artifact('int8').size_bytes / 1e6:.2f} MB, details in report.md"
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edge_asr.cli.terminal import print_json, print_line
 from edge_asr.errors import ConfigError, require
 
 
@@ -74,10 +74,10 @@ def command(
 
     summary = train(loaded, resume=resume, strict=strict)
     if as_json:
-        click.echo(json.dumps(summary))
+        print_json(summary)
         return
     rates = "  ".join(f"{name} WER {100 * rate['wer']:.2f} %" for name, rate in summary["dev"].items())
-    click.echo(f"{summary['step']} steps in {summary['minutes']:.1f} min  {rates}  {summary['run_dir']}/best")
+    print_line(f"{summary['step']} steps in {summary['minutes']:.1f} min  {rates}  {summary['run_dir']}/best")
 
 
 def _average(run_dir: Path, n_last: int, output: Path | None, *, force: bool, as_json: bool) -> None:
@@ -89,4 +89,7 @@ def _average(run_dir: Path, n_last: int, output: Path | None, *, force: bool, as
     if output.exists() and not force:
         raise ConfigError(f"{output} exists; give --force to overwrite it")
     written = average_run(run_dir, n_last, output)
-    click.echo(json.dumps({"checkpoint": str(written)}) if as_json else str(written))
+    if as_json:
+        print_json({"checkpoint": str(written)})
+    else:
+        print_line(str(written))

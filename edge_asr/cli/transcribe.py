@@ -8,10 +8,11 @@ the exit code is then 1. What this file does not do: recognise (edge_asr.runtime
 
 from __future__ import annotations
 
+import errno
 import gc
-import json
 import logging
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,9 @@ import click
 
 from edge_asr.cli.formats import FORMATS, format_transcript
 from edge_asr.cli.options import progress_bar, recognizer_options
+from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
 from edge_asr.errors import ConfigError
+from edge_asr.printable import printable
 
 if TYPE_CHECKING:
     from edge_asr.runtime.recognizer import Recognizer
@@ -34,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 STDIN = "-"
 _PROGRESS_FROM_S = 20.0
+#: What a file system says of one name; anything else would meet the next file as well.
+_BAD_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class _Summary:
 
     transcripts: list[dict[str, Any]]
     errors: list[dict[str, str]]
+    n_delivered: int = 0
     audio_s: float = 0.0
     compute_s: float = 0.0
 
@@ -96,16 +102,16 @@ def command(
         raise click.UsageError(
             f"--json prints JSON, not {output_format}; add -o DIR to write {output_format} files"
         )
-    sources, missing = _find_sources(files)
+    sources, problems = _find_sources(files)
     if output_dir is None and output_format in ("srt", "vtt") and len(sources) > 1:
         raise click.UsageError(f"{len(sources)} sounds do not fit one {output_format} on stdout; add -o DIR")
     if output_dir is not None:
         _check_outputs(sources, output_dir, output_format, force=force)
 
-    several = len(sources) + len(missing) > 1
+    several = len(sources) + len(problems) > 1
     delivery = _Delivery(output_format, as_json=as_json, output_dir=output_dir, several=several)
     summary = _Summary([], [])
-    for path, message in missing:
+    for path, message in problems:
         _report_error(summary, path, message)
     if sources:
         with _no_garbage():
@@ -130,7 +136,7 @@ def command(
             "compute_s": round(summary.compute_s, 4),
             "rtfx": round(rate, 2),
         }
-        click.echo(json.dumps(document, ensure_ascii=False))
+        print_json(document)
     if summary.errors:
         sys.exit(1)
 
@@ -144,18 +150,24 @@ class _Delivery:
     output_dir: Path | None
     several: bool
 
+    def output(self, source: _Source) -> Path | None:
+        """The file of a transcript; None where it is printed."""
+        return None if self.output_dir is None else _output(source, self.output_dir, self.output_format)
+
     def write(self, source: _Source, transcript: Transcript) -> dict[str, Any]:
         """Write or print one transcript; its entry in the JSON document."""
         entry = {"file": source.path, **transcript.to_dict()}
-        if self.output_dir is not None:
-            output = self.output_dir / f"{source.output_stem}.{self.output_format}"
-            _write_text(output, format_transcript(transcript, self.output_format))
+        output = self.output(source)
+        if output is not None:
+            from edge_asr.atomic import write_file
+
+            write_file(output, format_transcript(transcript, self.output_format).encode())
             entry["output"] = str(output)
         elif self.output_format == "json" and not self.as_json:
-            click.echo(json.dumps(entry, ensure_ascii=False))
+            print_json(entry)
         elif not self.as_json:
-            label = f"{source.path}: " if self.several and self.output_format == "txt" else ""
-            click.echo(label + format_transcript(transcript, self.output_format), nl=False)
+            label = f"{printable(source.path)}: " if self.several and self.output_format == "txt" else ""
+            print_text(label + format_transcript(transcript, self.output_format))
         return entry
 
 
@@ -187,20 +199,24 @@ def _transcribe(
 
     heard_s = [0.0] * len(sources)
     # Without a terminal no header is read for the bar, and rich is not even loaded.
-    total_s = sum(_duration_s(source.path) for source in sources) if sys.stderr.isatty() else 0.0
+    total_s = sum(_duration_s(source.path) for source in sources) if is_terminal(sys.stderr) else 0.0
     sounds = [sys.stdin.buffer if source.path == STDIN else source.path for source in sources]
     started = time.perf_counter()
     with ExitStack() as stack:
         heard: Callable[[int, float], None] | None = None
-        if (
-            total_s > _PROGRESS_FROM_S and sys.stderr.isatty()
-        ):  # else rich, which draws it, is not even loaded
+        if total_s > _PROGRESS_FROM_S:
             progress = stack.enter_context(progress_bar())
             task = progress.add_task("transcribing", total=total_s)
 
+            from rich.markup import escape
+
             def show(index: int, seconds: float) -> None:
                 heard_s[index] = seconds
-                progress.update(task, completed=sum(heard_s), description=Path(sources[index].path).name)
+                progress.update(
+                    task,
+                    completed=sum(heard_s),
+                    description=escape(printable(Path(sources[index].path).name)),
+                )
 
             heard = show
 
@@ -211,48 +227,102 @@ def _transcribe(
                 _report_error(summary, source.path, str(result.error))
                 continue
             summary.audio_s += result.transcript.duration_s
-            entry = delivery.write(source, result.transcript)
+            try:
+                entry = delivery.write(source, result.transcript)
+            except OSError as error:
+                output = delivery.output(source)
+                if output is None:
+                    raise
+                problem = f"{output} cannot be written: {error.strerror}"
+                if error.errno in _BAD_NAME:
+                    _report_error(summary, source.path, problem)
+                    continue
+                _report_error(
+                    summary, source.path, f"{problem}; {summary.n_delivered} transcripts are written"
+                )
+                break
+            summary.n_delivered += 1
             if delivery.as_json:
                 summary.transcripts.append(entry)
     summary.compute_s = time.perf_counter() - started
 
 
 def _find_sources(arguments: Sequence[str]) -> tuple[list[_Source], list[tuple[str, str]]]:
-    """The sounds that the arguments name, in order, and (argument, what is wrong) of the others."""
+    """The sounds that the arguments name, in order, and (name, what is wrong) of what cannot be used."""
     if arguments.count(STDIN) > 1:
         raise click.UsageError("- (stdin) can be given once only")
     sources: list[_Source] = []
-    missing: list[tuple[str, str]] = []
+    problems: list[tuple[str, str]] = []
     for argument in arguments:
         path = Path(argument)
         if argument == STDIN:
-            sources.append(_Source(STDIN, Path("stdin")))
-        elif path.is_dir():
-            from edge_asr.audio import has_sound_suffix
-
-            found = sorted(p for p in path.rglob("*") if has_sound_suffix(p) and p.is_file())
+            if sys.stdin is None:
+                problems.append((STDIN, "standard input is closed; pipe a sound into it"))
+            else:
+                sources.append(_Source(STDIN, Path("stdin")))
+            continue
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            problems.append((argument, _describe_missing(path, error)))
+            continue
+        if stat.S_ISDIR(mode):
+            found, unreadable = _search(path)
             sources.extend(_Source(str(p), p.relative_to(path).with_suffix("")) for p in found)
-            if not found:
-                missing.append((argument, f"no sound file below the folder {argument}"))
-        elif path.exists():
+            problems.extend(unreadable)
+            if not found and not unreadable:
+                problems.append((argument, f"no sound file below the folder {argument}"))
+        elif stat.S_ISREG(mode):
             sources.append(_Source(argument, Path(path.stem)))
         else:
-            missing.append((argument, f"no such file or folder: {argument}"))
-    return sources, missing
+            problems.append((argument, "a pipe, socket or device, not a file; give it as: - < NAME"))
+    return sources, problems
+
+
+def _describe_missing(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "a link to something that is not there" if path.is_symlink() else "no such file or folder"
+    return str(error.strerror)
+
+
+def _search(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The sound files below a folder, sorted, and what there could not be looked at."""
+    from edge_asr.audio import has_sound_suffix
+
+    found: list[Path] = []
+    problems: list[tuple[str, str]] = []
+
+    def note(error: OSError) -> None:
+        problems.append((os.fsdecode(error.filename), f"this folder cannot be read: {error.strerror}"))
+
+    for parent, _, names in os.walk(folder, onerror=note):
+        for path in (Path(parent, name) for name in names):
+            if not has_sound_suffix(path):
+                continue
+            try:
+                if stat.S_ISREG(path.stat().st_mode):
+                    found.append(path)
+            except OSError as error:
+                problems.append((str(path), _describe_missing(path, error)))
+    return sorted(found), problems
+
+
+def _output(source: _Source, folder: Path, output_format: str) -> Path:
+    return folder / f"{source.output_stem}.{output_format}"
 
 
 def _check_outputs(sources: Sequence[_Source], folder: Path, output_format: str, *, force: bool) -> None:
     """Refuse, before any work, two sounds with one output, and outputs that exist."""
     taken: dict[Path, str] = {}
     for source in sources:
-        output = folder / f"{source.output_stem}.{output_format}"
+        output = _output(source, folder, output_format)
         if output in taken:
             raise ConfigError(
                 f"{taken[output]} and {source.path} would both be written to {output}; "
                 "transcribe them in two runs with two folders"
             )
         taken[output] = source.path
-    existing = [output for output in taken if output.exists()]
+    existing = [output for output in taken if os.path.exists(output)]
     if existing and not force:
         others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise ConfigError(
@@ -262,28 +332,19 @@ def _check_outputs(sources: Sequence[_Source], folder: Path, output_format: str,
 
 def _duration_s(path: str) -> float:
     """Length for the progress bar; 0 where it cannot be told yet."""
-    import soundfile
+    from edge_asr.audio import AudioFile
+    from edge_asr.errors import AudioError
 
     if path == STDIN:
         return 0.0
     try:
-        return float(soundfile.info(path).duration)
-    except (soundfile.SoundFileError, OSError):
+        with AudioFile(path) as file:
+            return file.duration_s
+    except (AudioError, OSError):
         return 0.0
 
 
 def _report_error(summary: _Summary, path: str, message: str) -> None:
     message = " ".join(message.split())
     summary.errors.append({"file": path, "error": message})
-    click.echo(f"edge-asr: {message if path in message else f'{path}: {message}'}", err=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write all of it or nothing: a reader never sees half a transcript."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    say(message if path in message else f"{path}: {message}")

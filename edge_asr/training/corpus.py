@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.audio import AudioFile, read_audio
-from edge_asr.errors import ManifestError, VocabularyError
+from edge_asr.errors import ManifestError, TrainingError, VocabularyError
 from edge_asr.manifest import BadRow, Manifest, Reason, Utterance, read_manifest
 from edge_asr.metrics import normalize_text
 from edge_asr.training.config import DataConfig, SourceConfig
@@ -269,6 +269,11 @@ def _write_cache(decoded: Iterable[npt.NDArray[np.int16] | str], index_path: Pat
         partial = index_path.with_suffix(f".{os.getpid()}.tmp")
         partial.write_text(json.dumps(lengths), encoding="utf-8")
         os.replace(partial, index_path)
+    except OSError as error:
+        raise TrainingError(
+            f"the audio cache {audio_path} cannot be written ({error.strerror}); free some room, or name "
+            "another folder in data.cache_dir"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

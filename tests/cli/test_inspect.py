@@ -113,7 +113,7 @@ def test_damaged_checkpoints_are_one_clear_line(run, random_checkpoint, tmp_path
 
 
 def test_neither_one_nor_the_other(run, tmp_path) -> None:
-    assert "is no bundle" in run("inspect", tmp_path).stderr
+    assert "is not a bundle" in run("inspect", tmp_path).stderr
     (tmp_path / "file").write_text("x")
     assert "is a file" in run("inspect", tmp_path / "file").stderr
     result = run("inspect", tmp_path / "nothing")

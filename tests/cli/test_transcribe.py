@@ -26,6 +26,7 @@ MODULES = {
     "edge_asr.cli.formats",
     "edge_asr.cli.main",
     "edge_asr.cli.options",
+    "edge_asr.cli.terminal",
     "edge_asr.cli.transcribe",
     "edge_asr.errors",
     "edge_asr.frames",
@@ -42,6 +43,7 @@ MODULES = {
     "edge_asr.runtime.recognizer",
     "edge_asr.runtime.transcript",
     "edge_asr.runtime.windows",
+    "edge_asr.printable",
     "edge_asr.vocabulary",
 }
 ABSENT = ("scipy", "rich", "sounddevice", "torch", "onnx", "tensorrt", "cuda", "importlib.metadata")
