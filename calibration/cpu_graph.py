@@ -3,7 +3,8 @@
 Most of the time until a quantized model is loaded goes to looking for patterns of QuantizeLinear and
 DequantizeLinear and replacing them by integer operators. The rewritten graph has operators of onnxruntime's
 own (com.microsoft), which no other runtime and no TensorRT knows, so it stands beside the portable file and
-ships only if it gives the same bits. Layouts that depend on the CPU's vector width are left to loading.
+ships only if it gives the same bits on the machine that makes it; elsewhere (arm64) it gives the same words.
+Layouts that depend on the CPU's vector width are left to loading.
 """
 
 from __future__ import annotations

@@ -55,6 +55,8 @@ _NOTHING_TO_DO = [
     "TransposeOptimizer",
     "TransposeOptimizer_CPUExecutionProvider",
 ]
+JETSON_RELEASE = Path("/etc/nv_tegra_release")
+DEVICE_TREE = Path("/proc/device-tree/compatible")
 MAX_THREADS = 1024
 """More than any machine that this runs on has; each thread takes memory and time to start."""
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -230,10 +232,26 @@ def check_device(device: str) -> None:
     onnxruntime = load_onnxruntime()
     available = onnxruntime.get_available_providers()
     if _PROVIDERS[device] not in available:
+        advice = "install it with: pip uninstall onnxruntime && pip install 'edge-asr[gpu]'"
+        if _is_jetson():
+            advice = (
+                "no onnxruntime wheel has kernels for a Jetson's GPU: build a TensorRT engine with "
+                "`edge-asr build`, or use backend='cpu'"
+            )
         raise BackendError(
             f"backend {device!r} needs {_PROVIDERS[device]}, this onnxruntime has {', '.join(available)}; "
-            "install it with: pip uninstall onnxruntime && pip install 'edge-asr[gpu]'"
+            f"{advice}"
         )
+
+
+def _is_jetson() -> bool:
+    """Whether this is a Jetson: its release file, or in a container a Tegra in the device tree."""
+    if JETSON_RELEASE.exists():
+        return True
+    try:
+        return b"nvidia,tegra" in DEVICE_TREE.read_bytes()
+    except OSError:
+        return False
 
 
 def choose_precision(bundle: Bundle, precision: str, device: str) -> Precision:

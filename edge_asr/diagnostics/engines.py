@@ -19,6 +19,8 @@ def check_engines(model: str | None, libraries: Sequence[TensorRTState]) -> list
         model: folder of a bundle or name of an embedded model; None for the default one.
         libraries: the flavors that work here.
     """
+    if not libraries:
+        return []
     from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
     from edge_asr.bundle.names import ENGINES_FOLDER
     from edge_asr.runtime.engine.lookup import build_command, find_engine

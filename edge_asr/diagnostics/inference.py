@@ -37,7 +37,7 @@ def check_onnxruntime(machine: Machine) -> list[Check]:
     installed, _ = split_installed(["onnxruntime", "onnxruntime-gpu"])
     extra = "jetson" if machine.is_jetson else "cpu"
     if not installed:
-        # There are no onnxruntime-gpu wheels for Jetson's integrated GPU.
+        # No onnxruntime-gpu wheel has kernels for a Jetson's GPU (1.31.1: sm_89, 90, 120, 121, and no PTX).
         other = "" if machine.is_jetson else " (or 'edge-asr[gpu]' for an NVIDIA GPU)"
         return [
             Check(
@@ -70,6 +70,11 @@ def check_onnxruntime(machine: Machine) -> list[Check]:
             "install the CUDA, cuDNN and TensorRT that this onnxruntime-gpu asks for, "
             f"or use 'edge-asr[{extra}]'"
         )
+        if machine.is_jetson:
+            gpu = (
+                "pip uninstall onnxruntime-gpu, then pip install 'edge-asr[jetson]': no onnxruntime wheel "
+                "has kernels for Orin or Thor; `edge-asr build` makes engines for their GPU"
+            )
         checks.append(
             Check(
                 name=provider,

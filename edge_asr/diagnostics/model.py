@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import difflib
 import re
-import time
 
 from edge_asr.diagnostics.check import Check, first_line
+from edge_asr.diagnostics.probe import run_probe
 from edge_asr.errors import EdgeAsrError
+
+PROBE = """
+import json, sys, time
+from edge_asr.runtime.recognizer import Recognizer
+with Recognizer.load(sys.argv[1]) as recognizer:
+    started = time.perf_counter()
+    transcript = recognizer.transcribe_file(sys.argv[2])
+    elapsed_s = time.perf_counter() - started
+print(json.dumps({"text": transcript.text, "duration_s": transcript.duration_s, "elapsed_s": elapsed_s}))
+"""
 
 _MIN_SIMILARITY = 0.8
 """Of the sample's transcription to its text: recognizers err, broken installs give noise or nothing."""
@@ -41,23 +51,26 @@ def check_model(model: str | None) -> list[Check]:
 
 
 def check_sample() -> list[Check]:
-    """A real transcription of the embedded sample with the embedded model, compared with its text."""
+    """A real transcription of the embedded sample with the embedded model, compared with its text.
+
+    It runs in a process of its own: an onnxruntime that crashes there is a line here.
+    """
     name = "transcription"
+    fix = "fix what is above, then run edge-asr doctor again"
     try:
-        from edge_asr.bundle.folder import EMBEDDED_MODELS
-        from edge_asr.runtime.recognizer import Recognizer
+        from edge_asr.bundle.folder import DEFAULT_MODEL, EMBEDDED_MODELS
 
         sample = EMBEDDED_MODELS / "samples" / "robot_commands.flac"
         expected = sample.with_suffix(".txt").read_text(encoding="utf-8")
-        with Recognizer.load() as recognizer:
-            started = time.perf_counter()
-            transcript = recognizer.transcribe_file(sample)
-            elapsed_s = time.perf_counter() - started
-    except (EdgeAsrError, ImportError, OSError) as error:
-        mend = "mend what is above, then run edge-asr doctor again"
-        return [Check(name=name, status="broken", detail=first_line(str(error)), mend=mend, required=True)]
-    heard = f"{transcript.text!r}, {transcript.duration_s:.1f} s of audio in {elapsed_s:.2f} s"
-    words = [re.sub(r"[^\w' ]", " ", text.lower()).split() for text in (expected, transcript.text)]
+        model = EMBEDDED_MODELS / DEFAULT_MODEL / "bundle"
+    except (ImportError, OSError) as error:
+        return [Check(name=name, status="broken", detail=first_line(str(error)), mend=fix, required=True)]
+    answer, problem = run_probe(PROBE, str(model), str(sample))
+    if answer is None:
+        return [Check(name=name, status="broken", detail=first_line(problem), mend=fix, required=True)]
+    text = str(answer["text"])
+    heard = f"{text!r}, {answer['duration_s']:.1f} s of audio in {answer['elapsed_s']:.2f} s"
+    words = [re.sub(r"[^\w' ]", " ", spoken.lower()).split() for spoken in (expected, text)]
     similarity = difflib.SequenceMatcher(None, " ".join(words[0]), " ".join(words[1]), autojunk=False).ratio()
     if similarity >= _MIN_SIMILARITY:
         return [Check(name=name, status="ok", detail=heard, required=True)]

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from edge_asr.diagnostics import model
 
 
-def test_a_missing_runtime_module_is_a_line_not_a_traceback(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "edge_asr.runtime.recognizer", None)
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        ("import sys; sys.modules['edge_asr.runtime.recognizer'] = None", "ModuleNotFoundError"),
+        # As where onnxruntime has instructions that the processor lacks, or an emulator does.
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed with signal 11"),
+        ("raise SystemExit(139)", "exit code 139"),
+        ("print('no JSON'); raise SystemExit", "gave no answer: 'no JSON'"),
+    ],
+    ids=["missing", "crash", "crash under an emulator", "silence"],
+)
+def test_a_runtime_that_cannot_run_is_a_line(monkeypatch: pytest.MonkeyPatch, first: str, words: str) -> None:
+    monkeypatch.setattr(model, "PROBE", f"{first}\n{model.PROBE}")
     (check,) = model.check_sample()
     assert check.status == "broken"
+    assert words in check.detail
+
+
+def test_the_process_that_reports_never_loads_onnxruntime() -> None:
+    """Where importing it crashes, doctor still ends with its whole report."""
+    code = (
+        "import sys; from edge_asr.diagnostics.report import run_checks\n"
+        "names = [check.name for check in run_checks()]\n"
+        "assert 'transcription' in names and 'onnxruntime' not in sys.modules, names"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_named_bundle_that_was_altered_is_broken(tmp_path: Path) -> None:

@@ -193,3 +193,16 @@ def test_whatever_searches_a_folder_finds_the_same_sound_files(tmp_path: Path, s
     assert find_clips([tmp_path]) == [sound]
     if suffix.islower():  # LibriSpeech's names are known in full
         assert [u.audio_path for u in read_manifest(tmp_path).utterances] == [sound]
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    sample_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a user who is not root; root may read everything."""
+
+    def refuse(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(AudioError, match=r"robot_commands\.flac cannot be opened: Permission denied$"):
+        AudioFile(sample_path)

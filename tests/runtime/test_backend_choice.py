@@ -314,6 +314,28 @@ def test_tensorrt_by_name_where_it_is_not_installed(
         create_backend(make_bundle(), backend="tensorrt")
 
 
+def test_a_fake_jetson_is_sent_to_engines_not_to_the_gpu_wheel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(backends, "_PROVIDERS", {"cuda": "NoSuchExecutionProvider"})
+    for name in ("JETSON_RELEASE", "DEVICE_TREE"):
+        monkeypatch.setattr(backends, name, tmp_path / name)
+    with pytest.raises(BackendError, match=r"pip install 'edge-asr\[gpu\]'"):
+        backends.check_device("cuda")
+    (tmp_path / "DEVICE_TREE").write_bytes(b"nvidia,p3768-0000\0nvidia,tegra234\0")
+    with pytest.raises(BackendError, match="kernels for a Jetson's GPU: build a TensorRT engine") as caught:
+        backends.check_device("cuda")
+    assert "edge-asr[gpu]" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_threads", [0, 1025, 100_000, True, 1.5])
+def test_a_number_of_threads_that_cannot_be_meant(
+    make_bundle: Callable[..., Bundle], num_threads: Any
+) -> None:
+    with pytest.raises(BackendError, match="give a whole number from 1 to 1024, or None"):
+        create_backend(make_bundle(), backend="cpu", num_threads=num_threads)
+
+
 def test_the_command_line_offers_the_same_names() -> None:
     @click.command()
     @options.recognizer_options
@@ -321,6 +343,8 @@ def test_the_command_line_offers_the_same_names() -> None:
 
     (backend,) = (parameter for parameter in command.params if parameter.name == "backend")
     assert tuple(backend.type.choices) == backends.BACKENDS  # type: ignore[attr-defined]
+    (threads,) = (parameter for parameter in command.params if parameter.name == "num_threads")
+    assert threads.type.max == backends.MAX_THREADS  # type: ignore[attr-defined]
 
 
 # --- the recogniser ---
