@@ -73,7 +73,6 @@ DEFERRED: Mapping[tuple[str, str], str] = {
     ("diagnostics", "edge_asr.bundle.names"): LATE_CHECK,
     ("diagnostics", "edge_asr.runtime.engine.lookup"): LATE_CHECK,
     ("diagnostics", "edge_asr.runtime.engine.sidecar"): LATE_CHECK,
-    ("diagnostics", "edge_asr.runtime.recognizer"): LATE_CHECK,
 }
 
 #: Rooms and file names where an import inside a function needs no reason of its own.
