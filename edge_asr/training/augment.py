@@ -13,35 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import require
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.mel import hz_from_mel, mel_from_hz
+from edge_asr.training.codecs import apply_codec
 from edge_asr.training.config import AugmentConfig, SpecAugmentConfig
+from edge_asr.training.noise import NoisePool, fit_length
 
 Waveform = npt.NDArray[np.float32]
-
-_POOL_S = 60.0
-
-
-class NoisePool:
-    """A minute of white and pink noise of unit power, cut at random places."""
-
-    def __init__(self, sample_rate: int, seed: int = 0) -> None:
-        rng = np.random.default_rng([seed, 2])
-        n = int(_POOL_S * sample_rate)
-        white = rng.standard_normal(n, dtype=np.float32)
-        spectrum = np.fft.rfft(white)
-        # Power falls as 1/f; below 20 Hz flat, so that no huge drift appears.
-        frequency = np.maximum(np.fft.rfftfreq(n, 1 / sample_rate), 20.0)
-        pink = np.fft.irfft(spectrum / np.sqrt(frequency), n).astype(np.float32)
-        self._noises = {"white": white, "pink": pink / np.float32(pink.std())}
-
-    def cut(self, kind: str, n_samples: int, rng: np.random.Generator) -> Waveform:
-        """f32 [n_samples] of "white" or "pink", power 1."""
-        noise = self._noises[kind]
-        start = int(rng.integers(len(noise)))
-        return (
-            np.take(noise, range(start, start + n_samples), mode="wrap")
-            if (start + n_samples > len(noise))
-            else noise[start : start + n_samples].copy()
-        )
 
 
 def change_speed(waveform: Waveform, speed: float) -> Waveform:
@@ -78,8 +56,6 @@ def add_reverberation(
     waveform: Waveform, rt60_s: float, sample_rate: int, rng: np.random.Generator
 ) -> Waveform:
     """Convolve with a direct path plus exponentially decaying noise (60 dB down after rt60_s)."""
-    import scipy.signal
-
     n = max(2, int(rt60_s * sample_rate))
     decay = np.exp(np.float32(-np.log(1000.0)) * np.arange(n, dtype=np.float32) / np.float32(n))
     tail = rng.standard_normal(n, dtype=np.float32) * decay
@@ -87,7 +63,14 @@ def add_reverberation(
     direct_to_reverb = 10 ** (rng.uniform(0.0, 12.0) / 10)
     tail *= np.float32(1.0 / np.sqrt(max(float(np.sum(tail**2)) * direct_to_reverb, 1e-12)))
     tail[0] = 1.0
-    wet = scipy.signal.oaconvolve(waveform, tail)[: len(waveform)]
+    return convolve(waveform, tail)
+
+
+def convolve(waveform: Waveform, response: Waveform) -> Waveform:
+    """`waveform` [S] in a room of the given impulse response, cut to [S]."""
+    import scipy.signal
+
+    wet = scipy.signal.oaconvolve(waveform, response)[: len(waveform)]
     reverberant: Waveform = wet.astype(np.float32, copy=False)
     return reverberant
 
@@ -103,12 +86,13 @@ def add_noise(waveform: Waveform, noise: Waveform, snr_db: float) -> Waveform:
     return noisy
 
 
-def fit_length(waveform: Waveform, n_samples: int, rng: np.random.Generator) -> Waveform:
-    """Cut at a random place, or repeat, to exactly n_samples."""
+def clip_loudest(waveform: Waveform, fraction: float) -> Waveform:
+    """Limit the loudest `fraction` of the samples [S] to the level of the next one."""
     if len(waveform) == 0:
-        return np.zeros(n_samples, np.float32)
-    start = int(rng.integers(len(waveform)))
-    return np.resize(np.roll(waveform, -start), n_samples)
+        return waveform
+    limit = np.quantile(np.abs(waveform), 1.0 - fraction)
+    clipped: Waveform = np.clip(waveform, -limit, limit)
+    return clipped
 
 
 def augment_waveform(
@@ -118,12 +102,16 @@ def augment_waveform(
     noise: NoisePool,
     draw_babble: Callable[[], Sequence[Waveform]],
     rng: np.random.Generator,
+    rooms: Sequence[Waveform] = (),
 ) -> Waveform:
-    """Reverberation, gain and noise, each with its probability; clipped to full scale.
+    """Room or reverberation, gain, noise, clipping and codec, each with its probability; within full scale.
 
-    `draw_babble` gives the waveforms that babble is mixed from; called only when babble is drawn.
+    `draw_babble` gives the waveforms that babble is mixed from; called only when babble is drawn. `rooms`
+    are the impulse responses of `rooms.build_rooms`.
     """
-    if rng.random() < config.reverb_prob:
+    if config.room_prob and rng.random() < config.room_prob:
+        waveform = convolve(waveform, rooms[int(rng.integers(len(rooms)))])
+    elif rng.random() < config.reverb_prob:
         waveform = add_reverberation(waveform, float(rng.uniform(*config.reverb_rt60_s)), sample_rate, rng)
     gain_db = rng.uniform(*config.gain_db)
     waveform = waveform * np.float32(10 ** (gain_db / 20))
@@ -136,7 +124,35 @@ def augment_waveform(
         else:
             background = noise.cut(kind, len(waveform), rng)
         waveform = add_noise(waveform, background, float(rng.uniform(*config.noise_snr_db)))
+    if config.clip_prob and rng.random() < config.clip_prob:
+        waveform = clip_loudest(waveform, float(rng.uniform(*config.clip_fraction)))
+    if config.codec_prob and rng.random() < config.codec_prob:
+        waveform = apply_codec(waveform, str(rng.choice(config.codecs)), sample_rate, rng)
     return np.clip(waveform, -1.0, 1.0)
+
+
+def build_warp(features: FeatureConfig, factor: float) -> npt.NDArray[np.float32]:
+    """Matrix that stretches the frequency axis of log-mel features by `factor`, f32 [n_mels, n_mels].
+
+    Jaitly and Hinton 2013 (vocal tract length perturbation): linear up to 4800 Hz or where that would reach,
+    then linear to the Nyquist frequency. Bands are interpolated between their centers: `features @ matrix`.
+    """
+    nyquist, edge = features.sample_rate / 2, 0.6 * features.sample_rate / 2 * min(factor, 1.0)
+    low, high = (float(mel_from_hz(f, features.mel_scale)) for f in (features.f_min, features.f_max))
+    mels = np.linspace(low, high, features.n_mels + 2)[1:-1]
+    hz = hz_from_mel(mels, features.mel_scale)
+    warped = np.where(
+        hz <= edge / factor,
+        hz * factor,
+        nyquist - (nyquist - edge) / (nyquist - edge / factor) * (nyquist - hz),
+    )
+    place = np.interp(mel_from_hz(warped, features.mel_scale), mels, np.arange(len(mels)))
+    left = np.minimum(place.astype(np.int64), len(mels) - 2)
+    matrix = np.zeros((len(mels), len(mels)), np.float32)
+    columns = np.arange(len(mels))
+    matrix[left, columns] = 1 - (place - left)
+    matrix[left + 1, columns] = place - left
+    return matrix
 
 
 def mask_features(

@@ -11,6 +11,9 @@ from typing import Any
 
 from edge_asr.errors import ConfigError
 
+_NOISE_KINDS = ("white", "pink", "babble", "recorded")
+_CODECS = ("mu_law", "gsm", "mp3", "vorbis", "opus")
+
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
@@ -91,7 +94,7 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """Waveform augmentation, in this order: speed, joining, reverberation, gain, noise.
+    """Waveform augmentation, in this order: speed, joining, room, gain, noise, clipping, codec, vocal tract.
 
     enabled: false trains on the clips as they are.
     speeds: one factor is drawn for each clip (soxr; 1.1 is faster and higher).
@@ -100,12 +103,25 @@ class AugmentConfig:
     concat_gap_s: [lowest, highest] near-silence between joined clips, seconds.
     pad_prob: probability of near-silence before, and again after, the waveform.
     pad_max_s: longest such padding, seconds.
+    offset_max_s: every waveform begins with up to this much near-silence, seconds, so that frames fall
+        on all places; 0.04 to 0.08 covers one encoder frame.
     gain_db: [lowest, highest] change of level, dB.
     noise_prob: probability of additive noise.
     noise_snr_db: [lowest, highest] signal-to-noise ratio, dB.
-    noise_kinds: drawn from white, pink, babble (3 to 6 other training clips at once).
+    noise_kinds: drawn from white, pink, babble (3 to 6 other training clips at once) and recorded.
+    noise_manifest: JSON Lines manifest of recorded noises without words, for the kind recorded.
     reverb_prob: probability of reverberation by a random exponentially decaying impulse response.
     reverb_rt60_s: [lowest, highest] reverberation time, seconds.
+    room_prob: probability of a simulated room, microphone and talker in it (image method).
+    n_rooms: rooms that are simulated at the start, to be drawn from.
+    room_rt60_s: [lowest, highest] reverberation time of the rooms, seconds.
+    room_distance_m: [lowest, highest] distance from talker to microphone, meters; 3 and more is far field.
+    clip_prob: probability of overdriving, which clips the loudest samples.
+    clip_fraction: [lowest, highest] fraction of the samples that is clipped.
+    codec_prob: probability of a codec.
+    codecs: drawn from mu_law, gsm (both at 8 kHz, as telephones), mp3, vorbis and opus.
+    vtlp_range: [lowest, highest] factor of the frequency axis, as if the vocal tract were shorter or
+        longer (Jaitly and Hinton 2013); [1.0, 1.0] leaves it.
     """
 
     enabled: bool = True
@@ -115,29 +131,55 @@ class AugmentConfig:
     concat_gap_s: tuple[float, float] = (0.0, 0.5)
     pad_prob: float = 0.3
     pad_max_s: float = 0.5
+    offset_max_s: float = 0.0
     gain_db: tuple[float, float] = (-12.0, 6.0)
     noise_prob: float = 0.4
     noise_snr_db: tuple[float, float] = (5.0, 30.0)
     noise_kinds: tuple[str, ...] = ("white", "pink", "babble")
+    noise_manifest: str | None = None
     reverb_prob: float = 0.15
     reverb_rt60_s: tuple[float, float] = (0.1, 0.5)
+    room_prob: float = 0.0
+    n_rooms: int = 64
+    room_rt60_s: tuple[float, float] = (0.15, 0.7)
+    room_distance_m: tuple[float, float] = (0.3, 4.0)
+    clip_prob: float = 0.0
+    clip_fraction: tuple[float, float] = (0.0005, 0.02)
+    codec_prob: float = 0.0
+    codecs: tuple[str, ...] = ("mu_law", "gsm", "mp3", "vorbis")
+    vtlp_range: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         _check(
             len(self.speeds) > 0 and all(0.5 <= speed <= 2.0 for speed in self.speeds),
             f"speeds must be factors from 0.5 to 2, got {list(self.speeds)}",
         )
-        for name in ("concat_prob", "pad_prob", "noise_prob", "reverb_prob"):
-            _check_probability(name, getattr(self, name))
+        for name in ("concat", "pad", "noise", "reverb", "room", "clip", "codec"):
+            _check_probability(f"{name}_prob", getattr(self, f"{name}_prob"))
         _check_range("gain_db", self.gain_db)
         _check_range("noise_snr_db", self.noise_snr_db)
         _check_range("concat_gap_s", self.concat_gap_s, low=0.0)
         _check_range("reverb_rt60_s", self.reverb_rt60_s, low=0.01)
+        _check_range("room_rt60_s", self.room_rt60_s, low=0.01)
+        _check_range("room_distance_m", self.room_distance_m, low=0.05)
+        _check_range("clip_fraction", self.clip_fraction, low=0.0)
+        _check(self.clip_fraction[1] < 1, f"clip_fraction must be below 1, got {list(self.clip_fraction)}")
+        _check_range("vtlp_range", self.vtlp_range, low=0.5)
+        _check(self.vtlp_range[1] <= 2, f"vtlp_range must not exceed 2, got {list(self.vtlp_range)}")
+        _check(self.n_rooms >= 1, f"n_rooms must be >= 1, got {self.n_rooms}")
         _check(self.concat_max_s >= 0, f"concat_max_s must be >= 0, got {self.concat_max_s}")
         _check(self.pad_max_s >= 0, f"pad_max_s must be >= 0, got {self.pad_max_s}")
-        unknown = set(self.noise_kinds) - {"white", "pink", "babble"}
-        _check(not unknown, f"unknown noise kind {sorted(unknown)}; use white, pink, babble")
+        _check(self.offset_max_s >= 0, f"offset_max_s must be >= 0, got {self.offset_max_s}")
+        unknown = set(self.noise_kinds) - set(_NOISE_KINDS)
+        _check(not unknown, f"unknown noise kind {sorted(unknown)}; use {', '.join(_NOISE_KINDS)}")
         _check(bool(self.noise_kinds), "noise_kinds is empty; set noise_prob: 0 for no noise")
+        _check(
+            "recorded" not in self.noise_kinds or self.noise_manifest is not None,
+            "noise kind recorded needs noise_manifest",
+        )
+        unknown = set(self.codecs) - set(_CODECS)
+        _check(not unknown, f"unknown codec {sorted(unknown)}; use {', '.join(_CODECS)}")
+        _check(bool(self.codecs), "codecs is empty; set codec_prob: 0 for none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +274,8 @@ class OptimConfig:
         evaluated and saved; 0 for none.
     flat_start_steps: steps of cross-entropy on an even alignment before CTC begins; a few hundred
         shorten the time in which a fresh model says nothing but blank.
+    flat_start_alignments: folder of SOURCE.jsonl that say when each character is said (see
+        `edge_asr.training.alignment`), for the flat start; clips without a row are spread evenly.
     """
 
     lr: float = 1e-3
@@ -250,6 +294,7 @@ class OptimConfig:
     intermediate_weight: float = 0.3
     ema_decay: float = 0.999
     flat_start_steps: int = 0
+    flat_start_alignments: str | None = None
 
     def __post_init__(self) -> None:
         _check(self.lr > 0, f"lr must be > 0, got {self.lr}")

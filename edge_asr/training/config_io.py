@@ -93,6 +93,12 @@ def resolve_paths(config: TrainConfig, folder: Path) -> TrainConfig:
         dev=sources(config.data.dev),
         cache_dir=None if config.data.cache_dir is None else absolute(config.data.cache_dir),
     )
+    augment = config.augment
+    if augment.noise_manifest is not None:
+        augment = dataclasses.replace(augment, noise_manifest=absolute(augment.noise_manifest))
+    optim = config.optim
+    if optim.flat_start_alignments is not None:
+        optim = dataclasses.replace(optim, flat_start_alignments=absolute(optim.flat_start_alignments))
     tokenizer = config.tokenizer
     if tokenizer.extra_text is not None:
         tokenizer = dataclasses.replace(tokenizer, extra_text=absolute(tokenizer.extra_text))
@@ -101,7 +107,13 @@ def resolve_paths(config: TrainConfig, folder: Path) -> TrainConfig:
     if init_from is not None and ("/" in init_from or (folder / init_from).exists()):
         init_from = absolute(init_from)
     return dataclasses.replace(
-        config, run_dir=absolute(config.run_dir), data=data, tokenizer=tokenizer, init_from=init_from
+        config,
+        run_dir=absolute(config.run_dir),
+        data=data,
+        augment=augment,
+        tokenizer=tokenizer,
+        optim=optim,
+        init_from=init_from,
     )
 
 

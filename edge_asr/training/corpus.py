@@ -131,6 +131,26 @@ def load_corpus(
     return Corpus(tuple(clips), tuple(bad), sample_rate)
 
 
+def load_recordings(
+    path: str | Path, data: DataConfig, *, sample_rate: int, cache_dir: Path
+) -> list[npt.NDArray[np.int16]]:
+    """The sound of a JSON Lines manifest whose texts do not matter: int16 [S_i] for each row.
+
+    Raises:
+        ManifestError: the manifest cannot be read, or one of its rows cannot be used.
+    """
+    manifest = read_manifest(path, kind="jsonl")
+    lengths, samples = _decode_source(manifest, data, sample_rate, cache_dir, None)
+    problems = [f"row {bad.row}: {bad.detail}" for bad in manifest.bad_rows]
+    problems += [length for length in lengths if isinstance(length, str)]
+    if problems:
+        raise ManifestError(f"{path} has {len(problems)} rows that cannot be used; the first: {problems[0]}")
+    if samples is None:
+        return [decode_audio(row.audio_path, sample_rate) for row in manifest.utterances]
+    ends = np.cumsum([int(length) for length in lengths])
+    return np.split(samples, ends[:-1])
+
+
 def check_targets(
     corpus: Corpus,
     tokenizer: TextEncoder,

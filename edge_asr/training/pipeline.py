@@ -17,9 +17,10 @@ import torch
 
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.training.alignment import labels_from_spans
 from edge_asr.training.augment import (
-    NoisePool,
     augment_waveform,
+    build_warp,
     change_speed,
     join_waveforms,
     mask_features,
@@ -27,7 +28,9 @@ from edge_asr.training.augment import (
 from edge_asr.training.config import AugmentConfig, SpecAugmentConfig
 from edge_asr.training.corpus import Clip
 from edge_asr.training.flat_start import IGNORED, join_labels, spread_tokens
+from edge_asr.training.noise import NoisePool
 from edge_asr.training.plan import Item, Position
+from edge_asr.training.rooms import build_rooms
 from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary
 
 
@@ -63,11 +66,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class FlatStart:
-    """What the labels of a flat start depend on: f64 [V] weights, subsampling factor, blank."""
+    """What the labels of a flat start depend on.
+
+    weights: f64 [V], see `token_weights`.  spans: for each clip when its tokens are said, see `load_spans`;
+    clips without spans, and all when it is empty, are spread evenly.
+    """
 
     weights: npt.NDArray[np.float64]
     factor: int
     blank_id: int
+    spans: Sequence[npt.NDArray[np.float32] | None] = ()
 
 
 class BatchBuilder(torch.utils.data.Dataset[Batch]):
@@ -84,6 +92,7 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
         seed: int,
         flat_start: FlatStart | None = None,
         separator: Sequence[int] = (),
+        noises: Sequence[npt.NDArray[np.int16]] = (),
     ) -> None:
         self.flat_start = flat_start
         self.separator = separator
@@ -94,7 +103,9 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
         self.augment = augment
         self.spec_augment = spec_augment
         self.mask_value = mask_value
-        self.noise = NoisePool(self.sample_rate, seed)
+        self.noise = NoisePool(self.sample_rate, seed, noises)
+        has_rooms = augment.enabled and augment.room_prob > 0
+        self.rooms = build_rooms(augment, self.sample_rate, seed) if has_rooms else []
 
     def __getitem__(self, planned: tuple[Position, list[Item]]) -> Batch:
         position, items = planned
@@ -108,6 +119,9 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
             if self.flat_start is not None:
                 labels.append(self.align(item, parts, len(features), self.flat_start))
             if self.augment.enabled:
+                if self.augment.vtlp_range != (1.0, 1.0):
+                    warp = build_warp(self.extractor.config, float(rng.uniform(*self.augment.vtlp_range)))
+                    features = features @ warp
                 features = mask_features(features, self.spec_augment, self.mask_value, rng)
             rows.append(features)
             targets.append(join_targets([self.targets[clip] for clip in item.clips], self.separator))
@@ -131,20 +145,21 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
     ) -> npt.NDArray[np.int64]:
         """Labels of one item for the flat start, i64 [T']."""
         hop, labels, starts, begin = self.extractor.config.hop_length, [], [], 0
-        for clip, part, gap_s in zip(item.clips, parts, item.gaps_s, strict=False):
+        blank_id = flat_start.blank_id
+        for clip, part, gap_s, speed in zip(item.clips, parts, item.gaps_s, item.speeds, strict=False):
             begin += int(gap_s * self.sample_rate)
             starts.append(begin // hop)
-            labels.append(
-                spread_tokens(
-                    part,
-                    self.targets[clip],
-                    flat_start.weights,
-                    hop_length=hop,
-                    blank_id=flat_start.blank_id,
+            tokens, spans = self.targets[clip], flat_start.spans[clip] if flat_start.spans else None
+            if spans is None:
+                row = spread_tokens(part, tokens, flat_start.weights, hop_length=hop, blank_id=blank_id)
+            else:
+                frame_s = hop / self.sample_rate
+                row = labels_from_spans(
+                    spans / np.float32(speed), tokens, len(part) // hop, frame_s=frame_s, blank_id=blank_id
                 )
-            )
+            labels.append(row)
             begin += len(part)
-        return join_labels(labels, starts, n_frames, factor=flat_start.factor, blank_id=flat_start.blank_id)
+        return join_labels(labels, starts, n_frames, factor=flat_start.factor, blank_id=blank_id)
 
     def build_waveform(
         self,
@@ -161,7 +176,9 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
             chosen = rng.integers(len(self.clips), size=int(rng.integers(3, 7)))
             return [self.clips[index].load(self.sample_rate) for index in chosen]
 
-        return augment_waveform(waveform, self.augment, self.sample_rate, self.noise, draw_babble, rng)
+        return augment_waveform(
+            waveform, self.augment, self.sample_rate, self.noise, draw_babble, rng, self.rooms
+        )
 
 
 def join_targets(parts: Sequence[npt.NDArray[np.int64]], separator: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -113,7 +113,7 @@ def _join_clips(
     while position < len(order):
         clips = [int(order[position])]
         speeds = [_draw_speed(augment, rng)]
-        gaps = [_draw_padding(augment, rng)]
+        gaps = [_draw_padding(augment, rng) + _draw_offset(augment, rng)]
         total = gaps[0] + durations_s[clips[0]] / speeds[0]
         position += 1
         if augment.enabled and rng.random() < augment.concat_prob:
@@ -143,6 +143,12 @@ def _draw_padding(augment: AugmentConfig, rng: np.random.Generator) -> float:
     if not augment.enabled or rng.random() >= augment.pad_prob:
         return 0.0
     return float(rng.uniform(0.0, augment.pad_max_s))
+
+
+def _draw_offset(augment: AugmentConfig, rng: np.random.Generator) -> float:
+    if not augment.enabled or augment.offset_max_s == 0:
+        return 0.0
+    return float(rng.uniform(0.0, augment.offset_max_s))
 
 
 def _bucket(

@@ -25,7 +25,7 @@ from edge_asr.metrics import normalize_text
 from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.training.config import TrainConfig
-from edge_asr.training.corpus import Corpus, Progress, check_targets, load_corpus
+from edge_asr.training.corpus import Corpus, Progress, check_targets, load_corpus, load_recordings
 from edge_asr.training.pipeline import compute_cmvn
 from edge_asr.training.tokenizer import Tokenizer, tokenizer_from_vocabulary, train_tokenizer
 
@@ -42,6 +42,7 @@ class Prepared:
     train: Corpus
     targets: list[npt.NDArray[np.int64]]
     dev: Corpus
+    noises: list[npt.NDArray[np.int16]]
 
     @property
     def mask_value(self) -> npt.NDArray[np.float32]:
@@ -100,6 +101,14 @@ def prepare(
     load = {"sample_rate": features.sample_rate, "cache_dir": cache_dir, "progress": progress}
     train = load_corpus(config.data.train, config.data, **load)  # type: ignore[arg-type]
     dev = load_corpus(config.data.dev, config.data, **load)  # type: ignore[arg-type]
+    noises = []
+    if config.augment.noise_manifest is not None:
+        noises = load_recordings(
+            config.augment.noise_manifest,
+            config.data,
+            sample_rate=features.sample_rate,
+            cache_dir=cache_dir,
+        )
     if not train.clips:
         raise TrainingError(f"no usable training utterance; bad rows: {train.count_reasons() or 'none'}")
     if resumed is not None:
@@ -107,6 +116,8 @@ def prepare(
     else:
         tokenizer = _build_tokenizer(config, init, train)
         model_config = _build_model_config(config, init, len(tokenizer.vocabulary), features)
+    if config.augment.vtlp_range != (1.0, 1.0) and features.kind != "log_mel":
+        raise ConfigError("augment.vtlp_range warps mel bands; leave it out with features of kind waveform")
     extractor = FeatureExtractor(features)
     factor = model_config.subsampling_factor
 
@@ -127,7 +138,7 @@ def prepare(
     initialize_subsampling(model)
     if resumed is None:
         _initialize(model, config, init, train, features)
-    return Prepared(features, tokenizer, model, train, targets, dev)
+    return Prepared(features, tokenizer, model, train, targets, dev, noises)
 
 
 @torch.no_grad()

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from edge_asr.errors import TrainingError, require
 from edge_asr.metrics import ErrorRates
 from edge_asr.model import ConformerCTC
+from edge_asr.training.alignment import load_spans
 from edge_asr.training.config import TrainConfig
 from edge_asr.training.flat_start import IGNORED, token_weights
 from edge_asr.training.objective import CTCObjective
@@ -94,8 +96,11 @@ class Trainer:
             config.spec_augment,
             prepared.mask_value,
             config.seed,
-            _flat_start(prepared) if self.step < config.optim.flat_start_steps else None,
+            _flat_start(prepared, config.optim.flat_start_alignments)
+            if self.step < config.optim.flat_start_steps
+            else None,
             word_separator(prepared.tokenizer.vocabulary),
+            prepared.noises,
         )
 
     @property
@@ -339,9 +344,13 @@ class Trainer:
         _LOG.warning("%s: stopping after this step; once more to stop at once", signal.Signals(number).name)
 
 
-def _flat_start(prepared: Prepared) -> FlatStart:
+def _flat_start(prepared: Prepared, alignments: str | None) -> FlatStart:
     vocabulary = prepared.tokenizer.vocabulary
-    return FlatStart(token_weights(vocabulary), prepared.model.config.subsampling_factor, vocabulary.blank_id)
+    spans: list[npt.NDArray[np.float32] | None] = []
+    if alignments is not None:
+        spans = load_spans(alignments, prepared.train.clips, prepared.targets, vocabulary)
+    factor = prepared.model.config.subsampling_factor
+    return FlatStart(token_weights(vocabulary), factor, vocabulary.blank_id, spans)
 
 
 def _gradient_norm(model: nn.Module) -> float:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.training.augment import (
-    NoisePool,
     add_noise,
     add_reverberation,
     augment_waveform,
+    build_warp,
     change_speed,
-    fit_length,
+    clip_loudest,
     join_waveforms,
     mask_features,
 )
 from edge_asr.training.config import AugmentConfig, SpecAugmentConfig
+from edge_asr.training.noise import NoisePool, fit_length
 
 RATE = 16_000
 TONE = (0.5 * np.sin(2 * np.pi * 500 * np.arange(RATE) / RATE)).astype(np.float32)
@@ -108,6 +113,57 @@ def test_nothing_drawn_nothing_changed() -> None:
 
     rng = np.random.default_rng(0)
     np.testing.assert_array_equal(augment_waveform(TONE, config, RATE, POOL, no_babble, rng), TONE)
+
+
+def test_clipping_limits_the_loudest_samples() -> None:
+    ramp = np.linspace(-1, 1, 1001, dtype=np.float32)
+    clipped = clip_loudest(ramp, 0.1)
+    assert np.mean(clipped != ramp) == pytest.approx(0.1, abs=0.005)
+    assert np.abs(clipped).max() == pytest.approx(0.9, abs=0.005)
+    np.testing.assert_array_equal(clip_loudest(ramp, 0.0), ramp)
+
+
+def test_every_new_kind_is_drawn_and_repeatable() -> None:
+    config = AugmentConfig(
+        reverb_prob=0.0,
+        noise_prob=1.0,
+        noise_kinds=("recorded",),
+        noise_manifest="noise.jsonl",
+        noise_snr_db=(20.0, 20.0),
+        gain_db=(0.0, 0.0),
+        room_prob=1.0,
+        clip_prob=1.0,
+        codec_prob=1.0,
+        codecs=("mu_law",),
+    )
+    hum = (8000 * np.sin(2 * np.pi * 50 * np.arange(RATE // 2) / RATE)).astype(np.int16)
+    pool = NoisePool(RATE, seed=1, recorded=[hum])
+    delayed = np.zeros(400, np.float32)
+    delayed[[0, 399]] = 1.0
+
+    def run(config: AugmentConfig) -> np.ndarray:
+        return augment_waveform(TONE, config, RATE, pool, list, np.random.default_rng(3), [delayed])
+
+    whole = run(config)
+    np.testing.assert_array_equal(whole, run(config))
+    spectrum = np.abs(np.fft.rfft(whole * np.hanning(len(whole))))
+    assert spectrum[50] == pytest.approx(0.1 * spectrum[500], rel=0.3)  # 20 dB
+    for off in ({"room_prob": 0.0}, {"noise_prob": 0.0}, {"clip_prob": 0.0}, {"codec_prob": 0.0}):
+        assert np.abs(run(dataclasses.replace(config, **off)) - whole).max() > 1e-3, off
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+@pytest.mark.parametrize("hz", [500.0, 1000.0, 3000.0])
+def test_warping_moves_tones_as_a_vocal_tract_does(hz: float, factor: float) -> None:
+    features = FeatureConfig.from_preset("nemo", normalize="none")
+    extract = FeatureExtractor(features)
+
+    def tone(hz: float) -> np.ndarray:
+        return (0.3 * np.sin(2 * np.pi * hz * np.arange(RATE) / RATE)).astype(np.float32)
+
+    warped = extract(tone(hz)) @ build_warp(features, factor)
+    assert abs(int(warped[50].argmax()) - int(extract(tone(hz / factor))[50].argmax())) <= 1
+    np.testing.assert_allclose(build_warp(features, 1.0), np.eye(80), atol=1e-5)
 
 
 def test_masks_have_the_fill_and_the_width() -> None:

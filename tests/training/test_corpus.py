@@ -15,7 +15,7 @@ from edge_asr.cli.main import cli
 from edge_asr.errors import ManifestError
 from edge_asr.training.config import DataConfig, SourceConfig
 from edge_asr.training.config_io import dump_config
-from edge_asr.training.corpus import check_targets, load_corpus
+from edge_asr.training.corpus import check_targets, load_corpus, load_recordings
 from edge_asr.training.run import train
 from edge_asr.training.tokenizer import CharTokenizer
 from edge_asr.vocabulary import Vocabulary
@@ -152,3 +152,19 @@ def test_source_names_must_differ(tmp_path: Path) -> None:
     sources = [SourceConfig(path="a/x.jsonl"), SourceConfig(path="b/x.jsonl")]
     with pytest.raises(ManifestError, match="'x'"):
         load_corpus(sources, DataConfig(), sample_rate=RATE, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("cache_audio", [True, False])
+def test_recordings_need_no_text_but_must_all_be_usable(tmp_path: Path, cache_audio: bool) -> None:
+    for number, seconds in enumerate((0.5, 1.0)):
+        write_clip(tmp_path / f"{number}.wav", seconds)
+    rows = [json.dumps({"audio_filepath": f"{number}.wav", "text": ""}) for number in range(2)]
+    manifest = tmp_path / "noise.jsonl"
+    manifest.write_text("\n".join(rows))
+    data = DataConfig(cache_audio=cache_audio)
+    noises = load_recordings(manifest, data, sample_rate=RATE, cache_dir=tmp_path / "cache")
+    assert [len(noise) for noise in noises] == [RATE // 2, RATE]
+    assert all(noise.dtype == np.int16 for noise in noises)
+    manifest.write_text("\n".join([*rows, json.dumps({"audio_filepath": "gone.wav", "text": ""})]))
+    with pytest.raises(ManifestError, match=r"1 rows that cannot be used.*gone\.wav"):
+        load_recordings(manifest, data, sample_rate=RATE, cache_dir=tmp_path / "cache")

@@ -80,3 +80,30 @@ def test_labels_come_with_the_batch_at_the_encoder_rate() -> None:
     assert first == [BLANK, 1, 2, BLANK, 3, BLANK]
     assert second == [BLANK, 3, BLANK, IGNORED]
     assert (batch.alignment[1] == IGNORED).sum() == 30 - 13
+
+
+def test_known_times_take_the_place_of_even_spreading() -> None:
+    waveform = (loud_between(0.2, 0.8, 1.0) * 32768).astype(np.int16)
+    clips = [Clip("0", "s", 0, "x", RATE, 1.0, None, waveform)]  # type: ignore[arg-type]
+    spans = np.array([[0.1, 0.2], [0.6, 0.9]], np.float32)
+    builder = BatchBuilder(
+        clips,
+        [np.array([1, 2])],
+        FeatureConfig.from_preset("nemo"),
+        AugmentConfig(enabled=False),
+        SpecAugmentConfig(),
+        np.zeros(80, np.float32),
+        1,
+        FlatStart(WEIGHTS, 1, BLANK, [spans]),
+    )
+    items = [
+        Item((0,), (1.0,), (0.0, 0.0), (1, 0, 1, 0), 1.0),
+        Item((0,), (0.5,), (0.5, 0.0), (1, 0, 1, 1), 2.5),
+    ]
+    alignment = builder[(Position(0, 0), items)].alignment
+    assert alignment is not None
+    for row, speed, begin in ((alignment[0], 1.0, 0), (alignment[1], 0.5, 50)):
+        for token, (first, last) in zip((1, 2), spans / speed * 100, strict=True):
+            found = np.flatnonzero(row == token)
+            assert found[0] == pytest.approx(begin + first, abs=1)
+            assert found[-1] + 1 == pytest.approx(begin + last, abs=1)

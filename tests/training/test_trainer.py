@@ -39,6 +39,29 @@ def weights(config: TrainConfig, name: str = "last") -> dict[str, torch.Tensor]:
     return load_checkpoint(Path(config.run_dir) / name).state_dict
 
 
+def test_every_augmentation_at_once_in_bfloat16(
+    make_config: MakeConfig, tone_manifests: tuple[Path, Path]
+) -> None:
+    config = make_config(
+        augment={
+            "noise_prob": 1.0,
+            "noise_kinds": ["recorded", "babble"],
+            "noise_manifest": str(tone_manifests[1]),
+            "room_prob": 1.0,
+            "n_rooms": 2,
+            "clip_prob": 1.0,
+            "codec_prob": 1.0,
+            "vtlp_range": [0.9, 1.1],
+            "offset_max_s": 0.04,
+        },
+        run={"precision": "bf16-mixed"},
+        optim={"max_steps": 3},
+    )
+    train(config, quiet=True)
+    assert all(math.isfinite(loss) for loss in losses(config).values())
+    assert {value.dtype for value in weights(config).values() if value.is_floating_point()} == {torch.float32}
+
+
 @pytest.mark.slow
 def test_it_learns_sine_words(make_config: MakeConfig) -> None:
     config = make_config(
