@@ -1,9 +1,9 @@
 """`edge-asr build` as a function: bundle -> TensorRT engine for this device, proven, beside its model.
 
-Only the order of things is here: parse and build (engine_plan.py), write (engine_files.py), prove
-(engine_proof.py). The plan appears at its place proven, or not at all; where no GPU can run it (TensorRT-RTX
-builds without one), its sidecar says so and the runtime refuses it. An older engine stays until then.
-onnx and PyTorch are not needed, except for TensorRT 8.6, which takes a copy of the model at opset 17.
+This file only orders the steps: parse and build (plan.py), write (files.py), prove (proof.py). The plan
+appears in its place proven, or not at all. If no GPU can run it (TensorRT-RTX builds without one), its
+sidecar says so and the runtime refuses it. An older engine stays until the new one is written. onnx and
+PyTorch are not needed, except for TensorRT 8.6, which requires a copy of the model at opset 17.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from edge_asr.runtime.windows import OVERLAP_S
 
 _MAX_OPSET_8_6 = 17
 NOT_RUN = (
-    "the plan was built but not run, for this machine has no GPU; so it is not proven, and the runtime "
-    "refuses it. For a proven one build on the device that will run it: "
+    "the plan was built but not run, because this machine has no GPU; so it is not proven, and the runtime "
+    "refuses it. For a proven plan, build on the device that will run it: "
 )
 OPSET_17 = (
     f"this TensorRT has no strongly typed networks (8.6), so it was given a copy of the model at opset "
@@ -58,7 +58,7 @@ NO_TIMING_CACHE = "this TensorRT keeps no timing cache, so none was read or writ
 
 
 def default_precisions(bundle: Bundle) -> list[Precision]:
-    """What to build when nobody says: the smaller precisions that the bundle has, else fp32."""
+    """List what to build by default: the smaller precisions that the bundle has, else fp32."""
     have = [artifact.precision for artifact in bundle.info.artifacts]
     return [precision for precision in have if precision != "fp32"] or have
 
@@ -86,18 +86,18 @@ def build_engine(
         profile_seconds: edges; each neighboring pair is one optimization profile.
         batch: smallest, best and largest batch.
         workspace_mb: limit of the builder's scratch memory, MiB; None for TensorRT's own.
-        timing_cache: file to read and to write back, beside the copy that lies with the engine.
+        timing_cache: a file to read and to write back, in addition to the copy beside the engine.
         clips: real recordings for the proof: sound files, folders, manifests; the embedded samples when None.
-        manifest: speech with its text: word errors join the proof.
+        manifest: speech with its text; the proof then compares word errors too.
         force: replace an existing engine, once the new one is proven.
         progress: called as stages begin and advance.
 
     Raises:
         MissingDependencyError: TensorRT, or onnxruntime for the proof, is not installed.
-        EngineError: the model, a profile or the place is refused, or the build failed.
+        EngineError: the model, a profile or the destination is refused, or the build failed.
         GateError: the engine failed its proof and was deleted.
         BundleError: the bundle lacks the precision, or the fp32 model that a proof needs.
-        ConfigError, ManifestError, AudioError: options, manifest or clips that cannot be used.
+        ConfigError, ManifestError, AudioError: options, manifest or clips cannot be used.
     """
     if flavor not in FLAVORS:
         raise ConfigError(f"flavor is {flavor!r}; it must be one of {', '.join(FLAVORS)}")
@@ -141,7 +141,7 @@ def build_engine(
     if timing_cache is not None:
         if plan.timing_cache is None:
             notes.append(NO_TIMING_CACHE)
-        else:  # before the proof: it took the time, and says nothing about right or wrong
+        else:  # before the proof, because timings cost time and do not depend on whether the engine is right
             write_file(Path(timing_cache), plan.timing_cache)
     sidecar = EngineSidecar(
         format_version=SIDECAR_FORMAT_VERSION,
@@ -181,7 +181,7 @@ def build_engine(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _ProofInputs:
-    """What a proof needs, read before the long build so that a wrong path shows at once."""
+    """What a proof needs, read before the long build so that a wrong path is reported at once."""
 
     reference: Artifact
     waveforms: dict[str, npt.NDArray[np.float32]]
@@ -200,7 +200,7 @@ class _ProofInputs:
             if listed.bad_rows or missing or not listed.utterances:
                 raise ManifestError(
                     f"{manifest} has {len(listed.utterances)} usable rows, {len(listed.bad_rows)} others and "
-                    f"{len(missing)} whose sound is missing; mend it (see `edge-asr evaluate`)"
+                    f"{len(missing)} whose sound is missing; fix it (see `edge-asr evaluate`)"
                 )
             utterances = listed.utterances
         return cls(
@@ -210,7 +210,7 @@ class _ProofInputs:
         )
 
     def run(self, bundle: Bundle, plan: Path, sidecar: EngineSidecar, progress: Progress) -> EngineProof:
-        """Run the plan, which is not at its place yet, against the fp32 model."""
+        """Run the plan, which is not in its place yet, against the fp32 model."""
         from edge_asr.runtime.engine.backend import TensorRTBackend
 
         engine = TensorRTBackend(
@@ -255,7 +255,7 @@ def _window_note(bundle: Bundle, profiles: Sequence[EngineProfile]) -> str | Non
         return None
     return (
         f"the longest profile takes {longest_s:g} s; `edge-asr transcribe` needs pieces of "
-        f"{shortest_window_s:g} s at least and will not take this engine"
+        f"at least {shortest_window_s:g} s and will refuse this engine"
     )
 
 

@@ -1,8 +1,9 @@
-"""The inputs of an engine's proof: those of an export, cut to what the engine takes, and its profiles' edges.
+"""The inputs of an engine's proof: those of an export, cut to what it accepts, and the edges of its profiles.
 
-The first run of a shape, the one that records a CUDA graph and the one that replays it take different roads
-(runtime/engine/runner.py), so each profile's best shape comes three times in a row, each time with other
-speech. Nothing is run here; engine_proof.py does.
+The first run of a shape, the run that records a CUDA graph and the run that replays it take different paths
+(runtime/engine/runner.py). So each profile's best shape comes three times in a row, each time with other
+speech.
+What this file does not do: run anything (proof.py).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def build_engine_cases(
     profiles: Sequence[EngineProfile],
     plan: CasePlan | None = None,
 ) -> list[ProofCase]:
-    """Everything to try on an engine: the cases of an export, cut to its profiles, and the profiles' edges.
+    """Build everything to try on an engine: the cases of an export, cut to its profiles, and profile edges.
 
     Args:
         waveforms: real recordings by name, [S] float32 at the model's rate.
@@ -40,7 +41,7 @@ def build_engine_cases(
         plan: how many cases of an export to try; by default up to the longest profile.
 
     Raises:
-        AudioError: no clip, or one shorter than a feature frame.
+        AudioError: there is no clip, or one is shorter than a feature frame.
     """
     features, factor = info.features, info.output_frames
     longest = max(profile.max_frames for profile in profiles)
@@ -53,7 +54,7 @@ def build_engine_cases(
 
 
 class _Speech:
-    """Exact numbers of feature frames out of the clips, laid end to end and repeated; each piece another."""
+    """Cuts pieces of exact length from the clips, laid end to end and repeated; every piece is different."""
 
     def __init__(self, waveforms: Mapping[str, F32Array], features: FeatureConfig) -> None:
         self._speech = np.concatenate(list(waveforms.values()))
@@ -61,7 +62,7 @@ class _Speech:
         self._generator = np.random.default_rng(2)
 
     def frames(self, n_frames: int) -> F32Array:
-        """[n_frames, F] float32 from a random place."""
+        """Return [n_frames, F] float32 from a random place."""
         config = self._extractor.config
         n_samples = (n_frames + 1) * config.hop_length + config.win_length
         start = int(self._generator.integers(len(self._speech)))
@@ -70,7 +71,7 @@ class _Speech:
 
 
 def _profile_cases(speech: _Speech, profiles: Sequence[EngineProfile]) -> list[ProofCase]:
-    """Each profile at its smallest, best and largest length and batch, and padded."""
+    """Build cases of each profile at its smallest, best and largest length and batch, and padded."""
     cases = []
     for number, profile in enumerate(profiles):
         low, best, high = profile.min_frames, profile.opt_frames, profile.max_frames
@@ -93,7 +94,7 @@ def _profile_cases(speech: _Speech, profiles: Sequence[EngineProfile]) -> list[P
 
 
 def _cut(case: ProofCase, longest: int) -> ProofCase:
-    """The case with its rows cut to the most frames that the engine takes."""
+    """Return the case with its rows cut to the most frames that the engine accepts."""
     if max(case.lengths) <= longest:
         return case
     rows = tuple(row[:longest] for row in case.features)

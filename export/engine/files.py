@@ -1,8 +1,9 @@
 """Engines on disk: where one may be written, and how its files appear all at once.
 
 The folder of a fingerprint holds the plans of several precisions. New files join it by a swap of folders
-(edge_asr/atomic.py), the others being linked into the new one: a reader sees the old engine or the new one,
-and an interrupted build leaves the old one. What this file does not do: know what is in the files.
+(edge_asr/atomic.py), and the other files are linked into the new folder. A reader sees the old engine or the
+new one, and an interrupted build leaves the old one.
+What this file does not do: look into the files.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ TIMING_CACHE_NAME = "timing.cache"
 
 
 def check_place(bundle: Bundle, folder: Path, precision: Precision, *, force: bool) -> None:
-    """Refuse, before any work is done, a place where the engine may not be written.
+    """Refuse a place where the engine may not be written, before any work is done.
 
     Args:
-        bundle: that the engine is for.
+        bundle: the bundle that the engine is for.
         folder: of the fingerprint, `<bundle>/engines/<fingerprint>`.
         precision: of the engine.
         force: an existing engine may be replaced.
 
     Raises:
-        EngineError: there is one and `force` is false, the bundle cannot be written, or a link or file is in
-            the way.
+        EngineError: an engine exists and `force` is false, the bundle cannot be written, or a link or file is
+            in the way.
     """
     for place in (folder.parent, folder):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
@@ -55,12 +56,12 @@ def check_place(bundle: Bundle, folder: Path, precision: Precision, *, force: bo
 
 @contextlib.contextmanager
 def adding_files(folder: Path) -> Iterator[Path]:
-    """A new empty folder whose files join (or replace) those of `folder` when the block ends without error.
+    """Make an empty folder whose files join (or replace) those of `folder` if the block ends without error.
 
     On an exception (Ctrl-C too) the new files are removed and `folder` stays as it was.
 
     Args:
-        folder: `<bundle>/engines/<fingerprint>`; made when missing.
+        folder: `<bundle>/engines/<fingerprint>`; made if missing.
 
     Raises:
         OSError: the place cannot be written.
@@ -70,12 +71,12 @@ def adding_files(folder: Path) -> Iterator[Path]:
     try:
         with partial_folder(folder) as partial:
             yield partial
-            with _locked(engines):  # two builds, of two precisions, may end together
+            with _locked(engines):  # two builds of two precisions may end at the same time
                 if folder.exists():
                     _link_others(folder, partial)
                 put_in_place(partial, folder)
     finally:
-        with contextlib.suppress(OSError):  # not empty, mostly
+        with contextlib.suppress(OSError):  # usually it is not empty
             engines.rmdir()
 
 

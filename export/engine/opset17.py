@@ -1,9 +1,9 @@
 """A copy of an ONNX graph at opset 17, the newest that TensorRT 8.6 (JetPack 6.0) reads.
 
-Rewrites what opset 18 and later moved: the axes of Reduce* (input -> attribute), Split's count of
-outputs (-> sizes), Pad's axes (-> pads of every axis). Operators that later opsets only gave more types
-are taken over as they are; whatever else is newer is refused by name. onnx.version_converter has no way
-down from Split 18 (onnx 1.23). The copy is checked equal on onnxruntime; it has not yet run on 8.6.
+It rewrites what opset 18 and later moved: the axes of Reduce* (input -> attribute), Split's count of outputs
+(-> sizes), Pad's axes (-> pads of every axis). Operators to which later opsets only added types are copied
+unchanged; everything else that is newer is refused by name. onnx.version_converter cannot convert Split down
+from opset 18 (onnx 1.23). The copy is checked to be equal on onnxruntime; it has not run on 8.6 yet.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 17
-IR_VERSION = 8  # what onnx wrote with opset 17
-#: (batch, frames) on which the copy must give the same numbers.
+IR_VERSION = 8  # the version that onnx wrote with opset 17
+#: (batch, frames) at which the copy must give the same numbers.
 CHECK_SHAPES = ((1, 1), (1, 8), (1, 97), (2, 250), (4, 333))
 
 # Only their type lists grew between opsets 17 and 22 (onnx, docs/Changelog.md); attributes that were
-# added as well are dropped at their default and refused at any other value.
+# added too are dropped at their default and refused at any other value.
 _RETYPED = frozenset(
     {
         *("AveragePool", "Cast", "CastLike", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos"),
@@ -46,17 +46,17 @@ _NEW_DEFAULTS: dict[str, tuple[Any, ...]] = {
 
 
 def convert_to_opset17(model: onnx.ModelProto) -> onnx.ModelProto:
-    """An equal graph at opset 17 and ir_version 8.
+    """Return an equal graph at opset 17 and ir_version 8.
 
     Args:
         model: float32, FP16 or Q/DQ graph, opset 18 to 22, one file.
 
     Returns:
         A new model with the same inputs, outputs, names and metadata; a graph at opset 17 or older is
-        copied as it is.
+        copied unchanged.
 
     Raises:
-        GateError: an operator, or the way it is used, that opset 17 does not have.
+        GateError: opset 17 lacks an operator, or the way it is used.
         MissingDependencyError: onnx is not installed.
     """
     require("onnx", extra="export")
@@ -83,7 +83,7 @@ def convert_to_opset17(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_opset17(model: onnx.ModelProto, converted: onnx.ModelProto, n_mels: int) -> None:
-    """Run both graphs as they are written, on random inputs of several shapes: bitwise equal, or refused.
+    """Refuse the copy unless both graphs, unoptimized, give the same bits on random inputs of several shapes.
 
     Args:
         model: the graph that was converted; inputs `audio_signal` [B, n_mels, T] and `length` [B].
@@ -111,7 +111,7 @@ def check_opset17(model: onnx.ModelProto, converted: onnx.ModelProto, n_mels: in
 
 
 class _Context:
-    """What converting a node needs to know of the graph, and where new constants go."""
+    """What converting a node needs to know about the graph, and where new constants go."""
 
     def __init__(self, graph: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
         self.graph = graph
@@ -129,11 +129,11 @@ class _Context:
         self._freed: set[str] = set()
 
     def dims(self, name: str) -> list[int | None] | None:
-        """Sizes of a value, None for a dynamic one; None for an unknown rank."""
+        """Return the sizes of a value, None for a dynamic one; None for an unknown rank."""
         return self._dims.get(name)
 
     def take_integers(self, node: onnx.NodeProto, index: int) -> list[int] | None:
-        """The constant integers of an input, which then goes with all after it; None where it has none."""
+        """Remove an input and all after it, and return its constant integers; None if it has none."""
         from onnx import numpy_helper
 
         if index >= len(node.input) or not node.input[index]:
@@ -147,7 +147,7 @@ class _Context:
         return [int(v) for v in np.atleast_1d(numpy_helper.to_array(tensor))]
 
     def add_integers(self, name: str, values: list[int]) -> str:
-        """A new int64 constant [n]."""
+        """Add an int64 constant [n], and return its name."""
         from onnx import numpy_helper
 
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
@@ -182,7 +182,7 @@ def _convert_node(node: onnx.NodeProto, opset: int, context: _Context) -> None:
 
 
 def _reduce(node: onnx.NodeProto, context: _Context) -> None:
-    """ReduceMean-18 and its like: axes were an attribute; no axes, or none in the list, reduce all."""
+    """Convert ReduceMean-18 and the like, whose axes were an attribute; without axes they reduce all."""
     from onnx import helper
 
     keep_all = any(a.name == "noop_with_empty_axes" and a.i for a in node.attribute)
@@ -196,7 +196,7 @@ def _reduce(node: onnx.NodeProto, context: _Context) -> None:
 
 
 def _split(node: onnx.NodeProto, context: _Context) -> None:
-    """Split-18: `num_outputs`, the last part smaller; opset 17 has equal parts or a list of sizes."""
+    """Convert Split-18, whose last part of `num_outputs` is smaller; opset 17 has equal parts or sizes."""
     counts = [a for a in node.attribute if a.name == "num_outputs"]
     if not counts:
         return
@@ -212,7 +212,7 @@ def _split(node: onnx.NodeProto, context: _Context) -> None:
 
 
 def _pad(node: onnx.NodeProto, context: _Context) -> None:
-    """Pad-18: pads of named axes only; opset 17 wants those of all."""
+    """Convert Pad-18, which pads named axes only; opset 17 requires the pads of all axes."""
     mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
     if mode == b"wrap":
         raise _refusal(node, "its mode wrap came with opset 19")
@@ -224,7 +224,7 @@ def _pad(node: onnx.NodeProto, context: _Context) -> None:
         raise _refusal(node, f"the rank of {node.input[0]} is unknown")
     value = node.input[2] if len(node.input) > 2 else ""
     pads = context.take_integers(node, 1)
-    assert pads is not None  # Pad has them always
+    assert pads is not None  # Pad always has them
     full = [0] * (2 * len(dims))  # all begins, then all ends
     for position, axis in enumerate(axes):
         full[axis % len(dims)] = pads[position]

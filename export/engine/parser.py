@@ -1,10 +1,11 @@
-"""ONNX to a TensorRT network, and what to do where the parser refuses.
+"""Parses ONNX into a TensorRT network, and explains what the parser refuses.
 
-TensorRT's own messages say which check failed, not what made the file wrong. The known ways in which a
-quantized file is wrong for TensorRT get a sentence that says how to fix it; every other error is shown as
-the parser gives it, with its node. One of them the parser does not refuse: unsigned activations with zero
-point 0, which it reads as signed and so saturates half of their range; that is an error here.
-What this file does not do: need onnx (a Jetson has none), optimization profiles, or building.
+TensorRT's own messages say which check failed, not what is wrong with the file. The known ways in which a
+quantized file is wrong for TensorRT get a sentence that says how to fix it. Every other error is shown as the
+parser gives it, with its node. The parser does not refuse unsigned activations with zero point 0: it reads
+them as signed and so saturates half of their range. That is an error here. onnx is not needed, because a
+Jetson has none.
+What this file does not do: optimization profiles, building.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _UNSIGNED = re.compile(r"uint8", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why TensorRT takes a file not: in a few words, and in a sentence that says how to fix it."""
+    """Why TensorRT refuses a file: in a few words, and in a sentence that says how to fix it."""
 
     title: str
     advice: str
@@ -39,13 +40,13 @@ class Refusal:
 ASYMMETRIC = Refusal(
     title="asymmetric activations",
     advice="its activations are quantized asymmetrically (a zero point that is not 0, or unsigned QUInt8), "
-    "and TensorRT takes symmetric signed int8 only; with onnxruntime's quantize_static give activation_type "
-    f"QInt8 and ActivationSymmetric=True, or {_REQUANTIZE}",
+    "and TensorRT accepts only symmetric signed int8; with onnxruntime's quantize_static give "
+    f"activation_type QInt8 and ActivationSymmetric=True, or {_REQUANTIZE}",
 )
 QUANTIZED_BIAS = Refusal(
     title="quantized bias",
-    advice="its biases are quantized (an int32 DequantizeLinear), and TensorRT takes biases in floating "
-    f"point only; with onnxruntime's quantize_static give QuantizeBias=False, or {_REQUANTIZE}",
+    advice="its biases are quantized (an int32 DequantizeLinear), and TensorRT accepts only floating-point "
+    f"biases; with onnxruntime's quantize_static give QuantizeBias=False, or {_REQUANTIZE}",
 )
 DYNAMIC = Refusal(
     title="dynamically quantized",
@@ -60,7 +61,7 @@ OPERATOR_FORMAT = Refusal(
 )
 UNKNOWN = Refusal(
     title="not supported",
-    advice="the parser of this TensorRT cannot take the nodes named; export the model again with "
+    advice="the parser of this TensorRT does not support the nodes named; export the model again with "
     "`edge-asr export`, or use a newer TensorRT",
 )
 
@@ -71,9 +72,9 @@ class ParserIssue:
 
     Attributes:
         node: number of the node in the file, -1 when unknown.
-        name, operator: of the node; empty where this TensorRT does not say (8.6).
-        message: TensorRT's words.
-        refusal: what makes the file wrong, and how to fix it; one of the constants above.
+        name, operator: those of the node; empty where this TensorRT does not say (8.6).
+        message: what TensorRT says.
+        refusal: what is wrong with the file, and how to fix it; one of the constants above.
     """
 
     node: int
@@ -123,7 +124,7 @@ def _refusal(trt: Any, file: str, issues: list[ParserIssue]) -> str:
     if not issues:
         return f"{who} and does not say why; export the model again with `edge-asr export`"
     kinds = list(dict.fromkeys(issue.refusal for issue in issues))
-    kinds.sort(key=lambda refusal: refusal == UNKNOWN)  # what is understood often causes the rest
+    kinds.sort(key=lambda refusal: refusal == UNKNOWN)  # known errors often cause the others
     parts = []
     for refusal in kinds:
         found = [issue for issue in issues if issue.refusal == refusal]
@@ -135,7 +136,7 @@ def _refusal(trt: Any, file: str, issues: list[ParserIssue]) -> str:
 def _read_issue(error: Any) -> ParserIssue:
     operator = _call(error, "node_operator")
     text = error.desc()
-    # TensorRT adds the lines of a CUDA error on a machine without a driver: noise here.
+    # On a machine without a driver TensorRT adds lines about a CUDA error, which are noise here.
     lines = [line for line in text.splitlines() if line.strip() and "catchCudaError" not in line]
     code = str(error.code()).rsplit(".", 1)[-1]
     message = f"{code}: {' '.join(lines)}" if lines != ["false"] else f"{code}: not supported"
@@ -149,7 +150,7 @@ def _read_issue(error: Any) -> ParserIssue:
 
 
 def _call(error: Any, name: str) -> str:
-    """A text of a parser error that TensorRT 8.6 does not have."""
+    """Return a text of a parser error; empty where TensorRT 8.6 lacks it."""
     method: Callable[[], str] | None = getattr(error, name, None)
     return "" if method is None else method()
 
@@ -167,9 +168,9 @@ def _classify(operator: str, text: str) -> Refusal:
 
 
 def _create_parser_log(trt: Any) -> Any:
-    """A logger for the parser alone: all of it goes to `logging` as DEBUG, warnings are kept.
+    """Create a logger for the parser alone, which sends all to `logging` as DEBUG and keeps warnings.
 
-    Errors are asked of the parser itself; its warnings say of every model that lengths are int64.
+    Errors come from the parser itself. Its warnings complain about the int64 lengths of every model.
     """
 
     class ParserLog(trt.ILogger):  # type: ignore[misc]

@@ -1,13 +1,15 @@
-"""A TensorRT plan from ONNX bytes: network, configuration, build.
+"""Builds a TensorRT plan from ONNX bytes: network, configuration, build.
 
-It probes what the TensorRT at hand has and never looks at version numbers:
-- a strongly typed network where that flag exists: precision is what the ONNX file says. Only TensorRT 8.6
+It probes the features of the installed TensorRT and never looks at version numbers:
+- a strongly typed network where that flag exists, so that the ONNX file decides the precision. Only TensorRT
+8.6
   lacks it; there the FP16 and INT8 builder flags allow what the file holds;
 - the explicit-batch flag, IProgressMonitor and a timing cache where they exist and do something;
-- profile sharing where it is a preview that is off (8.6; always on in 10): without it a profile serves one
-  context at a time, and the runtime has one for every CUDA graph;
+- profile sharing where it is a preview feature that is off by default (8.6; always on in 10). Without it a
+profile
+  serves one context at a time, but the runtime has one for every CUDA graph;
 - fp32 engines compute in float32: TF32, which keeps 10 bits of the mantissa, is off for them.
-What this file does not do: files, sidecars, proof (engine_builder.py).
+What this file does not do: write files and sidecars, or prove (builder.py).
 """
 
 from __future__ import annotations
@@ -45,14 +47,14 @@ _ADVICE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a build gave.
+    """The result of a build.
 
     Attributes:
         data: the serialized engine.
         tensors: its inputs and outputs.
         flags: names of the network and builder flags that were set.
-        timing_cache: serialized, for the next build; None where this TensorRT has none.
-        build_time_s: of parsing and building.
+        timing_cache: the serialized cache, for the next build; None if this TensorRT has none.
+        build_time_s: time of parsing and building.
     """
 
     data: bytes
@@ -63,7 +65,7 @@ class Plan:
 
 
 def is_strongly_typed(trt: Any) -> bool:
-    """Does this TensorRT take precision from the ONNX file? All but 8.6, which has only builder flags."""
+    """Tell whether TensorRT takes the precision from the ONNX file; only 8.6, with its flags, does not."""
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(
         trt.BuilderFlag, "FP16"
     )
@@ -82,27 +84,28 @@ def make_plan(
     timing_cache: bytes = b"",
     progress: BuildProgress | None = None,
 ) -> Plan:
-    """Parse and build.
+    """Parse a model and build its plan.
 
     Args:
-        trt, logger: TensorRT's module and `create_logger` of it.
+        trt, logger: TensorRT's module, and its `create_logger`.
         model, file: bytes of the ONNX file, and its name for messages.
-        precision: of the file.
+        precision: the precision of the file.
         profiles: at least one.
         n_mels: channels of `audio_signal`.
         workspace_mb: limit of the builder's scratch memory; None leaves TensorRT's own, the whole GPU.
-        timing_cache: of an earlier build, or empty.
-        progress: called while it builds; from TensorRT's threads.
+        timing_cache: the cache of an earlier build, or empty.
+        progress: called during the build, from TensorRT's threads.
 
     Raises:
-        EngineError: the parser, a profile or the builder refuses; the message has TensorRT's errors.
-        KeyboardInterrupt: Ctrl-C during the build, where TensorRT can be stopped.
+        EngineError: the parser refuses, a profile is refused, or the build failed; the message has TensorRT's
+            errors.
+        KeyboardInterrupt: Ctrl-C during the build, if this TensorRT can be stopped.
     """
     started = time.perf_counter()
     logger.take_errors()
     try:
         builder = trt.Builder(logger)
-    except (TypeError, RuntimeError) as error:  # TypeError: pybind11's way to say that it got no object
+    except (TypeError, RuntimeError) as error:  # TypeError is how pybind11 reports that it got no object
         raise EngineError(_failure(trt, file, logger.take_errors() or [str(error)])) from error
     network_flags, flags = _network_flags(trt)
     network = builder.create_network(network_flags)
@@ -156,11 +159,11 @@ def _set_builder_flags(trt: Any, config: Any, precision: Precision) -> list[str]
 
 
 def _attach_timing_cache(config: Any, content: bytes) -> Any | None:
-    """The cache that the build will fill; None where TensorRT says that it would do nothing (RTX 1.2)."""
+    """Attach the cache that the build will fill; None if TensorRT says that it has no effect (RTX 1.2)."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cache = config.create_timing_cache(content)
-        if not cache and content:  # of another version, or damaged: it only saves time
+        if not cache and content:  # another version, or damaged; the cache only saves time
             cache = config.create_timing_cache(b"")
         accepted = bool(cache) and config.set_timing_cache(cache, ignore_mismatch=False)
     useless = any("no-op" in str(warning.message) for warning in caught)
@@ -168,7 +171,7 @@ def _attach_timing_cache(config: Any, content: bytes) -> Any | None:
 
 
 def _attach_monitor(trt: Any, config: Any, progress: BuildProgress | None) -> Any | None:
-    """Report the share of the build that is done, and let Ctrl-C stop it; None where TensorRT cannot."""
+    """Report the completed share of the build, and let Ctrl-C stop it; None if TensorRT cannot."""
     if not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
         return None
 

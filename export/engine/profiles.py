@@ -1,9 +1,9 @@
 """Optimization profiles of an engine: from seconds and batch sizes to the shapes of every input.
 
 Edges cut the lengths into buckets: each neighboring pair is one profile, tuned for its upper edge, so
-"0.1, 2, 8, 30" gives three. A shape that no profile holds does not run, hence the checks here before
-TensorRT's own, which name no remedy. What this file does not do: build (engine_builder.py), or choose a
-profile for an input (edge_asr.runtime).
+"0.1, 2, 8, 30" gives three. A shape outside all profiles does not run. So shapes are checked here first,
+because TensorRT's own messages name no remedy.
+What this file does not do: build (builder.py), or choose a profile for an input (edge_asr.runtime).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def build_profiles(
     profile_seconds: Sequence[float] = DEFAULT_PROFILE_SECONDS,
     batch: Sequence[int] = DEFAULT_BATCH,
 ) -> tuple[EngineProfile, ...]:
-    """One profile for each neighboring pair of edges.
+    """Build one profile for each neighboring pair of edges.
 
     Args:
-        features: front end of the model, which tells how many frames so many seconds give.
-        profile_seconds: two or more rising lengths of sound, in seconds; the first may give no frame, then
-            its profile begins at one.
+        features: front end of the model, which converts seconds to frames.
+        profile_seconds: two or more rising lengths of sound, in seconds; if the first gives
+            no frame, its profile begins at one.
         batch: smallest, best and largest number of rows, the same for all profiles.
 
     Raises:
-        ConfigError: edges that do not rise by a frame at least, or sizes that do.
+        ConfigError: the edges do not rise by at least a frame each, or the batch sizes are out of order.
     """
     edges = [float(edge) for edge in profile_seconds]
     shown = ",".join(f"{edge:g}" for edge in edges)
@@ -52,7 +52,7 @@ def build_profiles(
     if any(upper <= lower for lower, upper in pairwise(frames)):
         raise ConfigError(
             f"profile seconds are {shown}, which is {', '.join(map(str, frames))} feature frames; each edge "
-            "must be longer than the one before it by a frame at least"
+            "must be at least a frame longer than the one before it"
         )
     sizes = list(batch)
     if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
@@ -73,7 +73,7 @@ def build_profiles(
 
 
 def input_ranges(profile: EngineProfile, n_mels: int) -> dict[str, Range]:
-    """Smallest, best and largest shape of each input: `audio_signal` [B, n_mels, T] and `length` [B]."""
+    """Compute the smallest, best and largest shape of `audio_signal` [B, n_mels, T] and `length` [B]."""
     low, best, high = (profile.min_batch, profile.opt_batch, profile.max_batch)
     return {
         "audio_signal": (
@@ -86,15 +86,15 @@ def input_ranges(profile: EngineProfile, n_mels: int) -> dict[str, Range]:
 
 
 def check_inputs(network: Any, ranges: Mapping[str, Range], file: str) -> None:
-    """Does a profile cover every input of a parsed network, within the axes that the graph fixes?
+    """Check that a profile covers every input of a parsed network, within the axes that the graph fixes.
 
     Args:
         network: TensorRT network definition.
-        ranges: of one profile, by input name.
+        ranges: the shapes of one profile, by input name.
         file: name of the ONNX file, for the message.
 
     Raises:
-        EngineError: names the input that has no profile, or whose shape lies outside the graph's.
+        EngineError: an input has no profile, or its shape lies outside the graph's; the message names it.
     """
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -126,7 +126,7 @@ def add_profiles(
     """Check `profiles` against the network and add them to the builder's configuration.
 
     Raises:
-        EngineError: as `check_inputs`, or TensorRT takes one not.
+        EngineError: as in `check_inputs`, or TensorRT refuses a profile.
     """
     for number, profile in enumerate(profiles):
         ranges = input_ranges(profile, n_mels)
@@ -138,10 +138,10 @@ def add_profiles(
                 name = network.get_input(index).name
                 if name in ranges:
                     added.set_shape(name, *ranges[name])
-        except RuntimeError as error:  # TensorRT's bindings raise it where C++ gives false
+        except RuntimeError as error:  # TensorRT's bindings raise it where C++ returns false
             refused = f" ({error})"
         if refused or config.add_optimization_profile(added) < 0:
             raise EngineError(
-                f"{file}: TensorRT does not take optimization profile {number}, {ranges}{refused}; "
+                f"{file}: TensorRT refuses optimization profile {number}, {ranges}{refused}; "
                 "give other --profile-seconds or --batch"
             )

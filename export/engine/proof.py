@@ -1,16 +1,17 @@
 """The proof of an engine: on its own device, against the fp32 ONNX on onnxruntime's CPU.
 
 Miscompiled engines exist that give wrong numbers or NaN without an error (TensorRT issue 4822, NeMo issue
-14531), at some lengths or batch sizes only. So every profile is tried at its edges, in batches, padded with
-zeros and with noise, on speech, silence and noise. The bar:
-- no NaN or infinity, no failed run, on anything;
-- on speech, the most likely token of a frame agrees with the reference in nearly all frames: of all cases
-  together, and of each case alone (those below `_MIN_CASE_FRAMES` output frames count together), for a
-  fault at one shape must not drown in the rest;
-- what fills the padding changes nothing;
-- with a manifest: hardly more word errors than the reference.
-Only a `Backend` is needed, so the tests use stand-ins. The inputs come from engine_cases.py. What this file
-does not do: build or run engines.
+14531), but only at some lengths or batch sizes. So every profile is tried at its edges, in batches, padded
+with zeros and with noise, on speech, silence and noise. An engine passes if
+- no input gives NaN, infinity or a failed run;
+- on speech, the most likely token agrees with the reference in nearly all frames, both of all cases together
+and of
+  each case alone (cases below `_MIN_CASE_FRAMES` output frames count together), because a fault at one shape
+  must not drown in the rest;
+- the content of padding changes nothing;
+- with a manifest: it makes hardly more word errors than the reference.
+It needs only a `Backend`, so the tests use stand-ins. The inputs come from cases.py.
+What this file does not do: build or run engines.
 """
 
 from __future__ import annotations
@@ -36,20 +37,21 @@ from edge_asr.vocabulary import Vocabulary
 
 F32Array = npt.NDArray[np.float32]
 
-_MIN_CASE_FRAMES = 20  # below it, one frame that differs is more than any useful bar
-_NOT_SPEECH = "signal"  # the family whose text means nothing
+_MIN_CASE_FRAMES = 20  # below it, one different frame exceeds any useful limit
+_NOT_SPEECH = "signal"  # the family of cases whose text means nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineBar:
-    """When an engine passes; fractions.
+    """What an engine must reach to pass, as fractions.
 
     Attributes:
-        min_agreement: of the frames of all speech cases together.
-        min_case_agreement: of each case alone.
-        max_error: largest log-prob difference on speech; None: not judged.
+        min_agreement: share of agreeing frames in all speech cases together.
+        min_case_agreement: the same in each case alone.
+        max_error: largest log-prob difference on speech; None if it is not judged.
         max_padding_error: largest log-prob difference between padding with zeros and with noise.
-        max_wer_loss: word error rate over the reference's; one word more is always allowed.
+        max_wer_loss: how much the word error rate may exceed the reference's; one more word is always
+            allowed.
     """
 
     min_agreement: float
@@ -59,7 +61,7 @@ class EngineBar:
     max_wer_loss: float = 0.003
 
 
-#: fp32 differs by the order of sums alone. fp16 and int8 have the bars of their ONNX files.
+#: fp32 differs only by the order of sums. fp16 and int8 have the limits of their ONNX files.
 BARS: dict[Precision, EngineBar] = {
     "fp32": EngineBar(min_agreement=0.999, max_error=1e-2),
     "fp16": EngineBar(min_agreement=0.995),
@@ -78,7 +80,7 @@ class WordErrors:
 
     @property
     def loss(self) -> float:
-        """Word error rate of the engine over the reference's."""
+        """Return how much the word error rate of the engine exceeds the reference's."""
         return (self.engine_errors - self.reference_errors) / max(self.n_words, 1)
 
 
@@ -88,11 +90,11 @@ class EngineProof:
 
     Attributes:
         step: every case, compared.
-        bar: what was asked.
-        frame_agreement: over all speech cases that could be compared.
+        bar: what was required.
+        frame_agreement: share of agreeing frames in all speech cases that could be compared.
         max_error: largest log-prob difference on speech.
-        padding_error: largest difference that the content of padding made; None: no batch to pad.
-        words: on the manifest, or None.
+        padding_error: largest difference caused by the content of padding; None if no batch is padded.
+        words: word errors on the manifest, or None.
         failures: sentences; empty when the engine passed.
     """
 
@@ -106,11 +108,11 @@ class EngineProof:
 
     @property
     def passed(self) -> bool:
-        """Nothing failed."""
+        """Tell whether nothing failed."""
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, for the sidecar and the report."""
+        """Return the JSON form, for the sidecar and the report."""
         words = self.words
         return {
             "passed": self.passed,
@@ -150,20 +152,20 @@ def prove_engine(
 
     Args:
         engine, reference: what to compare; neither is closed.
-        cases: of `engine_cases.build_engine_cases`.
+        cases: from `cases.build_engine_cases`.
         precision: of the engine.
         info, vocabulary: of the bundle.
         utterances: speech with its text, for word errors.
-        longest_frames: feature frames that the engine takes at once; recordings are cut to it.
-        bar: what to ask; by default that of the precision.
-        progress: called after each case of both and each utterance.
+        longest_frames: feature frames that the engine accepts at once; recordings are cut to it.
+        bar: what to require; by default the bar of the precision.
+        progress: called after each case of either backend and after each utterance.
 
     Returns:
-        The result; look at `passed`.
+        The result; check `passed`.
 
     Raises:
         GateError: the reference itself failed.
-        AudioError: an utterance that cannot be read.
+        AudioError: an utterance cannot be read.
         MissingDependencyError: utterances are given and jiwer is not installed.
     """
     bar = bar or BARS[precision]
@@ -198,7 +200,7 @@ def prove_engine(
         failures.append(f"log-probs differ by {max_error:.2e}, more than {bar.max_error:g}, at {worst}")
     padding_error = _padding_error(cases, given)
     if padding_error is not None and not padding_error <= bar.max_padding_error:
-        failures.append(f"what fills the padding changes log-probs by {padding_error:.2e}")
+        failures.append(f"the content of padding changes log-probs by {padding_error:.2e}")
     words = None
     if utterances:
         words = _count_word_errors(engine, reference, utterances, info, vocabulary, longest_frames, advance)
@@ -221,7 +223,7 @@ def prove_engine(
 def _judge_agreement(
     step: ProofStep, cases: Sequence[ProofCase], factor: OutputFrames, bar: EngineBar
 ) -> tuple[float, list[str]]:
-    """Agreement over all speech, and what failed: runs, NaN, one case, or all together."""
+    """Compute the agreement over all speech, and list what failed: runs, NaN, one case, or all together."""
     failures = [f"{r.family} / {r.name}: {r.failure}" for r in step.failures]
     agreeing = frames = short_agreeing = short_frames = 0.0
     for case, result in zip(cases, step.results, strict=True):
@@ -252,7 +254,7 @@ def _judge_agreement(
 
 
 def _padding_error(cases: Sequence[ProofCase], given: Outputs) -> float | None:
-    """Largest difference between the outputs of cases that differ in their padding only."""
+    """Compute the largest difference between outputs of cases that differ only in their padding."""
     zeros: dict[tuple[int, ...], tuple[F32Array, ...]] = {}
     worst: float | None = None
     for case, output in zip(cases, given, strict=True):
@@ -265,7 +267,7 @@ def _padding_error(cases: Sequence[ProofCase], given: Outputs) -> float | None:
             differences = [
                 float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(zeros[key], output, strict=True)
             ]
-            # NaN is larger than all: it must not be lost in max().
+            # NaN counts as the largest; max() must not lose it.
             worst = float(np.max([worst or 0.0, *differences]))
     return worst
 
@@ -306,7 +308,7 @@ def _count_word_errors(
 
 
 def _windows(info: BundleInfo, longest_frames: int | None) -> WindowGeometry | None:
-    """Windows that the engine takes: those of `Recognizer.load`, or shorter ones with less overlap."""
+    """Return windows that the engine accepts: those of `Recognizer.load`, or shorter ones."""
     frame_s = info.features.hop_length / info.features.sample_rate
     if longest_frames is None or longest_frames * frame_s >= WINDOW_S:
         return None

@@ -1,4 +1,4 @@
-"""What one engine build gave, for the command line, for `--json` and for the report of an export."""
+"""The result of one engine build, for the command line, for `--json` and for the report of an export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class EngineReport:
 
     Attributes:
         plan: path of the plan; its sidecar lies beside it.
-        sidecar: content of that, the proof included.
+        sidecar: content of the sidecar, proof included.
         notes: sentences that the user should read, such as why there was no proof.
     """
 
@@ -25,15 +25,15 @@ class EngineReport:
 
     @property
     def proven(self) -> bool:
-        """The engine ran on its device and passed."""
+        """Tell whether the engine ran on its device and passed."""
         return self.sidecar.proven
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: path, notes, and the sidecar under its own keys."""
+        """Return the JSON form: path, notes, and the sidecar under its own keys."""
         return {"plan": str(self.plan), **self.sidecar.to_dict(), "notes": list(self.notes)}
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describe the engine in one line for people."""
         sidecar = self.sidecar
         size_mb = sidecar.plan_size_bytes / 1e6
         proof = sidecar.proof

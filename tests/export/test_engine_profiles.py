@@ -104,7 +104,7 @@ def test_fake_tensorrt_that_refuses_a_profile() -> None:
     )
     config = SimpleNamespace(add_optimization_profile=lambda profile: -1)
     inputs = network(audio_signal=(-1, 80, -1), length=(-1,))
-    with pytest.raises(EngineError, match="does not take optimization profile 0"):
+    with pytest.raises(EngineError, match="refuses optimization profile 0"):
         add_profiles(builder, config, inputs, build_profiles(NEMO), 80, "m.onnx")
     assert set_shapes == ["audio_signal", "length"]
 

@@ -189,8 +189,8 @@ def test_progress_counts_both_models(prove: Callable[..., EngineProof], cases: l
     [
         (spoil_nan, "NaN or infinity"),
         (spoil_shift, "of all frames agree"),
-        (spoil_padding, "what fills the padding changes log-probs"),
-        (spoil_padding_slightly, "what fills the padding changes log-probs"),
+        (spoil_padding, "the content of padding changes log-probs"),
+        (spoil_padding_slightly, "the content of padding changes log-probs"),
         (spoil_one_length, "batch 3, 100 frames, run 1: only 0."),
         (spoil_error, "out of memory"),
         (spoil_shape, "output has the shape"),
