@@ -1,7 +1,7 @@
 """edge_asr.export: a PyTorch checkpoint becomes a proven bundle.
 
-Needs the extra `export` (torch, onnx, onnxscript, onnxsim) and onnxruntime. Names are imported when first
-used; importing this package needs none of them.
+It needs the extra `export` (torch, onnx, onnxscript, onnxsim) and onnxruntime. Names are imported when first
+used, so importing this package needs none of these.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
-"""Fold BatchNorm into the depthwise convolution before it, in PyTorch, ahead of export.
+"""Folds BatchNorm into the depthwise convolution before it, in PyTorch, before export.
 
-An inference-time BatchNorm is an affine map a channel, so it disappears into the kernel and bias
-of the convolution that feeds it: w' = w * g / sqrt(v + eps), b' = (b - m) * g / sqrt(v + eps) + beta
-(Ioffe and Szegedy 2015, algorithm 2). Computed in float64. The folded model cannot be trained further.
+At inference a BatchNorm is an affine map per channel, so it disappears into the kernel and bias of
+the convolution that feeds it: w' = w * g / sqrt(v + eps), b' = (b - m) * g / sqrt(v + eps) + beta
+(Ioffe and Szegedy 2015, algorithm 2), computed in float64. The folded model cannot be trained further.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def fold_batch_norm(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy of `model` in which every convolution module's BatchNorm is folded away.
+    """Return a copy of `model` in which the BatchNorm of every convolution module is folded away.
 
     A convolution module is any submodule with a `depthwise` Conv1d and a `batch_norm` that follows it
-    (edge_asr.model.convolution.base.Convolution). Its LayerNorm variant has none and stays as it is.
+    (edge_asr.model.convolution.base.Convolution). Its LayerNorm variant has none and does not change.
 
     Args:
-        model: in eval mode.
+        model: a model in eval mode.
 
     Returns:
         The folded copy; `model` itself is unchanged.
 
     Raises:
-        CheckpointError: a BatchNorm without running statistics, or one that is left over.
+        CheckpointError: a BatchNorm has no running statistics, or one is left over.
     """
     require("torch", extra="export")
     import torch
@@ -47,12 +47,12 @@ def fold_batch_norm(model: torch.nn.Module) -> torch.nn.Module:
         module.batch_norm = None
     left = [n for n, m in folded.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if left:
-        raise CheckpointError(f"BatchNorm layers that no depthwise convolution feeds: {', '.join(left)}")
+        raise CheckpointError(f"no depthwise convolution feeds these BatchNorm layers: {', '.join(left)}")
     return folded
 
 
 def fold_into_convolution(convolution: torch.nn.Conv1d, norm: torch.nn.BatchNorm1d) -> torch.nn.Conv1d:
-    """One convolution that computes `norm(convolution(x))` in eval mode.
+    """Return one convolution that computes `norm(convolution(x))` in eval mode.
 
     Args:
         convolution: weight [C, C / groups, K], with or without a bias [C].

@@ -1,13 +1,16 @@
 """The inference form of a model: the same function, arranged to be fast and easy to quantize.
 
-Ahead of export, on a copy, all exact in real arithmetic (the proof compares with the original):
+Before export a copy of the model is changed. All changes are exact in real arithmetic, and the proof compares
+the result with the original:
 - BatchNorm is folded into the depthwise convolution (fold.py), the half-step factor of the
   feed-forward modules into their projection, 1 / sqrt(d_head) and the biases u, v into the queries.
 - Relative positions are projected for distances of one sign only (`ShiftAttention`).
 - The depthwise convolution runs over a plane of height 1, for which onnxruntime has a vectorized kernel.
-- The subsampling runs with time along its rows; padding is masked inside its first convolution, and no pass
-  over the large output is left (`MaskedSubsampling`).
-Nothing here can be trained. Which parts become INT8 is edge_asr.calibration's affair.
+- The subsampling runs with time along its rows. Padding is masked inside its first convolution, so no pass
+over the
+  large output is left (`MaskedSubsampling`).
+The result cannot be trained.
+What this file does not do: decide which parts become INT8 (edge_asr.calibration).
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from edge_asr.model.subsampling.striding import ConvSubsampling
 
 
 def to_inference_form(model: nn.Module) -> nn.Module:
-    """A copy of `model` for export; other modules than those of `edge_asr.model` only lose their BatchNorm.
+    """Return a copy of `model` for export; modules from outside `edge_asr.model` only lose their BatchNorm.
 
     Args:
         model: in eval mode.
@@ -51,7 +54,7 @@ def to_inference_form(model: nn.Module) -> nn.Module:
         return folded
     encoder = folded.encoder
     blocks = [cast(ConformerBlock, layer) for layer in encoder.layers]
-    # Exact types: what a subclass does differently is not known here.
+    # Types must match exactly, because a subclass may compute something else.
     if type(encoder.subsampling) is ConvSubsampling:
         encoder.add_module("subsampling", MaskedSubsampling(encoder.subsampling))
     if all(type(block.attention) is RelPosAttention for block in blocks):
@@ -87,7 +90,7 @@ class HalfPositions(nn.Module):
         self.register_buffer("inverse_frequency", frequency, persistent=False)
 
     def forward(self, n_frames: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The tables for T frames, with K = T.
+        """Compute the tables for T frames, with K = T.
 
         Returns:
             Sines and cosines, float32 (K + 1, D / 2) each, and the distances K, ..., 1, 0, int64 (K + 1,).
@@ -97,25 +100,25 @@ class HalfPositions(nn.Module):
         return torch.sin(angle), torch.cos(angle), n_frames - distance
 
     def stream(self, n_frames: int, n_memory: int, n_before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The tables for a chunk of T frames after M memorized ones: as `forward`, with K = M + T."""
+        """Compute the tables for a chunk of T frames after M memorized ones, as `forward` with K = M + T."""
         return cast("tuple[Tensor, Tensor, Tensor]", self(n_memory + n_frames))
 
 
 class DistanceTable(nn.Module):
-    """W_pos r(m) of every distance m = i - j, r(m) = [sin(w m), cos(w m)].
+    """Projects positions: W_pos r(m) for every distance m = i - j, r(m) = [sin(w m), cos(w m)].
 
-    The part of the sines is odd in m and that of the cosines even, so both are projected for m from 0 to K
-    only: half the products. calibration/angles.py finds both weights by name in the exported graph.
+    The sines are odd in m and the cosines even, so both are projected only for m from 0 to K, which halves
+    the products. calibration/angles.py finds both weights by name in the exported graph.
     """
 
     def __init__(self, position: Tensor) -> None:
-        """From W_pos (D, D), whose columns are sine and cosine interleaved, as in NeMo."""
+        """Split W_pos (D, D), whose columns are sine and cosine interleaved, as in NeMo."""
         super().__init__()
         self.register_buffer(ODD_WEIGHT, position.detach()[:, 0::2].T.contiguous())
         self.register_buffer(EVEN_WEIGHT, position.detach()[:, 1::2].T.contiguous())
 
     def forward(self, sine: Tensor, cosine: Tensor, backwards: Tensor, n_queries: int) -> Tensor:
-        """From what `HalfPositions` gives: (K + 1 + Q, D), m = K, ..., 0, ..., -Q; the last is never used."""
+        """Project what `HalfPositions` gives: (K + 1 + Q, D), m = K, ..., -Q; the last one is never used."""
         odd = torch.matmul(sine, getattr(self, ODD_WEIGHT))  # (K + 1, D)
         even = torch.matmul(cosine, getattr(self, EVEN_WEIGHT))
         behind = torch.index_select(even + odd, 0, backwards)
@@ -123,14 +126,14 @@ class DistanceTable(nn.Module):
 
 
 class ShiftedProduct(nn.Module):
-    """Scores by distance; a module of its own so that its nodes have its name."""
+    """Computes scores by distance; a module of its own, so that its nodes can be found by name."""
 
     def forward(self, query: Tensor, table: Tensor) -> Tensor:
         """(B, H, Q, d) and (K + 1 + Q, D) of `DistanceTable` -> (B, H, Q, K)."""
         batch, n_heads, n_queries, d_head = query.shape
         scores = torch.matmul(query, table.reshape(-1, n_heads, d_head).permute(1, 2, 0))  # (B, H, Q, N)
         n_distances = scores.shape[3]
-        # Row i wants columns Q - i and up: in the flat matrix, rows of N - 1 that begin at Q.
+        # Row i needs columns Q - i and up, which in the flat matrix are rows of N - 1 that begin at Q.
         flat = scores.reshape(batch, n_heads, n_queries * n_distances)[:, :, n_queries:]
         rows = flat.reshape(batch, n_heads, n_queries, n_distances - 1)
         return rows[:, :, :, : n_distances - 1 - n_queries]
@@ -153,7 +156,7 @@ class ShiftAttention(nn.Module):
             self.qkv.weight.copy_(torch.cat((query * scale, key, value)))
             by_content = (query_bias + attention.pos_bias_u.flatten()) * scale
             self.qkv.bias.copy_(torch.cat((by_content, key_bias, value_bias)))
-            # From q + u, which the content wants, to q + v.
+            # Turns q + u, which the content uses, into q + v.
             self.register_buffer("v_less_u", ((attention.pos_bias_v - attention.pos_bias_u) * scale)[:, None])
         self.add_module(DISTANCE_TABLE, DistanceTable(attention.position.weight))
         self.add_module(SHIFTED_PRODUCT, ShiftedProduct())
@@ -203,7 +206,7 @@ class ShiftAttention(nn.Module):
 
 
 class PlaneConvolution(nn.Module):
-    """`Convolution` whose depthwise kernel is (1, K) over (B, D, 1, T): 0.04 ms in place of 0.11 for 10 s."""
+    """`Convolution` whose depthwise kernel is (1, K) over (B, D, 1, T): 0.04 ms instead of 0.11 for 10 s."""
 
     def __init__(self, module: Convolution) -> None:
         super().__init__()
@@ -211,7 +214,7 @@ class PlaneConvolution(nn.Module):
         self.norm, self.layer_norm = module.norm, module.layer_norm
         self.pointwise_in, self.pointwise_out = module.pointwise_in, module.pointwise_out
         self.activation = module.activation
-        assert module.batch_norm is None  # folded before
+        assert module.batch_norm is None  # it was folded before
         d_model, n_taps = module.depthwise.out_channels, module.depthwise.kernel_size[0]
         self.depthwise = nn.Conv2d(d_model, d_model, (1, n_taps), groups=d_model)
         with torch.no_grad():
@@ -244,12 +247,12 @@ class PlaneConvolution(nn.Module):
 class MaskedSubsampling(nn.Module):
     """`ConvSubsampling`, exact, in less time.
 
-    - Time is the last axis, as in the graph's input: it is long, and onnxruntime's kernels work along rows.
-      The second convolution of a Conformer of 176 channels takes 31 ms for 10 s in place of 39.
-    - The projection is a convolution over all bands at once: nothing is brought into another order for it.
+    - Time is the last axis, as in the input of the graph, because it is long and onnxruntime's kernels work
+      along rows. The second convolution of a Conformer of 176 channels takes 31 ms for 10 s instead of 39.
+    - The projection is a convolution over all bands at once, so nothing has to be reordered for it.
     - The first convolution gets a second channel, 1 on padding, whose only weight is MASKED_SCORE at the
-      center: a padded output frame is far below 0 and the ReLU makes it 0, which the next convolution needs.
-      What comes after the last one is only ever read frame by frame, so it needs no mask.
+      center. So a padded output frame is far below 0, and the ReLU makes it the 0 that the next convolution
+      needs. What follows the last convolution is read frame by frame, so it needs no mask.
     """
 
     def __init__(self, subsampling: ConvSubsampling) -> None:
@@ -273,7 +276,7 @@ class MaskedSubsampling(nn.Module):
             cast(Tensor, self.out.bias).copy_(subsampling.out.bias)
 
     def forward(self, features: Tensor, lens: Tensor) -> Tensor:
-        """See `ConvSubsampling.forward`; frames past a row's end mean nothing."""
+        """See `ConvSubsampling.forward`; frames past the end of a row mean nothing."""
         valid = valid_frames(lens, features.shape[1])
         padding = (~valid).to(features.dtype)[:, None, :].expand(-1, features.shape[2], -1)
         x = torch.stack((features.transpose(1, 2), padding), dim=1)  # (B, 2, F, T)

@@ -1,10 +1,11 @@
-"""A PyTorch acoustic model as one ONNX graph with dynamic batch and time.
+"""Exports a PyTorch acoustic model as one ONNX graph with dynamic batch and time.
 
-Wraps the model so that it takes what other runtimes feed (features before time) and returns only
-log-probabilities, then runs torch's dynamo exporter. BatchNorm is folded before (fold.py), the
-graph is simplified after (optimize.py) and proven (proof.py); none of that is here.
+It wraps the model so that it takes what other runtimes feed (features before time) and returns only
+log-probabilities, then runs torch's dynamo exporter.
+What this file does not do: fold BatchNorm (fold.py), simplify the graph (optimize.py), prove it
+(edge_asr.proof).
 
-Names and layout (FIELD of sherpa-onnx and onnx-asr): `audio_signal` float32 [batch, n_mels, time],
+Names and layout are those that sherpa-onnx and onnx-asr read: `audio_signal` float32 [batch, n_mels, time],
 `length` int64 [batch] -> `logprobs` float32 [batch, ceil(time / s), vocabulary].
 """
 
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_OPSET = 18
-MAX_OPSET = 22  # ir_version 10 is the newest that onnxruntime 1.23 reads; opset 23 asks for 11
+MAX_OPSET = 22  # ir_version 10 is the newest that onnxruntime 1.23 reads; opset 23 requires 11
 _EXAMPLE_FRAMES = (203, 131, 57)
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
-_MODULE_PREFIX = "acoustic_model"  # of the wrapper in _channels_first
+_MODULE_PREFIX = "acoustic_model"  # the name inside the wrapper of _channels_first
 
 
 def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
@@ -42,12 +43,12 @@ def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPS
         opset: ONNX opset, 18 to 22.
 
     Returns:
-        The graph with all weights inside, as the exporter wrote it but for the debug metadata and the names
-        of its nodes: `<module>/<operator>`, such as `encoder.layers.0.attention.qkv/MatMul`, numbered from
-        the second of its kind (`/MatMul_1`). Quantization groups and parser errors go by them.
+        The graph with all weights inside, as the exporter wrote it except for debug metadata and node names.
+        Names are `<module>/<operator>`, such as `encoder.layers.0.attention.qkv/MatMul`, numbered from the
+        second of a kind (`/MatMul_1`). Quantization groups and parser errors use them.
 
     Raises:
-        ConfigError: an opset outside 18 to 22.
+        ConfigError: the opset is outside 18 to 22.
         MissingDependencyError: torch, onnx or onnxscript is not installed.
     """
     require("torch", extra="export")
@@ -81,8 +82,8 @@ def export_module(
     Args:
         module: in eval mode, on the CPU; an acoustic model inside it is its `acoustic_model`.
         example: tensors to trace with.
-        input_names, output_names: of the graph; the former are those of the module's arguments.
-        dynamic_shapes: of each argument, dimension -> `torch.export.Dim`.
+        input_names, output_names: names in the graph; the inputs are those of the module's arguments.
+        dynamic_shapes: for each argument, dimension -> `torch.export.Dim`.
         opset: ONNX opset, 18 to 22.
     """
     if not DEFAULT_OPSET <= opset <= MAX_OPSET:
@@ -106,12 +107,12 @@ def export_module(
             verbose=False,
             optimize=False,
         )
-        assert program is not None  # it is one whenever dynamo=True
+        assert program is not None  # dynamo=True always returns one
         values = list(program.model.graph.initializers.values())
         program.optimize()
         proto: onnx.ModelProto = program.model_proto
     # The rewrite rules of onnxscript (0.7.2) live as long as the process and keep the last graph they
-    # matched, which (onnx_ir 1.1) keeps the parameters that were folded too: all would stay in memory.
+    # matched. That graph (onnx_ir 1.1) also keeps the folded parameters, so all would stay in memory.
     for value in (*values, *program.model.graph.initializers.values()):
         value.const_value = None
     _name_nodes(proto)
@@ -121,13 +122,13 @@ def export_module(
 
 
 def _example_frames(model: torch.nn.Module) -> tuple[int, ...]:
-    """Lengths to trace with: several output frames each, for the exporter freezes an axis of one."""
+    """Choose lengths to trace with, of several output frames each: the exporter freezes an axis of one."""
     factor = getattr(getattr(model, "config", None), "subsampling_factor", 1)
     return tuple(n_frames * max(factor // 8, 1) for n_frames in _EXAMPLE_FRAMES)
 
 
 def _channels_first(model: torch.nn.Module) -> torch.nn.Module:
-    """Module taking [B, F, T] and lengths, returning the log-probs [B, T', V] alone."""
+    """Wrap a model so that it takes [B, F, T] and lengths, and returns only the log-probs [B, T', V]."""
     import torch
 
     class ChannelsFirst(torch.nn.Module):
@@ -146,8 +147,8 @@ def _channels_first(model: torch.nn.Module) -> torch.nn.Module:
 def _quiet_exporter() -> Iterator[None]:
     """Silence what the exporter says about torchvision, axis names and its own deprecations.
 
-    It prints progress on stdout whatever `verbose` says in some versions (torch 2.9), and stdout
-    belongs to the command's result.
+    Some versions (torch 2.9) print progress on stdout whatever `verbose` says, but stdout is for the result
+    of the command.
     """
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
@@ -161,7 +162,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _name_nodes(proto: onnx.ModelProto) -> None:
-    """Name every node after the PyTorch module that made it, as the exporter's metadata tells."""
+    """Name every node after the PyTorch module that made it, as recorded in the metadata."""
     used: dict[str, int] = {}
     for node in proto.graph.node:
         metadata = {entry.key: entry.value for entry in node.metadata_props}
@@ -175,7 +176,7 @@ def _name_nodes(proto: onnx.ModelProto) -> None:
 
 
 def _strip_debug_metadata(proto: onnx.ModelProto) -> None:
-    """Drop per-node stack traces and names of this machine's files, half the size of a small graph."""
+    """Drop stack traces and file names of this machine, which are half the size of a small graph."""
     graph = proto.graph
     values = [*graph.input, *graph.output, *graph.value_info]
     owners: list[Any] = [graph, *graph.node, *values, *graph.initializer]

@@ -1,8 +1,9 @@
-"""Simplify and check an ONNX graph, and describe it for other runtimes.
+"""Simplifies and checks an ONNX graph, and describes it for other runtimes.
 
 onnxsim folds constants and removes what shape arithmetic leaves behind; its own numerical check
 runs on random inputs of several shapes, onnx.checker runs in full, and shape inference must keep
-batch and time dynamic. The real proof against PyTorch is proof.py's; quantisation is elsewhere.
+batch and time dynamic.
+What this file does not do: compare with PyTorch (edge_asr.proof), quantize (edge_asr.calibration).
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 #: (batch, frames) of the random inputs that onnxsim compares before and after.
 CHECK_SHAPES = ((1, 1), (1, 97), (3, 250))
-# Gemm takes two axes only: each linear layer over [B, T, D] would gain reshapes and shape arithmetic,
-# which hide it from quantisers and TensorRT's fusions (onnxsim 0.8).
+# Gemm takes only two axes, so each linear layer over [B, T, D] would gain reshapes and shape arithmetic,
+# which hide it from quantizers and TensorRT's fusions (onnxsim 0.8).
 _SKIPPED_PASSES = ("fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched")
-_RTOL, _ATOL = 1e-3, 1e-4  # log-probs of a deep graph: the bar of the proof, not onnxsim's 1e-5
+_RTOL, _ATOL = 1e-3, 1e-4  # for log-probs of a deep graph; onnxsim's own 1e-5 is too strict
 
 
 def simplify_graph(model: onnx.ModelProto, n_mels: int) -> onnx.ModelProto:
@@ -48,17 +49,17 @@ def simplify_graph(model: onnx.ModelProto, n_mels: int) -> onnx.ModelProto:
 
 
 def simplify_and_compare(model: onnx.ModelProto, inputs: Sequence[Mapping[str, Any]]) -> onnx.ModelProto:
-    """As `simplify_graph`, for any graph.
+    """Simplify any graph; see `simplify_graph`.
 
     Args:
         model: the graph.
-        inputs: what it is run on before and after, an array for each of its inputs.
+        inputs: what the graph runs on before and after, an array for each of its inputs.
     """
     onnxsim = require("onnxsim", extra="export")
     bare, weights = split_weights(model)
     arrays = {name: weight.array() for name, weight in weights.items()}
     simplified: onnx.ModelProto
-    # onnxsim prints what it checks on stdout, which belongs to the command's result.
+    # onnxsim prints what it checks on stdout, which is for the result of the command.
     with contextlib.redirect_stdout(io.StringIO()):
         simplified, equal = onnxsim.simplify(bare, check_n=0, skipped_optimizers=list(_SKIPPED_PASSES))
         differing = [
@@ -87,7 +88,7 @@ def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
 
 
 def count_operators(model: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes of each operator the graph has, the most frequent first."""
+    """Count the nodes of each operator, the most frequent first."""
     counts: dict[str, int] = {}
     for node in model.graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1

@@ -1,19 +1,18 @@
 """A float32 ONNX graph as a typed FP16 graph: half arithmetic, float32 where half would lose the result.
 
-The types are in the file (weights float16, Cast at the borders), as strongly typed TensorRT networks
-want them; inputs and outputs stay float32. What stays float32 follows from operators and inferred
-shapes, never from names:
+The types are in the file (weights float16, Cast at the borders), as strongly typed TensorRT networks require;
+inputs and outputs stay float32. Operators and inferred shapes, never names, decide what stays float32:
 
 - everything before the first layer with weights (the features' range), lengths, masks and positions;
 - Softmax, LogSoftmax and norms that are one node. LayerNormalization alone computes in half and
-  keeps its statistics in float32 by its own `stash_type` (ONNX, LayerNormalization-17), which spares
-  two casts a norm;
+  keeps its statistics in float32 by its own `stash_type` (ONNX, LayerNormalization-17), which saves
+  two casts per norm;
 - statistics and powers (Reduce*, Pow, Exp, ...), sums over a dynamic axis that no softmax has weighted
   (linear attention), and what is computed from those, up to a division, a norm or a layer with weights;
 - what uses a constant beyond half's range, such as a mask of -1e9 or an epsilon of 1e-12.
 
-Whether the numbers hold is fp16_proof.py's question. Float16 storage with float32 arithmetic is
-weights.py's.
+What this file does not do: prove the numbers (proof.py), or store float16 weights for float32 arithmetic
+(edge_asr/graph/weights.py).
 """
 
 from __future__ import annotations
@@ -45,25 +44,25 @@ _STATISTICS = frozenset(
     }
 )
 _CLOSING = frozenset({"Div", "Sigmoid", "HardSigmoid", "Tanh"})
-# Through these the rows of a softmax stay rows of weights that sum to one at most.
+# These operators keep the rows of a softmax: weights that sum to at most one.
 _KEEPS_WEIGHTS = frozenset({"Identity", "Dropout", "Where", "Reshape", "Squeeze", "Unsqueeze"})
 
-#: half: computed as float16. wide: float32, and so is what follows. neutral: float32 as it happens
-#: (a constant, a mask, a softmax), and exact enough in half for whoever wants it so.
+#: half: computed as float16. wide: float32, and so is everything that follows. neutral: float32 so far (a
+#: constant, a mask, a softmax), but exact enough in half for a reader that needs half.
 _State = Literal["half", "wide", "neutral"]
 
 
 def convert_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The typed FP16 graph of a float32 graph.
+    """Convert a float32 graph to a typed FP16 graph.
 
     Args:
         model: float32, simplified, one file, without quantization, functions or control flow.
 
     Returns:
-        A new model: the same inputs, outputs, names, opset and metadata; float16 inside.
+        A new model with the same inputs, outputs, names, opset and metadata, and float16 inside.
 
     Raises:
-        GateError: the graph has something that cannot be converted.
+        GateError: the graph holds something that cannot be converted.
         MissingDependencyError: onnx is not installed.
     """
     require("onnx", extra="export")
@@ -108,9 +107,9 @@ class _Plan:
     """Which float32 values and nodes become half.
 
     Attributes:
-        states: by name of each float32 value, constants included.
+        states: the state of each float32 value by name, constants included.
         constants: names of all initializers.
-        wanted: by node index, for each input: the type it is read in, or None where it is not float32.
+        wanted: by node index, the type that each input is read in, or None if it is not float32.
     """
 
     def __init__(self, inferred: onnx.ModelProto) -> None:
@@ -150,7 +149,7 @@ class _Plan:
         ]
 
     def _decide(self, node: onnx.NodeProto) -> tuple[bool, _State]:
-        """Whether a node that could compute in half does, and the state of its result."""
+        """Decide whether a node that could compute in half does, and the state of its result."""
         states = [self.states[name] for name in node.input if name in self.states]
         wide_constant = any(self.states.get(n) == "wide" for n in node.input if n in self.constants)
         if node.op_type in _BOUNDED:
@@ -171,14 +170,14 @@ class _Plan:
         return "wide" if any(self.states.get(name) == "wide" for name in node.input) else "neutral"
 
     def _sums_freely(self, node: onnx.NodeProto) -> bool:
-        """Whether a product of two activations sums over a dynamic axis, and not weights of an average."""
+        """Tell whether a product of activations sums over a dynamic axis without being a weighted average."""
         left = node.input[0]
         dims = self._dims.get(left)
         axis = 0 if any(a.name == "transA" and a.i for a in node.attribute) else -1
         return left not in self._weights_of_average and (not dims or dims[axis] is None)
 
     def _half_inputs(self, node: onnx.NodeProto) -> list[bool]:
-        """For each input: it is float32, and the operator would take float16 there."""
+        """Tell for each input whether it is float32 and the operator would accept float16."""
         import onnx
 
         formal = onnx.defs.get_schema(node.op_type, self.opset).inputs
@@ -189,7 +188,7 @@ class _Plan:
 
 
 def _fits_half(values: np.ndarray) -> bool:
-    """No overflow; and a lone number, which may guard a division, is not below half's normal range."""
+    """Tell whether nothing overflows, and a lone number, which may guard a division, is a normal half."""
     peak = float(np.max(np.abs(values), initial=0.0))
     if not peak <= FLOAT16_MAX:
         return False
@@ -197,7 +196,7 @@ def _fits_half(values: np.ndarray) -> bool:
 
 
 def _rewrite(graph: onnx.GraphProto, plan: _Plan) -> None:
-    """Give every value its type, in place, with one Cast a value at most where a reader wants the other."""
+    """Give every value its type, in place, with at most one Cast per value for readers of the other type."""
     from onnx import TensorProto, helper, numpy_helper
 
     outputs = {value.name for value in graph.output}
@@ -213,7 +212,7 @@ def _rewrite(graph: onnx.GraphProto, plan: _Plan) -> None:
         if node.op_type == "Cast" and node.output[0] in plan.states:
             if node.input[0] not in plan.states:
                 casts_of_masks[node.output[0]] = node
-                if readers.get(node.output[0]) == {"half"}:  # made half at its source
+                if readers.get(node.output[0]) == {"half"}:  # becomes half at its source
                     half.add(node.output[0])
             if node.output[0] in half:
                 next(a for a in node.attribute if a.name == "to").i = TensorProto.FLOAT16
@@ -234,7 +233,7 @@ def _rewrite(graph: onnx.GraphProto, plan: _Plan) -> None:
     inner = {name: _other_name(name, "half") for name in outputs & half}
 
     def convert(name: str, kind: str) -> str:
-        """`name` as the type that a reader wants."""
+        """Return the name of `name` in the type that a reader needs."""
         if (name in half) == (kind == "half"):
             return inner.get(name, name)
         other = name if name in inner else _other_name(name, kind)

@@ -1,9 +1,10 @@
-"""Run a typed FP16 graph with half's rounding, and measure a float32 one, both on onnxruntime's CPU provider.
+"""Runs a typed FP16 graph with half's rounding, and measures a float32 graph, on onnxruntime's CPU provider.
 
-That provider computes float16 graphs in float32 and rounds only where it must (FIELD: an overflow does
-not show), so running the FP16 file there proves little. Here the graph is rewritten to float32 with each
-value that was float16 cast to float16 and back as soon as it is computed: one node's own arithmetic
-is float32 (as tensor cores accumulate), its result is a half. What is concluded: fp16_proof.py.
+That provider computes float16 graphs in float32 and rounds only where it must, so an overflow does not show
+and a run of the FP16 file proves little. Here the graph is rewritten to float32, and each value that was
+float16 is cast to float16 and back as soon as it is computed. The arithmetic inside a node is float32 (as
+tensor cores accumulate), and its result is a half.
+What this file does not do: judge the results (proof.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ F32Array = npt.NDArray[np.float32]
 
 
 def float16_values(fp16_model: onnx.ModelProto) -> list[str]:
-    """Names of all float16 values that nodes compute, in order."""
+    """List the names of all float16 values that nodes compute, in order."""
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(fp16_model, check_type=True, strict_mode=True)
@@ -38,7 +39,7 @@ def float16_values(fp16_model: onnx.ModelProto) -> list[str]:
 
 
 def round_every_value(fp16_model: onnx.ModelProto) -> onnx.ModelProto:
-    """The FP16 graph in float32, each formerly float16 value rounded to half where it is computed.
+    """Return the FP16 graph in float32, with every value that was float16 rounded to half when computed.
 
     Args:
         fp16_model: from `fp16.convert_to_fp16`.
@@ -90,7 +91,7 @@ class RoundedModel:
 
         Raises:
             BackendError: onnxruntime failed.
-            GateError: onnxruntime took the rounding out of the graph.
+            GateError: onnxruntime removed the rounding from the graph.
         """
         log_probs: F32Array
         feed = _feed(features, feature_lens)
@@ -115,22 +116,22 @@ def measure_peaks(
     fp16_model: onnx.ModelProto,
     batches: Iterable[tuple[F32Array, npt.NDArray[np.int64]]],
 ) -> dict[str, float]:
-    """The largest magnitude that each float16 value of the FP16 graph has in the float32 graph.
+    """Measure the largest magnitude in the float32 graph of each value that is float16 in the FP16 graph.
 
     Args:
-        float32_model: what `fp16_model` was made from.
+        float32_model: the graph that `fp16_model` was made from.
         fp16_model: from `fp16.convert_to_fp16`.
         batches: features [B, T, F] float32 and their lengths [B] int64.
 
     Returns:
-        By name, the largest first; NaN counts as infinite. Weights are in it.
+        Magnitudes by name, the largest first, weights included; NaN counts as infinite.
     """
     require("onnx", extra="export")
     from onnx import TensorProto, helper, numpy_helper
 
     computed = {name for node in float32_model.graph.node for name in node.output}
     sources = {n.output[0]: n.input[0] for n in fp16_model.graph.node if n.op_type == "Cast"}
-    # What the float32 graph does not have is a Cast of something it has.
+    # A value that the float32 graph lacks is a Cast of one that it has.
     origins = {name: name if name in computed else sources[name] for name in float16_values(fp16_model)}
     measured = type(float32_model)()
     measured.CopyFrom(float32_model)
@@ -158,7 +159,7 @@ def measure_peaks(
 
 
 def unoptimized_session(model: onnx.ModelProto) -> Any:
-    """An onnxruntime CPU session that runs the graph as it is written.
+    """Open an onnxruntime CPU session that runs the graph exactly as written.
 
     Raises:
         GateError: onnxruntime cannot load it.

@@ -1,9 +1,8 @@
 """The streaming step as one ONNX graph: a fixed chunk, a dynamic batch, states in and out.
 
-Names, order and layout are NeMo's cache-aware export's, which sherpa-onnx's online recognizer feeds
-(edge_asr.stream_geometry, docs/streaming.md). Time is dynamic too, between the shortest window and the
-longest: the first windows of a clip have less in front of them. The graph is simplified and checked like the
-offline one.
+Names, order and layout are those of NeMo's cache-aware export, which sherpa-onnx's online recognizer feeds
+(edge_asr.stream_geometry, docs/streaming.md). Time is dynamic too, from the shortest window to the longest,
+because less precedes the first windows of a clip. The graph is simplified and checked like the offline graph.
 
 Sources: NeMo, nemo/collections/asr/modules/conformer_encoder.py (`forward_for_export`); sherpa-onnx,
 sherpa-onnx/csrc/online-nemo-ctc-model.cc (metadata) and scripts/nemo/fast-conformer-hybrid-transducer-ctc.
@@ -28,23 +27,23 @@ if TYPE_CHECKING:
     from edge_asr.model import ConformerCTC
     from edge_asr.model.streaming import StreamingStep
 
-_DYNAMIC = {"audio_signal": (0, 2)}  # of the others only the batch
+_DYNAMIC = {"audio_signal": (0, 2)}  # of the other inputs only the batch is dynamic
 _EXAMPLE_BATCH = 2
 
 
 def make_stream_graph(
     model: ConformerCTC, geometry: StreamingGeometry, *, opset: int = DEFAULT_OPSET
 ) -> onnx.ModelProto:
-    """A model's streaming graph: inference form, export, simplification, checks.
+    """Make the streaming graph of a model: inference form, export, simplification, checks.
 
     Args:
-        model: with the stream's context, in eval mode, on the CPU.
-        geometry: of that context.
+        model: a model with the stream's context, in eval mode, on the CPU.
+        geometry: the geometry of that context.
         opset: ONNX opset, 18 to 22.
 
     Raises:
-        ConfigError: an opset outside 18 to 22.
-        GateError: simplification changed a number, or the graph is not what it must be.
+        ConfigError: the opset is outside 18 to 22.
+        GateError: simplification changed a number, or the graph fails its checks.
         MissingDependencyError: torch, onnx, onnxscript or onnxsim is not installed.
     """
     require("torch", extra="export")
@@ -61,11 +60,11 @@ def export_stream(step: StreamingStep, *, opset: int = DEFAULT_OPSET) -> onnx.Mo
     """Export a streaming step.
 
     Args:
-        step: in eval mode, on the CPU.
+        step: the step, in eval mode, on the CPU.
         opset: ONNX opset, 18 to 22.
 
     Raises:
-        ConfigError: an opset outside 18 to 22.
+        ConfigError: the opset is outside 18 to 22.
         MissingDependencyError: torch, onnx or onnxscript is not installed.
     """
     require("torch", extra="export")
@@ -79,7 +78,7 @@ def export_stream(step: StreamingStep, *, opset: int = DEFAULT_OPSET) -> onnx.Mo
     batch = torch.export.Dim("batch")
     shapes: dict[str, Any] = {name: {0: batch} for name in STREAM_INPUTS}
     if geometry.first_window_frames < geometry.window_frames:
-        # torch.export takes an axis that may be 1 for one that always is.
+        # torch.export treats an axis that may be 1 as one that always is.
         shortest = max(geometry.first_window_frames, 2)
         shapes["audio_signal"][2] = torch.export.Dim("time", min=shortest, max=geometry.window_frames)
     return export_module(
@@ -93,7 +92,7 @@ def export_stream(step: StreamingStep, *, opset: int = DEFAULT_OPSET) -> onnx.Mo
 
 
 def _plain_tensors(step: StreamingStep) -> Any:
-    """The step with features [B, F, T] and its state as three arguments and three results."""
+    """Wrap the step: features [B, F, T], and the state as three arguments and three results."""
     import torch
 
     from edge_asr.model.streaming import StreamingStep, StreamState
@@ -134,16 +133,16 @@ def simplify_stream(model: onnx.ModelProto, geometry: StreamingGeometry, n_mels:
 
 
 def check_stream(model: onnx.ModelProto, geometry: StreamingGeometry) -> None:
-    """Check a streaming graph in full, its inputs and outputs by name and order, its batch to be dynamic.
+    """Check a streaming graph in full: names and order of inputs and outputs, and a dynamic batch.
 
     Raises:
-        GateError: what is wrong.
+        GateError: a check failed; the message says which.
     """
     check_model(model)
     given = [value.name for value in (*model.graph.input, *model.graph.output)]
     if given != [*STREAM_INPUTS, *STREAM_OUTPUTS]:
         raise GateError(
-            f"the streaming graph has inputs and outputs {given}; NeMo's names in NeMo's order belong there"
+            f"the streaming graph has inputs and outputs {given}; expected NeMo's names in NeMo's order"
         )
     fixed = geometry.first_window_frames == geometry.window_frames
     for value in model.graph.input:
@@ -157,7 +156,7 @@ def check_stream(model: onnx.ModelProto, geometry: StreamingGeometry) -> None:
 
 
 def stream_metadata(geometry: StreamingGeometry) -> dict[str, str]:
-    """What sherpa-onnx's online recognizer needs besides the offline graph's metadata."""
+    """Return what sherpa-onnx's online recognizer needs besides the metadata of the offline graph."""
     metadata = {"window_size": geometry.window_frames, "chunk_shift": geometry.shift_frames}
     for name in ("cache_last_channel", "cache_last_time"):
         for number, size in enumerate(getattr(geometry, name), start=1):

@@ -1,9 +1,9 @@
-"""Which attention context an export has, and whether and how it streams.
+"""Decides which attention context an export has, and whether and how it streams.
 
-A checkpoint trained with limited context streams with it; of several contexts one is chosen by its
-look-ahead, for the offline graph too. One trained with chunks of many sizes (WeNet's dynamic chunks; ours,
-when asked) streams with the chunk that is asked for, its offline graph keeps full context. Nothing is built
-here.
+A checkpoint trained with limited context streams with it. If it was trained with several contexts, one is
+chosen by its look-ahead, for the offline graph too. A checkpoint trained with chunks of many sizes (WeNet's
+dynamic chunks; ours, on request) streams with the requested chunk, and its offline graph keeps full context.
+What this file does not do: build anything.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from edge_asr.checkpoints import Checkpoint
     from edge_asr.model.config import ConformerConfig
 
-#: Of models that take chunks of any size: WeNet's usual chunk (16 frames of 40 ms) and sherpa-onnx's 4 before
-#: it.
+#: For models that accept chunks of any size: WeNet's usual chunk (16 frames of 40 ms), and sherpa-onnx's 4
+#: chunks before it.
 DEFAULT_CHUNK_MS = 640
 DEFAULT_LEFT_CONTEXT_MS = 2560
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamingOptions:
-    """What to stream, and how.
+    """What the user asked to stream, and how.
 
     Attributes:
-        enabled: write a streaming graph; None writes one when the checkpoint was trained for it.
-        lookahead_ms: which of a checkpoint's contexts, by how far it looks ahead; None is its default.
-        chunk_ms: chunk of a model trained with chunks of many sizes, rounded up to whole encoder frames.
+        enabled: whether to write a streaming graph; None writes one if the checkpoint was trained for it.
+        lookahead_ms: chooses one of the checkpoint's contexts by its look-ahead; None takes its default.
+        chunk_ms: chunk of a model trained with chunks of many sizes; rounded up to whole encoder frames.
         left_context_ms: what attention sees before the chunk, where training left it open; rounded up to
             whole chunks.
 
     Raises:
-        ConfigError: a number out of range, or options for a stream that is not wanted.
+        ConfigError: a number is out of range, or options are given for a stream that is disabled.
     """
 
     enabled: bool | None = None
@@ -52,9 +52,7 @@ class StreamingOptions:
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ConfigError(f"{name} is {value!r}; give {least} ms or more")
         if self.enabled is False and (self.chunk_ms is not None or self.left_context_ms is not None):
-            raise ConfigError(
-                "a chunk or left context is given for a stream that is not wanted; leave one out"
-            )
+            raise ConfigError("a chunk or left context is given, but the stream is disabled; leave one out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +61,8 @@ class StreamingPlan:
 
     Attributes:
         offline: configuration of the offline graph.
-        stream: that of the streaming graph, with its context; None without one.
-        reason: why a model of limited context has no streaming graph all the same, for people.
+        stream: configuration of the streaming graph, with its context; None without such a graph.
+        reason: why a model of limited context has no streaming graph, for people.
     """
 
     offline: ConformerConfig
@@ -73,10 +71,10 @@ class StreamingPlan:
 
 
 def plan_streaming(checkpoint: Checkpoint, options: StreamingOptions) -> StreamingPlan:
-    """Decide.
+    """Decide what a checkpoint streams.
 
     Raises:
-        ConfigError: an option that this checkpoint cannot follow; it names what it can.
+        ConfigError: this checkpoint does not support an option; the message names what it supports.
     """
     offline = _choose_context(checkpoint, options.lookahead_ms)
     if options.enabled is False:
@@ -93,10 +91,10 @@ def plan_streaming(checkpoint: Checkpoint, options: StreamingOptions) -> Streami
     if reason is not None and asked:
         raise ConfigError(f"{checkpoint.path.name} cannot stream: {reason}; export it with --no-streaming")
     if reason is None and not asked and stream.attention_context_style == "regular":
-        # Each step would compute its look-ahead again, which nobody wants by default.
+        # Each step would compute its look-ahead again, which is too expensive as a default.
         lookahead_ms = lookahead_frames(stream) * _frame_ms(checkpoint)
         if lookahead_ms > 0:
-            reason = f"its look-ahead adds up to {lookahead_ms:g} ms over the layers; --streaming insists"
+            reason = f"its look-ahead adds up to {lookahead_ms:g} ms over the layers; --streaming forces it"
     return StreamingPlan(offline=offline, stream=stream if reason is None else None, reason=reason)
 
 
@@ -122,7 +120,7 @@ def _choose_context(checkpoint: Checkpoint, lookahead_ms: float | None) -> Confo
 
 
 def _chunks(config: ConformerConfig, frame_ms: float, options: StreamingOptions) -> ConformerConfig:
-    """Chunks of the length asked for, in a model that was trained with many."""
+    """Set chunks of the requested length, in a model that was trained with many."""
     chunk = math.ceil((options.chunk_ms or DEFAULT_CHUNK_MS) / frame_ms)
     left = _whole_chunks(options.left_context_ms, frame_ms, chunk)
     return dataclasses.replace(
@@ -133,7 +131,7 @@ def _chunks(config: ConformerConfig, frame_ms: float, options: StreamingOptions)
 def _fixed_context(
     config: ConformerConfig, context: tuple[int, int], frame_ms: float, options: StreamingOptions
 ) -> ConformerConfig:
-    """The context of training, its left side limited where it was not."""
+    """Take the context of training, and limit its left side if training did not."""
     left, right = context
     if options.chunk_ms is not None:
         raise ConfigError(
