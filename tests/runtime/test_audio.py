@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,10 @@ def test_every_dtype_means_the_same_sound() -> None:
         assert np.array_equal(result, expected)
 
 
-def test_huge_finite_values_are_let_through() -> None:
-    huge = np.full(10, 3e38, np.float32)
-    assert np.array_equal(mono_from_waveform(huge), huge)
+@pytest.mark.parametrize("level", [32768.0, 2.0**31])
+def test_samples_that_nobody_scaled_are_let_through(level: float) -> None:
+    waveform = np.array([0.0, level, -level], np.float32)
+    assert np.array_equal(mono_from_waveform(waveform), waveform)
 
 
 def test_channels_are_averaged() -> None:
@@ -69,6 +72,14 @@ def test_empty_stays_empty(empty: Any) -> None:
         (np.zeros(10, np.complex64), "complex64"),
         (np.array(["a"]), "dtype"),
         (np.zeros(0, np.uint8), "uint8"),
+        (np.array([0.0, 1e30], np.float32), r"1e\+30 at sample 1; full scale is 1\.0: divide"),
+        (np.array([0.0, -1e30], np.float64), r"-1e\+30 at sample 1"),
+        (np.array([0.0, 1e300]), r"1e\+300 at sample 1"),
+        (np.array([[0.0, 0.0], [0.5, 1e300]]), r"1e\+300 at sample 1"),
+        (np.array([[0.0, np.nan]]), "nan at sample 0"),
+        ([[0.0, 0.1], [0.2]], "a list, is no array"),
+        (None, "shape"),
+        ([None, 0.1], "dtype object"),
     ],
 )
 def test_a_bad_waveform_is_one_clear_error(waveform: Any, message: str) -> None:
@@ -206,3 +217,65 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(AudioError, match=r"robot_commands\.flac cannot be opened: Permission denied$"):
         AudioFile(sample_path)
+
+
+def test_a_tensor_of_a_dtype_that_numpy_lacks_is_named() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(AudioError, match="the waveform, a Tensor, is no array"):
+        mono_from_waveform(torch.zeros(10, dtype=torch.bfloat16))
+
+
+def header_changed(path: Path, old: bytes, new: bytes) -> None:
+    """Replace bytes of the file's first 100."""
+    data = path.read_bytes()
+    path.write_bytes(data[:100].replace(old, new, 1) + data[100:])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "share", "message"),
+    [
+        (
+            "wav",
+            0.5,
+            r"cut\.wav is cut off: it holds 50% of the sound its header names; the rest is",
+        ),
+        ("wav", 0.99, r"cut\.wav is cut off: it holds 99%"),
+        ("aiff", 0.5, r"cut\.aiff is cut off: it holds 50%"),
+        ("mp3", 0.5, r"cut\.mp3 is damaged: 3\.93 s of its 8\.00 s could be read; the rest"),
+    ],
+)
+def test_a_sound_that_ends_early_is_read_as_far_as_it_goes_with_a_warning(
+    suffix: str, share: float, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    soundfile.write(path, noise(8 * 16000), 16000)
+    whole = read_audio(path)
+    assert caplog.messages == []
+    path.write_bytes(path.read_bytes()[: round(path.stat().st_size * share)])
+    got = read_audio(path)
+    assert 0.45 * len(whole) < len(got) < len(whole)
+    (warning,) = caplog.messages
+    assert re.match(rf".*{message}", warning)
+
+
+def test_a_recording_whose_header_was_never_finished(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "killed.wav"
+    soundfile.write(path, noise(16000), 16000)
+    header_changed(path, b"data" + struct.pack("<I", 32000), b"data" + struct.pack("<I", 0))
+    assert len(read_audio(path)) == 0
+    (warning,) = caplog.messages
+    assert "killed.wav holds 32044 bytes, but its header says that none of them are sound" in warning
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x80000000, 0x7FFFFFFF])
+def test_a_header_that_could_not_know_the_length_is_no_damage(
+    size: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As programs write it that record into a pipe."""
+    path = tmp_path / "piped.wav"
+    soundfile.write(path, noise(16000), 16000)
+    header_changed(path, b"data" + struct.pack("<I", 32000), b"data" + struct.pack("<I", size))
+    assert len(read_audio(path)) == 16000
+    assert caplog.messages == []
