@@ -128,9 +128,7 @@ def _unusable_sample(array: npt.NDArray[Any], samples: F32Array) -> str:
     value = float(channels[~usable][0] if not usable.all() else samples[index])
     if not np.isfinite(value):
         return f"the waveform is {value} at sample {index}; replace what is not finite first"
-    return (
-        f"the waveform is {value:g} at sample {index}; full scale is 1.0, so divide it by its own full scale"
-    )
+    return f"the waveform is {value:g} at sample {index}; full scale is 1.0: divide it by its own full scale"
 
 
 def check_sample_rate(sample_rate: int) -> int:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from edge_asr.runtime.backends import Backend as Backend
     from edge_asr.runtime.backends import OnnxRuntimeBackend as OnnxRuntimeBackend
     from edge_asr.runtime.backends import create_backend as create_backend
+    from edge_asr.runtime.decoding.decoder import Decoder as Decoder
+    from edge_asr.runtime.decoding.decoder import Hypothesis as Hypothesis
+    from edge_asr.runtime.decoding.decoder import TokenRuns as TokenRuns
     from edge_asr.runtime.decoding.greedy import GreedyDecoder as GreedyDecoder
-    from edge_asr.runtime.decoding.greedy import Token as Token
-    from edge_asr.runtime.decoding.greedy import TokenRuns as TokenRuns
-    from edge_asr.runtime.decoding.greedy import Word as Word
     from edge_asr.runtime.decoding.greedy import greedy_decode as greedy_decode
     from edge_asr.runtime.engine.backend import TensorRTBackend as TensorRTBackend
     from edge_asr.runtime.features.extractor import FeatureExtractor as FeatureExtractor
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.live.microphone import MicrophoneConfig as MicrophoneConfig
     from edge_asr.runtime.live.microphone import MicrophoneSource as MicrophoneSource
     from edge_asr.runtime.live.microphone import list_devices as list_devices
+    from edge_asr.runtime.live.queue_source import QueueSource as QueueSource
     from edge_asr.runtime.live.recognizer import LiveConfig as LiveConfig
     from edge_asr.runtime.live.recognizer import LiveRecognizer as LiveRecognizer
     from edge_asr.runtime.live.recognizer import LiveStats as LiveStats
@@ -40,9 +41,12 @@ if TYPE_CHECKING:
     from edge_asr.runtime.live.streaming_decoder import StreamingDecoder as StreamingDecoder
     from edge_asr.runtime.live.streaming_decoder import streaming_decoders as streaming_decoders
     from edge_asr.runtime.recognizer import Recognizer as Recognizer
+    from edge_asr.runtime.recognizer import StageTime as StageTime
     from edge_asr.runtime.streaming_model import StreamingModel as StreamingModel
     from edge_asr.runtime.transcript import Segment as Segment
+    from edge_asr.runtime.transcript import Token as Token
     from edge_asr.runtime.transcript import Transcript as Transcript
+    from edge_asr.runtime.transcript import Word as Word
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
@@ -50,6 +54,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "AudioBlock": "live.sources",
         "AudioSource": "live.sources",
         "Backend": "backends",
+        "Decoder": "decoding.decoder",
         "EndpointConfig": "live.endpointing",
         "Error": "live.events",
         "FeatureConfig": "edge_asr.feature_config",
@@ -59,6 +64,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Final": "live.events",
         "Gap": "live.events",
         "GreedyDecoder": "decoding.greedy",
+        "Hypothesis": "decoding.decoder",
         "LiveConfig": "live.recognizer",
         "LiveRecognizer": "live.recognizer",
         "LiveStats": "live.recognizer",
@@ -67,16 +73,18 @@ __getattr__, __dir__, __all__ = lazy_names(
         "MicrophoneSource": "live.microphone",
         "OnnxRuntimeBackend": "backends",
         "Partial": "live.events",
+        "QueueSource": "live.queue_source",
         "Recognizer": "recognizer",
         "Recorder": "live.sources",
         "Segment": "transcript",
+        "StageTime": "recognizer",
         "StreamingDecoder": "live.streaming_decoder",
         "StreamingModel": "streaming_model",
         "TensorRTBackend": "engine.backend",
-        "Token": "decoding.greedy",
-        "TokenRuns": "decoding.greedy",
+        "Token": "transcript",
+        "TokenRuns": "decoding.decoder",
         "Transcript": "transcript",
-        "Word": "decoding.greedy",
+        "Word": "transcript",
         "create_backend": "backends",
         "greedy_decode": "decoding.greedy",
         "list_devices": "live.microphone",

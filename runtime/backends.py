@@ -76,6 +76,16 @@ class Backend(Protocol):
         """Precision of the artefact it runs: "fp32", "fp16" or "int8"."""
         ...
 
+    @property
+    def num_threads(self) -> int | None:
+        """Threads of one run; None where the backend does not say or threads mean nothing to it."""
+        ...
+
+    @property
+    def max_frames(self) -> int | None:
+        """Most feature frames of one row; None when there is no limit."""
+        ...
+
     def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
         """CTC log-probs of a padded batch.
 
@@ -97,8 +107,31 @@ class Backend(Protocol):
         ...
 
 
+def check_log_probs(log_probs: npt.NDArray[Any], shape: tuple[int, int, int], n_valid: Sequence[int]) -> None:
+    """Refuse what a model gave when it is not what its bundle describes: it would become text all the same.
+
+    Args:
+        log_probs: of a batch.
+        shape: [B, T', V] as the bundle has it for this batch.
+        n_valid: frames of each row that mean something; behind them anything may stand.
+
+    Raises:
+        BackendError: another dtype or shape, or NaN.
+    """
+    if log_probs.dtype != np.float32 or log_probs.shape != shape:
+        raise BackendError(
+            f"the model gave {log_probs.dtype} {list(log_probs.shape)}, its bundle describes float32 "
+            f"{list(shape)} (batch, frames, tokens); the file is not this bundle's model: export it again"
+        )
+    for row, n_frames in zip(log_probs, n_valid, strict=True):
+        if np.isnan(row[:n_frames].sum()):  # the sum of a row that holds NaN, and of no other
+            raise BackendError(
+                "the model gave NaN instead of log-probs; use precision='fp32', or export the model again"
+            )
+
+
 class OnnxRuntimeBackend:
-    """onnxruntime on the CPU or, with onnxruntime-gpu, on CUDA. Thread-safe.
+    """onnxruntime on the CPU or, with onnxruntime-gpu, on CUDA. Thread-safe; rows of any length.
 
     Args:
         path: ONNX file with the inputs `audio_signal` [B, n_mels, T] and `length` [B] and the output
@@ -130,7 +163,8 @@ class OnnxRuntimeBackend:
         self.path = path
         self.name = device
         self.precision = precision
-        self.num_threads = _check_num_threads(num_threads)
+        self.num_threads: int | None = _check_num_threads(num_threads)
+        self.max_frames: int | None = None
         check_device(device)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.num_threads
@@ -209,7 +243,7 @@ def default_num_threads() -> int:
 
 
 def _check_num_threads(num_threads: int | None) -> int:
-    """It, or the default for None."""
+    """Validate `num_threads`; None means `default_num_threads()`."""
     if num_threads is None:
         return default_num_threads()
     whole = isinstance(num_threads, int) and not isinstance(num_threads, bool)
@@ -286,12 +320,10 @@ class BackendChoice:
     Attributes:
         backend: runs the model.
         reason: for people; for "auto" also why not the ones before it.
-        max_frames: most feature frames of one row; None when there is no limit.
     """
 
     backend: Backend
     reason: str
-    max_frames: int | None = None
 
 
 def choose_backend(
@@ -347,7 +379,7 @@ def choose_backend(
             continue
         reason = "; ".join([f"auto chose {choice.reason}", *passed_over])
         logger.info("backend: %s", reason)
-        return BackendChoice(backend=choice.backend, reason=reason, max_frames=choice.max_frames)
+        return BackendChoice(backend=choice.backend, reason=reason)
     raise AssertionError("the CPU either returns or raises")
 
 
@@ -449,5 +481,5 @@ def _create_tensorrt(
                 )
                 continue
             reason = f"{flavor}, {candidate}, {runner.plan_path.relative_to(bundle.path)}"
-            return BackendChoice(backend=runner, reason=reason, max_frames=runner.max_frames)
+            return BackendChoice(backend=runner, reason=reason)
     raise errors[0]

@@ -4,12 +4,13 @@ A run of the model on one short clip leaves a core's vector units waiting, and t
 for each other at every one of them; whole runs side by side, one thread each, do not. So clips of like length
 are padded together to about 20 s, and workers take such batches in turn. Every recording gives the text that
 it gives alone (padding is masked), results come in the order of the sources, and only what the workers hold
-is in memory. What this file does not do: recognise (recognizer.py), find files or write results.
+is in memory. A file is opened once: for its length, and later to be read. What this file does not do:
+recognize (recognizer.py), find files or write results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,9 @@ LOOK_AHEAD = 64
 """Sources among which like lengths are sought, so that the first results need not wait for the last file."""
 
 Source = str | Path | BinaryIO
-#: Called from the workers with (index of a source, seconds of its sound taken in so far).
-Heard = Callable[[int, float], None]
+#: Called with (index of a source, seconds of its sound taken in so far, its length in s, 0 if unknown).
+#: Once when it is opened, by the thread that takes the results, then as it is heard, by the workers.
+Heard = Callable[[int, float, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,79 +76,127 @@ def transcribe_files(
     """
     if num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}; give 1 or more")
-    report = heard or (lambda index, seconds: None)
+    report = heard or (lambda index, seconds, length_s: None)
+    opened: dict[int, _Opened] = {}
 
     def work(group: Sequence[int]) -> list[BulkResult]:
-        if len(group) == 1:
-            return [_transcribe_one(recognizer, sources[group[0]], group[0], report)]
-        return _transcribe_together(recognizer, sources, group, report)
+        files = [opened.pop(index) for index in group]
+        if len(files) == 1:
+            return [_transcribe_one(recognizer, files[0], report)]
+        return _transcribe_together(recognizer, files, report)
 
     executor = ThreadPoolExecutor(num_workers, thread_name_prefix="edge-asr-bulk")
     try:
         pending: list[Future[list[BulkResult]]] = []
         for begin in range(0, len(sources), LOOK_AHEAD):
-            indexes = range(begin, min(begin + LOOK_AHEAD, len(sources)))
-            ahead = [executor.submit(work, group) for group in _group(recognizer, sources, indexes)]
+            ahead = range(begin, min(begin + LOOK_AHEAD, len(sources)))
+            for index in ahead:
+                opened[index] = _Opened(index, sources[index])
+                report(index, 0.0, opened[index].length_s)
+            groups = _group({index: opened[index].length_s for index in ahead}, recognizer.window_s)
+            submitted = [executor.submit(work, group) for group in groups]
             yield from _in_order(pending)
-            pending = ahead
+            pending = submitted
         yield from _in_order(pending)
     finally:
         executor.shutdown(cancel_futures=True)
+        for file in opened.values():  # of workers that never began
+            file.close()
+
+
+class _Opened:
+    """A source that was opened, or why it could not be; streams are opened by the worker that reads them.
+
+    Attributes:
+        index: its place among the sources.
+        length_s: as its header says; 0 where it cannot be told.
+    """
+
+    def __init__(self, index: int, source: Source) -> None:
+        self.index = index
+        self.length_s = 0.0
+        self._source = source
+        self._file: AudioFile | None = None
+        self._error: EdgeAsrError | OSError | None = None
+        if isinstance(source, (str, Path)):
+            try:
+                self._file = AudioFile(source)
+                self.length_s = self._file.duration_s
+            except (EdgeAsrError, OSError) as error:
+                self._error = error
+
+    def file(self) -> AudioFile:
+        """The open file.
+
+        Raises:
+            AudioError, OSError: it cannot be opened.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._file is None:
+            self._file = AudioFile(self._source)
+        return self._file
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if self._file is not None:
+            self._file.close()
 
 
 def _in_order(futures: Sequence[Future[list[BulkResult]]]) -> Iterator[BulkResult]:
     yield from sorted((r for future in futures for r in future.result()), key=lambda r: r.index)
 
 
-def _group(recognizer: Recognizer, sources: Sequence[Source], indexes: Sequence[int]) -> list[list[int]]:
-    """Indexes of what runs together, the longest first: the last workers then end at about the same time."""
-    durations_s = {index: _duration_s(sources[index]) for index in indexes}
+def _group(lengths_s: Mapping[int, float], window_s: float) -> list[list[int]]:
+    """Indexes of what runs together, the longest first: the last workers then end at about the same time.
+
+    What has no known length comes first and runs alone, as does what is longer than a window.
+    """
     groups: list[list[int]] = []
-    for index in sorted(indexes, key=lambda i: -durations_s[i]):
-        longest_s = durations_s[groups[-1][0]] if groups else 0.0
-        if 0.0 < longest_s <= recognizer.window_s and (len(groups[-1]) + 1) * longest_s <= BATCH_S:
+    known_s = {index: length_s or float("inf") for index, length_s in lengths_s.items()}
+    for index in sorted(known_s, key=lambda i: -known_s[i]):
+        longest_s = known_s[groups[-1][0]] if groups else float("inf")
+        if longest_s <= window_s and (len(groups[-1]) + 1) * longest_s <= BATCH_S:
             groups[-1].append(index)
         else:
             groups.append([index])
     return groups
 
 
-def _duration_s(source: Source) -> float:
-    """Length as the file's header says; infinite where it cannot be told, so that the file runs alone."""
-    if not isinstance(source, (str, Path)):
-        return float("inf")
+def _transcribe_one(recognizer: Recognizer, opened: _Opened, heard: Heard) -> BulkResult:
+    index, length_s = opened.index, opened.length_s
     try:
-        with AudioFile(source) as file:
-            return file.duration_s or float("inf")
-    except (EdgeAsrError, OSError):
-        return float("inf")
-
-
-def _transcribe_one(recognizer: Recognizer, source: Source, index: int, heard: Heard) -> BulkResult:
-    try:
-        transcript = recognizer.transcribe_file(source, progress=lambda seconds: heard(index, seconds))
+        transcript = recognizer.transcribe_file(
+            opened.file(), progress=lambda seconds: heard(index, seconds, length_s)
+        )
     except (EdgeAsrError, OSError) as error:
         return BulkResult(index=index, error=error)
+    finally:
+        opened.close()
     return BulkResult(index=index, transcript=transcript)
 
 
-def _transcribe_together(
-    recognizer: Recognizer, sources: Sequence[Source], group: Sequence[int], heard: Heard
-) -> list[BulkResult]:
+def _transcribe_together(recognizer: Recognizer, group: Sequence[_Opened], heard: Heard) -> list[BulkResult]:
     results: list[BulkResult] = []
     clips: dict[int, tuple[F32Array, int]] = {}
-    for index in group:
+    for opened in group:
         try:
-            with AudioFile(sources[index]) as file:
-                blocks = [np.zeros(0, np.float32), *file.blocks()]
-                clips[index] = np.concatenate(blocks), file.sample_rate
+            file = opened.file()
+            blocks = [np.zeros(0, np.float32), *file.blocks()]
+            clips[opened.index] = np.concatenate(blocks), file.sample_rate
         except (EdgeAsrError, OSError) as error:
-            results.append(BulkResult(index=index, error=error))
+            results.append(BulkResult(index=opened.index, error=error))
+        finally:
+            opened.close()
+    # A header can name less than there is.
+    long = [index for index, (samples, rate) in clips.items() if len(samples) > recognizer.window_s * rate]
+    short = [index for index in clips if index not in long]
     try:
-        transcripts = recognizer.transcribe_batch(list(clips.values()))
+        transcripts = recognizer.transcribe_together([clips[index] for index in short])
+        transcripts += [recognizer.transcribe(*clips[index]) for index in long]
     except EdgeAsrError as error:
         return [*results, *(BulkResult(index=index, error=error) for index in clips)]
-    for index, transcript in zip(clips, transcripts, strict=True):
-        heard(index, transcript.duration_s)
+    for index, transcript in zip([*short, *long], transcripts, strict=True):
+        heard(index, transcript.duration_s, transcript.duration_s)
         results.append(BulkResult(index=index, transcript=transcript))
     return results

@@ -1,15 +1,17 @@
-"""The recogniser: sound in, transcript out, in bounded memory, without PyTorch.
+"""The recognizer: sound in, transcript out, in bounded memory, without PyTorch.
 
     with Recognizer.load("tiny-en") as recognizer:
         print(recognizer.transcribe_file("speech.wav").text)
 
-A recording runs through resampler, features, windows (`windows.py`) and decoder piece by piece, so
-its length does not matter and neither does how it was cut up: a waveform and a file with the same
-samples give the same transcript. Up to one window (24 s) it is one pass of the model.
+Two roads lead from a waveform to log-probs. Clips of at most one window (24 s) are encoded whole, one or
+several in a run of the model. Everything longer, and every file, goes through resampler, features, windows
+(`windows.py`) and decoder piece by piece, so its length does not matter and neither does how it was cut up: a
+waveform and a file with the same samples give the same transcript. Both roads end in the same decoder
+(`decoding/`); they stand side by side here, which is why this file is long.
 
-Models trained with per-feature normalisation are normalised over each window, for the whole
+Models trained with per-feature normalization are normalized over each window, for the whole
 recording is never in memory at once. Silence, an empty waveform and one too short for a single
-frame give an empty transcript. What this file does not do: microphones (`live.py`).
+frame give an empty transcript. What this file does not do: microphones (`live`).
 """
 
 from __future__ import annotations
@@ -17,38 +19,59 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform, resample
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
-from edge_asr.errors import AudioError, ConfigError, EdgeAsrError
+from edge_asr.errors import AudioError, BundleError, ConfigError, EdgeAsrError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
-from edge_asr.runtime.backends import Backend, choose_backend
-from edge_asr.runtime.decoding.greedy import (
-    GreedyDecoder,
-    TokenRuns,
-    greedy_decode,
-    tokens_from_runs,
-    words_from_tokens,
-)
+from edge_asr.runtime.backends import Backend, check_log_probs, choose_backend
+from edge_asr.runtime.decoding.decoder import Decoder, DecoderFactory, Hypothesis
+from edge_asr.runtime.decoding.greedy import GreedyDecoder
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.features.normalization import normalize_features
-from edge_asr.runtime.transcript import Transcript, split_segments
+from edge_asr.runtime.transcript import Transcript, split_segments, tokens_from_runs, words_from_tokens
 from edge_asr.runtime.windows import WindowGeometry, stitch_log_probs
 from edge_asr.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from edge_asr.runtime.streaming_model import StreamingModel
+
 F32Array = npt.NDArray[np.float32]
+_Recognizer = TypeVar("_Recognizer", bound="Recognizer")
 
 MAX_BATCH_S = 120.0
 """Padded seconds of audio in one batch; it bounds the memory of `transcribe_batch`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTime:
+    """One stage of a recognition, just done. The stages of a call come one after the other and fill it.
+
+    Attributes:
+        name: "features" (checks, resampling, log-mel, normalization, the batch put together), "encode" (the
+            backend) or "decode" (tokens, words, segments, and joining windows).
+        seconds: it took.
+        batch: rows and feature frames that the model was given, [B, T]; None but for "encode".
+    """
+
+    name: Literal["features", "encode", "decode"]
+    seconds: float
+    batch: tuple[int, int] | None = None
+
+
+StageObserver = Callable[[StageTime], None]
 
 
 class Recognizer:
@@ -57,14 +80,16 @@ class Recognizer:
     Most callers want `Recognizer.load`. The constructor takes the parts, for other backends.
 
     Args:
-        backend: runs the model; closed with the recogniser.
+        backend: runs the model; closed with the recognizer.
         features: the model's front end.
         vocabulary: of the model.
         subsampling_factor: feature frames per output frame.
         first_output_frames: feature frames that the first output frame asks for (`edge_asr.frames`).
-        windows: how long recordings are cut; None means 24 s with 4 s of overlap.
+        windows: how long recordings are cut; None means 24 s with 4 s of overlap, or what the backend takes.
         bundle: where the model came from, if from a bundle.
         backend_reason: how the backend was chosen, for people.
+        decoder: makes the decoder of the vocabulary; None is greedy search.
+        on_stage: called after each stage of each recognition, in the thread that recognizes.
 
     Attributes:
         window_s: seconds of sound up to which a recording is one run of the model.
@@ -84,6 +109,8 @@ class Recognizer:
         windows: WindowGeometry | None = None,
         bundle: Bundle | None = None,
         backend_reason: str = "given by the caller",
+        decoder: DecoderFactory | None = None,
+        on_stage: StageObserver | None = None,
     ) -> None:
         self.backend = backend
         self.backend_reason = backend_reason
@@ -93,9 +120,7 @@ class Recognizer:
         self.output_frames = OutputFrames(factor=subsampling_factor, first=first_output_frames)
         self.bundle = bundle
         feature_frame_s = features.hop_length / features.sample_rate
-        self.windows = windows or WindowGeometry.from_seconds(
-            feature_frame_s=feature_frame_s, subsampling_factor=subsampling_factor
-        )
+        self.windows = windows or _fit_windows(features, subsampling_factor, backend.max_frames)
         if self.windows.subsampling_factor != subsampling_factor:
             raise ConfigError(
                 f"windows are for subsampling factor {self.windows.subsampling_factor}, the model has "
@@ -104,20 +129,26 @@ class Recognizer:
         self.frame_s = feature_frame_s * subsampling_factor
         # Two frames less: front ends differ by that much in what a clip gives.
         self.window_s = (self.windows.window_frames - 2) * feature_frame_s
-        # Normalisation is applied to windows, after streaming.
+        # Normalization is applied to windows, after streaming.
         self._extractor = _extractor(features)
+        self._decoder = (decoder or GreedyDecoder.for_vocabulary)(vocabulary)
+        self._on_stage = on_stage
+        self._lock = threading.Lock()
+        self._streaming_model: StreamingModel | None = None
 
     @classmethod
     def load(
-        cls,
+        cls: type[_Recognizer],
         path_or_name: str | Path = DEFAULT_MODEL,
         *,
         precision: str = "auto",
         backend: str = "auto",
         num_threads: int | None = None,
         allow_unverified: bool = False,
-    ) -> Recognizer:
-        """A recogniser from a bundle folder or the name of an embedded model.
+        decoder: DecoderFactory | None = None,
+        on_stage: StageObserver | None = None,
+    ) -> _Recognizer:
+        """A recognizer from a bundle folder or the name of an embedded model.
 
         Args:
             path_or_name: folder written by `edge-asr export`, or "tiny-en".
@@ -127,6 +158,9 @@ class Recognizer:
                 backend asked for by name is never replaced by another.
             num_threads: threads of the backend; None lets it choose.
             allow_unverified: accept a bundle or an engine whose proof failed, or an engine without one.
+            decoder: makes the decoder of the bundle's vocabulary; None is greedy search. Everything that the
+                recognizer gives, live partials included, is decoded by it.
+            on_stage: see the class.
 
         Raises:
             BundleError: no such bundle, or a damaged or unverified one.
@@ -135,9 +169,6 @@ class Recognizer:
         """
         bundle = Bundle.load(path_or_name, allow_unverified=allow_unverified, check_hashes=False)
         features, factor = bundle.info.features, bundle.info.subsampling_factor
-        windows = WindowGeometry.from_seconds(
-            feature_frame_s=features.hop_length / features.sample_rate, subsampling_factor=factor
-        )
 
         def prepare() -> None:
             bundle.check_hashes()
@@ -154,13 +185,11 @@ class Recognizer:
                     backend=backend,
                     num_threads=num_threads,
                     allow_unverified=allow_unverified,
-                    min_frames=2 * windows.overlap_frames,
+                    min_frames=2 * _fit_windows(features, factor, None).overlap_frames,
                 )
             except EdgeAsrError:
                 prepared.result()  # an altered file is the better reason
                 raise
-        if choice.max_frames is not None and choice.max_frames < windows.window_frames:
-            windows = dataclasses.replace(windows, window_frames=choice.max_frames // factor * factor)
         try:
             prepared.result()
             return cls(
@@ -169,9 +198,10 @@ class Recognizer:
                 vocabulary=bundle.vocabulary,
                 subsampling_factor=factor,
                 first_output_frames=bundle.info.first_output_frames,
-                windows=windows,
                 bundle=bundle,
                 backend_reason=choice.reason,
+                decoder=decoder,
+                on_stage=on_stage,
             )
         except BaseException:
             choice.backend.close()
@@ -186,34 +216,36 @@ class Recognizer:
 
         Raises:
             AudioError: NaN, infinity, another rank or dtype, or an impossible sample rate.
-            BackendError: the model failed.
+            BackendError: the model failed, or gave what its bundle does not describe.
         """
+        lap = self._start_laps()
         samples = mono_from_waveform(waveform)
         rate = check_sample_rate(sample_rate)
         if len(samples) <= 2 * self.window_s * rate:
             resampled = resample(samples, rate, self.features.sample_rate)
             if self._extractor.n_frames(len(resampled)) <= self.windows.window_frames:
-                # One pass; the same bits as the road through blocks, without its copies.
-                (log_probs,) = self._encode([self._extractor(resampled)])
-                runs = greedy_decode(log_probs, self.vocabulary.blank_id)
-                return self._transcript(runs, len(samples) / rate)
-        return self._transcribe_blocks(_split_blocks(samples, rate), rate)
+                return self._transcribe_whole([resampled], [len(samples) / rate], lap)[0]
+        return self._transcribe_blocks(_split_blocks(samples, rate), rate, lap)
 
     def transcribe_file(
-        self, source: str | Path | BinaryIO, *, progress: Callable[[float], None] | None = None
+        self, source: str | Path | BinaryIO | AudioFile, *, progress: Callable[[float], None] | None = None
     ) -> Transcript:
         """Transcribe a sound file of any length, reading it in blocks.
 
         Args:
-            source: a path, or a binary file object such as `sys.stdin.buffer`.
+            source: a path, or a binary file object such as `sys.stdin.buffer`; or an open `AudioFile`, which
+                stays open.
             progress: called with the seconds of sound taken in so far.
 
         Raises:
             AudioError: not a file, not sound, or damaged.
-            BackendError: the model failed.
+            BackendError: as `transcribe`.
         """
+        lap = self._start_laps()
+        if isinstance(source, AudioFile):
+            return self._transcribe_blocks(source.blocks(), source.sample_rate, lap, progress)
         with AudioFile(source) as file:
-            return self._transcribe_blocks(file.blocks(), file.sample_rate, progress)
+            return self._transcribe_blocks(file.blocks(), file.sample_rate, lap, progress)
 
     def transcribe_batch(self, clips: Sequence[tuple[npt.ArrayLike, int]]) -> list[Transcript]:
         """Transcribe many waveforms; short ones share runs of the model.
@@ -229,34 +261,81 @@ class Recognizer:
 
         Raises:
             AudioError: as `transcribe`; the message names the clip.
-            BackendError: the model failed.
+            BackendError: as `transcribe`.
         """
-        checked: list[tuple[F32Array, int]] = []
-        for index, (waveform, sample_rate) in enumerate(clips):
-            try:
-                checked.append((mono_from_waveform(waveform), check_sample_rate(sample_rate)))
-            except AudioError as error:
-                raise AudioError(f"clip {index}: {error}") from error
+        checked = _check_clips(clips)
         durations = [len(samples) / rate for samples, rate in checked]
         results: dict[int, Transcript] = {}
         for group in _group_by_length(durations, self.window_s):
             if durations[group[-1]] > self.window_s:
-                for index in group:
-                    results[index] = self.transcribe(*checked[index])
-                continue
-            features = [
-                self._extractor(resample(*checked[index], self.features.sample_rate)) for index in group
-            ]
-            for index, log_probs in zip(group, self._encode(features), strict=True):
-                runs = greedy_decode(log_probs, self.vocabulary.blank_id)
-                results[index] = self._transcript(runs, durations[index])
+                results |= {index: self.transcribe(*checked[index]) for index in group}
+            else:
+                results |= zip(group, self.transcribe_together([checked[i] for i in group]), strict=True)
         return [results[index] for index in range(len(checked))]
 
-    def close(self) -> None:
-        """Release the backend. May be called twice."""
-        self.backend.close()
+    def transcribe_together(self, clips: Sequence[tuple[npt.ArrayLike, int]]) -> list[Transcript]:
+        """Transcribe waveforms of at most `window_s` in one run of the model, padded to the longest.
 
-    def __enter__(self) -> Recognizer:
+        For callers that group clips themselves; `transcribe_batch` groups them.
+
+        Args:
+            clips: (waveform, sample_rate) pairs as `transcribe` takes them.
+
+        Raises:
+            AudioError: as `transcribe_batch`, or a clip longer than `window_s`.
+            BackendError: as `transcribe`.
+        """
+        if not clips:
+            return []
+        lap = self._start_laps()
+        checked = _check_clips(clips)
+        durations = [len(samples) / rate for samples, rate in checked]
+        for index, duration_s in enumerate(durations):
+            if duration_s > self.window_s:
+                raise AudioError(
+                    f"clip {index} is {duration_s:.2f} s long and one run of the model takes at most "
+                    f"{self.window_s:.2f} s; use transcribe for it"
+                )
+        rate = self.features.sample_rate
+        return self._transcribe_whole([resample(*clip, rate) for clip in checked], durations, lap)
+
+    def new_decoder(self) -> Decoder:
+        """A decoder that has heard nothing, of the kind the recognizer was made with."""
+        return self._decoder.fork()
+
+    def streaming_model(self, *, num_threads: int | None = None) -> StreamingModel:
+        """The bundle's streaming graph, for partials: loaded at the first call, closed with the recognizer.
+
+        It runs on CUDA where the recognizer does, else on the CPU.
+
+        Args:
+            num_threads: of the first call's graph on the CPU; None takes the recognizer's.
+
+        Raises:
+            BundleError: there is no bundle, or it has no streaming graph.
+            BackendError: the graph cannot be loaded.
+        """
+        from edge_asr.runtime.streaming_model import StreamingModel
+
+        if self.bundle is None:
+            raise BundleError("a recognizer without a bundle has no streaming model; load one from a bundle")
+        with self._lock:
+            if self._streaming_model is None:
+                self._streaming_model = StreamingModel.load(
+                    self.bundle,
+                    num_threads=num_threads or self.backend.num_threads,
+                    device="cuda" if self.backend.name == "cuda" else "cpu",
+                )
+            return self._streaming_model
+
+    def close(self) -> None:
+        """Release the backend and the streaming graph. May be called twice."""
+        self.backend.close()
+        with self._lock:
+            if self._streaming_model is not None:
+                self._streaming_model.close()
+
+    def __enter__(self: _Recognizer) -> _Recognizer:
         return self
 
     def __exit__(
@@ -264,9 +343,30 @@ class Recognizer:
     ) -> None:
         self.close()
 
+    def _start_laps(self) -> _Laps:
+        return _NO_LAPS if self._on_stage is None else _Laps(self._on_stage)
+
+    def _transcribe_whole(
+        self, waveforms: Sequence[F32Array], durations_s: Sequence[float], lap: _Laps
+    ) -> list[Transcript]:
+        """Waveforms at the model's rate, each at most a window, in one run of the model."""
+        transcripts = []
+        features = [self._extractor(waveform) for waveform in waveforms]
+        for log_probs, duration_s in zip(self._encode(features, lap), durations_s, strict=True):
+            decoder = self._decoder.fork()
+            decoder.push(log_probs)
+            transcripts.append(self._transcript(decoder.flush(), duration_s))
+        lap("decode")
+        return transcripts
+
     def _transcribe_blocks(
-        self, blocks: Iterable[F32Array], sample_rate: int, progress: Callable[[float], None] | None = None
+        self,
+        blocks: Iterable[F32Array],
+        sample_rate: int,
+        lap: _Laps,
+        progress: Callable[[float], None] | None = None,
     ) -> Transcript:
+        """Blocks of any lengths at their own rate, a window at a time."""
         n_samples = 0
 
         def count(blocks: Iterable[F32Array]) -> Iterator[F32Array]:
@@ -277,44 +377,56 @@ class Recognizer:
                 if progress is not None:
                     progress(n_samples / sample_rate)
 
-        decoder = GreedyDecoder(self.vocabulary.blank_id)
-        pieces = self._feature_pieces(count(blocks), sample_rate)
-        runs = [
-            decoder.push(log_probs)
-            for log_probs in stitch_log_probs(
-                pieces, lambda window: self._encode([window])[0], self.windows, self.vocabulary.blank_id
-            )
-        ]
-        return self._transcript(TokenRuns.concatenate([*runs, decoder.flush()]), n_samples / sample_rate)
+        def encode(window: F32Array) -> F32Array:
+            lap("decode")
+            return self._encode([window], lap)[0]
 
-    def _feature_pieces(self, blocks: Iterable[F32Array], sample_rate: int) -> Iterator[F32Array]:
-        """Features [t, n_mels] of native-rate blocks, not normalised."""
+        decoder = self._decoder.fork()
+        pieces = self._feature_pieces(count(blocks), sample_rate, lap)
+        for log_probs in stitch_log_probs(pieces, encode, self.windows, self.vocabulary.blank_id):
+            decoder.push(log_probs)
+        transcript = self._transcript(decoder.flush(), n_samples / sample_rate)
+        lap("decode")
+        return transcript
+
+    def _feature_pieces(self, blocks: Iterable[F32Array], sample_rate: int, lap: _Laps) -> Iterator[F32Array]:
+        """Features [t, n_mels] of native-rate blocks, not normalized."""
         resampler = ResampleStream(sample_rate, self.features.sample_rate)
         stream = self._extractor.stream()
         for block in blocks:
-            yield stream.push(resampler.push(block))
-        yield stream.push(resampler.flush())
-        yield stream.flush()
+            piece = stream.push(resampler.push(block))
+            lap("features")
+            yield piece
+            lap("decode")
+        last = [stream.push(resampler.flush()), stream.flush()]
+        lap("features")
+        yield from last
 
-    def _encode(self, clips: list[F32Array]) -> list[F32Array]:
-        """Valid log-probs [T', V] of each clip's features [T, n_mels]; one batch."""
+    def _encode(self, clips: list[F32Array], lap: _Laps) -> list[F32Array]:
+        """Valid log-probs [T', V] of each clip's features [T, n_mels]; one run of the model."""
         lens = np.array([len(clip) for clip in clips], np.int64)
-        n_classes = len(self.vocabulary)
-        if self.output_frames.n_valid(int(lens.max())) == 0:
+        n_frames, n_classes = int(lens.max()), len(self.vocabulary)
+        if self.output_frames.n_valid(n_frames) == 0:
+            lap("features")
             return [np.zeros((0, n_classes), np.float32) for _ in clips]
         if len(clips) == 1 and self.features.normalize == "none":
             batch = clips[0][None]
         else:
-            batch = np.zeros((len(clips), int(lens.max()), self.features.n_mels), np.float32)
+            batch = np.zeros((len(clips), n_frames, self.features.n_mels), np.float32)
             for row, clip in zip(batch, clips, strict=True):
                 row[: len(clip)] = clip
                 normalize_features(row[: len(clip)], self.features.normalize)
+        lap("features")
         # A row without frames would be all padding; the model sees one frame, the result is dropped.
         log_probs = self.backend.log_probs(batch, np.maximum(lens, 1))
-        return [row[: self.output_frames.n_valid(n)] for row, n in zip(log_probs, lens.tolist(), strict=True)]
+        n_valid = [self.output_frames.n_valid(n) for n in lens.tolist()]
+        expected = (len(clips), self.output_frames.n_graph(n_frames), n_classes)
+        check_log_probs(log_probs, expected, n_valid)
+        lap("encode", (len(clips), n_frames))
+        return [row[:n] for row, n in zip(log_probs, n_valid, strict=True)]
 
-    def _transcript(self, runs: TokenRuns, duration_s: float) -> Transcript:
-        tokens = tokens_from_runs(runs, self.vocabulary, self.frame_s, end_s=duration_s)
+    def _transcript(self, hypothesis: Hypothesis, duration_s: float) -> Transcript:
+        tokens = tokens_from_runs(hypothesis.tokens, self.vocabulary, self.frame_s, end_s=duration_s)
         words = words_from_tokens(tokens, self.vocabulary)
         return Transcript(
             text=" ".join(word.text for word in words),
@@ -325,9 +437,51 @@ class Recognizer:
         )
 
 
+class _Laps:
+    """Tells an observer how long each stage took, from the end of the one before; silent without one."""
+
+    __slots__ = ("_began", "_on_stage")
+
+    def __init__(self, on_stage: StageObserver | None) -> None:
+        self._on_stage = on_stage
+        self._began = time.perf_counter()
+
+    def __call__(
+        self, name: Literal["features", "encode", "decode"], batch: tuple[int, int] | None = None
+    ) -> None:
+        if self._on_stage is not None:
+            seconds = time.perf_counter() - self._began
+            self._on_stage(StageTime(name=name, seconds=seconds, batch=batch))
+            self._began = time.perf_counter()
+
+
+_NO_LAPS = _Laps(None)
+
+
+def _fit_windows(features: FeatureConfig, subsampling_factor: int, max_frames: int | None) -> WindowGeometry:
+    """The default windows, no longer than the backend takes."""
+    windows = WindowGeometry.from_seconds(
+        feature_frame_s=features.hop_length / features.sample_rate, subsampling_factor=subsampling_factor
+    )
+    if max_frames is None or max_frames >= windows.window_frames:
+        return windows
+    fitting = max_frames // subsampling_factor * subsampling_factor
+    return dataclasses.replace(windows, window_frames=fitting)
+
+
+def _check_clips(clips: Sequence[tuple[npt.ArrayLike, int]]) -> list[tuple[F32Array, int]]:
+    checked: list[tuple[F32Array, int]] = []
+    for index, (waveform, sample_rate) in enumerate(clips):
+        try:
+            checked.append((mono_from_waveform(waveform), check_sample_rate(sample_rate)))
+        except AudioError as error:
+            raise AudioError(f"clip {index}: {error}") from error
+    return checked
+
+
 @functools.lru_cache(maxsize=4)
 def _extractor(features: FeatureConfig) -> FeatureExtractor:
-    """Of a front end, without its normalisation; shared, as it does not change."""
+    """The extractor of a front end without its normalization; shared, for it does not change."""
     return FeatureExtractor(dataclasses.replace(features, normalize="none"))
 
 

@@ -10,6 +10,7 @@ What this file does not do: features, decoding, microphones; it imports neither 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.errors import AudioError, BackendError
-from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.runtime.backends import OnnxRuntimeBackend, check_log_probs
 from edge_asr.stream_geometry import StreamingGeometry
 
 F32Array = npt.NDArray[np.float32]
@@ -47,6 +48,13 @@ class StreamState:
     step: int = 0
     n_frames: int = 0
     flushed: bool = False
+
+    def fork(self) -> StreamState:
+        """A stream that has heard the same; what one of the two hears later, the other does not.
+
+        The arrays are shared: `push` and `flush` replace them and never write into them.
+        """
+        return dataclasses.replace(self)
 
 
 class StreamingModel:
@@ -175,6 +183,8 @@ class StreamingModel:
         log_probs, n_valid, channel, time, channel_len = self._backend.run(
             STREAM_OUTPUTS, dict(zip(STREAM_INPUTS, inputs, strict=True))
         )
+        shape = (len(features), self.geometry.chunk_frames, self.vocab_size)
+        check_log_probs(log_probs, shape, n_valid.tolist())
         return log_probs, n_valid, (channel, time, channel_len)
 
     def close(self) -> None:

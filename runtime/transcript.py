@@ -1,7 +1,8 @@
-"""What recognition gives back: text, words, tokens and segments, as plain data.
+"""What recognition gives back: text, words, tokens and segments, as plain data made of what a decoder gives.
 
-A segment is a stretch of speech between pauses. What this file does not do: subtitle layout
-(`edge_asr.cli.formats`), decoding (`ctc.py`).
+Here frames become seconds and tokens become words. A word is as sure as its least sure token. A segment is a
+stretch of speech between pauses. What this file does not do: subtitle layout (`edge_asr.cli.formats`),
+decoding (`decoding/`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_asr.runtime.decoding.greedy import Token, Word
+import numpy as np
+
+from edge_asr.runtime.decoding.decoder import I64Array, TokenRuns
+from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary, join_pieces
 
 SEGMENT_PAUSE_S = 0.8
 """Silence between two words that begins a new segment, seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A token and when it was spoken.
+
+    Attributes:
+        text: as written, a word boundary as a space (" go", "o", " ").
+        id: index in the vocabulary.
+        start_s, end_s: from the first to behind the last frame of its run, seconds.
+        confidence: 0 to 1, as the decoder means it (greedy: the highest probability in the run).
+    """
+
+    text: str
+    id: int
+    start_s: float
+    end_s: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """A word: from its first token's start to its last token's end; its lowest token confidence."""
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +97,83 @@ class Transcript:
             "words": [dataclasses.asdict(word) for word in self.words],
             "tokens": [dataclasses.asdict(token) for token in self.tokens],
         }
+
+
+def tokens_from_runs(
+    runs: TokenRuns,
+    vocabulary: Vocabulary,
+    frame_s: float,
+    *,
+    offset_s: float = 0.0,
+    end_s: float | None = None,
+) -> tuple[Token, ...]:
+    """Tokens with times in seconds from tokens with frames.
+
+    Args:
+        runs: decoded runs.
+        vocabulary: of the model.
+        frame_s: length of an output frame: hop_length * subsampling_factor / sample_rate.
+        offset_s: time of frame 0.
+        end_s: no time is later than this (an output frame can reach past the audio).
+    """
+    limit = float("inf") if end_s is None else end_s
+
+    def seconds(frames: I64Array) -> list[float]:
+        times: list[float] = np.round(np.minimum(offset_s + frames * frame_s, limit), 6).tolist()
+        return times
+
+    rows = zip(
+        runs.ids.tolist(),
+        seconds(runs.first_frames),
+        seconds(runs.last_frames + 1),
+        runs.confidences.tolist(),
+        strict=True,
+    )
+    return tuple(
+        Token(
+            text=vocabulary.token_text(token_id), id=token_id, start_s=start, end_s=end, confidence=confidence
+        )
+        for token_id, start, end, confidence in rows
+    )
+
+
+def shift_tokens(tokens: tuple[Token, ...], offset_s: float) -> tuple[Token, ...]:
+    """Tokens of a segment with the times of the stream in which it begins at `offset_s`."""
+    return tuple(
+        dataclasses.replace(token, start_s=token.start_s + offset_s, end_s=token.end_s + offset_s)
+        for token in tokens
+    )
+
+
+def words_from_tokens(tokens: Sequence[Token], vocabulary: Vocabulary) -> tuple[Word, ...]:
+    """Tokens as words: a word boundary (U+2581, or a space in the text) begins a new one.
+
+    Joined by spaces, the words are `vocabulary.decode` of the ids.
+    """
+    words: list[Word] = []
+    pieces: list[tuple[str, Token]] = []
+
+    def close() -> None:
+        text = " ".join(join_pieces(text for text, _ in pieces).split())
+        if text:
+            words.append(
+                Word(
+                    text=text,
+                    start_s=pieces[0][1].start_s,
+                    end_s=pieces[-1][1].end_s,
+                    confidence=min(token.confidence for _, token in pieces),
+                )
+            )
+        pieces.clear()
+
+    for token in tokens:
+        for index, part in enumerate(vocabulary.tokens[token.id].split(WORD_BOUNDARY)):
+            if index > 0:
+                close()
+            if part:
+                pieces.append((part, token))
+    close()
+    return tuple(words)
 
 
 def split_segments(words: Sequence[Word], pause_s: float = SEGMENT_PAUSE_S) -> tuple[Segment, ...]:

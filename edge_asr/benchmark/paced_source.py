@@ -1,29 +1,29 @@
 """Speech at real-time pace, as from a sound card: blocks when they are complete; nobody waits for the reader.
 
-`FileSource` waits for a slow reader, so nothing is ever lost with it and a recogniser that cannot keep up is
-only late. Here blocks go into a bounded queue from a thread of their own, and what does not fit is lost and
-reported, as with a microphone. The time at which each sample was "spoken" is known, so latencies can be
-measured against it. What this file does not do: recognise.
+`FileSource` waits for a slow reader, so nothing is ever lost with it and a recognizer that cannot keep up is
+only late. Here a thread of its own fills a `QueueSource`, and what does not fit is lost and reported, as with
+a microphone. The time at which each sample was "spoken" is known, so latencies can be measured against it.
+What this file does not do: recognize.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from queue import SimpleQueue
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE
-from edge_asr.runtime.live.sources import AudioBlock, Loss
+from edge_asr.audio import STREAM_SAMPLE_RATE
+from edge_asr.runtime.live.queue_source import QueueSource
+from edge_asr.runtime.live.sources import AudioBlock
 
 Waveform = npt.NDArray[np.float32]
 
 BLOCK_S = 0.02
 QUEUE_S = 30.0
-"""As `MicrophoneConfig`'s: what waits for a busy recogniser at most."""
+"""As `MicrophoneConfig`'s: what waits for a busy recognizer at most."""
 
 
 class PacedSource:
@@ -42,11 +42,7 @@ class PacedSource:
         self.late_s: list[float] = []
         self._waveform = waveform
         self._delay_s = delay_s
-        self._limit = round(queue_s * STREAM_SAMPLE_RATE)
-        self._queue: SimpleQueue[AudioBlock | None] = SimpleQueue()
-        # One writer each: their difference is what waits.
-        self._n_enqueued = 0
-        self._n_taken = 0
+        self._queue = QueueSource(queue_s=queue_s)
         self._stopping = threading.Event()
         self._began = 0.0
         self._thread = threading.Thread(target=self._speak, name="edge-asr-paced", daemon=True)
@@ -68,12 +64,7 @@ class PacedSource:
 
     def read(self) -> AudioBlock | None:
         """Wait for the next block; None at the end."""
-        block = self._queue.get()
-        if block is None:
-            self._queue.put(None)  # another read ends at once too
-            return None
-        self._n_taken += len(block.samples)
-        return block
+        return self._queue.read()
 
     def stop(self) -> None:
         """End after the block being spoken."""
@@ -81,25 +72,11 @@ class PacedSource:
 
     def _speak(self) -> None:
         step = round(BLOCK_S * STREAM_SAMPLE_RATE)
-        lost = 0
         for begin in range(0, len(self._waveform), step):
             samples = self._waveform[begin : begin + step]
             due = self.spoken_at(begin + len(samples))
             if self._stopping.wait(max(0.0, due - time.monotonic())):
                 break
             self.late_s.append(time.monotonic() - due)
-            if self._n_enqueued - self._n_taken + len(samples) > self._limit:
-                lost += len(samples)
-                continue
-            self._queue.put(AudioBlock(samples, _losses(lost)))
-            self._n_enqueued += len(samples)
-            lost = 0
-        if lost:
-            self._queue.put(AudioBlock(np.zeros(0, np.float32), _losses(lost)))
-        self._queue.put(None)
-
-
-def _losses(n_samples: int) -> tuple[Loss, ...]:
-    if n_samples == 0:
-        return ()
-    return (Loss(lost_s=n_samples / STREAM_SAMPLE_RATE, reason="queue_overflow", estimated=False),)
+            self._queue.push(samples)
+        self._queue.end()

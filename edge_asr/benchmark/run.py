@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from edge_asr.audio import STREAM_SAMPLE_RATE
 from edge_asr.benchmark import schema
 from edge_asr.benchmark.audio_clips import Recording, spoken_signal
 from edge_asr.benchmark.copies import time_copies
@@ -36,7 +37,6 @@ from edge_asr.diagnostics.machine import Machine
 from edge_asr.manifest import Manifest
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.engine.backend import TensorRTBackend
-from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE
 from edge_asr.runtime.live.streaming_decoder import streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
 
@@ -110,7 +110,7 @@ def run_benchmark(
                     precision=subject.recognizer.backend.precision,
                     backend=subject.recognizer.backend.name,
                     backend_reason=subject.recognizer.backend_reason,
-                    threads=getattr(subject.recognizer.inner_backend, "num_threads", None),
+                    threads=subject.recognizer.backend.num_threads,
                     **_describe_file(bundle, subject.recognizer),
                     cold=cold_start(subject.cold, options.seconds[0], None if total is None else total.p50),
                     cells=tuple(subject.cells.values()),
@@ -230,7 +230,7 @@ def _cell(
     task: Task, seconds: float, fresh: FreshRun, n_warmup: int, power: tuple[list[PowerReading], str | None]
 ) -> Cell:
     runs, batch = task.runs, len(task.clips)
-    there, back = time_copies(task.recognizer.inner_backend, runs[-1].passes, len(runs))
+    there, back = time_copies(task.recognizer.backend, runs[-1].passes, len(runs))
     stages = {
         "features": Times.of([run.features_s for run in runs], sessions=task.sessions),
         "copy_to_device": there,
@@ -319,7 +319,7 @@ def _accuracy(
 
 
 def _describe_file(bundle: Bundle, recognizer: StagedRecognizer) -> dict[str, Any]:
-    backend = recognizer.inner_backend
+    backend = recognizer.backend
     if isinstance(backend, TensorRTBackend):
         plan = backend.plan_path
         return {

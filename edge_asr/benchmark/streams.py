@@ -20,19 +20,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.audio import STREAM_SAMPLE_RATE
 from edge_asr.benchmark.audio_clips import SpokenSignal
 from edge_asr.benchmark.fresh_process import hash_texts
 from edge_asr.benchmark.paced_source import PacedSource
 from edge_asr.benchmark.schema import Streams, Times
 from edge_asr.errors import GateError
-from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE, Event, Final, Gap, Partial
-from edge_asr.runtime.live.partials import (
-    AudioHistory,
-    Hypothesis,
-    PartialDecoder,
-    Transcriber,
-    WindowedDecoder,
-)
+from edge_asr.runtime.live.events import Event, Final, Gap, Partial
+from edge_asr.runtime.live.history import AudioHistory
+from edge_asr.runtime.live.partials import PartialDecoder, PartialHypothesis, Transcriber, WindowedDecoder
 from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
 from edge_asr.runtime.live.streaming_decoder import StreamingDecoder
 from edge_asr.runtime.transcript import Transcript
@@ -67,7 +63,7 @@ class _TimedDecoder:
     def begin(self, start: int) -> None:
         self._inner.begin(start)
 
-    def decode(self, history: AudioHistory) -> Hypothesis:
+    def decode(self, history: AudioHistory) -> PartialHypothesis:
         began = time.perf_counter()
         hypothesis = self._inner.decode(history)
         self._calls.append((began, time.perf_counter() - began))

@@ -87,7 +87,6 @@ def command(
 
     from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
     from edge_asr.runtime.live.sources import Recorder, check_recording_path
-    from edge_asr.runtime.live.streaming_decoder import streaming_decoders
     from edge_asr.runtime.recognizer import Recognizer
 
     wanted = int(device) if device is not None and device.isdecimal() else device
@@ -96,17 +95,12 @@ def command(
     if record is not None:
         check_recording_path(record, overwrite=force)
     with Recognizer.load(**recognizer) as loaded:
-        make_decoder = (
-            None
-            if partials == "off"
-            else streaming_decoders(loaded, partials, num_threads=recognizer["num_threads"])
-        )
         source = microphone.MicrophoneSource(microphone.MicrophoneConfig(device=wanted, sample_rate=rate))
         live = LiveRecognizer(
             loaded,
             source,
-            config=LiveConfig(partials=partials != "off", max_audio_s=seconds),
-            partial_decoder=make_decoder() if make_decoder else None,
+            config=LiveConfig(max_audio_s=seconds),
+            partials=partials,
             recorder=Recorder(record, overwrite=force) if record is not None else None,
         )
         code = run_live(live, as_json=as_json, greeting=lambda: _greeting(source, recognizer["path_or_name"]))

@@ -14,8 +14,9 @@ import logging
 import os
 import stat
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from edge_asr.errors import ConfigError
 from edge_asr.printable import printable
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from edge_asr.runtime.recognizer import Recognizer
     from edge_asr.runtime.transcript import Transcript
 
@@ -197,29 +200,11 @@ def _transcribe(
 ) -> None:
     from edge_asr.runtime.bulk import transcribe_files
 
-    heard_s = [0.0] * len(sources)
-    # Without a terminal no header is read for the bar, and rich is not even loaded.
-    total_s = sum(_duration_s(source.path) for source in sources) if is_terminal(sys.stderr) else 0.0
     sounds = [sys.stdin.buffer if source.path == STDIN else source.path for source in sources]
     started = time.perf_counter()
     with ExitStack() as stack:
-        heard: Callable[[int, float], None] | None = None
-        if total_s > _PROGRESS_FROM_S:
-            progress = stack.enter_context(progress_bar())
-            task = progress.add_task("transcribing", total=total_s)
-
-            from rich.markup import escape
-
-            def show(index: int, seconds: float) -> None:
-                heard_s[index] = seconds
-                progress.update(
-                    task,
-                    completed=sum(heard_s),
-                    description=escape(printable(Path(sources[index].path).name)),
-                )
-
-            heard = show
-
+        # Without a terminal rich, which draws the bar, is not even loaded.
+        heard = _Bar([source.path for source in sources], stack).show if is_terminal(sys.stderr) else None
         for result in transcribe_files(recognizer, sounds, num_workers=n_workers, heard=heard):
             source = sources[result.index]
             if result.transcript is None:
@@ -245,6 +230,37 @@ def _transcribe(
             if delivery.as_json:
                 summary.transcripts.append(entry)
     summary.compute_s = time.perf_counter() - started
+
+
+class _Bar:
+    """Progress in seconds of sound, on a terminal, once there is enough of it to be waited for.
+
+    Files are opened as their turn comes, so how much there is in all is an estimate until the last is open.
+    """
+
+    def __init__(self, paths: Sequence[str], stack: ExitStack) -> None:
+        from rich.markup import escape
+
+        self._names = [escape(printable(Path(path).name)) for path in paths]
+        self._stack = stack
+        self._lengths_s: dict[int, float] = {}
+        self._heard_s: dict[int, float] = {}
+        self._progress: Progress | None = None
+        self._lock = threading.Lock()
+
+    def show(self, index: int, heard_s: float, length_s: float) -> None:
+        """A file was opened, or so much of it was heard; see `edge_asr.runtime.bulk.Heard`."""
+        with self._lock:
+            self._lengths_s[index], self._heard_s[index] = length_s, heard_s
+            total_s = sum(self._lengths_s.values()) / len(self._lengths_s) * len(self._names)
+            if self._progress is None:
+                if total_s <= _PROGRESS_FROM_S:
+                    return
+                self._progress = self._stack.enter_context(progress_bar())
+                self._progress.add_task("transcribing")
+            (task,) = self._progress.task_ids
+            done_s = sum(self._heard_s.values())
+            self._progress.update(task, total=total_s, completed=done_s, description=self._names[index])
 
 
 def _find_sources(arguments: Sequence[str]) -> tuple[list[_Source], list[tuple[str, str]]]:
@@ -328,20 +344,6 @@ def _check_outputs(sources: Sequence[_Source], folder: Path, output_format: str,
         raise ConfigError(
             f"{existing[0]}{others} exist already; add --force to overwrite, or give another -o"
         )
-
-
-def _duration_s(path: str) -> float:
-    """Length for the progress bar; 0 where it cannot be told yet."""
-    from edge_asr.audio import AudioFile
-    from edge_asr.errors import AudioError
-
-    if path == STDIN:
-        return 0.0
-    try:
-        with AudioFile(path) as file:
-            return file.duration_s
-    except (AudioError, OSError):
-        return 0.0
 
 
 def _report_error(summary: _Summary, path: str, message: str) -> None:

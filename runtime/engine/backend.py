@@ -115,6 +115,10 @@ class TensorRTBackend:
         self._release.atexit = False
 
     @property
+    def num_threads(self) -> None:
+        """None: the GPU runs it."""
+
+    @property
     def max_frames(self) -> int:
         """Most feature frames of one row."""
         return max(profile.max_frames for profile in self.sidecar.profiles)

@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.audio import STREAM_SAMPLE_RATE
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE
 
 FRAME_SAMPLES = STREAM_SAMPLE_RATE // 100
 _FRAME_S = FRAME_SAMPLES / STREAM_SAMPLE_RATE

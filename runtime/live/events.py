@@ -15,9 +15,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edge_asr.runtime.decoding.greedy import Token, Word
-
-STREAM_SAMPLE_RATE = 16_000
+from edge_asr.audio import STREAM_SAMPLE_RATE
+from edge_asr.runtime.transcript import Token, Word
 
 FinalReason = Literal["pause", "max_length", "gap", "end"]
 GapReason = Literal["queue_overflow", "device_overflow", "missing"]

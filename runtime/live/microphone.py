@@ -1,9 +1,9 @@
-"""A microphone through PortAudio: the callback copies and enqueues, the reader resamples.
+"""A microphone through PortAudio: its callback fills a `QueueSource`.
 
 The device is opened at its own rate (many refuse 16 kHz or resample badly) and soxr brings it to
 16 kHz in the reading thread. Lost audio is found in three ways: the bounded queue counts what it
 refused, PortAudio flags what the driver dropped, and a clock finds what vanished without a flag
-(a sound server that drops its oldest data says nothing). What this file does not do: recognise,
+(a sound server that drops its oldest data says nothing). What this file does not do: recognize,
 or choose what to do about a loss; it reports. sounddevice, and with it PortAudio, is imported on use.
 """
 
@@ -13,9 +13,8 @@ import atexit
 import importlib
 import logging
 import time
-from collections import deque
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import Empty
 from threading import Event as Flag
 from threading import Thread
 from types import ModuleType, TracebackType
@@ -24,11 +23,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.audio import ResampleStream
 from edge_asr.errors import ConfigError, DeviceError
-from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE
-from edge_asr.runtime.live.loss_clock import LossClock
-from edge_asr.runtime.live.sources import AudioBlock, Loss
+from edge_asr.runtime.live.queue_source import QueueSource
+from edge_asr.runtime.live.sources import AudioBlock
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -165,14 +162,6 @@ def find_device(wanted: int | str | None) -> InputDevice:
     raise DeviceError(f"{len(fits)} input devices fit {wanted!r}; give the index of one of {listing}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    samples: npt.NDArray[np.float32]
-    arrival_s: float
-    overflow: bool
-    dropped_before: int
-
-
 class MicrophoneSource:
     """An `AudioSource` that hears through PortAudio. Use it as a context manager, once.
 
@@ -185,29 +174,20 @@ class MicrophoneSource:
         self.device: InputDevice | None = None
         self.sample_rate = 0
         self.n_overflows = 0
-        self.n_dropped_frames = 0
-        self._queue: SimpleQueue[_Captured] = SimpleQueue()
-        # One writer each, the callback and the reader: their difference is what waits in the queue.
-        self._n_enqueued = 0
-        self._n_taken = 0
-        self._n_dropped_reported = 0
-        self._limit_frames = 0
+        self._queue: QueueSource | None = None
         self._stopping = Flag()
         self._stop_at: float | None = None
         self._last_arrival_s = 0.0
-        self._ready: deque[AudioBlock] = deque()
         self._stream_ended = False
         self._is_left_behind = False
-        self._finished = False
-        self._failure: DeviceError | None = None
 
     def __enter__(self) -> MicrophoneSource:
         sd = import_sounddevice()
         self.device = find_device(self.config.device)
         self.sample_rate = self.config.sample_rate or self.device.sample_rate
-        self._limit_frames = round(self.config.queue_s * self.sample_rate)
-        self._resampler = ResampleStream(self.sample_rate, STREAM_SAMPLE_RATE)
-        self._clock = LossClock()
+        self._queue = QueueSource(
+            self.sample_rate, queue_s=self.config.queue_s, mix=self.config.mix, is_live=True
+        )
         self._stream = self._open(sd)
         self._last_arrival_s = time.monotonic()
         try:
@@ -223,9 +203,14 @@ class MicrophoneSource:
         self._end_stream("close")
 
     @property
+    def n_dropped_frames(self) -> int:
+        """Frames that the full queue refused."""
+        return 0 if self._queue is None else self._queue.n_dropped_samples
+
+    @property
     def queued_s(self) -> float:
         """Audio that waits for the reader."""
-        return (self._n_enqueued - self._n_taken) / max(1, self.sample_rate)
+        return 0.0 if self._queue is None else self._queue.queued_s
 
     def stop(self) -> None:
         """End soon; what the driver still holds is heard first."""
@@ -237,20 +222,15 @@ class MicrophoneSource:
         Raises:
             DeviceError: the device went away, or no audio came for `stall_timeout_s`.
         """
-        while not self._ready:
-            if self._finished:
-                if self._failure is not None:
-                    raise self._failure
-                return None
+        assert self._queue is not None
+        while True:
             self._end_stream_when_asked()
             try:
-                self._take(self._queue.get(timeout=0 if self._stream_ended else _POLL_S))
+                return self._queue.read_within(_POLL_S)
             except Empty:
-                if not self._stream_ended:
-                    self._failure = self._find_failure()
-                if self._stream_ended or self._failure is not None:
-                    self._finish()
-        return self._ready.popleft()
+                if not self._stream_ended and (failure := self._find_failure()) is not None:
+                    self._stream_ended = True
+                    self._queue.end(failure)
 
     def _open(self, sd: ModuleType) -> Any:
         assert self.device is not None
@@ -280,44 +260,10 @@ class MicrophoneSource:
 
     def _callback(self, data: npt.NDArray[np.float32], n_frames: int, when: Any, status: Any) -> None:
         """PortAudio's thread: copy, enqueue, return. No locks, no arithmetic on the audio, no waiting."""
-        if self._n_enqueued - self._n_taken + n_frames > self._limit_frames:
-            self.n_dropped_frames += n_frames
-            return
-        overflow = bool(status.input_overflow)
-        self._queue.put(_Captured(data.copy(), time.monotonic(), overflow, self.n_dropped_frames))
-        self._n_enqueued += n_frames
-
-    def _take(self, captured: _Captured) -> None:
-        """Turn a captured block into blocks of the 16 kHz stream, losses told before what follows them."""
-        n_frames = len(captured.samples)
-        self._n_taken += n_frames
-        self._last_arrival_s = captured.arrival_s
-        losses = self._dropped(captured.dropped_before)
-        missing_s = self._clock.observe(captured.arrival_s, n_frames / self.sample_rate)
-        if captured.overflow:
-            self.n_overflows += 1
-            lost_s = missing_s or self._clock.lateness_now()
-            if not missing_s:
-                self._clock.account(lost_s)
-            losses.append(Loss(lost_s=lost_s, reason="device_overflow", estimated=True))
-        elif missing_s:
-            losses.append(Loss(lost_s=missing_s, reason="missing", estimated=True))
-        if losses:
-            # The audio before the loss ends here: nothing is smeared across the hole.
-            self._ready.append(AudioBlock(self._resampler.flush()))
-            self._resampler = ResampleStream(self.sample_rate, STREAM_SAMPLE_RATE)
-        mix = captured.samples[:, 0] if self.config.mix == "first" else captured.samples.mean(axis=1)
-        samples = self._resampler.push(np.ascontiguousarray(mix, dtype=np.float32))
-        self._ready.append(AudioBlock(samples, tuple(losses)))
-
-    def _dropped(self, n_dropped: int) -> list[Loss]:
-        n_new = n_dropped - self._n_dropped_reported
-        if n_new == 0:
-            return []
-        self._n_dropped_reported = n_dropped
-        lost_s = n_new / self.sample_rate
-        self._clock.account(lost_s)
-        return [Loss(lost_s=lost_s, reason="queue_overflow", estimated=False)]
+        assert self._queue is not None
+        self._last_arrival_s = time.monotonic()
+        self.n_overflows += bool(status.input_overflow)
+        self._queue.push(data, overflowed=bool(status.input_overflow))
 
     def _end_stream_when_asked(self) -> None:
         if not self._stopping.is_set() or self._stream_ended:
@@ -328,6 +274,8 @@ class MicrophoneSource:
         if now >= self._stop_at:
             self._end_stream("stop")
             self._stream_ended = True
+            assert self._queue is not None
+            self._queue.end()
 
     def _end_stream(self, how: Literal["stop", "close"]) -> None:
         """Stop or close the stream; one that does not answer is left behind, with a warning.
@@ -359,14 +307,6 @@ class MicrophoneSource:
                 self.device.name,
                 _DRIVER_ANSWERS_S,
             )
-
-    def _finish(self) -> None:
-        """The queue is empty and nothing will come: give what the resampler holds, and the last loss."""
-        losses = tuple(self._dropped(self.n_dropped_frames))
-        self._ready.append(AudioBlock(self._resampler.flush()))
-        if losses:
-            self._ready.append(AudioBlock(np.zeros(0, np.float32), losses))
-        self._finished = True
 
     def _find_failure(self) -> DeviceError | None:
         assert self.device is not None

@@ -9,16 +9,16 @@ utterance ends.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.audio import STREAM_SAMPLE_RATE
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.decoding.greedy import Token
-from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE
-from edge_asr.runtime.transcript import Transcript
+from edge_asr.runtime.live.history import AudioHistory
+from edge_asr.runtime.transcript import Token, Transcript, shift_tokens
 from edge_asr.vocabulary import join_pieces
 
 # Windows move in whole output frames for any subsampling up to x8 of a 10 ms hop.
@@ -33,44 +33,8 @@ class Transcriber(Protocol):
         ...
 
 
-class AudioHistory:
-    """The recent end of the stream, addressed by sample number since the stream began."""
-
-    def __init__(self) -> None:
-        self._buffer = np.zeros(STREAM_SAMPLE_RATE * 4, np.float32)
-        self._n_buffered = 0
-        self.start = 0
-
-    @property
-    def end(self) -> int:
-        """One past the newest sample."""
-        return self.start + self._n_buffered
-
-    def append(self, samples: npt.NDArray[np.float32]) -> None:
-        """Add samples f32 [n] at the end."""
-        needed = self._n_buffered + len(samples)
-        if needed > len(self._buffer):
-            self._buffer = np.concatenate([self._buffer[: self._n_buffered], np.zeros(needed, np.float32)])
-        self._buffer[self._n_buffered : needed] = samples
-        self._n_buffered = needed
-
-    def read(self, start: int, end: int) -> npt.NDArray[np.float32]:
-        """A copy of samples [start, end), f32."""
-        assert self.start <= start <= end <= self.end, f"[{start}, {end}) of [{self.start}, {self.end})"
-        return np.array(self._buffer[start - self.start : end - self.start], dtype=np.float32)
-
-    def discard_before(self, sample: int) -> None:
-        """Forget what is older; done in steps of a second, so that it costs little."""
-        n_old = min(sample, self.end) - self.start
-        if n_old < STREAM_SAMPLE_RATE:
-            return
-        self._n_buffered -= n_old
-        self._buffer[: self._n_buffered] = self._buffer[n_old : n_old + self._n_buffered].copy()
-        self.start += n_old
-
-
 @dataclass(frozen=True, slots=True)
-class Hypothesis:
+class PartialHypothesis:
     """Tokens of the utterance so far, with stream times; `end` is one past the last sample looked at."""
 
     tokens: tuple[Token, ...]
@@ -110,7 +74,7 @@ class PartialDecoder(Protocol):
         """A new utterance begins at this sample."""
         ...
 
-    def decode(self, history: AudioHistory) -> Hypothesis:
+    def decode(self, history: AudioHistory) -> PartialHypothesis:
         """The utterance from its beginning to the end of `history`."""
         ...
 
@@ -143,13 +107,13 @@ class WindowedDecoder:
         self._start = start
         self._tokens = ()
 
-    def decode(self, history: AudioHistory) -> Hypothesis:
+    def decode(self, history: AudioHistory) -> PartialHypothesis:
         """Encode the window that ends at the end of `history`."""
         end = history.end
         excess = max(0, end - self._start - self._window)
         start = self._start + -(-excess // _ALIGN_SAMPLES) * _ALIGN_SAMPLES
         transcript = self._transcriber.transcribe(history.read(start, end), STREAM_SAMPLE_RATE)
-        tokens = shift_tokens(transcript.tokens, start)
+        tokens = shift_tokens(transcript.tokens, start / STREAM_SAMPLE_RATE)
         if start > self._start:
             seam_s = self._seam_s(start)
             tokens = (
@@ -157,7 +121,7 @@ class WindowedDecoder:
                 *(t for t in tokens if t.start_s >= seam_s),
             )
         self._tokens = tokens
-        return Hypothesis(tokens, end)
+        return PartialHypothesis(tokens, end)
 
     def _seam_s(self, start: int) -> float:
         """Where the kept tokens end and those of the window that begins at `start` take over."""
@@ -168,11 +132,3 @@ class WindowedDecoder:
         spans = list(zip(edges[::2], edges[1::2], strict=True))
         widest = max(spans, key=lambda span: span[1] - span[0])
         return (widest[0] + widest[1]) / 2
-
-
-def shift_tokens(tokens: tuple[Token, ...], start: int) -> tuple[Token, ...]:
-    """Tokens of a segment with the times of the stream it begins in at sample `start`."""
-    offset_s = start / STREAM_SAMPLE_RATE
-    return tuple(
-        replace(token, start_s=token.start_s + offset_s, end_s=token.end_s + offset_s) for token in tokens
-    )

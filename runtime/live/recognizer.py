@@ -4,35 +4,42 @@ Three threads never wait for each other: the driver's (copies and enqueues, in `
 recognition thread (here: endpointing, partials, finals, recording) and the caller's, who iterates
 over events or is called with them. A final is `Recognizer.transcribe` of exactly the samples
 [segment_start, segment_end) of the stream, so a recording can always be checked against it.
+The state of a stream belongs to the recognition thread alone, which is why this file is long.
 What this file does not do: open devices (`microphone`), judge pauses (`endpointing`), print.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.errors import ConfigError, EdgeAsrError
+from edge_asr.audio import STREAM_SAMPLE_RATE, mono_from_waveform
+from edge_asr.errors import ConfigError, DeviceError, EdgeAsrError
 from edge_asr.runtime.live.endpointing import Endpoint, EndpointConfig, Endpointer
-from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE, Error, Event, Final, FinalReason, Gap, Partial
-from edge_asr.runtime.live.partials import (
-    AudioHistory,
-    Hypothesis,
-    PartialDecoder,
-    Transcriber,
-    WindowedDecoder,
-    shift_tokens,
-)
-from edge_asr.runtime.live.sources import AudioSource, Loss, Recorder
+from edge_asr.runtime.live.events import Error, Event, Final, FinalReason, Gap, Partial
+from edge_asr.runtime.live.history import AudioHistory
+from edge_asr.runtime.live.partials import PartialDecoder, PartialHypothesis, Transcriber, WindowedDecoder
+from edge_asr.runtime.live.sources import AudioBlock, AudioSource, Loss, Recorder
+from edge_asr.runtime.live.streaming_decoder import Partials, streaming_decoders
+from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.transcript import shift_tokens
+
+_Result = TypeVar("_Result")
 
 _STEP_SAMPLES = 320
+_STOP_ANSWERS_S = 10.0
+"""A source that was stopped gives what it has; one that lets wait for longer in all is left behind."""
+_STOP_AUDIO_S = 120.0
+"""And so is one that gives more sound than any queue holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +67,10 @@ class LiveConfig:
             raise ConfigError(f"partial_interval_s is {self.partial_interval_s}; it must be positive")
         if not 0 < self.partial_load <= 1:
             raise ConfigError(f"partial_load is {self.partial_load}; it must lie in (0, 1]")
-        if self.max_audio_s is not None and not self.max_audio_s > 0:
-            raise ConfigError(f"max_audio_s is {self.max_audio_s}; it must be positive, or None")
+        if self.max_audio_s is not None and not 0 < self.max_audio_s < float("inf"):
+            raise ConfigError(
+                f"max_audio_s is {self.max_audio_s}; give a positive number of seconds, or None for no end"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +82,7 @@ class LiveStats:
         n_finals, n_partials: events given.
         n_gaps: losses of audio; lost_s: their sum.
         n_overflows: those among them that the driver or our queue reported as an overflow.
-        compute_s: wall time spent in the recogniser.
+        compute_s: wall time spent in the recognizer.
     """
 
     audio_s: float = 0.0
@@ -96,14 +105,23 @@ class LiveRecognizer:
     the iterator; with it they are given to that function in the recognition thread instead, and
     `join` waits for the end. An expected error (device gone, backend failed) is the last event, an
     `Error`, and stands in `error`; any other exception is a bug and is raised by the iterator and `join`.
+    A source that does not end when it is stopped is left behind after a while, with a `DeviceError`.
 
     Args:
         recognizer: a loaded `Recognizer`.
         source: where the audio comes from; opened and closed here.
         config: None for the defaults.
+        partials: how the utterance in progress is followed. "auto" takes the bundle's streaming graph where
+            that is the cheaper way, else "windowed", which encodes the last seconds again and again and works
+            with every model; "streaming" insists; "off" gives finals only, as `LiveConfig(partials=False)`.
         recorder: keeps the stream; closed here.
         on_event: called with each event.
-        partial_decoder: None for `WindowedDecoder`.
+        partial_decoder: follows the utterance in the place of what `partials` names.
+
+    Raises:
+        ConfigError: no such way to follow an utterance.
+        BundleError: `partials` is "streaming" and the recognizer has no streaming graph.
+        BackendError: the streaming graph cannot be loaded.
     """
 
     def __init__(
@@ -112,6 +130,7 @@ class LiveRecognizer:
         source: AudioSource,
         *,
         config: LiveConfig | None = None,
+        partials: Partials = "auto",
         recorder: Recorder | None = None,
         on_event: Callable[[Event], None] | None = None,
         partial_decoder: PartialDecoder | None = None,
@@ -124,7 +143,10 @@ class LiveRecognizer:
         self._recognizer = recognizer
         self._source = source
         self._recorder = recorder
-        self._decoder = partial_decoder or WindowedDecoder(recognizer, self.config.partial_window_s)
+        self._shows_partials = self.config.partials and partials != "off"
+        self._decoder = partial_decoder or _make_partial_decoder(
+            recognizer, partials if self._shows_partials else "off", self.config.partial_window_s
+        )
         self._on_event = on_event
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._bug: BaseException | None = None
@@ -134,6 +156,13 @@ class LiveRecognizer:
         self._utterance: _Utterance | None = None
         self._next_partial_at = 0.0
         self._thread = threading.Thread(target=self._run, name="edge-asr-live", daemon=True)
+        self._is_started = False
+        self._ended = threading.Event()
+        self._stopped_at: float | None = None
+        # Who holds it decides whether the state still belongs to the recognition thread.
+        self._handover = threading.Lock()
+        self._waiting_since: float | None = None
+        self._is_left_behind = False
 
     def __enter__(self) -> LiveRecognizer:
         self.start()
@@ -146,12 +175,17 @@ class LiveRecognizer:
         if kind is None:
             self.join()
         else:
-            self._thread.join()
+            self._ended.wait()
 
     def __iter__(self) -> Iterator[Event]:
-        """Events as they happen, until listening has ended."""
+        """Events as they happen, until listening has ended.
+
+        Raises:
+            ConfigError: listening has not begun, or the events go to `on_event`.
+        """
         if self._on_event is not None:
             raise ConfigError("events go to on_event; leave it out to iterate over them")
+        self._check_started()
         while (event := self._events.get()) is not None:
             yield event
         self._events.put(None)  # another iteration ends at once
@@ -159,26 +193,56 @@ class LiveRecognizer:
 
     def start(self) -> None:
         """Begin to listen; at once, without waiting for the device."""
+        self._is_started = True
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop listening, from any thread; what was heard is still recognised. Does not wait."""
+        """Stop listening, from any thread; what was heard is still recognized. Does not wait."""
+        is_first = self._stopped_at is None
+        self._stopped_at = self._stopped_at or time.monotonic()
         self._source.stop()
+        if is_first and self._is_started:
+            threading.Thread(target=self._watch_source, name="edge-asr-live-stop", daemon=True).start()
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end; whether it has come."""
-        self._thread.join(timeout_s)
+        """Wait for the end; whether it has come.
+
+        Raises:
+            ConfigError: listening has not begun.
+        """
+        self._check_started()
+        has_ended = self._ended.wait(timeout_s)
         if self._bug is not None:
             raise self._bug
-        return not self._thread.is_alive()
+        return has_ended
+
+    def _check_started(self) -> None:
+        if not self._is_started:
+            raise ConfigError(
+                "listening has not begun; write `with LiveRecognizer(...) as live:`, or call start() first"
+            )
 
     def _run(self) -> None:
+        failure: EdgeAsrError | None = None
         try:
+            self._ask_source(self._source.__enter__)
             try:
-                with self._source:
-                    self._listen()
-            except EdgeAsrError as error:
-                self.error = error
+                self._listen()
+            finally:
+                exception = sys.exc_info()
+                self._ask_source(lambda: self._source.__exit__(*exception))
+        except _LeftBehindError:
+            return  # whoever left the source behind has ended listening
+        except EdgeAsrError as error:
+            failure = error
+        except BaseException as bug:  # noqa: BLE001 - raised again in the caller's thread by join
+            self._bug = bug
+        self._conclude(failure)
+
+    def _conclude(self, failure: EdgeAsrError | None) -> None:
+        """The last words, the error if there was one, and the end."""
+        self.error = failure
+        try:
             try:
                 self._end_utterance(self._history.end, "end")
             except EdgeAsrError as error:
@@ -186,22 +250,71 @@ class LiveRecognizer:
             if self.error is not None:
                 at_s = self._history.end / STREAM_SAMPLE_RATE
                 self._emit(Error(message=str(self.error), kind=type(self.error).__name__, at_s=at_s))
-        except BaseException as bug:  # noqa: BLE001 - raised again in the caller's thread by join
-            self._bug = bug
-        finally:
             if self._recorder is not None:
                 self._recorder.close()
+        except BaseException as bug:  # noqa: BLE001 - see _run
+            self._bug = self._bug or bug
+        finally:
             self.hearing.set()
             self._events.put(None)
+            self._ended.set()
+
+    def _ask_source(self, call: Callable[[], _Result]) -> _Result:
+        """Call a method of the source, which may take its time.
+
+        Raises:
+            DeviceError: the source raised an OSError.
+            _LeftBehindError: it took too long after `stop`, so that the state is no longer ours.
+        """
+        with self._handover:
+            self._waiting_since = time.monotonic()
+        try:
+            return call()
+        except EdgeAsrError:
+            raise
+        except OSError as error:
+            raise DeviceError(f"the source failed with {type(error).__name__}: {error}") from error
+        finally:
+            with self._handover:
+                self._waiting_since = None
+                if self._is_left_behind:
+                    raise _LeftBehindError
+
+    def _watch_source(self) -> None:
+        """End listening from here when the source, once stopped, keeps the recognition thread waiting."""
+        while not self._ended.wait(0.05):
+            with self._handover:
+                assert self._stopped_at is not None
+                since = max(self._waiting_since or time.monotonic(), self._stopped_at)
+                if time.monotonic() - since < _STOP_ANSWERS_S:
+                    continue
+                self._is_left_behind = True
+            self._conclude(DeviceError(_does_not_end("still keeps its reader waiting")))
+
+    def _read(self) -> AudioBlock | None:
+        try:
+            return self._ask_source(self._source.read)
+        except (EdgeAsrError, _LeftBehindError):
+            raise
+        except Exception as bug:  # noqa: BLE001 - raised again in the caller's thread, behind the last words
+            self._bug = bug
+            return None
 
     def _listen(self) -> None:
         limit_s = self.config.max_audio_s
         limit = None if limit_s is None else round(limit_s * STREAM_SAMPLE_RATE)
-        while (block := self._source.read()) is not None:
+        waited_s, heard_s = 0.0, 0.0  # since stop was called
+        began = time.monotonic()
+        while (block := self._read()) is not None:
             self.hearing.set()
             for loss in block.losses:
                 self._lose(loss)
-            samples = block.samples
+            samples = mono_from_waveform(block.samples)
+            if self._stopped_at is not None:
+                waited_s += time.monotonic() - max(began, self._stopped_at)
+                heard_s += len(samples) / STREAM_SAMPLE_RATE
+                if waited_s > _STOP_ANSWERS_S or heard_s > _STOP_AUDIO_S:
+                    raise DeviceError(_does_not_end("still gives sound"))
             if limit is not None:
                 samples = samples[: limit - self._history.end]
             if self._recorder is not None:
@@ -210,6 +323,7 @@ class LiveRecognizer:
                 self._hear(samples[start : start + _STEP_SAMPLES])
             if limit is not None and self._history.end >= limit:
                 break
+            began = time.monotonic()
 
     def _lose(self, loss: Loss) -> None:
         now = self._history.end
@@ -263,13 +377,13 @@ class LiveRecognizer:
         return self._endpointer.endpoint(utterance.start, now, utterance.hypothesis.last_token_end)
 
     def _begin_utterance(self, start: int) -> None:
-        self._utterance = _Utterance(start, Hypothesis((), start))
+        self._utterance = _Utterance(start, PartialHypothesis((), start))
         self._decoder.begin(start)
 
     def _partial_is_due(self, now: int, utterance: _Utterance) -> bool:
         new_s = (now - utterance.hypothesis.end) / STREAM_SAMPLE_RATE
         return (
-            self.config.partials
+            self._shows_partials
             and new_s >= self.config.partial_interval_s
             and time.monotonic() >= self._next_partial_at
         )
@@ -280,7 +394,7 @@ class LiveRecognizer:
         ended = time.monotonic()
         self.stats = replace(self.stats, compute_s=self.stats.compute_s + ended - began)
         self._next_partial_at = ended + (ended - began) * (1 / self.config.partial_load - 1)
-        if self.config.partials and utterance.hypothesis.text:
+        if self._shows_partials and utterance.hypothesis.text:
             self._show(utterance, utterance.hypothesis.text)
 
     def _show(self, utterance: _Utterance, text: str) -> None:
@@ -325,7 +439,7 @@ class LiveRecognizer:
             text=transcript.text,
             start_s=transcript.words[0].start_s + offset_s,
             end_s=transcript.words[-1].end_s + offset_s,
-            tokens=shift_tokens(transcript.tokens, utterance.start),
+            tokens=shift_tokens(transcript.tokens, offset_s),
             words=tuple(
                 replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
                 for word in transcript.words
@@ -351,5 +465,33 @@ class _Utterance:
     """The utterance in progress: where it began, what it sounds like, what was shown of it."""
 
     start: int
-    hypothesis: Hypothesis
+    hypothesis: PartialHypothesis
     shown: str = ""
+
+
+class _LeftBehindError(Exception):
+    """The source answered after listening had been ended without it."""
+
+
+def _does_not_end(how: str) -> str:
+    return (
+        f"the source {how} {_STOP_ANSWERS_S:g} s after stop(), when its read() has to return None; listening "
+        "ended without it"
+    )
+
+
+def _make_partial_decoder(recognizer: Transcriber, partials: Partials, window_s: float) -> PartialDecoder:
+    """See `LiveRecognizer`; with "off" it is still asked whether words came before a pause."""
+    if partials not in ("auto", "streaming", "windowed", "off"):
+        raise ConfigError(f"partials is {partials!r}; it must be auto, streaming, windowed or off")
+    if partials == "auto" or partials == "streaming":
+        if isinstance(recognizer, Recognizer):
+            make_decoder = streaming_decoders(recognizer, partials)
+            if make_decoder is not None:
+                return make_decoder()
+        elif partials == "streaming":
+            raise ConfigError(
+                f"partials is 'streaming', which needs a Recognizer with its bundle, not a "
+                f"{type(recognizer).__name__}; use 'auto'"
+            )
+    return WindowedDecoder(recognizer, window_s)

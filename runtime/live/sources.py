@@ -19,9 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from edge_asr.audio import AudioFile, ResampleStream, check_sample_rate, mono_from_waveform
+from edge_asr.audio import (
+    STREAM_SAMPLE_RATE,
+    AudioFile,
+    ResampleStream,
+    check_sample_rate,
+    mono_from_waveform,
+)
 from edge_asr.errors import AudioError, ConfigError
-from edge_asr.runtime.live.events import STREAM_SAMPLE_RATE, GapReason
+from edge_asr.runtime.live.events import GapReason
 
 Waveform = npt.NDArray[np.float32]
 

@@ -80,11 +80,11 @@ class _OtherAnswer:
 
 
 def test_a_backend_that_answers_something_else_is_refused(
-    recognizer: StagedRecognizer, random_bundle: Path
+    recognizer: StagedRecognizer, random_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = task(recognizer, random_bundle)
-    watched: Any = recognizer.backend
-    watched.inner = _OtherAnswer(watched.inner, lambda log_probs: np.roll(log_probs, 1, axis=2))
+    other = _OtherAnswer(recognizer.backend, lambda log_probs: np.roll(log_probs, 1, axis=2))
+    monkeypatch.setattr(recognizer, "backend", other)
     with pytest.raises(GateError, match="not the text that transcribe gives"):
         measure([one], warmup=0, min_duration_s=0.0)
     assert one.runs == []

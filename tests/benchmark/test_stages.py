@@ -34,7 +34,7 @@ def clips(seconds: float, batch: int = 1) -> list[npt.NDArray[np.float32]]:
 
 
 def test_it_is_what_load_gives(watched: StagedRecognizer, plain: Recognizer) -> None:
-    assert watched.inner_backend.name == watched.backend.name == plain.backend.name == "cpu"
+    assert watched.backend.name == plain.backend.name == "cpu"
     assert watched.backend.precision == plain.backend.precision
     assert watched.bundle is not None
     assert watched.backend_reason == plain.backend_reason

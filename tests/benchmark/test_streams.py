@@ -26,11 +26,10 @@ from edge_asr.benchmark.streams import (
     run_streams,
 )
 from edge_asr.errors import BackendError, GateError
-from edge_asr.runtime.decoding.greedy import Token, Word
 from edge_asr.runtime.live.events import Event, Final, Partial
 from edge_asr.runtime.live.recognizer import LiveConfig
 from edge_asr.runtime.recognizer import Recognizer
-from edge_asr.runtime.transcript import Transcript, split_segments
+from edge_asr.runtime.transcript import Token, Transcript, Word, split_segments
 
 RATE = 16_000
 

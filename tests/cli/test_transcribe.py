@@ -41,6 +41,7 @@ MODULES = {
     "edge_asr.runtime.backends",
     "edge_asr.runtime.bulk",
     "edge_asr.runtime.decoding",
+    "edge_asr.runtime.decoding.decoder",
     "edge_asr.runtime.decoding.greedy",
     "edge_asr.runtime.features",
     "edge_asr.runtime.features.extractor",

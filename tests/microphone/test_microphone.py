@@ -302,9 +302,6 @@ def test_a_silent_driver_is_an_error(portaudio: FakeSoundDevice) -> None:
     config = MicrophoneConfig(device=1, stall_timeout_s=0.2)
     with MicrophoneSource(config) as source:
         began = time.monotonic()
-        tail = source.read()
-        assert tail is not None
-        assert len(tail.samples) == 0
         with pytest.raises(DeviceError, match=r"has given no audio for 0\.\d s"):
             source.read()
         assert 0.2 <= time.monotonic() - began < 5

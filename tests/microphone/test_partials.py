@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tones import RATE, WORDS, ToneRecognizer, speak
 
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.decoding.greedy import Token
-from edge_asr.runtime.live.partials import AudioHistory, Hypothesis, WindowedDecoder
+from edge_asr.runtime.live.history import AudioHistory
+from edge_asr.runtime.live.partials import PartialHypothesis, WindowedDecoder
+from edge_asr.runtime.transcript import Token
 
 
 @settings(deadline=None, max_examples=30)
@@ -60,9 +61,9 @@ def token(text: str, start_s: float, end_s: float) -> Token:
 
 def test_word_gaps_of_pieces_and_of_characters() -> None:
     pieces = (token(" go", 0.1, 0.2), token("ing", 0.4, 0.5), token(" on", 0.9, 1.0))
-    assert Hypothesis(pieces, 0).word_gaps() == [(8000, 14_400)]
+    assert PartialHypothesis(pieces, 0).word_gaps() == [(8000, 14_400)]
     characters = (token("g", 0.1, 0.2), token("o", 0.4, 0.5), token(" ", 0.6, 0.7), token("u", 0.9, 1.0))
-    assert Hypothesis(characters, 0).word_gaps() == [(8000, 14_400)]
-    assert Hypothesis(characters, 0).text == "go u"
-    assert Hypothesis(characters[:3], 0).last_token_end == 8000
-    assert Hypothesis((), 0).last_token_end is None
+    assert PartialHypothesis(characters, 0).word_gaps() == [(8000, 14_400)]
+    assert PartialHypothesis(characters, 0).text == "go u"
+    assert PartialHypothesis(characters[:3], 0).last_token_end == 8000
+    assert PartialHypothesis((), 0).last_token_end is None

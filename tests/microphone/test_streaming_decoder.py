@@ -20,20 +20,27 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from listen_program import Program
+from tones import ToneRecognizer
 from virtual_microphone import VirtualMicrophone
 
 from edge_asr.audio import read_audio
 from edge_asr.bundle.folder import Bundle
-from edge_asr.errors import BundleError, ConfigError
-from edge_asr.runtime.decoding.greedy import Token, greedy_decode, tokens_from_runs
+from edge_asr.errors import BackendError, BundleError, ConfigError
+from edge_asr.runtime.bulk import transcribe_files
+from edge_asr.runtime.decoding.decoder import Decoder
+from edge_asr.runtime.decoding.decoder import Hypothesis as HypothesisOfDecoder
+from edge_asr.runtime.decoding.greedy import GreedyDecoder, greedy_decode
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.live.events import Final, Partial
-from edge_asr.runtime.live.partials import AudioHistory, Hypothesis
+from edge_asr.runtime.live.history import AudioHistory
+from edge_asr.runtime.live.partials import PartialHypothesis
 from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
 from edge_asr.runtime.live.sources import FileSource
 from edge_asr.runtime.live.streaming_decoder import StreamingDecoder, streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.streaming_model import StreamingModel
+from edge_asr.runtime.transcript import Token, tokens_from_runs
+from edge_asr.vocabulary import Vocabulary
 
 RATE = 16_000
 Waveform = npt.NDArray[np.float32]
@@ -59,7 +66,9 @@ def decoder(model: StreamingModel, bundle: Bundle) -> StreamingDecoder:
     return StreamingDecoder(model, bundle.info.features, bundle.vocabulary)
 
 
-def follow(decoder: StreamingDecoder, speech: Waveform, start: int, cuts: list[int]) -> list[Hypothesis]:
+def follow(
+    decoder: StreamingDecoder, speech: Waveform, start: int, cuts: list[int]
+) -> list[PartialHypothesis]:
     """Hypotheses of an utterance that begins at `start`, asked for at each cut."""
     history = AudioHistory()
     decoder.begin(start)
@@ -156,33 +165,127 @@ def test_live_recognition_with_it(streaming_bundle: Path, speech: Waveform) -> N
             assert partial.text == hypothesis.text
 
 
-def test_windows_are_taken_where_nothing_streams_or_it_would_cost_more(bundle: Bundle) -> None:
+def test_windows_are_taken_where_nothing_streams_or_it_would_cost_more(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Recognizer.load("tiny-en", num_threads=1) as offline:
         assert streaming_decoders(offline) is None
         with pytest.raises(BundleError, match="no streaming model; export the checkpoint again"):
             streaming_decoders(offline, "streaming")
-    streaming = bundle.streaming
-    backend = SimpleNamespace(name="cpu", num_threads=1)
-    recognizer: Any = SimpleNamespace(
-        bundle=bundle, backend=backend, features=bundle.info.features, vocabulary=bundle.vocabulary
-    )
-    assert streaming_decoders(recognizer) is not None
-    assert streaming_decoders(recognizer, "windowed") is None
-    with pytest.raises(ConfigError, match="partials is 'off'"):
-        streaming_decoders(recognizer, "off")  # type: ignore[arg-type]
-    backend.name = "tensorrt"
-    assert streaming_decoders(recognizer) is None
-    assert streaming_decoders(recognizer, "streaming") is not None
-    backend.name = "cpu"
-    ahead = dataclasses.replace(
-        streaming, geometry=dataclasses.replace(streaming.geometry, chunk_frames=1, ahead_frames=3)
-    )
-    recognizer.bundle = SimpleNamespace(info=SimpleNamespace(streaming=ahead))
-    assert streaming_decoders(recognizer) is None
-    recognizer.bundle = None
-    assert streaming_decoders(recognizer) is None
-    with pytest.raises(BundleError, match="a recognizer without a bundle has no streaming model"):
-        streaming_decoders(recognizer, "streaming")
+    with Recognizer.load(bundle.path, num_threads=1) as recognizer:
+        assert streaming_decoders(recognizer) is not None
+        assert streaming_decoders(recognizer, "windowed") is None
+        with pytest.raises(ConfigError, match="partials is 'off'"):
+            streaming_decoders(recognizer, "off")  # type: ignore[arg-type]
+        engine = SimpleNamespace(name="tensorrt", num_threads=None, close=lambda: None)
+        with monkeypatch.context() as changed:
+            changed.setattr(recognizer, "backend", engine)
+            assert streaming_decoders(recognizer) is None
+            assert streaming_decoders(recognizer, "streaming") is not None
+        geometry = dataclasses.replace(bundle.streaming.geometry, chunk_frames=1, ahead_frames=3)
+        ahead = dataclasses.replace(bundle.streaming, geometry=geometry)
+        with monkeypatch.context() as changed:
+            changed.setattr(recognizer, "bundle", SimpleNamespace(info=SimpleNamespace(streaming=ahead)))
+            assert streaming_decoders(recognizer) is None
+            changed.setattr(recognizer, "bundle", None)
+            assert streaming_decoders(recognizer) is None
+            with pytest.raises(BundleError, match="a recognizer without a bundle has no streaming model"):
+                streaming_decoders(recognizer, "streaming")
+
+
+def test_the_graph_is_loaded_once_and_closed_with_the_recognizer(streaming_bundle: Path) -> None:
+    with Recognizer.load(streaming_bundle, num_threads=1) as recognizer:
+        model = recognizer.streaming_model()
+        assert streaming_decoders(recognizer) is not None
+        assert recognizer.streaming_model() is model
+        state = model.start()
+    with pytest.raises(BackendError, match="was closed"):
+        model.push(state, np.zeros((200, model.n_mels), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("partials", "streams", "shows"),
+    [
+        ("auto", True, True),
+        ("streaming", True, True),
+        ("windowed", False, True),
+        ("off", False, False),
+    ],
+)
+def test_a_live_recognizer_decides_as_listen_does(
+    streaming_bundle: Path,
+    speech: Waveform,
+    monkeypatch: pytest.MonkeyPatch,
+    partials: Any,
+    streams: bool,
+    shows: bool,
+) -> None:
+    pushes: list[int] = []
+    push = StreamingModel.push
+    monkeypatch.setattr(StreamingModel, "push", lambda *inputs: (pushes.append(1), push(*inputs))[1])
+    with Recognizer.load(streaming_bundle, num_threads=1) as recognizer:
+        source = FileSource(speech, sample_rate=RATE, pace=0)
+        with LiveRecognizer(recognizer, source, partials=partials) as live:
+            events = list(live)
+    assert bool(pushes) == streams
+    assert any(isinstance(event, Partial) for event in events) == shows
+    assert any(isinstance(event, Final) for event in events)
+
+
+def test_a_way_to_follow_that_does_not_exist_is_refused() -> None:
+    source = FileSource(np.zeros(RATE, np.float32), sample_rate=RATE)
+    with pytest.raises(ConfigError, match="partials is 'fast'; it must be auto, streaming, windowed or off"):
+        LiveRecognizer(ToneRecognizer(), source, partials="fast")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="which needs a Recognizer with its bundle, not a ToneRecognizer"):
+        LiveRecognizer(ToneRecognizer(), source, partials="streaming")
+
+
+class FirstTokenOnly:
+    """A `Decoder` for tests: greedy, but every token is called token 0."""
+
+    def __init__(self, vocabulary: Vocabulary, inner: Decoder | None = None) -> None:
+        self.vocabulary = vocabulary
+        self.inner = inner or GreedyDecoder.for_vocabulary(vocabulary)
+
+    def push(self, log_probs: Waveform) -> None:
+        self.inner.push(log_probs)
+
+    def peek(self) -> HypothesisOfDecoder:
+        tokens = self.inner.peek().tokens
+        return HypothesisOfDecoder(tokens=dataclasses.replace(tokens, ids=np.zeros_like(tokens.ids)))
+
+    def flush(self) -> HypothesisOfDecoder:
+        tokens = self.inner.flush().tokens
+        return HypothesisOfDecoder(tokens=dataclasses.replace(tokens, ids=np.zeros_like(tokens.ids)))
+
+    def fork(self) -> FirstTokenOnly:
+        return FirstTokenOnly(self.vocabulary, self.inner.fork())
+
+
+def test_the_decoder_that_was_chosen_decodes_everything(
+    streaming_bundle: Path, speech: Waveform, tmp_path: Path
+) -> None:
+    """One pass, windows, batches, many files, live finals, and partials of either kind."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, speech, RATE)
+    with Recognizer.load(streaming_bundle, num_threads=1, decoder=FirstTokenOnly) as recognizer:
+        heard = [
+            recognizer.transcribe(speech, RATE),
+            recognizer.transcribe(np.tile(speech, 5), RATE),
+            recognizer.transcribe_file(path),
+            *recognizer.transcribe_batch([(speech, RATE), (speech[:20_000], RATE)]),
+            *[result.transcript for result in transcribe_files(recognizer, [path, path])],
+        ]
+        for transcript in heard:
+            assert transcript is not None
+            assert {token.id for token in transcript.tokens} == {0}
+        letter = recognizer.vocabulary.token_text(0)
+        for partials in ("streaming", "windowed"):
+            source = FileSource(speech, sample_rate=RATE, pace=0)
+            with LiveRecognizer(recognizer, source, partials=partials) as live:
+                events = [event for event in live if isinstance(event, Partial | Final)]
+            assert {type(event) for event in events} == {Partial, Final}
+            assert {c for event in events for c in event.text} == {letter}
 
 
 @pytest.mark.mic

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import BackendError
-from edge_asr.runtime.decoding.greedy import Token, Word
-from edge_asr.runtime.transcript import Transcript, split_segments
+from edge_asr.runtime.transcript import Token, Transcript, Word, split_segments
 
 RATE = 16_000
 WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")

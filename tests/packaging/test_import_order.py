@@ -52,6 +52,7 @@ OPTIONAL = "needs an extra that this road alone asks for"
 DEFERRED: Mapping[tuple[str, str], str] = {
     ("runtime", "edge_asr.runtime.engine.backend"): COLD_START,
     ("runtime", "edge_asr.runtime.engine.lookup"): COLD_START,
+    ("runtime", "edge_asr.runtime.streaming_model"): COLD_START,
     ("bundle", "edge_asr.stream_geometry"): COLD_START,
     ("export", "edge_asr.checkpoints"): TORCH,
     ("export", "edge_asr.export.engine.opset17"): OPTIONAL,

@@ -183,6 +183,7 @@ def test_public_names_are_pinned() -> None:
         "AudioBlock",
         "AudioSource",
         "Backend",
+        "Decoder",
         "EndpointConfig",
         "Error",
         "FeatureConfig",
@@ -192,6 +193,7 @@ def test_public_names_are_pinned() -> None:
         "Final",
         "Gap",
         "GreedyDecoder",
+        "Hypothesis",
         "LiveConfig",
         "LiveRecognizer",
         "LiveStats",
@@ -200,9 +202,11 @@ def test_public_names_are_pinned() -> None:
         "MicrophoneSource",
         "OnnxRuntimeBackend",
         "Partial",
+        "QueueSource",
         "Recognizer",
         "Recorder",
         "Segment",
+        "StageTime",
         "StreamingDecoder",
         "StreamingModel",
         "TensorRTBackend",
@@ -216,4 +220,6 @@ def test_public_names_are_pinned() -> None:
         "streaming_decoders",
     ]
     for name in edge_asr.runtime.__all__:
-        assert getattr(edge_asr.runtime, name).__module__.startswith("edge_asr.runtime.")
+        assert getattr(edge_asr.runtime, name).__module__.startswith(
+            ("edge_asr.runtime.", "edge_asr.feature")
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from edge_asr.feature_config import FeatureConfig
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.windows import WindowGeometry
 from edge_asr.vocabulary import Vocabulary
+
+# So that the tests here can import the helpers beside them.
+sys.path.insert(0, str(Path(__file__).parent))
 
 SAMPLE_RATE = 16000
 FACTOR = 8
@@ -43,6 +48,8 @@ class FakeToneBackend:
 
     name = "fake-tones"
     precision = "fp32"
+    num_threads = None
+    max_frames = None
 
     def __init__(self, n_blind: int = 0) -> None:
         self.n_blind = n_blind

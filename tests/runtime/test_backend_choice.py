@@ -167,7 +167,7 @@ def test_auto_without_engines_touches_no_tensorrt(
     monkeypatch.delitem(sys.modules, "edge_asr.runtime.engine.backend")
     choice = choose_backend(make_bundle(), num_threads=1)
     assert choice.backend.name == "cpu"
-    assert choice.max_frames is None
+    assert choice.backend.max_frames is None
     assert choice.reason.startswith(
         "auto chose cpu, fp32, 1 threads; not tensorrt: the bundle has no engine for it; "
     )
@@ -184,7 +184,7 @@ def test_fake_tensorrt_auto_takes_an_engine_that_fits(
         choice = choose_backend(bundle)
     assert isinstance(choice.backend, TensorRTBackend)
     assert choice.reason == f"auto chose tensorrt, fp32, {path.relative_to(bundle.path)}"
-    assert choice.max_frames == 400
+    assert choice.backend.max_frames == 400
     assert choice.reason in caplog.text
     choice.backend.close()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from edge_asr.audio import AudioFile
 from edge_asr.errors import AudioError, BackendError, ConfigError
 from edge_asr.runtime.bulk import BATCH_S, LOOK_AHEAD, _group, transcribe_files
 from edge_asr.runtime.recognizer import Recognizer
@@ -36,8 +37,15 @@ def sounds(tmp_path: Path) -> list[Path]:
 def test_every_file_is_what_it_is_alone_and_in_its_place(
     num_workers: int, recognizer: Recognizer, sounds: list[Path]
 ) -> None:
-    heard: dict[int, float] = {}
-    results = list(transcribe_files(recognizer, sounds, num_workers=num_workers, heard=heard.__setitem__))
+    heard: dict[int, list[tuple[float, float]]] = {index: [] for index in range(len(sounds))}
+    results = list(
+        transcribe_files(
+            recognizer,
+            sounds,
+            num_workers=num_workers,
+            heard=lambda index, seconds, length_s: heard[index].append((seconds, length_s)),
+        )
+    )
     assert [result.index for result in results] == list(range(len(sounds)))
     for path, result in zip(sounds, results, strict=True):
         alone = recognizer.transcribe_file(path)
@@ -45,8 +53,33 @@ def test_every_file_is_what_it_is_alone_and_in_its_place(
         assert result.transcript is not None
         assert result.transcript.text == alone.text
         assert result.transcript.duration_s == alone.duration_s
+        assert heard[result.index][0] == (0.0, pytest.approx(alone.duration_s))  # when it was opened
         if alone.duration_s:
-            assert heard[result.index] == pytest.approx(alone.duration_s)
+            assert heard[result.index][-1] == pytest.approx((alone.duration_s, alone.duration_s))
+
+
+def test_a_file_is_opened_once(
+    recognizer: Recognizer, sounds: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    begin = soundfile.SoundFile.__init__
+
+    def watch(self: soundfile.SoundFile, file: str, *arguments: object, **keywords: object) -> None:
+        opened.append(file)
+        begin(self, file, *arguments, **keywords)
+
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", watch)
+    assert all(result.transcript for result in transcribe_files(recognizer, sounds, num_workers=2))
+    assert sorted(opened) == sorted(str(path) for path in sounds)
+
+
+def test_a_file_that_is_longer_than_its_header_says_runs_alone(
+    recognizer: Recognizer, sounds: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AudioFile, "duration_s", 1.0)
+    results = list(transcribe_files(recognizer, sounds[:3]))  # the last is longer than a window
+    texts = [result.transcript.text for result in results if result.transcript]
+    assert texts == [recognizer.transcribe_file(path).text for path in sounds[:3]]
 
 
 def test_a_file_that_fails_is_an_error_in_its_place(recognizer: Recognizer, sounds: list[Path]) -> None:
@@ -71,10 +104,10 @@ def test_a_model_that_fails_is_an_error_of_each_file(
 
 
 def test_groups_are_of_like_length_and_bounded(recognizer: Recognizer, sounds: list[Path]) -> None:
-    groups = _group(recognizer, sounds, range(len(sounds)))
+    lengths_s = {index: soundfile.info(path).duration for index, path in enumerate(sounds)}
+    groups = _group(lengths_s, recognizer.window_s)
     assert groups == [[4], [2], [9, 5], [7, 0, 8, 3, 1, 6]]  # of the empty one the length cannot be told
-    missing = [Path("missing.wav")] * 3
-    assert _group(recognizer, missing, range(3)) == [[0], [1], [2]]
+    assert _group(dict.fromkeys(range(3), 0.0), recognizer.window_s) == [[0], [1], [2]]
     assert all(len(group) * 9.0 <= BATCH_S for group in groups if 9 in group)
 
 

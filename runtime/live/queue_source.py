@@ -1,0 +1,209 @@
+"""A source that an application fills: its callback pushes sound, recognition takes it from a bounded queue.
+
+    source = QueueSource(sample_rate=48_000)
+    robot.on_audio(source.push)              # float32 or int16, one or more channels, blocks of any length
+    with LiveRecognizer(recognizer, source) as live: ...
+
+`push` copies and enqueues and never waits, so it may be called from a driver's thread. What does not fit is
+dropped and reported as lost before the next block; nothing is smeared across the hole. The reading thread
+mixes and resamples. `MicrophoneSource` is such a source with a device in front of it. What this file does not
+do: open devices, recognize.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.audio import STREAM_SAMPLE_RATE, ResampleStream, check_sample_rate, mono_from_waveform
+from edge_asr.errors import ConfigError, EdgeAsrError
+from edge_asr.runtime.live.loss_clock import LossClock
+from edge_asr.runtime.live.sources import AudioBlock, Loss
+
+
+@dataclass(frozen=True, slots=True)
+class _Pushed:
+    samples: npt.NDArray[Any]
+    arrival_s: float
+    overflowed: bool
+    dropped_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    error: EdgeAsrError | None
+
+
+class QueueSource:
+    """An `AudioSource` of what is pushed into it. One thread pushes, one reads.
+
+    Args:
+        sample_rate: Hz of what is pushed.
+        queue_s: what waits for a busy recognizer at most; more is dropped, and reported.
+        mix: what is made of several channels: the "mean", or the "first".
+        is_live: what is pushed comes at the pace of a clock, as from a sound card. Then a lack of sound is
+            found, by the time that passed, and reported as missing.
+
+    Attributes:
+        n_dropped_samples: what the full queue refused, so far.
+
+    Raises:
+        AudioError: an impossible rate.
+        ConfigError: no room at all, or another mix.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = STREAM_SAMPLE_RATE,
+        *,
+        queue_s: float = 30.0,
+        mix: Literal["mean", "first"] = "mean",
+        is_live: bool = False,
+    ) -> None:
+        self.sample_rate = check_sample_rate(sample_rate)
+        if not 0 < queue_s < float("inf"):
+            raise ConfigError(f"queue_s is {queue_s}; it must be a positive number of seconds")
+        if mix not in ("mean", "first"):
+            raise ConfigError(f"mix is {mix!r}; it must be 'mean' or 'first'")
+        self.n_dropped_samples = 0
+        self._limit = round(queue_s * self.sample_rate)
+        self._mix = mix
+        self._queue: SimpleQueue[_Pushed | _End] = SimpleQueue()
+        # One writer each, who pushes and who reads: their difference is what waits in the queue.
+        self._n_enqueued = 0
+        self._n_taken = 0
+        self._n_dropped_reported = 0
+        self._clock = LossClock() if is_live else None
+        self._resampler = ResampleStream(self.sample_rate, STREAM_SAMPLE_RATE)
+        self._ready: deque[AudioBlock] = deque()
+        self._is_ended = False
+        self._end: _End | None = None
+
+    def __enter__(self) -> QueueSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    @property
+    def queued_s(self) -> float:
+        """Sound that waits for the reader, in seconds."""
+        return (self._n_enqueued - self._n_taken) / self.sample_rate
+
+    def push(self, samples: npt.NDArray[Any], *, overflowed: bool = False) -> bool:
+        """Copy and enqueue a block; never waits, and takes no lock that the reader holds for long.
+
+        Args:
+            samples: [n] or [n, channels], float with full scale 1.0, int16 or int32. They are checked when
+                they are read: what is no sound ends the stream with an `AudioError`.
+            overflowed: whoever delivers it says that something before it was lost.
+
+        Returns:
+            Whether it was taken: not when the queue is full, nor after the end.
+        """
+        if self._is_ended:
+            return False
+        n_samples = len(samples)
+        if self._n_enqueued - self._n_taken + n_samples > self._limit:
+            self.n_dropped_samples += n_samples
+            return False
+        pushed = _Pushed(np.array(samples), time.monotonic(), overflowed, self.n_dropped_samples)
+        self._queue.put(pushed)
+        self._n_enqueued += n_samples
+        return True
+
+    def end(self, error: EdgeAsrError | None = None) -> None:
+        """Nothing more will come; `read` gives what waits, then None, or raises `error`. From any thread."""
+        self._is_ended = True
+        self._queue.put(_End(error))
+
+    def stop(self) -> None:
+        """See `AudioSource.stop`."""
+        self.end()
+
+    def read(self) -> AudioBlock | None:
+        """Wait for the next block; None at the end.
+
+        Raises:
+            AudioError: what was pushed is no sound.
+            EdgeAsrError: the one that `end` was given.
+        """
+        return self._read(None)
+
+    def read_within(self, timeout_s: float) -> AudioBlock | None:
+        """As `read`, but waits for so many seconds at most.
+
+        Raises:
+            queue.Empty: nothing came.
+        """
+        return self._read(timeout_s)
+
+    def _read(self, timeout_s: float | None) -> AudioBlock | None:
+        while not self._ready:
+            if self._end is not None:
+                if self._end.error is not None:
+                    raise self._end.error
+                return None
+            item = self._queue.get(timeout=timeout_s)
+            if isinstance(item, _End):
+                self._end = item
+                self._finish()
+            else:
+                self._take(item)
+        return self._ready.popleft()
+
+    def _take(self, pushed: _Pushed) -> None:
+        """Turn what was pushed into blocks of the 16 kHz stream, losses told before what follows them."""
+        n_samples = len(pushed.samples)
+        self._n_taken += n_samples
+        losses = self._dropped(pushed.dropped_before)
+        if self._clock is not None:
+            losses += self._missing(self._clock, pushed, n_samples / self.sample_rate)
+        elif pushed.overflowed:
+            losses.append(Loss(lost_s=0.0, reason="device_overflow", estimated=True))
+        if losses:
+            # The sound before the loss ends here.
+            self._give(self._resampler.flush())
+            self._resampler = ResampleStream(self.sample_rate, STREAM_SAMPLE_RATE)
+        samples = pushed.samples
+        if self._mix == "first" and samples.ndim == 2:
+            samples = samples[:, 0]
+        self._give(self._resampler.push(mono_from_waveform(samples)), tuple(losses))
+
+    def _missing(self, clock: LossClock, pushed: _Pushed, duration_s: float) -> list[Loss]:
+        missing_s = clock.observe(pushed.arrival_s, duration_s)
+        if pushed.overflowed:
+            lost_s = missing_s or clock.lateness_now()
+            if not missing_s:
+                clock.account(lost_s)
+            return [Loss(lost_s=lost_s, reason="device_overflow", estimated=True)]
+        return [Loss(lost_s=missing_s, reason="missing", estimated=True)] if missing_s else []
+
+    def _dropped(self, n_dropped: int) -> list[Loss]:
+        n_new = n_dropped - self._n_dropped_reported
+        if n_new == 0:
+            return []
+        self._n_dropped_reported = n_dropped
+        lost_s = n_new / self.sample_rate
+        if self._clock is not None:
+            self._clock.account(lost_s)
+        return [Loss(lost_s=lost_s, reason="queue_overflow", estimated=False)]
+
+    def _finish(self) -> None:
+        """Nothing will come: give what the resampler holds, and the last loss."""
+        losses = tuple(self._dropped(self.n_dropped_samples))
+        self._give(self._resampler.flush())
+        self._give(np.zeros(0, np.float32), losses)
+
+    def _give(self, samples: npt.NDArray[np.float32], losses: tuple[Loss, ...] = ()) -> None:
+        if len(samples) or losses:
+            self._ready.append(AudioBlock(samples, losses))
