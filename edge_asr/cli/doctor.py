@@ -1,6 +1,6 @@
-"""`edge-asr doctor`: what this machine can run, what is missing or broken, and how to mend it.
+"""`edge-asr doctor`: what this machine can run, what is missing or broken, and how to fix it.
 
-It prints; `edge_asr.diagnostics` looks. The exit code is 0 when sound files can be transcribed here with
+It prints what `edge_asr.diagnostics` finds. The exit code is 0 when sound files can be transcribed here with
 the embedded model and nothing is broken, else 1; a missing extra, GPU or microphone is no failure.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def command(model: str | None, as_json: bool) -> None:
-    """Check what this machine can run; each line that is not ok says how to mend it.
+    """Check what this machine can run; each line that is not ok says how to fix it.
 
     The exit code is 0 when sound files can be transcribed here and nothing is broken, else 1.
     Missing extras, TensorRT and microphones are no failure; what does not belong on this machine,
@@ -48,5 +48,5 @@ def command(model: str | None, as_json: bool) -> None:
 def _print(check: Check) -> None:
     color = {"ok": "green", "missing": "yellow", "broken": "red"}[check.status]
     click.echo(f"{click.style(f'{check.status:8}', fg=color)} {check.name:22} {printable(check.detail)}")
-    if check.mend:
-        click.echo(f"{'':8} {'':22} -> {printable(check.mend)}")
+    if check.fix:
+        click.echo(f"{'':8} {'':22} -> {printable(check.fix)}")

@@ -1,6 +1,6 @@
-"""PortAudio, and the devices one can record from.
+"""Checks PortAudio, and the devices that can record.
 
-What this file does not do: open a device; `edge-asr listen` does.
+What this file does not do: open a device (`edge-asr listen` does).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ print(json.dumps({"version": sounddevice.get_portaudio_version()[1], "inputs": d
 
 
 def check_microphone() -> list[Check]:
-    """PortAudio, and the devices one can record from."""
+    """Check PortAudio, and the devices that can record."""
     name = "microphone"
     result, error = run_probe(PROBE)
     if result is None and "PortAudio library not found" in error:
-        mend = "sudo apt-get install libportaudio2"
-        return [Check(name=name, status="missing", detail=first_line(error), mend=mend)]
+        fix = "sudo apt-get install libportaudio2"
+        return [Check(name=name, status="missing", detail=first_line(error), fix=fix)]
     if result is None:
-        mend = "pip install --force-reinstall sounddevice"
-        return [Check(name=name, status="broken", detail=first_line(error), mend=mend)]
+        fix = "pip install --force-reinstall sounddevice"
+        return [Check(name=name, status="broken", detail=first_line(error), fix=fix)]
     if not result["inputs"]:
         return [
             Check(
                 name=name,
                 status="missing",
                 detail=f"{result['version']}, no device to record from",
-                mend="plug one in and look for it with `arecord -l`; a container needs --device /dev/snd",
+                fix="plug one in and look for it with `arecord -l`; a container needs --device /dev/snd",
             )
         ]
     return [Check(name=name, status="ok", detail=f"{result['version']}: {', '.join(result['inputs'])}")]

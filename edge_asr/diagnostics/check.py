@@ -1,4 +1,4 @@
-"""One line of the doctor's report, and what the areas share to fill it.
+"""One line of the doctor's report, and the helpers that fill it in all areas.
 
 What this file does not do: look at the machine, print.
 """
@@ -19,34 +19,34 @@ class Check:
     """One line of the report.
 
     Attributes:
-        name: what was looked at.
-        status: "missing" is not there and needed for some commands only; "broken" is there and does not
+        name: what was checked.
+        status: "missing" is absent, and only some commands need it; "broken" is present but does not
             work.
         detail: what was found.
-        mend: the command or advice for what is not ok; empty when it is.
-        required: without it no sound file can be transcribed here.
+        fix: the command or advice for what is not ok; empty if it is.
+        required: whether no sound file can be transcribed here without it.
     """
 
     name: str
     status: Status
     detail: str
-    mend: str = ""
+    fix: str = ""
     required: bool = False
 
 
 def is_healthy(checks: Iterable[Check]) -> bool:
-    """Nothing is broken and nothing required is missing."""
+    """Tell whether nothing is broken and nothing required is missing."""
     return not any(c.status == "broken" or (c.required and c.status == "missing") for c in checks)
 
 
 def first_line(text: str) -> str:
-    """The first line that is not empty, or nothing."""
+    """Return the first line that is not empty, or an empty string."""
     lines = text.strip().splitlines()
     return lines[0] if lines else ""
 
 
 def list_requirements(extra: str | None) -> list[str]:
-    """Distribution names that edge-asr's metadata asks for: always (None), or for an extra."""
+    """List the distributions that edge-asr's metadata requires: always (None), or for an extra."""
     try:
         listed = metadata.requires("edge-asr") or []
     except metadata.PackageNotFoundError:
@@ -61,7 +61,7 @@ def list_requirements(extra: str | None) -> list[str]:
 
 
 def split_installed(distributions: Iterable[str]) -> tuple[list[str], list[str]]:
-    """("name version" of those installed, names of the others)."""
+    """Split distributions into "name version" of the installed ones, and names of the others."""
     installed, absent = [], []
     for name in distributions:
         try:

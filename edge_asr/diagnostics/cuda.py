@@ -1,7 +1,8 @@
-"""The CUDA driver, the GPUs it sees, and cuda-bindings, through which engines use them.
+"""Checks the CUDA driver, the GPUs that it sees, and cuda-bindings, through which engines use them.
 
-The driver is asked through ctypes, so that no extra is needed to see it. On a machine without an NVIDIA
-GPU one line says so and nothing counts as missing. What this file does not do: TensorRT.
+The driver is asked through ctypes, so no extra is needed. On a machine without an NVIDIA GPU one line says
+so, and nothing counts as missing.
+What this file does not do: check TensorRT.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class CudaState:
     """What the driver said.
 
     Attributes:
-        works: there is a driver, it starts, and it sees a GPU.
-        version: newest CUDA version that the driver serves, "12.6"; None without a driver.
+        works: whether there is a driver, it starts, and it sees a GPU.
+        version: newest CUDA version that the driver supports, "12.6"; None without a driver.
     """
 
     works: bool
@@ -88,28 +89,28 @@ class CudaState:
 
 
 def check_cuda(machine: Machine) -> tuple[list[Check], CudaState]:
-    """Driver, GPUs and cuda-bindings; on a machine without an NVIDIA GPU one line that says so."""
+    """Check driver, GPUs and cuda-bindings; on a machine without an NVIDIA GPU one line says so."""
     answer, error = run_probe(DRIVER_PROBE)
     nothing = CudaState(works=False, version=None)
     if answer is None:
-        mend = "look at `nvidia-smi`; if that fails too, install the NVIDIA driver again and restart"
+        fix = "look at `nvidia-smi`; if that fails too, install the NVIDIA driver again and restart"
         if machine.is_jetson:
-            mend = "restart; if that does not help, flash Jetson Linux again"
-        return [Check(name="CUDA driver", status="broken", detail=first_line(error), mend=mend)], nothing
+            fix = "restart; if that does not help, flash Jetson Linux again"
+        return [Check(name="CUDA driver", status="broken", detail=first_line(error), fix=fix)], nothing
     if not answer["library"]:
         if not machine.has_nvidia_gpu:
             return [
                 Check(name="GPU", status="ok", detail="no NVIDIA GPU here; the CPU runs the models")
             ], nothing
-        mend = (
+        fix = (
             "install the NVIDIA driver (Ubuntu: sudo ubuntu-drivers install), or give a container --gpus all"
         )
         if machine.is_jetson:
-            mend = "a container needs --runtime nvidia; on the device itself, flash Jetson Linux again"
-        return [Check(name="CUDA driver", status="missing", detail=answer["error"], mend=mend)], nothing
+            fix = "a container needs --runtime nvidia; on the device itself, flash Jetson Linux again"
+        return [Check(name="CUDA driver", status="missing", detail=answer["error"], fix=fix)], nothing
     version = str(answer["version"])
     if answer["code"] or not answer["gpus"]:
-        # A libcuda without a GPU is usual in containers made for GPUs: nothing is wrong with a CPU machine.
+        # Containers made for GPUs often have a libcuda without a GPU; nothing is wrong with a CPU machine.
         if not machine.has_nvidia_gpu:
             detail = f"no NVIDIA GPU here (libcuda for CUDA {version} finds none); the CPU runs the models"
             return [Check(name="GPU", status="ok", detail=detail)], CudaState(works=False, version=version)
@@ -126,7 +127,7 @@ def check_cuda(machine: Machine) -> tuple[list[Check], CudaState]:
 
 
 def check_bindings(machine: Machine, driver: str) -> Check:
-    """cuda-bindings: there, of a major version that the driver serves, and able to start it."""
+    """Check that cuda-bindings is installed, of a major version that the driver supports, and starts it."""
     name = "cuda-bindings"
     major = int(driver.partition(".")[0])
     install = (
@@ -134,25 +135,25 @@ def check_bindings(machine: Machine, driver: str) -> Check:
     )
     answer, error = run_probe(BINDINGS_PROBE)
     if answer is None:
-        return Check(name=name, status="broken", detail=first_line(error), mend=install)
+        return Check(name=name, status="broken", detail=first_line(error), fix=install)
     if not answer["installed"]:
-        return Check(name=name, status="missing", detail="TensorRT engines need it", mend=install)
+        return Check(name=name, status="missing", detail="TensorRT engines need it", fix=install)
     version = str(answer["version"])
     if int(version.partition(".")[0]) > major:
-        detail = f"{version} is for CUDA {version.partition('.')[0]}, the driver serves CUDA up to {driver}"
-        return Check(name=name, status="broken", detail=detail, mend=install)
+        detail = f"{version} is for CUDA {version.partition('.')[0]}, the driver supports CUDA up to {driver}"
+        return Check(name=name, status="broken", detail=detail, fix=install)
     if answer["init"] != "CUDA_SUCCESS":
         detail = f"{version} cannot start the driver: {answer['init']}"
-        return Check(name=name, status="broken", detail=detail, mend=install)
+        return Check(name=name, status="broken", detail=detail, fix=install)
     return Check(name=name, status="ok", detail=version)
 
 
 def _broken_driver(machine: Machine, version: str, error: str) -> Check:
     detail = f"for CUDA up to {version}, and does not start: {error or 'it sees no GPU'}"
     if error == "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH":
-        mend = "restart: the kernel still runs another version of the driver"
+        fix = "restart: the kernel still runs another version of the driver"
     elif machine.is_jetson:
-        mend = "a container needs --runtime nvidia; a user needs the groups video and render"
+        fix = "a container needs --runtime nvidia; a user needs the groups video and render"
     else:
-        mend = "look at `nvidia-smi`; a container needs --gpus all"
-    return Check(name="CUDA driver", status="broken", detail=detail, mend=mend)
+        fix = "look at `nvidia-smi`; a container needs --gpus all"
+    return Check(name="CUDA driver", status="broken", detail=detail, fix=fix)

@@ -1,6 +1,6 @@
-"""The TensorRT engines of a bundle: which fit this device, and why the others do not.
+"""Checks the TensorRT engines of a bundle: which fit this device, and why the others do not.
 
-What this file does not do: load a plan; the runtime does, after the same comparison.
+What this file does not do: load a plan (the runtime does, after the same comparison).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from edge_asr.errors import EdgeAsrError
 
 
 def check_engines(model: str | None, libraries: Sequence[TensorRTState]) -> list[Check]:
-    """One line a precision that has an engine in the bundle; nothing where no TensorRT works.
+    """Return one line for each precision with an engine in the bundle; none if no TensorRT works.
 
     Args:
         model: folder of a bundle or name of an embedded model; None for the default one.
@@ -27,10 +27,10 @@ def check_engines(model: str | None, libraries: Sequence[TensorRTState]) -> list
     from edge_asr.runtime.engine.sidecar import DeviceIdentity
 
     try:
-        # The hashes are check_model's.
+        # check_model checks the hashes.
         bundle = Bundle.load(DEFAULT_MODEL if model is None else model, check_hashes=False)
     except (EdgeAsrError, OSError):
-        return []  # check_model has said so
+        return []  # check_model has reported it
     checks = []
     device = DeviceIdentity.detect()
     for artifact in bundle.info.artifacts:
@@ -57,5 +57,5 @@ def check_engines(model: str | None, libraries: Sequence[TensorRTState]) -> list
         else:
             if refusals:
                 command = build_command(bundle, artifact.precision, libraries[0].flavor, force=True)
-                checks.append(Check(name=name, status="missing", detail=refusals[0], mend=command))
+                checks.append(Check(name=name, status="missing", detail=refusals[0], fix=command))
     return checks

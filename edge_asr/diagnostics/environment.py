@@ -1,6 +1,6 @@
-"""Python, the packages that edge-asr always needs, and the extras that some commands need.
+"""Checks Python, the packages that edge-asr always needs, and the extras that some commands need.
 
-What this file does not do: load any of them; the areas of inference, audio and TensorRT do.
+What this file does not do: load any of them (the areas of inference, audio and TensorRT do).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EXTRAS = ("eval", "bench", "export", "train")
 
 
 def check_python() -> list[Check]:
-    """Python and platform, and the packages that edge-asr always needs."""
+    """Check Python and platform, and the packages that edge-asr always needs."""
     where = f"{platform.python_implementation()} {platform.python_version()}, {platform.platform()}"
     checks = [Check(name="python", status="ok", detail=where, required=True)]
     versions, absent = split_installed(list_requirements(None))
@@ -23,7 +23,7 @@ def check_python() -> list[Check]:
             name="packages",
             status="missing" if absent else "ok",
             detail=f"not installed: {', '.join(absent)}" if absent else ", ".join(versions),
-            mend="pip install edge-asr" if absent else "",
+            fix="pip install edge-asr" if absent else "",
             required=True,
         )
     )
@@ -31,13 +31,13 @@ def check_python() -> list[Check]:
 
 
 def check_extras() -> list[Check]:
-    """The extras that commands other than transcribe and listen need."""
+    """Check the extras that commands other than transcribe and listen need."""
     checks = []
     for extra in EXTRAS:
         versions, absent = split_installed(list_requirements(extra))
         if absent:
-            detail, mend = f"not installed: {', '.join(absent)}", f"pip install 'edge-asr[{extra}]'"
-            checks.append(Check(name=f"extra {extra}", status="missing", detail=detail, mend=mend))
+            detail, fix = f"not installed: {', '.join(absent)}", f"pip install 'edge-asr[{extra}]'"
+            checks.append(Check(name=f"extra {extra}", status="missing", detail=detail, fix=fix))
         else:
             checks.append(Check(name=f"extra {extra}", status="ok", detail=", ".join(versions)))
     return checks

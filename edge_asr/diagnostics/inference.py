@@ -1,6 +1,6 @@
-"""onnxruntime: installed once, and which of its providers really load and run a model.
+"""Checks that onnxruntime is installed once, and which of its providers really load and run a model.
 
-What this file does not do: measure; `scripts/bench_peers.py` does.
+What this file does not do: measure (`edge-asr bench` does).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ print(json.dumps({"version": onnxruntime.__version__, "providers": results}))
 
 
 def check_onnxruntime(machine: Machine) -> list[Check]:
-    """onnxruntime, and each of its providers by loading and running a trivial model."""
+    """Check onnxruntime, and each of its providers by loading and running a trivial model."""
     installed, _ = split_installed(["onnxruntime", "onnxruntime-gpu"])
     extra = "jetson" if machine.is_jetson else "cpu"
     if not installed:
@@ -44,7 +44,7 @@ def check_onnxruntime(machine: Machine) -> list[Check]:
                 name="onnxruntime",
                 status="missing",
                 detail="nothing here can run a model",
-                mend=f"pip install 'edge-asr[{extra}]'{other}",
+                fix=f"pip install 'edge-asr[{extra}]'{other}",
                 required=True,
             )
         ]
@@ -55,7 +55,7 @@ def check_onnxruntime(machine: Machine) -> list[Check]:
                 name="onnxruntime",
                 status="broken",
                 detail=f"{' and '.join(installed)} are installed, and are the same Python module",
-                mend=f"pip uninstall onnxruntime onnxruntime-gpu; pip install 'edge-asr[{extra}]'{other}",
+                fix=f"pip uninstall onnxruntime onnxruntime-gpu; pip install 'edge-asr[{extra}]'{other}",
                 required=True,
             )
         ]
@@ -63,11 +63,11 @@ def check_onnxruntime(machine: Machine) -> list[Check]:
     reinstall = f"pip install --force-reinstall {package}"
     result, error = run_probe(PROBE)
     if result is None:
-        return [Check(name="onnxruntime", status="broken", detail=error, mend=reinstall, required=True)]
+        return [Check(name="onnxruntime", status="broken", detail=error, fix=reinstall, required=True)]
     checks = [Check(name="onnxruntime", status="ok", detail=installed[0], required=True)]
     for provider, problem in result["providers"].items():
         gpu = (
-            "install the CUDA, cuDNN and TensorRT that this onnxruntime-gpu asks for, "
+            "install the CUDA, cuDNN and TensorRT that this onnxruntime-gpu requires, "
             f"or use 'edge-asr[{extra}]'"
         )
         if machine.is_jetson:
@@ -80,7 +80,7 @@ def check_onnxruntime(machine: Machine) -> list[Check]:
                 name=provider,
                 status="broken" if problem else "ok",
                 detail=first_line(problem) or "loads and runs a model",
-                mend="" if not problem else reinstall if provider.startswith("CPU") else gpu,
+                fix="" if not problem else reinstall if provider.startswith("CPU") else gpu,
             )
         )
     return checks

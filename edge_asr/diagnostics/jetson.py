@@ -1,7 +1,7 @@
-"""A Jetson: which JetPack and Jetson Linux (L4T), which module, and its power mode and clocks.
+"""Checks a Jetson: JetPack and Jetson Linux (L4T), the module, its power mode and clocks.
 
-On other machines it reports nothing. What this file does not do: JetPack's libraries; CUDA and TensorRT
-have files of their own.
+On other machines it reports nothing.
+What this file does not do: check JetPack's libraries (cuda.py, tensorrt.py).
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from edge_asr.diagnostics.check import Check
 from edge_asr.diagnostics.machine import Machine
 
 _OLDEST_L4T = 36
-"""Jetson Linux 36 is JetPack 6, the first whose Python (3.10) edge-asr runs on."""
+"""Oldest supported Jetson Linux: 36 is JetPack 6, the first with a Python (3.10) that edge-asr supports."""
 
 
 def check_jetson(machine: Machine) -> list[Check]:
-    """JetPack and power mode; nothing on a machine that is no Jetson."""
+    """Check JetPack and power mode; return nothing on a machine that is no Jetson."""
     if not machine.is_jetson:
         return []
     return [_check_jetpack(machine), _check_power(machine)]
 
 
 def l4t_release(machine: Machine) -> str | None:
-    """ "R36.4.3" of "# R36 (release), REVISION: 4.3, ..."; None when there is no such file."""
+    """Return "R36.4.3" from "# R36 (release), REVISION: 4.3, ..."; None if the file is missing."""
     text = machine.read("/etc/nv_tegra_release") or ""
     match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
     return None if match is None else f"R{match[1]}.{match[2]}"
@@ -36,10 +36,10 @@ def _check_jetpack(machine: Machine) -> Check:
     jetpack = f"JetPack {package}" if package else "package nvidia-jetpack not installed"
     detail = f"{jetpack}, L4T {release or 'unknown (no /etc/nv_tegra_release: a container?)'}, {model}"
     if release is not None and int(release[1:].partition(".")[0]) < _OLDEST_L4T:
-        mend = (
+        fix = (
             "flash JetPack 6 or later: older ones have a Python and a TensorRT that edge-asr does not run on"
         )
-        return Check(name="JetPack", status="broken", detail=detail, mend=mend)
+        return Check(name="JetPack", status="broken", detail=detail, fix=fix)
     return Check(name="JetPack", status="ok", detail=detail)
 
 
@@ -51,8 +51,8 @@ def _check_power(machine: Machine) -> Check:
         return Check(
             name=name,
             status="missing",
-            detail="nvpmodel does not tell (a container has none)",
-            mend="sudo nvpmodel -q",
+            detail="nvpmodel does not say (a container has none)",
+            fix="sudo nvpmodel -q",
         )
     number = re.search(r"^(\d+)\s*$", answer or "", re.MULTILINE)
     detail = mode[1].strip() + (f" (mode {number[1]})" if number else "")

@@ -1,7 +1,7 @@
-"""The machine as its system files and system programs tell it: is it a Jetson, has it an NVIDIA GPU.
+"""The machine as its system files and programs describe it: whether it is a Jetson or has an NVIDIA GPU.
 
-A `Machine` with another root and search path is how tests put a Jetson together. What this file does
-not do: load a driver or a library; that is `cuda.py` and `tensorrt.py`.
+Tests imitate a Jetson by a `Machine` with another root and search path.
+What this file does not do: load a driver or a library (cuda.py, tensorrt.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _NVIDIA_PCI_VENDOR = "0x10de"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Where system files and programs are looked for.
+    """Where to look for system files and programs.
 
     Attributes:
         root: folder that stands for /.
-        search_path: folders of programs, as in $PATH; None means the process's own and the two where
+        search_path: folders of programs, as in $PATH; None means those of the process, and the two in which
             JetPack keeps its tools.
     """
 
@@ -30,7 +30,7 @@ class Machine:
     search_path: str | None = None
 
     def read(self, path: str) -> str | None:
-        """Text of a system file, NUL bytes (device tree) as spaces; None when it cannot be read."""
+        """Read the text of a system file, NUL bytes (device tree) as spaces; None if it cannot be read."""
         try:
             data = (self.root / path.lstrip("/")).read_bytes()
         except OSError:
@@ -38,11 +38,11 @@ class Machine:
         return data.replace(b"\0", b" ").decode("utf-8", "replace").strip()
 
     def glob(self, pattern: str) -> list[Path]:
-        """Files below the root, sorted."""
+        """List files below the root, sorted."""
         return sorted(self.root.glob(pattern.lstrip("/")))
 
     def run(self, program: str, *arguments: str) -> str | None:
-        """Standard output of a system program; None when it is not there, fails or hangs."""
+        """Return the standard output of a system program; None if it is missing, fails or hangs."""
         found = shutil.which(program, path=self.search_path)
         if found is None and self.search_path is None:
             found = shutil.which(program, path="/usr/sbin:/usr/bin")
@@ -62,7 +62,7 @@ class Machine:
 
     @property
     def is_jetson(self) -> bool:
-        """Jetson Linux (its release file), or a Tegra in the device tree (as in a container)."""
+        """Tell whether this is Jetson Linux (release file), or a Tegra (device tree, as in a container)."""
         return (
             self.read("/etc/nv_tegra_release") is not None
             or re.search(r"\bnvidia,tegra", self.read("/proc/device-tree/compatible") or "") is not None
@@ -70,12 +70,12 @@ class Machine:
 
     @property
     def has_nvidia_gpu(self) -> bool:
-        """A Jetson, an NVIDIA display controller on the PCI bus, or a loaded NVIDIA driver."""
+        """Tell whether there is a Jetson, an NVIDIA display controller on the PCI bus, or a loaded driver."""
         if self.is_jetson or self.read("/proc/driver/nvidia/version") is not None:
             return True
         for vendor in self.glob("/sys/bus/pci/devices/*/vendor"):
             device_class = self.read(str(vendor.with_name("class").relative_to(self.root))) or ""
-            # 0x03....: display controllers, and not NVIDIA's network cards (bought with Mellanox).
+            # 0x03.... are display controllers; NVIDIA (Mellanox) also makes network cards.
             if (
                 self.read(str(vendor.relative_to(self.root))) == _NVIDIA_PCI_VENDOR
                 and device_class[:4] == "0x03"

@@ -1,6 +1,6 @@
-"""A bundle, whole, and a real transcription with the embedded one.
+"""Checks that a bundle is whole, and transcribes a sample with the embedded one.
 
-What this file does not do: engines (`engines.py`); error rates (`edge-asr evaluate`).
+What this file does not do: check engines (engines.py), measure error rates (`edge-asr evaluate`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ print(json.dumps({"text": transcript.text, "duration_s": transcript.duration_s, 
 """
 
 _MIN_SIMILARITY = 0.8
-"""Of the sample's transcription to its text: recognizers err, broken installs give noise or nothing."""
+"""Least similarity of the transcription to the text: broken installs give noise or nothing."""
 
 
 def check_model(model: str | None) -> list[Check]:
-    """The embedded model (None) or a named bundle, whole: every artifact compared with its hash."""
+    """Check the embedded model (None) or a named bundle, comparing every artifact with its hash."""
     name = "embedded model" if model is None else "model"
     try:
         from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
@@ -40,7 +40,7 @@ def check_model(model: str | None) -> list[Check]:
                 name=name,
                 status="broken",
                 detail=first_line(str(error)),
-                mend=reinstall if model is None else "copy the bundle again, or export the model again",
+                fix=reinstall if model is None else "copy the bundle again, or export the model again",
                 required=True,
             )
         ]
@@ -51,9 +51,9 @@ def check_model(model: str | None) -> list[Check]:
 
 
 def check_sample() -> list[Check]:
-    """A real transcription of the embedded sample with the embedded model, compared with its text.
+    """Transcribe the embedded sample with the embedded model, and compare with its text.
 
-    It runs in a process of its own: an onnxruntime that crashes there is a line here.
+    This runs in a process of its own, so a crash of onnxruntime becomes a line here.
     """
     name = "transcription"
     fix = "fix what is above, then run edge-asr doctor again"
@@ -64,10 +64,10 @@ def check_sample() -> list[Check]:
         expected = sample.with_suffix(".txt").read_text(encoding="utf-8")
         model = EMBEDDED_MODELS / DEFAULT_MODEL / "bundle"
     except (ImportError, OSError) as error:
-        return [Check(name=name, status="broken", detail=first_line(str(error)), mend=fix, required=True)]
+        return [Check(name=name, status="broken", detail=first_line(str(error)), fix=fix, required=True)]
     answer, problem = run_probe(PROBE, str(model), str(sample))
     if answer is None:
-        return [Check(name=name, status="broken", detail=first_line(problem), mend=fix, required=True)]
+        return [Check(name=name, status="broken", detail=first_line(problem), fix=fix, required=True)]
     text = str(answer["text"])
     heard = f"{text!r}, {answer['duration_s']:.1f} s of audio in {answer['elapsed_s']:.2f} s"
     words = [re.sub(r"[^\w' ]", " ", spoken.lower()).split() for spoken in (expected, text)]
@@ -79,7 +79,7 @@ def check_sample() -> list[Check]:
             name=name,
             status="broken",
             detail=f"heard {heard}; the sample says {' '.join(words[0])!r}",
-            mend="pip install --force-reinstall edge-asr; if that does not help, report it with this output",
+            fix="pip install --force-reinstall edge-asr; if that does not help, report it with this output",
             required=True,
         )
     ]

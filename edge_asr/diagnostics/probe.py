@@ -1,6 +1,6 @@
-"""Native libraries are tried in a process of their own: one that crashes or hangs becomes a line.
+"""Tries native libraries in a process of their own, so that a crash or a hang becomes a line.
 
-What this file does not do: know any library; the areas bring the code.
+What this file does not do: know any library (the areas bring the code).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ TIMEOUT_S = 60.0
 
 
 def run_probe(code: str, *arguments: str) -> tuple[dict[str, Any] | None, str]:
-    """The JSON object that `code` prints last in a fresh Python, or None and what went wrong.
+    """Return the JSON object that `code` prints last in a fresh Python, or None and what went wrong.
 
     Args:
-        code: a Python program; it runs in the home folder, so that no folder here shadows a package.
+        code: a Python program. It runs in the home folder, so that no folder here shadows a package.
         arguments: its `sys.argv[1:]`.
     """
-    # The same edge_asr as here, also where it runs from a clone.
+    # The child imports the same edge_asr as this process, also from a clone.
     paths = (str(Path(edge_asr.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", ""))
     try:
         done = subprocess.run(

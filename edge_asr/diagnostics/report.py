@@ -1,6 +1,6 @@
-"""All checks in the order of the report, each handed out as soon as it is known.
+"""Runs all checks in the order of the report, and yields each as soon as it is known.
 
-What this file does not do: print; `edge_asr/cli/doctor.py` does.
+What this file does not do: print (edge_asr/cli/doctor.py does).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from edge_asr.diagnostics.tensorrt import check_tensorrt
 
 
 def run_checks(model: str | None = None, machine: Machine | None = None) -> Iterator[Check]:
-    """Every line of the report.
+    """Yield every line of the report.
 
     Args:
-        model: bundle whose files and engines are looked at; None for the embedded model.
-        machine: where system files and programs are; None for this machine.
+        model: the bundle whose files and engines are checked; None for the embedded model.
+        machine: where to look for system files and programs; None for this machine.
     """
     machine = machine or Machine()
     yield from check_python()

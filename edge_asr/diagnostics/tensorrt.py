@@ -1,8 +1,8 @@
-"""TensorRT: which flavors are there, which version, and whether they can make a builder.
+"""Checks TensorRT: which flavors are installed, which version, and whether they can make a builder.
 
-`tensorrt` is reported where there is a GPU for it; TensorRT-RTX only where it is installed, since it is
-used only when asked for by name. On a Jetson, TensorRT is JetPack's. What this file does not do: build
-or run an engine.
+`tensorrt` is reported where there is a GPU for it. TensorRT-RTX is reported only where it is installed,
+because it is used only if it is named. On a Jetson, TensorRT belongs to JetPack.
+What this file does not do: build or run an engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge_asr.diagnostics.probe import run_probe
 if TYPE_CHECKING:
     from edge_asr.runtime.engine.sidecar import Flavor
 
-#: Prints the problem instead of a traceback: TensorRT says what is wrong to its logger, not in the exception.
+#: Prints the problem instead of a traceback: TensorRT tells its logger what is wrong, not the exception.
 PROBE = """
 import importlib, json, sys
 name = sys.argv[1]
@@ -63,7 +63,7 @@ class TensorRTState:
 
 
 def check_tensorrt(machine: Machine, cuda: CudaState) -> tuple[list[Check], list[TensorRTState]]:
-    """One line for each flavor that is installed, or that belongs here and is missing."""
+    """Return a line for each flavor that is installed, or that belongs here and is missing."""
     checks: list[Check] = []
     working: list[TensorRTState] = []
     flavors: tuple[Flavor, ...] = ("tensorrt", "tensorrt-rtx")
@@ -73,22 +73,22 @@ def check_tensorrt(machine: Machine, cuda: CudaState) -> tuple[list[Check], list
         if answer is not None and not answer["installed"]:
             if flavor == "tensorrt" and (cuda.works or machine.is_jetson):
                 detail = "engines need it; onnxruntime works without"
-                checks.append(Check(name=name, status="missing", detail=detail, mend=_install(machine, cuda)))
+                checks.append(Check(name=name, status="missing", detail=detail, fix=_install(machine, cuda)))
             continue
         if answer is None:
-            mend = _mend_import(machine, cuda, flavor, error)
-            checks.append(Check(name=name, status="broken", detail=first_line(error), mend=mend))
+            fix = _fix_import(machine, cuda, flavor, error)
+            checks.append(Check(name=name, status="broken", detail=first_line(error), fix=fix))
             continue
         version = str(answer["version"])
         if answer["problem"] and not cuda.works and flavor == "tensorrt" and not machine.has_nvidia_gpu:
-            # Its builder needs a GPU: on a machine without one there is nothing to fix.
+            # Its builder needs a GPU; on a machine without one there is nothing to fix.
             detail = f"{version}, builds and runs engines only on a machine with an NVIDIA GPU"
             checks.append(Check(name=name, status="ok", detail=detail))
             continue
         if answer["problem"]:
             detail = f"{version} cannot make a builder: {first_line(answer['problem'])}"
-            mend = _mend_builder(machine, cuda, flavor, str(answer["file"]))
-            checks.append(Check(name=name, status="broken", detail=detail, mend=mend))
+            fix = _fix_builder(machine, cuda, flavor, str(answer["file"]))
+            checks.append(Check(name=name, status="broken", detail=detail, fix=fix))
             continue
         can = "builds and runs engines" if cuda.works else "builds engines, and cannot run them without a GPU"
         checks.append(Check(name=name, status="ok", detail=f"{version}, {can}"))
@@ -105,20 +105,20 @@ def _install(machine: Machine, cuda: CudaState) -> str:
     if not found:
         return "sudo apt-get update && sudo apt-get install nvidia-jetpack  (never pip's tensorrt)"
     if sys.prefix == sys.base_prefix:
-        return "use JetPack's Python: /usr/bin/python3 has TensorRT, this one has not"
+        return "use JetPack's Python: /usr/bin/python3 has TensorRT, this one does not"
     return (
-        "JetPack's TensorRT is there, this environment hides it: "
+        "JetPack's TensorRT is installed, but this environment hides it: "
         "/usr/bin/python3 -m venv --system-site-packages VENV, and install edge-asr there"
     )
 
 
-def _mend_import(machine: Machine, cuda: CudaState, flavor: Flavor, error: str) -> str:
+def _fix_import(machine: Machine, cuda: CudaState, flavor: Flavor, error: str) -> str:
     if flavor == "tensorrt-rtx":
         return "pip install --force-reinstall tensorrt-rtx-cu13"
     if not machine.is_jetson:
         return f"pip uninstall tensorrt, then {_install(machine, cuda)}"
     if "libnvdla_compiler" in error:
-        # Known from several JetPack 6 and 7 installs: TensorRT links it, the packages do not ask for it.
+        # Seen on several JetPack 6 and 7 systems: TensorRT links to it, but no package requires it.
         return "sudo apt-get install nvidia-l4t-dla-compiler"
     return (
         "sudo apt-get install --reinstall python3-libnvinfer, and use /usr/bin/python3 in a venv with "
@@ -126,9 +126,9 @@ def _mend_import(machine: Machine, cuda: CudaState, flavor: Flavor, error: str) 
     )
 
 
-def _mend_builder(machine: Machine, cuda: CudaState, flavor: Flavor, file: str) -> str:
+def _fix_builder(machine: Machine, cuda: CudaState, flavor: Flavor, file: str) -> str:
     if not cuda.works:
-        return "mend the CUDA driver (above) first"
+        return "fix the CUDA driver (above) first"
     if flavor == "tensorrt-rtx":
         return "TensorRT-RTX does not know this GPU; use TensorRT itself (--flavor tensorrt)"
     if machine.is_jetson and "dist-packages" not in file:

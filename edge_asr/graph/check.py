@@ -1,4 +1,4 @@
-"""What every ONNX graph that ships must be: valid, dynamic, one file, readable by onnxruntime 1.23."""
+"""Checks what every ONNX graph that ships must be: valid, dynamic, one file, readable by onnxruntime 1.23."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     """Check a graph in full and infer its shapes.
 
     Returns:
-        The graph with the inferred shapes of its intermediate values, its large weights as further inputs.
+        The graph with the inferred shapes of its intermediate values, and its large weights as inputs.
 
     Raises:
         GateError: the checker or strict shape inference objects, an input or output has another
@@ -48,7 +48,7 @@ def check_graph(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The part of `check_graph` that any graph must pass.
+    """Run the part of `check_graph` that any graph must pass.
 
     Raises:
         GateError: the checker or strict shape inference objects, or weights lie outside the file.

@@ -1,10 +1,10 @@
-"""Names of the parts of a Conformer, as they stand in the nodes and weights of an exported graph.
+"""Names of the parts of a Conformer in the nodes and weights of an exported graph.
 
 The exporter calls a node after the PyTorch module that made it, such as
 `encoder.layers.3.attention.by_shift/MatMul`. Modules that only an export has get their names from here
 (edge_asr.export.inference_form), and the INT8 groups and rewrites find nodes by the same names
-(edge_asr.calibration). Those of edge_asr.model stand here a second time, and a test compares
-them with the modules of an inference form.
+(edge_asr.calibration). The names of edge_asr.model are repeated here; a test compares them
+with the modules of an inference form.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ SHIFTED_PRODUCT = "by_shift"
 #: Weights of the table, for the sines and the cosines.
 ODD_WEIGHT = "odd"
 EVEN_WEIGHT = "even"
-#: Within the attention, in place of both in a graph that becomes INT8: scores by angles.
+#: Within the attention, instead of both in a graph that becomes INT8: scores by angles.
 ANGLE_PRODUCT = "by_distance"

@@ -22,11 +22,11 @@ def open_graph(
     num_threads: int | None = None,
     rewritten: bool = False,
 ) -> Iterator[OnnxRuntimeBackend]:
-    """The graph as a backend, closed at the end of the block.
+    """Open a graph as a backend, closed at the end of the block.
 
     Args:
-        model: with the bundle's input and output names; or a file from `mapped_file`.
-        precision: of the graph, for messages.
+        model: a graph with the bundle's input and output names, or a file from `mapped_file`.
+        precision: precision of the graph, for messages.
         num_threads, rewritten: as for `OnnxRuntimeBackend`.
 
     Raises:

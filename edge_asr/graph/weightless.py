@@ -1,8 +1,8 @@
 """A graph without its large weights, for tools that copy whatever they are given.
 
 onnxsim, the checker and shape inference serialize a graph several times; for a model of a hundred million
-parameters that is gigabytes of weights nobody looks at. In the bare graph they are inputs of known shape.
-Nothing is computed with them but transpositions, which the exporter leaves for large ones.
+parameters that is gigabytes of weights that they never use. In the bare graph the weights are inputs of known
+shape. They are only transposed, which the exporter leaves undone for large ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Weight:
     axes: tuple[int, ...] | None = None
 
     def array(self) -> npt.NDArray[np.generic]:
-        """Its values, in the order that the bare graph wants."""
+        """Return its values, in the order that the bare graph needs."""
         from onnx import numpy_helper
 
         values: npt.NDArray[np.generic] = numpy_helper.to_array(self.initializer)
@@ -45,10 +45,10 @@ class Weight:
 
 
 def split_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Weight]]:
-    """The graph without its large weights, which become inputs behind its own, and these weights by name.
+    """Return the graph without its large weights, which become its last inputs, and these weights by name.
 
-    `model` is unchanged, and has to live as long as the weights are wanted. (Taking them out of it would free
-    nothing: protobuf keeps a message's memory together.)
+    `model` is unchanged, and must live as long as the weights are used. (Removing them from it would free
+    nothing, because protobuf keeps the memory of a message together.)
     """
     import onnx
 
@@ -99,19 +99,19 @@ def join_weights(bare: onnx.ModelProto, weights: dict[str, Weight]) -> None:
 
 @contextlib.contextmanager
 def mapped_file(model: onnx.ModelProto, *, outputs: Sequence[str] = ()) -> Iterator[Path]:
-    """The graph as a file to open a session from within the block; large weights are mapped from another.
+    """Write the graph to a file to open a session from; large weights are mapped from another file.
 
-    Of a graph in one file onnxruntime holds the bytes, the message read from them and the tensors at once,
-    and writing it as one is a copy more here. This way the tensors alone take memory. An open session needs
-    the files no longer.
+    For a graph in one file onnxruntime holds the bytes, the message read from them and the tensors at once,
+    and writing it costs another copy here. With mapped weights the tensors alone take memory. An open session
+    no longer needs the files.
 
     Args:
-        model: with its weights inside; it stays as it is.
+        model: the graph with its weights inside; it does not change.
         outputs: tensors that become outputs of the graph besides its own.
     """
     with tempfile.TemporaryDirectory(prefix="edge-asr-", ignore_cleanup_errors=True) as folder:
         path = _write_mapped(model, Path(folder), outputs)
-        del model  # nothing in the block needs it for our sake
+        del model  # only the caller may still need it
         yield path
 
 
@@ -148,7 +148,7 @@ def _write_mapped(model: onnx.ModelProto, folder: Path, outputs: Sequence[str]) 
 
 
 def _copy_fields(source: Any, target: Any, *, but: Collection[str]) -> None:
-    """Of one protobuf message into an empty one of its kind."""
+    """Copy all fields except `but` into an empty message of the same type."""
     for field, value in source.ListFields():
         if field.name in but:
             continue
@@ -161,17 +161,18 @@ def _copy_fields(source: Any, target: Any, *, but: Collection[str]) -> None:
 
 
 def compacted(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without the memory of what was taken out of `model`: a message keeps that while it lives."""
+    """Copy `model` without the memory of removed parts, which a message keeps while it lives."""
     copy = type(model)()
     copy.CopyFrom(model)
     return copy
 
 
 def return_memory(model: onnx.ModelProto) -> None:
-    """Give what was freed back to the system: glibc keeps it, and a stage later it is needed elsewhere.
+    """Return freed memory to the system: glibc would keep it, and the next stage needs it elsewhere.
 
     Args:
-        model: what was worked on; for a small one nothing is done, as the search takes longer than the work.
+        model: the graph that was worked on. Nothing is done for a small one, because the search takes longer
+            than the work.
     """
     if sum(int(np.prod(i.dims)) for i in model.graph.initializer) < _WORTHWHILE_ELEMENTS:
         return

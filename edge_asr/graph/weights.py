@@ -1,10 +1,10 @@
-"""Store the weights of a float32 ONNX graph as float16, cast back to float32 when it is loaded; and undo it.
+"""Stores the weights of a float32 ONNX graph as float16, cast back to float32 on loading, and undoes it.
 
 The graph still computes in float32; the file is about half the size. onnxruntime folds the casts
 when it loads the model, so speed and memory are those of the float32 file. Only the large matrices
 and kernels move: biases, norms, folded depthwise kernels, tables and constants stay float32, so a
-checkpoint that was itself stored as float16 comes through without any further rounding.
-This is not an FP16 graph (that is a precision of its own) and needs no calibration.
+checkpoint that was itself stored as float16 is not rounded further. This is not an FP16 graph (that is a
+precision of its own) and needs no calibration.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _SUFFIX = "_float16"
 
 
 def store_weights_as_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` whose matrix and convolution weights are float16 initializers behind a Cast.
+    """Copy `model` with its matrix and convolution weights as float16 initializers followed by a Cast.
 
     Args:
-        model: float32 graph with its weights inside (no external data).
+        model: a float32 graph with its weights inside (no external data).
 
     Returns:
         The new model; inputs, outputs and metadata are unchanged.
@@ -68,13 +68,13 @@ def store_weights_as_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def load_float32(path: Path) -> onnx.ModelProto:
-    """Read a float32 graph from a file, its weights float32 whichever way they are stored.
+    """Read a float32 graph from a file, with float32 weights whichever way they are stored.
 
     Args:
         path: a bundle's model.onnx.
 
     Returns:
-        The graph that `store_weights_as_float16` got, its weights rounded to float16 if they were stored so.
+        The graph that was stored, with its weights rounded to float16 if they were stored so.
     """
     require("onnx", extra="export")
     import onnx
@@ -91,7 +91,7 @@ def load_float32(path: Path) -> onnx.ModelProto:
 
 
 def _select_weights(model: onnx.ModelProto) -> set[str]:
-    """Names of the float32 initializers that are weights of a matrix product or a dense convolution."""
+    """List the float32 initializers that are weights of a matrix product or a dense convolution."""
     from onnx import TensorProto
 
     sizes = {

@@ -40,7 +40,7 @@ def find_clips(sources: Sequence[str | Path] | None = None) -> list[Path]:
                 row = manifest.bad_rows[0]
                 raise AudioError(
                     f"{source} has {len(manifest.bad_rows)} unusable rows, the first is row {row.row} "
-                    f"({row.detail}); mend the manifest"
+                    f"({row.detail}); fix the manifest"
                 )
             paths += [utterance.audio_path for utterance in manifest.utterances]
         elif source.is_file():

@@ -30,7 +30,7 @@ def test_report_is_healthy_here(run) -> None:
     assert "s of audio in" in found["transcription"]["detail"]
     assert found["extra export"]["status"] == "ok"
     for check in report["checks"]:
-        assert (check["mend"] == "") == (check["status"] == "ok"), check
+        assert (check["fix"] == "") == (check["status"] == "ok"), check
 
 
 def test_what_does_not_belong_here_is_not_shown(run) -> None:

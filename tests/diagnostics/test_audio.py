@@ -8,7 +8,7 @@ from edge_asr.diagnostics import audio
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "mend"),
+    ("code", "status", "fix"),
     [
         ("raise OSError('PortAudio library not found')", "missing", "sudo apt-get install libportaudio2"),
         ("raise ImportError('bad')", "broken", "pip install --force-reinstall sounddevice"),
@@ -16,9 +16,9 @@ from edge_asr.diagnostics import audio
         ('print(\'{"version": "V19", "inputs": ["USB mic"]}\')', "ok", ""),
     ],
 )
-def test_microphone(monkeypatch, code: str, status: str, mend: str) -> None:
+def test_microphone(monkeypatch, code: str, status: str, fix: str) -> None:
     monkeypatch.setattr(audio, "PROBE", code)
     (check,) = audio.check_microphone()
     assert check.status == status
-    assert mend in check.mend
+    assert fix in check.fix
     assert check.required is False

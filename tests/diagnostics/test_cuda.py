@@ -71,22 +71,22 @@ def test_fake_libcuda_with_two_gpus(fake_libcuda, desktop) -> None:
         ("GPU 1", "ok", "Fake B, compute capability 8.7, 16.0 GiB"),
     ]
     assert (checks[3].name, checks[3].status) == ("cuda-bindings", "missing")
-    assert checks[3].mend == "pip install 'cuda-bindings>=12.6,<13'"
+    assert checks[3].fix == "pip install 'cuda-bindings>=12.6,<13'"
 
 
-@pytest.mark.parametrize(("code", "mend"), [("100", "--gpus all"), ("803", "restart")])
-def test_fake_libcuda_that_does_not_start(fake_libcuda, desktop, monkeypatch, code: str, mend: str) -> None:
+@pytest.mark.parametrize(("code", "fix"), [("100", "--gpus all"), ("803", "restart")])
+def test_fake_libcuda_that_does_not_start(fake_libcuda, desktop, monkeypatch, code: str, fix: str) -> None:
     monkeypatch.setenv("EDGE_ASR_FAKE_CUDA", code)
     (check,), state = cuda.check_cuda(desktop)
     assert (check.status, state.works) == ("broken", False)
     assert "CUDA_ERROR_" in check.detail
-    assert mend in check.mend
+    assert fix in check.fix
 
 
 def test_no_gpu_is_one_line_and_nothing_is_missing(fake_machine, monkeypatch) -> None:
     monkeypatch.setattr(cuda, "DRIVER_PROBE", answer(library=False, error="libcuda.so.1: no such file"))
     (check,), state = cuda.check_cuda(fake_machine())
-    assert (check.name, check.status, check.mend, state.works) == ("GPU", "ok", "", False)
+    assert (check.name, check.status, check.fix, state.works) == ("GPU", "ok", "", False)
     network_card = {
         "/sys/bus/pci/devices/0000:02:00.0/vendor": "0x10de",
         "/sys/bus/pci/devices/0000:02:00.0/class": "0x020000",
@@ -105,9 +105,9 @@ def test_libcuda_of_a_container_on_a_cpu_machine_is_no_fault(fake_machine, monke
 def test_a_gpu_without_a_driver_is_missing(desktop, fake_jetson, monkeypatch) -> None:
     monkeypatch.setattr(cuda, "DRIVER_PROBE", answer(library=False, error="libcuda.so.1: no such file"))
     (check,), _ = cuda.check_cuda(desktop)
-    assert (check.status, "install the NVIDIA driver" in check.mend) == ("missing", True)
+    assert (check.status, "install the NVIDIA driver" in check.fix) == ("missing", True)
     (check,), _ = cuda.check_cuda(fake_jetson())
-    assert "--runtime nvidia" in check.mend
+    assert "--runtime nvidia" in check.fix
 
 
 def test_a_driver_that_crashes_is_broken(desktop, monkeypatch) -> None:
@@ -117,7 +117,7 @@ def test_a_driver_that_crashes_is_broken(desktop, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "bindings", "init", "status", "mend"),
+    ("driver", "bindings", "init", "status", "fix"),
     [
         ("12.6", "12.9.10", "CUDA_SUCCESS", "ok", ""),
         ("13.0", "12.9.10", "CUDA_SUCCESS", "ok", ""),  # a driver serves older majors
@@ -126,8 +126,8 @@ def test_a_driver_that_crashes_is_broken(desktop, monkeypatch) -> None:
     ],
 )
 def test_fake_cuda_bindings_against_the_driver(
-    desktop, monkeypatch, driver: str, bindings: str, init: str, status: str, mend: str
+    desktop, monkeypatch, driver: str, bindings: str, init: str, status: str, fix: str
 ) -> None:
     monkeypatch.setattr(cuda, "BINDINGS_PROBE", answer(installed=True, version=bindings, init=init))
     check = cuda.check_bindings(desktop, driver)
-    assert (check.status, check.mend) == (status, mend)
+    assert (check.status, check.fix) == (status, fix)

@@ -71,7 +71,7 @@ def test_an_engine_of_another_version_names_the_difference_and_the_command(bundl
     assert check.status == "missing"
     assert "1.4.0.1" in check.detail
     assert RTX.version in check.detail
-    assert check.mend.startswith(f"edge-asr build {bundle.path} --precision fp32")
+    assert check.fix.startswith(f"edge-asr build {bundle.path} --precision fp32")
 
 
 def test_nothing_to_say_without_engines_or_without_tensorrt(bundle: Bundle) -> None:

@@ -13,14 +13,14 @@ def test_missing_packages_and_extras_name_the_pip_line(installed) -> None:
     assert "scipy" in packages.detail
     assert "numpy" not in packages.detail
     export = next(c for c in environment.check_extras() if c.name == "extra export")
-    assert (export.status, export.mend) == ("missing", "pip install 'edge-asr[export]'")
+    assert (export.status, export.fix) == ("missing", "pip install 'edge-asr[export]'")
     assert "onnxsim" in export.detail
     assert "torch" not in export.detail
 
 
 def test_healthy_means_nothing_broken_and_nothing_required_missing() -> None:
     ok = Check(name="a", status="ok", detail="")
-    missing = Check(name="b", status="missing", detail="", mend="x")
+    missing = Check(name="b", status="missing", detail="", fix="x")
     assert is_healthy([ok, missing])
-    assert not is_healthy([ok, Check(name="c", status="missing", detail="", mend="x", required=True)])
-    assert not is_healthy([ok, Check(name="d", status="broken", detail="", mend="x")])
+    assert not is_healthy([ok, Check(name="c", status="missing", detail="", fix="x", required=True)])
+    assert not is_healthy([ok, Check(name="d", status="broken", detail="", fix="x")])

@@ -11,7 +11,7 @@ def test_no_onnxruntime_and_two_of_them(installed, fake_machine, fake_jetson) ->
     installed()
     (check,) = inference.check_onnxruntime(fake_machine())
     assert (check.status, check.required) == ("missing", True)
-    assert check.mend == "pip install 'edge-asr[cpu]' (or 'edge-asr[gpu]' for an NVIDIA GPU)"
+    assert check.fix == "pip install 'edge-asr[cpu]' (or 'edge-asr[gpu]' for an NVIDIA GPU)"
     installed(onnxruntime="1.32.0", onnxruntime_gpu="1.31.0")
     (check,) = inference.check_onnxruntime(fake_machine())
     assert check.status == "broken"
@@ -21,13 +21,13 @@ def test_no_onnxruntime_and_two_of_them(installed, fake_machine, fake_jetson) ->
 def test_a_fake_jetson_is_never_sent_to_the_gpu_wheel(installed, fake_jetson, monkeypatch) -> None:
     installed()
     (check,) = inference.check_onnxruntime(fake_jetson())
-    assert check.mend == "pip install 'edge-asr[jetson]'"
+    assert check.fix == "pip install 'edge-asr[jetson]'"
     answer = {"version": "1", "providers": {"CUDAExecutionProvider": "no kernel image is available"}}
     monkeypatch.setattr(inference, "PROBE", f"print({json.dumps(answer)!r})")
     installed(onnxruntime_gpu="1.31.1")
     (_, check) = inference.check_onnxruntime(fake_jetson())
-    assert check.mend.startswith("pip uninstall onnxruntime-gpu, then pip install 'edge-asr[jetson]'")
-    assert "edge-asr[gpu]" not in check.mend
+    assert check.fix.startswith("pip uninstall onnxruntime-gpu, then pip install 'edge-asr[jetson]'")
+    assert "edge-asr[gpu]" not in check.fix
 
 
 def test_a_provider_that_falls_back_or_crashes_is_broken(monkeypatch, fake_machine) -> None:

@@ -19,7 +19,7 @@ def test_a_pc_has_no_jetson_lines(fake_machine) -> None:
 
 def test_fake_jetson_lines(fake_jetson) -> None:
     jetpack, power = check_jetson(fake_jetson())
-    assert (jetpack.name, jetpack.status, jetpack.mend) == ("JetPack", "ok", "")
+    assert (jetpack.name, jetpack.status, jetpack.fix) == ("JetPack", "ok", "")
     assert jetpack.detail == "JetPack 6.2+b77, L4T R36.4.3, NVIDIA Jetson Orin Nano Developer Kit"
     assert (power.name, power.status) == ("power mode", "ok")
     assert power.detail.startswith("MAXN_SUPER (mode 2); clocks are shown to root only")
@@ -43,7 +43,7 @@ def test_fake_jetson_without_the_jetpack_packages_or_nvpmodel(fake_jetson) -> No
     jetpack, power = check_jetson(fake_jetson(programs=broken))
     assert jetpack.status == "ok"  # TensorRT's own line says what is missing
     assert "nvidia-jetpack not installed" in jetpack.detail
-    assert (power.status, power.mend) == ("missing", "sudo nvpmodel -q")
+    assert (power.status, power.fix) == ("missing", "sudo nvpmodel -q")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_l4t_release_of_jetpack_6_and_7(fake_jetson, release: str, expected: str
 def test_fake_jetson_with_jetpack_5_is_broken(fake_jetson) -> None:
     jetpack, _ = check_jetson(fake_jetson("35 (release), REVISION: 4.1"))
     assert jetpack.status == "broken"
-    assert "flash JetPack 6" in jetpack.mend
+    assert "flash JetPack 6" in jetpack.fix
 
 
 def test_fake_container_on_a_jetson_shows_by_its_device_tree(fake_machine) -> None:

@@ -52,4 +52,4 @@ def test_a_named_bundle_that_was_altered_is_broken(tmp_path: Path) -> None:
     (check,) = model.check_model(str(copy))
     assert check.status == "broken"
     assert "model.onnx" in check.detail
-    assert "copy the bundle again" in check.mend
+    assert "copy the bundle again" in check.fix

@@ -23,12 +23,12 @@ def test_report_of_a_fake_jetson(fake_jetson, monkeypatch) -> None:
     assert len(names) == len(set(names))
     found = {check.name: check for check in checks}
     assert found["GPU 0"].detail == "Orin, compute capability 8.7, 8.0 GiB shared with the CPU"
-    assert found["cuda-bindings"].mend == "pip install 'cuda-bindings>=12.6,<13'"
+    assert found["cuda-bindings"].fix == "pip install 'cuda-bindings>=12.6,<13'"
     for check in checks:
-        assert (check.mend == "") == (check.status == "ok"), check
-        assert "pip install tensorrt" not in check.mend
-        assert "[tensorrt]" not in check.mend
-        assert "[gpu]" not in check.mend
+        assert (check.fix == "") == (check.status == "ok"), check
+        assert "pip install tensorrt" not in check.fix
+        assert "[tensorrt]" not in check.fix
+        assert "[gpu]" not in check.fix
 
 
 def test_what_the_probes_import_of_ours_is_there() -> None:

@@ -65,30 +65,30 @@ def test_fake_tensorrt_that_works(fake_jetson, fake_tensorrt) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "mend"), [(ORIN, "pip install tensorrt-cu12"), (THOR, "pip install tensorrt-cu13")]
+    ("state", "fix"), [(ORIN, "pip install tensorrt-cu12"), (THOR, "pip install tensorrt-cu13")]
 )
-def test_missing_on_a_pc_is_pip(fake_machine, fake_tensorrt, state: CudaState, mend: str) -> None:
+def test_missing_on_a_pc_is_pip(fake_machine, fake_tensorrt, state: CudaState, fix: str) -> None:
     fake_tensorrt()
     (check,), _ = tensorrt.check_tensorrt(fake_machine(), state)
-    assert (check.status, check.mend) == ("missing", mend)
+    assert (check.status, check.fix) == ("missing", fix)
 
 
 def test_missing_on_a_fake_jetson_is_never_pip(fake_jetson, fake_tensorrt, monkeypatch) -> None:
     fake_tensorrt()
     (check,), _ = tensorrt.check_tensorrt(fake_jetson(), ORIN)
-    assert "sudo apt-get install nvidia-jetpack" in check.mend
+    assert "sudo apt-get install nvidia-jetpack" in check.fix
     there = {"/usr/lib/python3.10/dist-packages/tensorrt/__init__.py": ""}
     machine = fake_jetson(files=there)
     monkeypatch.setattr(tensorrt.sys, "prefix", "/venv")
     (check,), _ = tensorrt.check_tensorrt(machine, ORIN)
-    assert "-m venv --system-site-packages" in check.mend
+    assert "-m venv --system-site-packages" in check.fix
     monkeypatch.setattr(tensorrt.sys, "prefix", tensorrt.sys.base_prefix)
     (check,), _ = tensorrt.check_tensorrt(machine, ORIN)
-    assert "/usr/bin/python3" in check.mend
+    assert "/usr/bin/python3" in check.fix
 
 
 @pytest.mark.parametrize(
-    ("error", "mend"),
+    ("error", "fix"),
     [
         (
             "libnvdla_compiler.so: cannot open shared object file",
@@ -98,13 +98,13 @@ def test_missing_on_a_fake_jetson_is_never_pip(fake_jetson, fake_tensorrt, monke
     ],
 )
 def test_fake_tensorrt_that_does_not_import_on_a_jetson(
-    fake_jetson, fake_tensorrt, error: str, mend: str
+    fake_jetson, fake_tensorrt, error: str, fix: str
 ) -> None:
     fake_tensorrt(tensorrt=f"raise ImportError({error!r})")
     (check,), states = tensorrt.check_tensorrt(fake_jetson(), ORIN)
     assert (check.status, states) == ("broken", [])
     assert error in check.detail
-    assert mend in check.mend
+    assert fix in check.fix
 
 
 def test_fake_tensorrt_whose_builder_fails_shows_the_logged_error(
@@ -115,15 +115,15 @@ def test_fake_tensorrt_whose_builder_fails_shows_the_logged_error(
     (check,), _ = tensorrt.check_tensorrt(fake_jetson(), ORIN)
     assert check.status == "broken"
     assert "CUDA initialization failure with error: 35" in check.detail
-    assert "it hides JetPack's" in check.mend  # the module lies in a folder of its own, as pip's does
+    assert "it hides JetPack's" in check.fix  # the module lies in a folder of its own, as pip's does
     (check,), _ = tensorrt.check_tensorrt(fake_jetson(), CudaState(works=False, version="12.6"))
-    assert check.mend == "mend the CUDA driver (above) first"
+    assert check.fix == "fix the CUDA driver (above) first"
 
 
 def test_fake_tensorrt_on_a_machine_without_a_gpu_has_nothing_to_mend(fake_machine, fake_tensorrt) -> None:
     fake_tensorrt(tensorrt=FAKE_MODULE.format(body='raise TypeError("null")'))
     (check,), states = tensorrt.check_tensorrt(fake_machine(), NO_GPU)
-    assert (check.status, check.mend, states) == ("ok", "", [])
+    assert (check.status, check.fix, states) == ("ok", "", [])
 
 
 def test_fake_tensorrt_that_crashes_is_a_line(fake_jetson, fake_tensorrt) -> None:
