@@ -3,7 +3,7 @@
 
 By default in a fresh virtual environment with edge-asr installed without any extra; `--here`
 measures the installation of this interpreter. The physics: Python itself takes most of it, so the
-start of an empty program is measured beside. Medians, quartiles, and one JSON line last; the exit
+start of an empty program is measured beside. Medians, a table, and one JSON line last; the exit
 code is 1 when a median misses the goal (0.3 s).
 
     python scripts/bench_cli.py            python scripts/bench_cli.py --here --repeats 5
@@ -14,16 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
+
+from edge_asr.benchmark.statistics import summarize
+from edge_asr.benchmark.table import Table, make_console, print_table
+from edge_asr.benchmark.timing import lap_of_command, rounds, take_turns
 
 GOAL_S = 0.3
 WARM_UP = 2
+STATISTICS = ("p50", "p90", "min", "max")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -51,20 +55,13 @@ def measure(scripts: Path, repeats: int, where: str) -> int:
     calls: dict[str, list[str | Path]] = {"(empty python)": [scripts / "python", "-c", ""]}
     calls["edge-asr"] = [script, "--help"]
     calls.update({name: [script, name, "--help"] for name in names})
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    # Round by round, so that a slow moment of the machine hits all alike.
-    for repeat in range(WARM_UP + repeats):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
-            if repeat >= WARM_UP:
-                times[name].append(time.perf_counter() - started)
-    print(f"--help, {where}, {repeats} runs each after {WARM_UP}; goal: {GOAL_S} s")
-    for name, values in times.items():
-        low, median, high = statistics.quantiles(values, n=4)
-        mark = "" if median < GOAL_S else "   misses the goal"
-        print(f"{name:16} {median * 1000:7.1f} ms   quartiles {low * 1000:.1f} .. {high * 1000:.1f}{mark}")
-    medians = {name: round(statistics.median(values), 4) for name, values in times.items()}
+    runs = {name: partial(lap_of_command, call) for name, call in calls.items()}
+    laps = take_turns(runs, rounds(repeats), warm_up=WARM_UP)
+    times = {name: summarize([1e3 * run.wall_s for run in values]) for name, values in laps.items()}
+    rows = tuple((name, *(f"{getattr(times[name], column):.1f}" for column in STATISTICS)) for name in times)
+    title = f"--help, {where}, {repeats} runs each after {WARM_UP}; goal: {GOAL_S} s"
+    print_table(Table(title=title, columns=("ms", *STATISTICS), rows=rows), make_console())
+    medians = {name: round(summary.p50 / 1e3, 4) for name, summary in times.items()}
     worst = max(medians.values())
     result = {
         "bench": "cli_help",

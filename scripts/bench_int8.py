@@ -3,8 +3,8 @@
 
 The physics: an AVX512-VNNI core multiplies four times as many int8 as float32 a cycle, but only the
 products gain; softmax, norms, activations and the Q/DQ around the products are float32 or extra work.
-Both files run on the runtime's own onnxruntime backend in this process, one thread, taking turns, first and
-second alternately, so that a slow moment hits both. The bar is on medians of the time that passes; the
+Both files run on the runtime's own onnxruntime backend in this process, one thread, taking turns, so that a
+slow moment hits both. The bar is on medians of the time that passes; the
 processor time of the thread is given too, for it leaves out the turns of other programs. float32 is the
 bundle's model.onnx, with all rewrites; its size is that of float32 weights, also where it stores float16.
 
@@ -20,26 +20,31 @@ neither it nor WER means anything. The exit code is 3 when a bar is missed; the 
 from __future__ import annotations
 
 import argparse
-import gc
+import contextlib
 import json
+import platform
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from peers.machine import machine_name, restart_with_threads, versions
-from peers.operators import WARM_UP, profile_file
+from peers.operators import WARM_UP, operator_table, profile_file
 
 from edge_asr.audio import read_audio
+from edge_asr.benchmark.provenance import describe_cpu, package_versions
 from edge_asr.benchmark.random_models import save_random
+from edge_asr.benchmark.statistics import four_digits, summarize
+from edge_asr.benchmark.table import Table, make_console, print_lines, print_table
+from edge_asr.benchmark.timing import Lap, lap, restart_with_threads, rounds, take_turns
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.bundle.manifest import Precision
 from edge_asr.calibration import Budget, Int8Options, quantize_bundle
 from edge_asr.calibration.measure import Int8Loss, MeasuredClip, Reference
+from edge_asr.diagnostics.machine import Machine
 from edge_asr.errors import EdgeAsrError, GateError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.graph.weights import load_float32
@@ -49,9 +54,9 @@ from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.features.extractor import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
-Numbers = dict[str, float]
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+STATISTICS = ("p50", "p90", "min")
 MAX_TIME_RATIO = 0.60
 MAX_SIZE_RATIO = 0.32
 MIN_AGREEMENT = 0.985
@@ -93,19 +98,19 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     paths = {precision: bundle.artifact_path(precision) for precision in PRECISIONS}
     float32 = load_float32(paths["fp32"])
     features = speech(bundle.info.features, arguments.seconds)
-    wall, processor = time_files(paths, features, arguments.rounds)
-    times = {precision: summarize(values) for precision, values in wall.items()}
-    busy = {precision: summarize(values) for precision, values in processor.items()}
+    laps = time_files(paths, features, arguments.rounds)
+    times = {name: summarize([1e3 * run.wall_s for run in runs]) for name, runs in laps.items()}
+    busy = {name: summarize([1e3 * run.thread_s for run in runs]) for name, runs in laps.items()}
     report: dict[str, Any] = {
         "bench": "int8",
         "model": f"random {arguments.random}" if arguments.random else bundle.info.name,
         "n_parameters": bundle.info.n_parameters,
-        "time_ratio": four_digits(times["int8"]["median"] / times["fp32"]["median"]),
-        "time_ratio_of_minima": four_digits(times["int8"]["min"] / times["fp32"]["min"]),
-        "processor_time_ratio": four_digits(busy["int8"]["median"] / busy["fp32"]["median"]),
+        "time_ratio": four_digits(times["int8"].p50 / times["fp32"].p50),
+        "time_ratio_of_minima": four_digits(times["int8"].min / times["fp32"].min),
+        "processor_time_ratio": four_digits(busy["int8"].p50 / busy["fp32"].p50),
         "size_ratio": four_digits(bundle.artifact("int8").size_bytes / float32.ByteSize()),
-        "ms": times,
-        "processor_ms": busy,
+        "ms": {name: summary.to_dict() for name, summary in times.items()},
+        "processor_ms": {name: summary.to_dict() for name, summary in busy.items()},
         "bytes": {
             "int8": bundle.artifact("int8").size_bytes,
             "float32": float32.ByteSize(),
@@ -115,8 +120,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "threads": 1,
         "rounds": arguments.rounds,
         "sha256": {precision: bundle.artifact(precision).sha256 for precision in PRECISIONS},
-        "machine": machine_name(),
-        "versions": versions(PACKAGES),
+        "machine": describe_cpu(Machine()),
+        "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
     }
     if not (arguments.random or arguments.speed_only):
         report["loss"] = measure_loss(bundle, arguments.manifest)
@@ -159,28 +164,16 @@ def speech(config: FeatureConfig, seconds: float) -> F32Array:
     return FeatureExtractor(config)(np.resize(waveform, round(seconds * config.sample_rate)))
 
 
-def time_files(
-    paths: dict[Precision, Path], features: F32Array, rounds: int
-) -> tuple[dict[Precision, list[float]], dict[Precision, list[float]]]:
-    """Milliseconds of every run of each file: passed, and spent by the one thread that computes."""
+def time_files(paths: dict[Precision, Path], features: F32Array, n_rounds: int) -> dict[str, list[Lap]]:
+    """Every run of each file, by precision, one thread."""
     batch, lengths = features[None], np.array([len(features)], np.int64)
-    runners = [(p, OnnxRuntimeBackend(path, precision=p, num_threads=1)) for p, path in paths.items()]
-    wall: dict[Precision, list[float]] = {precision: [] for precision in paths}
-    processor: dict[Precision, list[float]] = {precision: [] for precision in paths}
-    gc.disable()
-    for number in range(WARM_UP + rounds):
-        for precision, backend in runners[:: -1 if number % 2 else 1]:
-            started, started_busy = time.perf_counter(), time.thread_time()
-            backend.log_probs(batch, lengths)
-            passed, spent = time.perf_counter() - started, time.thread_time() - started_busy
-            if number >= WARM_UP:
-                wall[precision].append(passed * 1e3)
-                processor[precision].append(spent * 1e3)
-        gc.collect()
-    gc.enable()
-    for _, backend in runners:
-        backend.close()
-    return wall, processor
+    with contextlib.ExitStack() as stack:
+        runs: dict[str, Callable[[], Lap]] = {}
+        for precision, path in paths.items():
+            backend = OnnxRuntimeBackend(path, precision=precision, num_threads=1)
+            stack.callback(backend.close)
+            runs[precision] = partial(lap, partial(backend.log_probs, batch, lengths))
+        return take_turns(runs, rounds(n_rounds), warm_up=WARM_UP)
 
 
 def measure_loss(bundle: Bundle, manifests: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -239,46 +232,40 @@ def find_missed(report: dict[str, Any]) -> list[str]:
     return missed
 
 
-def summarize(values: list[float]) -> Numbers:
-    """Median, 10th and 90th percentile and least, four significant digits."""
-    points = np.percentile(values, [50, 10, 90, 0])
-    return dict(zip(("median", "p10", "p90", "min"), map(four_digits, points), strict=True))
-
-
-def four_digits(value: float) -> float:
-    """Rounded to four significant digits."""
-    return float(f"{value:.4g}")
-
-
 def print_tables(report: dict[str, Any]) -> None:
     """What a person reads, on standard output before the JSON line."""
-    print(f"{report['model']} ({report['n_parameters'] / 1e6:.2f} M), {report['audio_s']:g} s, 1 thread")
-    print(report["machine"])
-    print(", ".join(f"{name} {version}" for name, version in report["versions"].items()))
-    print(f"\n{'encoder, ms':12}{'median':>10}{'p10':>10}{'p90':>10}{'min':>10}{'MB':>10}")
+    console = make_console()
+    about = f"{report['model']} ({report['n_parameters'] / 1e6:.2f} M), {report['audio_s']:g} s, 1 thread"
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    print_lines((about, report["machine"], versions), console)
+    rows = []
     for precision in PRECISIONS:
-        cells = "".join(f"{report['ms'][precision][name]:10.2f}" for name in ("median", "p10", "p90", "min"))
+        cells = (f"{report['ms'][precision][name]:.2f}" for name in STATISTICS)
         size = report["bytes"]["int8" if precision == "int8" else "float32"]
-        print(f"{precision:12}{cells}{size / 1e6:10.2f}")
-    print(
-        f"{'int8 / fp32':12}{report['time_ratio']:10.3f}{'':20}{report['time_ratio_of_minima']:10.3f}"
-        f"{report['size_ratio']:10.3f}"
-    )
-    print(f"processor time of the thread, medians: int8 / fp32 {report['processor_time_ratio']:.3f}")
-    for name, loss in report.get("loss", {}).items():
-        line = f"{name}: {loss['agreement']:.2%} of {loss['n_frames']} frames agree"
-        if "wer_loss" in loss:
-            low, high = loss["wer_loss_95"]
-            line += (
-                f"; WER {loss['wer_float32']:.2f} -> {loss['wer_int8']:.2f} %, loss {loss['wer_loss']:+.2f} "
-                f"({low:+.2f} .. {high:+.2f}) on {loss['n_words']} words"
-            )
-        print(line)
+        rows.append((precision, *cells, f"{size / 1e6:.2f}"))
+    ratios = (f"{report['time_ratio']:.3f}", "", f"{report['time_ratio_of_minima']:.3f}")
+    rows.append(("int8 / fp32", *ratios, f"{report['size_ratio']:.3f}"))
+    notes = [f"processor time of the thread, medians: int8 / fp32 {report['processor_time_ratio']:.3f}"]
+    notes += [describe_loss(name, loss) for name, loss in report.get("loss", {}).items()]
+    columns = ("encoder, ms", *STATISTICS, "MB")
+    print_table(Table(title="Speed", columns=columns, rows=tuple(rows), notes=tuple(notes)), console)
     for precision, operators in report.get("operators", {}).items():
-        print(f"\n{precision + ' operator':28}{'ms':>8}{'share':>8}{'nodes':>7}")
-        for name, entry in operators.items():
-            print(f"{name:28}{entry['ms']:8.3f}{entry['share']:8.1%}{entry['nodes']:7.0f}")
-    print("\nbars " + ("MISSED: " + "; ".join(report["missed"]) if report["missed"] else "met") + "\n")
+        print_table(operator_table(f"{precision}: operators", operators), console)
+    print_lines(
+        ["bars " + ("MISSED: " + "; ".join(report["missed"]) if report["missed"] else "met")], console
+    )
+
+
+def describe_loss(name: str, loss: dict[str, Any]) -> str:
+    """One line about one set of clips."""
+    line = f"{name}: {loss['agreement']:.2%} of {loss['n_frames']} frames agree"
+    if "wer_loss" not in loss:
+        return line
+    low, high = loss["wer_loss_95"]
+    return (
+        f"{line}; WER {loss['wer_float32']:.2f} -> {loss['wer_int8']:.2f} %, loss {loss['wer_loss']:+.2f} "
+        f"({low:+.2f} .. {high:+.2f}) on {loss['n_words']} words"
+    )
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ The last line is JSON; the exit code is 3 when a goal is missed.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,17 @@ import numpy.typing as npt
 import soundfile
 from peers.contenders import SAMPLE_RATE, Contender, make_contenders
 from peers.files import ModelFiles, make_files
-from peers.machine import THREAD_VARIABLES, machine_name, measure_peak_gflops, restart_with_threads, versions
-from peers.operators import profile_file
+from peers.operators import measure_peak_gflops, operator_table, profile_file
 from peers.whole import load_speech, measure_peak_mb, time_cold_starts, time_many_files
 
 from edge_asr.audio import read_audio
+from edge_asr.benchmark.provenance import describe_cpu, package_versions
+from edge_asr.benchmark.statistics import ratio_by_round
+from edge_asr.benchmark.table import Table, make_console, print_lines, print_table
+from edge_asr.benchmark.timing import THREAD_VARIABLES, lap, restart_with_threads, rounds, take_turns
 from edge_asr.bundle.folder import EMBEDDED_MODELS, Bundle
 from edge_asr.calibration.sensitivity import count_multiply_adds
+from edge_asr.diagnostics.machine import Machine
 from edge_asr.graph.weights import load_float32
 from edge_asr.manifest import read_manifest
 from edge_asr.metrics import compute_error_rates
@@ -111,8 +116,8 @@ def measure(arguments: argparse.Namespace, num_threads: int, folder: Path) -> di
         "bench": "peers",
         "rows": [],
         "missed": [],
-        "machine": machine_name(),
-        "versions": versions(PACKAGES),
+        "machine": describe_cpu(Machine()),
+        "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
         "peak_gflops": {str(num_threads): round(peak, 1)},
         "ms": [],
         "models": {},
@@ -125,7 +130,7 @@ def measure(arguments: argparse.Namespace, num_threads: int, folder: Path) -> di
         for audio_s in map(float, arguments.audio.split(",")):
             show(f"{model}: {audio_s:g} s, {num_threads} threads")
             waveform = np.resize(speech, round(audio_s * SAMPLE_RATE))
-            times = take_turns(contenders, waveform, arguments.seconds_each)
+            times = time_contenders(contenders, waveform, arguments.seconds_each)
             medians = {name: round(float(np.median(t)) * 1e3, 2) for name, t in times.items()}
             about = {"model": files.name, "audio_s": audio_s, "threads": num_threads}
             report["ms"].append({**about, "median": medians})
@@ -140,33 +145,28 @@ def measure(arguments: argparse.Namespace, num_threads: int, folder: Path) -> di
     return report
 
 
-def take_turns(
+def time_contenders(
     contenders: dict[str, Contender], waveform: F32Array, seconds_each: float
 ) -> dict[str, list[float]]:
     """Seconds of every run, round by round; a contender that fails is left out, and why is said."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    measured_s = 0.0
-    gc.disable()
-    number = 0
-    while number < WARM_UP + MIN_ROUNDS or measured_s < seconds_each:
-        order = list(times)
-        turn = number % len(order)
-        for name in order[turn:] + order[:turn]:
-            try:
-                _, seconds = contenders[name].run(waveform)
-            except Exception as error:  # a peer may raise anything; ours is not to fail
-                if name.startswith("edge-asr"):
-                    raise
-                show(f"{name} failed and is left out: {error}")
-                del times[name]
-                continue
-            if number >= WARM_UP:  # torch.compile takes a minute before
-                times[name].append(seconds)
-                measured_s += seconds
-        gc.collect()
-        number += 1
-    gc.enable()
-    return times
+
+    def leave_out(name: str, error: Exception) -> None:
+        if name.startswith("edge-asr"):
+            raise error  # a peer may raise anything; ours is not to fail
+        show(f"{name} failed and is left out: {error}")
+
+    def going(samples: Mapping[str, list[float]]) -> Collection[str]:
+        n_rounds = min(map(len, samples.values()))
+        measured_s = sum(map(sum, samples.values()))
+        return samples if n_rounds < MIN_ROUNDS or measured_s < seconds_each else ()
+
+    runs = {name: partial(seconds_of, contender, waveform) for name, contender in contenders.items()}
+    return take_turns(runs, going, warm_up=WARM_UP, on_error=leave_out)
+
+
+def seconds_of(contender: Contender, waveform: F32Array) -> float:
+    """The seconds that count of one run."""
+    return contender.run(waveform)[1]
 
 
 def make_rows(
@@ -181,8 +181,8 @@ def make_rows(
             if not candidates or (precision == "int8" and peer not in ("sherpa-onnx", "onnx-asr")):
                 continue
             fastest = min(candidates, key=lambda name: float(np.median(times[name])))
-            within = np.array(times[ours]) / np.array(times[fastest])
-            low, ratio, high = (round(float(q), 3) for q in np.percentile(within, [25, 50, 75]))
+            quartiles = ratio_by_round(times[ours], times[fastest])
+            low, ratio, high = (round(value, 3) for value in quartiles)
             rows.append(
                 {
                     **about,
@@ -191,7 +191,7 @@ def make_rows(
                     "peer_file": fastest.removeprefix(f"{peer} "),
                     "ratio": ratio,
                     "ratio_quartiles": [low, high],
-                    "rounds": len(within),
+                    "rounds": len(times[ours]),
                     "wer_ours": wers.get(ours),
                     "wer_peer": wers.get(fastest),
                     "wer_loss_ours": loss(wers, ours, "edge-asr fp32"),
@@ -231,15 +231,12 @@ def describe(
     extractor = FeatureExtractor(files.bundle.info.features)
     waveform = np.resize(speech, 10 * SAMPLE_RATE)
     features = extractor(waveform)
-    milliseconds = []
-    for _ in range(300):  # a second or so: a neighbour's short job does not decide
-        started = time.perf_counter()
-        extractor(waveform)
-        milliseconds.append((time.perf_counter() - started) * 1e3)
+    # A second or so, so that a short job of a neighbor does not decide.
+    laps = take_turns({"features": lambda: lap(lambda: extractor(waveform))}, rounds(300))["features"]
     graph = load_float32(files.bundle.artifact_path("fp32"))
     gflop = 2 * sum(count_multiply_adds(graph, features).values()) / 1e9
     described: dict[str, Any] = {
-        "features_ms": round(float(np.median(milliseconds)), 3),
+        "features_ms": round(1e3 * float(np.median([run.wall_s for run in laps])), 3),
         "gflop": round(gflop, 3),
         "floor_ms": round(gflop / peak * 1e3, 2),
     }
@@ -321,40 +318,36 @@ def combine(reports: list[dict[str, Any]]) -> int:
 
 def print_tables(report: dict[str, Any]) -> None:
     """What a person reads, on standard output before the JSON line."""
-    print(report["machine"])
-    print(", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    console = make_console()
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     roofs = ", ".join(f"{rate:g} on {n} threads" for n, rate in report["peak_gflops"].items())
-    print(f"best product of two matrices, GFLOP/s: {roofs}")
+    print_lines((report["machine"], versions, f"best product of two matrices, GFLOP/s: {roofs}"), console)
     for entry in report["ms"]:
-        print(f"\n{entry['model']}, {entry['audio_s']:g} s, {entry['threads']} threads: median ms")
-        print("  " + ", ".join(f"{name} {value:g}" for name, value in entry["median"].items()))
-    print(
-        f"\n{'model':14}{'precision':>10}{'audio s':>9}{'threads':>9}  {'peer (file)':32}{'ours / peer':>12}"
-    )
-    for row in report["rows"]:
-        low, high = row["ratio_quartiles"]
-        peer = f"{row['peer']} ({row['peer_file']})"
-        words = (
-            ""
-            if row["wer_ours"] is None
-            else f"   WER {row['wer_ours']:.2%}, peer {row['wer_peer'] or 0:.2%}"
-        )
-        print(
-            f"{row['model']:14}{row['precision']:>10}{row['audio_s']:9g}{row['threads']:9}  {peer:32}"
-            f"{row['ratio']:12.3f} ({low:.3f} .. {high:.3f}){words}"
-        )
+        medians = ", ".join(f"{name} {value:g}" for name, value in entry["median"].items())
+        about = f"{entry['model']}, {entry['audio_s']:g} s, {entry['threads']} threads"
+        print_lines([f"{about}: median ms {medians}"], console)
+    labels = ("model", "precision", "audio s", "threads", "peer (file)")
+    columns = (*labels, "ours / peer", "quartiles", "WER", "WER of the peer")
+    rows = tuple(map(describe_row, report["rows"]))
+    print_table(Table(title="Ratios", columns=columns, rows=rows, n_labels=len(labels)), console)
     for name, model in report["models"].items():
-        print(
-            f"\n{name}, 10 s: features {model['features_ms']:.2f} ms; {model['gflop']:.2f} GFLOP, "
-            f"{model['floor_ms']:.1f} ms at the roof"
-        )
+        about = f"{name}, 10 s: features {model['features_ms']:.2f} ms; {model['gflop']:.2f} GFLOP"
+        print_lines([f"{about}, {model['floor_ms']:.1f} ms at the roof"], console)
         for precision, operators in model.get("operators", {}).items():
-            print(f"  {precision + ' operator':28}{'ms':>8}{'share':>8}{'nodes':>7}")
-            for operator, entry in operators.items():
-                print(f"  {operator:28}{entry['ms']:8.3f}{entry['share']:8.1%}{entry['nodes']:7.0f}")
-    for name, found in report.get("whole", {}).items():
-        print(f"\n{name}: {json.dumps(found)}")
-    print("\ngoals " + ("MISSED: " + "; ".join(report["missed"]) if report["missed"] else "met") + "\n")
+            print_table(operator_table(f"{name}, {precision}: operators", operators), console)
+    print_lines([f"{name}: {json.dumps(found)}" for name, found in report.get("whole", {}).items()], console)
+    print_lines(
+        ["goals " + ("MISSED: " + "; ".join(report["missed"]) if report["missed"] else "met")], console
+    )
+
+
+def describe_row(row: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of a ratio."""
+    low, high = row["ratio_quartiles"]
+    wers = ("-" if row[key] is None else f"{row[key]:.2%}" for key in ("wer_ours", "wer_peer"))
+    about = (row["model"], row["precision"], f"{row['audio_s']:g}", str(row["threads"]))
+    peer = f"{row['peer']} ({row['peer_file']})"
+    return (*about, peer, f"{row['ratio']:.3f}", f"{low:.3f} .. {high:.3f}", *wers)
 
 
 def show(stage: str) -> None:

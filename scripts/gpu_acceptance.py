@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -37,6 +36,7 @@ from acceptance.report import markdown
 from acceptance.sections import Answer, child_main, gate, not_run, section_names
 from acceptance.settings import Settings
 
+from edge_asr.benchmark.provenance import describe_cpu, package_versions
 from edge_asr.bundle.folder import Bundle, list_embedded_models
 from edge_asr.diagnostics.check import Check
 from edge_asr.diagnostics.cuda import check_cuda
@@ -224,22 +224,14 @@ def judge(sections: list[Answer]) -> str:
 def describe_machine(lines: list[Check], settings: Settings, before: str) -> dict[str, Any]:
     """Who measured: GPU, clocks, versions, and what the doctor says of them."""
     gpu = next((check.detail.split(",")[0] for check in lines if check.name.startswith("GPU ")), "no GPU")
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    cpu = Machine().read("/proc/cpuinfo") or ""
-    names = [line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")]
     return {
         "name": "rehearsal on a CPU" if settings.rehearsal else gpu,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "os": platform.platform(),
-        "cpu": f"{names[0] if names else platform.machine()}, {len(names) or '?'} cores",
+        "cpu": describe_cpu(Machine()),
         "gpu_before": before,
         "gpu_after": query_nvidia_smi(),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
         "doctor": [dataclasses.asdict(check) for check in lines],
     }
 

@@ -1,10 +1,8 @@
 """Times of whole clips, by stage, many runs, each proven.
 
-Runs of what is to be compared (precisions, batch sizes of one length) take turns, in turning order, so that a
-slow moment of the machine hits all alike; each goes on until it has both enough runs and enough time. Before
-that, each runs a few times unmeasured. All of this is repeated in sessions that lie apart, since a machine is
-not the same machine a minute later (`compare.py`). Python's garbage collector is off within a run and works
-between them.
+Runs of what is to be compared (precisions, batch sizes of one length) take turns (`timing.py`); each goes on
+until it has both enough runs and enough time. All of this is repeated in sessions that lie apart, since a
+machine is not the same machine a minute later (`compare.py`).
 
 Proof of work: the text of every run, warm-up included, is hashed outside the clock and must be the text that
 a plain recogniser gave for the same audio, in the same mode, in a process of its own; and the model must have
@@ -13,21 +11,27 @@ been given every frame. A run that fails this is a `GateError` and there is no n
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_asr.benchmark.fresh_process import hash_texts
+from edge_asr.benchmark.schema import Times
 from edge_asr.benchmark.stages import RunTimes, StagedRecognizer
+from edge_asr.benchmark.timing import take_turns
 from edge_asr.errors import GateError
+from edge_asr.runtime.backends import Backend
+from edge_asr.runtime.engine.backend import TensorRTBackend
 
 F32Array = npt.NDArray[np.float32]
 
 MIN_RUNS = 10
+ON_CPU = "onnxruntime on the CPU reads and writes the host's memory: there is no copy"
+ON_CUDA = "onnxruntime copies inside its run; both copies are in encode"
+UNKNOWN = "this backend does not tell its copies"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,29 +110,25 @@ def measure(
     Raises:
         GateError: a run that did not do its work.
     """
-    for task in tasks:
-        for _ in range(warmup):
-            task.run()
-    gc.collect()
-    gc.freeze()  # what is there now stays; collections between runs are short then
-    gc.disable()
-    try:
-        turn, shares = 0, [0.0] * len(tasks)
-        session: list[list[RunTimes]] = [[] for _ in tasks]
-        while waiting := [index for index, share in enumerate(shares) if share < 1.0]:
-            for index in waiting[turn % len(waiting) :] + waiting[: turn % len(waiting)]:
-                session[index].append(tasks[index].run())
-                shares[index] = _share(session[index], min_duration_s, min_runs)
-            turn += 1
-            gc.collect()
-            if progress is not None:
-                progress(sum(shares) / len(shares))
-    finally:
-        gc.enable()
-        gc.unfreeze()
-    for task, runs in zip(tasks, session, strict=True):
-        task.runs += runs
-        task.sessions.append(len(runs))
+    numbered = {str(index): task for index, task in enumerate(tasks)}
+
+    def share(runs: Sequence[RunTimes]) -> float:
+        by_time = sum(run.total_s for run in runs) / min_duration_s if min_duration_s else 1.0
+        return min(1.0, len(runs) / min_runs, by_time)
+
+    def show(samples: Mapping[str, list[RunTimes]]) -> None:
+        if progress is not None:
+            progress(sum(map(share, samples.values())) / len(samples))
+
+    session = take_turns(
+        {name: task.run for name, task in numbered.items()},
+        lambda samples: [name for name, runs in samples.items() if share(runs) < 1.0],
+        warm_up=warmup,
+        progress=show,
+    )
+    for name, task in numbered.items():
+        task.runs += session[name]
+        task.sessions.append(len(session[name]))
 
 
 def repeat(task: Task, seconds: float) -> int:
@@ -144,6 +144,28 @@ def repeat(task: Task, seconds: float) -> int:
     return n_runs
 
 
-def _share(runs: Sequence[RunTimes], min_duration_s: float, min_runs: int) -> float:
-    by_time = sum(run.total_s for run in runs) / min_duration_s if min_duration_s else 1.0
-    return min(1.0, len(runs) / min_runs, by_time)
+def time_copies(backend: Backend, passes: Sequence[tuple[int, int]], n_runs: int) -> tuple[Times, Times]:
+    """Times of the copies between host and device in one run, to the device and back.
+
+    A TensorRT engine's copies are queued, or recorded, together with its kernels and waited for once, so they
+    cannot be cut out of a run without changing it. They are timed by themselves instead, right after the
+    runs: the same buffers, the same bytes, waited for. They remain a part of "encode", not to be added to it.
+
+    Args:
+        backend: that made the passes.
+        passes: rows and feature frames of each pass of the model in a run.
+        n_runs: how many samples.
+
+    Raises:
+        BackendError: CUDA failed.
+    """
+    if not isinstance(backend, TensorRTBackend):
+        reason = {"cpu": ON_CPU, "cuda": ON_CUDA}.get(backend.name, UNKNOWN)
+        return Times.missing(reason), Times.missing(reason)
+    there: list[float] = []
+    back: list[float] = []
+    for _ in range(n_runs):
+        laps = [backend.time_copies(n_rows, n_frames) for n_rows, n_frames in passes]
+        there.append(sum(lap[0] for lap in laps))
+        back.append(sum(lap[1] for lap in laps))
+    return Times.of(there), Times.of(back)

@@ -23,9 +23,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edge_asr.benchmark.gpu import NvmlGpu, open_gpu
+from edge_asr.benchmark.offline import Task, repeat
+from edge_asr.benchmark.schema import PowerReading
+from edge_asr.benchmark.statistics import four_digits
 from edge_asr.diagnostics.machine import Machine
 
 INTERVAL_S = 0.1
+IDLE_S = 2.0
+
+#: Called with the name of a stage and the share of it that is done.
+Progress = Callable[[str, float], None]
 _WHOLE_RAILS = ("VDD_IN", "POM_5V_IN")
 """Rails that feed all of a Jetson module; on the others the parts are told and no sum is made of them."""
 
@@ -91,6 +98,46 @@ def find_readers(machine: Machine, *, uses_gpu: bool) -> tuple[list[PowerReader]
     readers += [rapl] if rapl is not None else []
     reasons += [f"rapl: {reason}"] if rapl is None else []
     return readers, reasons
+
+
+class PowerMeter:
+    """The machine's power sensors, read while one task runs over and over, and once while nothing runs."""
+
+    def __init__(self, machine: Machine, uses_gpu: bool, show: Progress) -> None:
+        self._readers, reasons = find_readers(machine, uses_gpu=uses_gpu)
+        self._reason = "; ".join(reasons) if not self._readers else None
+        self._idle: dict[str, float | None] = {}
+        for reader in self._readers:
+            show(f"power when idle ({reader.name})", 0.0)
+            reader.start()
+            time.sleep(IDLE_S)
+            self._idle[reader.name] = reader.stop().watts
+
+    def read(self, task: Task, seconds: float, show: Progress) -> tuple[list[PowerReading], str | None]:
+        """Run the task over and over under each sensor; why there is no reading."""
+        readings = [self._read_one(reader, task, seconds, show) for reader in self._readers]
+        return readings, self._reason
+
+    def _read_one(self, reader: PowerReader, task: Task, seconds: float, show: Progress) -> PowerReading:
+        show(f"{task.name}: power ({reader.name})", 0.0)
+        reader.start()
+        try:
+            n_runs = repeat(task, seconds)
+        finally:
+            energy = reader.stop()
+        watts = energy.watts
+        return PowerReading(
+            reader=reader.name,
+            scope=reader.scope,
+            seconds=round(energy.seconds, 3),
+            watts=None if watts is None else four_digits(watts),
+            reason=energy.reason,
+            idle_watts=self._idle[reader.name],
+            joules_per_audio_s=(
+                None if energy.joules is None else four_digits(energy.joules / (n_runs * task.audio_s))
+            ),
+            parts_watts={name: four_digits(value) for name, value in energy.parts_watts.items()},
+        )
 
 
 # --- tegrastats ---

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -76,13 +77,10 @@ class Surroundings:
         """Everything, as of now."""
         machine = self._machine
         clocks = read_clocks(machine, uses_gpu=self._uses_gpu)
-        cpu_info = machine.read("/proc/cpuinfo") or ""
-        flags = set(_cpu_field(cpu_info, "flags", "Features").split())
+        cpu, flags = read_cpu(machine)
         commit, commit_reason = git_commit(Path(edge_asr.__file__).resolve().parent)
         return MachineRecord(
-            cpu=_cpu_field(cpu_info, "model name", "Model", "Hardware")
-            or _arm_cpu(machine)
-            or platform.machine(),
+            cpu=cpu,
             cpu_features=tuple(name for name in CPU_FEATURES if name in flags),
             n_cpus=os.cpu_count() or 1,
             affinity=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
@@ -95,7 +93,7 @@ class Surroundings:
             container=_container(machine),
             hypervisor="hypervisor" in flags,
             python=f"{platform.python_implementation()} {platform.python_version()}",
-            packages=_packages(),
+            packages=package_versions(PACKAGES),
             environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
             edge_asr=edge_asr.__version__,
             git_commit=commit,
@@ -106,6 +104,31 @@ class Surroundings:
             clocks_before=self._clocks,
             clocks_after=clocks,
         )
+
+
+def read_cpu(machine: Machine) -> tuple[str, frozenset[str]]:
+    """Name of the processor, and its instructions by the names that Linux has for them."""
+    info = machine.read("/proc/cpuinfo") or ""
+    name = _cpu_field(info, "model name", "Model", "Hardware") or _arm_cpu(machine) or platform.machine()
+    return name, frozenset(_cpu_field(info, "flags", "Features").split())
+
+
+def describe_cpu(machine: Machine) -> str:
+    """Processor, the instructions that matter, cores and load, in one line."""
+    name, flags = read_cpu(machine)
+    known = ", ".join(feature for feature in CPU_FEATURES if feature in flags)
+    return f"{name} ({known}), {os.cpu_count()} cores, load {_load_average()}"
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def git_commit(folder: Path) -> tuple[str | None, str | None]:
@@ -174,16 +197,6 @@ def _container(machine: Machine) -> str | None:
         if machine.read(path) is not None:
             return name
     return None
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _load_average() -> float | None:

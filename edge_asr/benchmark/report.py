@@ -1,6 +1,7 @@
 """A benchmark for people: tables on a terminal, bench.md, and the folder that `-o` names.
 
-What this file does not do: choose what is in the tables (`tables.py`), draw (`plots.py`).
+What this file does not do: choose what is in the tables (`tables.py`), lay one out (`table.py`), draw
+(`plots.py`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from edge_asr.benchmark.compare import Comparison
 from edge_asr.benchmark.machine_records import Clocks, Machine
 from edge_asr.benchmark.plots import PLOTS, write_plots
 from edge_asr.benchmark.schema import BenchReport
-from edge_asr.benchmark.tables import Table, bench_tables, comparison_tables
+from edge_asr.benchmark.table import print_lines, print_table
+from edge_asr.benchmark.tables import bench_tables, comparison_tables
 from edge_asr.errors import ConfigError, MissingDependencyError
+from edge_asr.markdown import markdown_document
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,64 +71,27 @@ def _write(path: Path, text: str) -> None:
 
 def bench_markdown(report: BenchReport, plots: Sequence[str]) -> str:
     """bench.md: what was measured where, tables, plots."""
-    lines = [f"# Benchmark: {report.model.name}", ""]
-    lines += [f"- {line}" for line in provenance_lines(report)] + [""]
+    blocks: list[str | Sequence[str]] = [f"# Benchmark: {report.model.name}"]
+    blocks.append([f"- {line}" for line in provenance_lines(report)])
     for table in bench_tables(report):
-        lines += [f"## {table.title}", "", *_markdown_table(table)]
-    lines += [line for name in plots for line in (f"![{Path(name).stem}]({name})", "")]
-    return "\n".join(lines)
-
-
-def _markdown_table(table: Table) -> Iterator[str]:
-    yield "| " + " | ".join(table.columns) + " |"
-    yield "|" + "|".join("---" if i < table.n_labels else "---:" for i in range(len(table.columns))) + "|"
-    for row in table.rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-    yield ""
-    for note in table.notes:
-        yield note
-        yield ""
+        blocks += table.markdown()
+    blocks += [f"![{Path(name).stem}]({name})" for name in plots]
+    return markdown_document(blocks)
 
 
 def print_report(report: BenchReport, console: Console) -> None:
     """Provenance and tables on a terminal, or as plain text into a file."""
-    for line in provenance_lines(report):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(provenance_lines(report), console)
     for table in bench_tables(report):
-        _print_table(table, console)
+        print_table(table, console)
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """What differs, then the ratios."""
-    console.print(f"A: {comparison.a}   B: {comparison.b}", highlight=False, markup=False)
-    for difference in comparison.differences:
-        console.print(f"not the same: {difference}", highlight=False, markup=False, soft_wrap=True)
+    print_lines([f"A: {comparison.a}   B: {comparison.b}"], console)
+    print_lines([f"not the same: {difference}" for difference in comparison.differences], console)
     for table in comparison_tables(comparison):
-        _print_table(table, console)
-
-
-def _print_table(table: Table, console: Console) -> None:
-    from rich import box
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(
-        title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
-    )
-    for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if index < table.n_labels else "right", overflow="fold")
-    last: tuple[str, ...] = ()
-    for row in table.rows:
-        # What repeats from the row above is left out, so that groups show.
-        same = 0
-        while same < table.n_labels - 1 and row[: same + 1] == last[: same + 1]:
-            same += 1
-        drawn.add_row(*("" if index < same else cell for index, cell in enumerate(row)))
-        last = row
-    console.print(drawn, highlight=False, markup=False)
-    for note in table.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    if table.notes:
-        console.print()
+        print_table(table, console)
 
 
 def provenance_lines(report: BenchReport) -> Iterator[str]:

@@ -20,11 +20,10 @@ from typing import Any, cast
 from edge_asr.audio import STREAM_SAMPLE_RATE
 from edge_asr.benchmark import schema
 from edge_asr.benchmark.audio_clips import Recording, spoken_signal
-from edge_asr.benchmark.copies import time_copies
 from edge_asr.benchmark.fresh_process import FreshRun, cold_start, run_fresh
-from edge_asr.benchmark.offline import MIN_RUNS, Task, measure
+from edge_asr.benchmark.offline import MIN_RUNS, Task, measure, time_copies
 from edge_asr.benchmark.options import SESSIONS, BenchOptions
-from edge_asr.benchmark.power_meter import PowerMeter, Progress
+from edge_asr.benchmark.power import PowerMeter, Progress
 from edge_asr.benchmark.provenance import Surroundings
 from edge_asr.benchmark.schema import BenchReport, Cell, Configuration, PowerReading, Times
 from edge_asr.benchmark.stages import StagedRecognizer

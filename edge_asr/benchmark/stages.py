@@ -8,7 +8,7 @@ in between (a microsecond or so a call). The stages add up to the call's time:
     encode     the backend's call, copies to and from the device with it
     decode     all the rest: the decoder, token and word times, segments, stitching of windows
 
-Copies are inside `encode` and are also told apart where the backend can tell them (`copies.py`).
+Copies are inside `encode` and are also told apart where the backend can tell them (`offline.py`).
 What this file does not do: repeat runs, summarize, compare texts.
 """
 

@@ -7,7 +7,7 @@ but the last sample (p99 of 20 runs) is close to the maximum; `n` stands beside 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -39,6 +39,10 @@ class Summary:
     max: float
     jitter: float
 
+    def to_dict(self) -> dict[str, float]:
+        """By name, four significant digits."""
+        return {field.name: four_digits(getattr(self, field.name)) for field in fields(self)}
+
 
 def summarize(samples: Sequence[float]) -> Summary:
     """The summary of samples in the order in which they were taken.
@@ -61,6 +65,12 @@ def summarize(samples: Sequence[float]) -> Summary:
         max=float(values.max()),
         jitter=float(np.abs(np.diff(values)).mean()) if len(values) > 1 else 0.0,
     )
+
+
+def ratio_by_round(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of a / b, taken round by round, of runs that took turns."""
+    low, median, high = np.percentile(np.array(a) / np.array(b), [25, 50, 75])
+    return float(low), float(median), float(high)
 
 
 def four_digits(value: float) -> float:

@@ -1,12 +1,12 @@
-"""The tables of a benchmark and of a comparison, as rows of text. How they look is `report.py`'s affair."""
+"""The tables of a benchmark and of a comparison, as rows of text. How one looks is up to `table.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from edge_asr.benchmark.compare import Comparison
 from edge_asr.benchmark.schema import BenchReport, Cell, Configuration, Streams, Times
+from edge_asr.benchmark.table import Table
 
 STATISTICS = ("min", "mean", "p50", "p90", "p95", "p99", "max", "jitter")
 _STREAM_TIMES = (
@@ -19,21 +19,6 @@ _STREAM_TIMES = (
     "update_compute",
     "source_late",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A table: heading, column names, rows of cells, and what has to be said below it.
-
-    Attributes:
-        n_labels: so many columns on the left are words; the others are numbers.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    n_labels: int = 1
 
 
 def bench_tables(report: BenchReport) -> list[Table]:

@@ -17,10 +17,7 @@ from edge_asr.cli.options import FiniteRange, bundle_options, progress_bar
 from edge_asr.cli.terminal import is_terminal, print_json, say
 
 if TYPE_CHECKING:
-    from edge_asr.benchmark.power_meter import Progress
-
-#: Width of tables that do not go to a terminal.
-_PLAIN_WIDTH = 150
+    from edge_asr.benchmark.power import Progress
 
 
 class _List(click.ParamType):  # type: ignore[type-arg]
@@ -189,6 +186,7 @@ def command(
     from edge_asr.benchmark.options import BenchOptions
     from edge_asr.benchmark.report import check_folder, print_report, write_folder
     from edge_asr.benchmark.run import run_benchmark
+    from edge_asr.benchmark.table import make_console
 
     if output_dir is not None:
         check_folder(output_dir, force=force)
@@ -203,27 +201,20 @@ def command(
     if as_json:
         print_json(report.to_dict())
     else:
-        print_report(report, _console())
+        print_report(report, make_console())
 
 
 def _compare(a: Path, b: Path, *, as_json: bool) -> None:
     from edge_asr.benchmark.compare import compare
     from edge_asr.benchmark.report import print_comparison
     from edge_asr.benchmark.schema import BenchReport
+    from edge_asr.benchmark.table import make_console
 
     comparison = compare(BenchReport.read(a), BenchReport.read(b))
     if as_json:
         print_json(comparison.to_dict())
     else:
-        print_comparison(comparison, _console())
-
-
-def _console() -> Any:
-    import sys
-
-    from rich.console import Console
-
-    return Console() if is_terminal(sys.stdout) else Console(width=_PLAIN_WIDTH)
+        print_comparison(comparison, make_console())
 
 
 @contextmanager

@@ -1,20 +1,21 @@
 """Comparing outputs and timing runners.
 
 Time is from features in host memory to log-probs in host memory, for every runner alike. Runners of one
-table take turns within a round, in turning order, so that a slow moment hits all; ratios are taken within
-a round. What this file does not do: know what a runner is; it has `log_probs(features, feature_lens)`.
+table take turns (`edge_asr.benchmark.timing`); ratios are taken within a round. What this file does not do:
+know what a runner is; it has `log_probs(features, feature_lens)`.
 """
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.benchmark.statistics import ratio_by_round, summarize
+from edge_asr.benchmark.timing import lap, rounds, take_turns
 from edge_asr.bundle.folder import Bundle
 from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
 from edge_asr.proof.clips import find_clips, load_clips
@@ -80,32 +81,21 @@ def time_runners(
     features: F32Array,
     lengths: I64Array,
     *,
-    rounds: int,
+    n_rounds: int,
     warm_up: int,
     on_error: Callable[[str, str], None],
 ) -> dict[str, list[float]]:
     """Seconds of each measured call by runner; one that fails is reported to `on_error` and left out."""
-    working = dict(runners)
-    times: dict[str, list[float]] = {name: [] for name in working}
-    gc.collect()
-    gc.disable()
-    try:
-        for number in range(warm_up + rounds):
-            names = list(working)
-            turn = number % max(len(names), 1)
-            for name in names[turn:] + names[:turn]:
-                started = time.perf_counter()
-                try:
-                    working[name].log_probs(features, lengths)
-                except Exception as error:  # noqa: BLE001 - any failure of a runner is a result here
-                    on_error(name, f"{type(error).__name__}: {error}")
-                    del working[name], times[name]
-                    continue
-                if number >= warm_up:
-                    times[name].append(time.perf_counter() - started)
-    finally:
-        gc.enable()
-    return times
+    calls = {
+        name: partial(lap, partial(runner.log_probs, features, lengths)) for name, runner in runners.items()
+    }
+    laps = take_turns(
+        calls,
+        rounds(n_rounds),
+        warm_up=warm_up,
+        on_error=lambda name, error: on_error(name, f"{type(error).__name__}: {error}"),
+    )
+    return {name: [run.wall_s for run in values] for name, values in laps.items()}
 
 
 def latency_rows(
@@ -114,18 +104,16 @@ def latency_rows(
     """One row a runner: median, p90 and minimum in ms, RTFx, and how many times faster than `baseline`."""
     rows: list[dict[str, float | str | None]] = []
     for name, seconds in times.items():
-        median, p90 = np.percentile(seconds, [50, 90])
-        faster: float | None = None
-        if baseline in times and len(times[baseline]) == len(seconds):
-            faster = float(np.median(np.array(times[baseline]) / np.array(seconds)))
+        summary = summarize([1e3 * value for value in seconds])
+        paired = baseline in times and len(times[baseline]) == len(seconds)
         rows.append(
             {
                 "runner": name,
-                "median_ms": round(float(median) * 1e3, 4),
-                "p90_ms": round(float(p90) * 1e3, 4),
-                "min_ms": round(min(seconds) * 1e3, 4),
-                "rtfx": round(audio_s / float(median), 1),
-                "times_faster": None if faster is None else round(faster, 2),
+                "median_ms": round(summary.p50, 4),
+                "p90_ms": round(summary.p90, 4),
+                "min_ms": round(summary.min, 4),
+                "rtfx": round(1e3 * audio_s / summary.p50, 1),
+                "times_faster": round(ratio_by_round(times[baseline], seconds)[1], 2) if paired else None,
             }
         )
     return rows

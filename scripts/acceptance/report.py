@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_asr.markdown import markdown_table
+
 _HEADINGS = {
     "audio_s": "audio s",
     "median_ms": "median ms",
@@ -66,14 +68,12 @@ def _section(section: Mapping[str, Any]) -> list[str]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
-    columns = list(rows[0])
-    lines = ["| " + " | ".join(_HEADINGS.get(name, name) for name in columns) + " |"]
-    lines.append("|" + " --- |" * len(columns))
-    lines += ["| " + " | ".join(_cell(row[name]) for name in columns) + " |" for row in rows]
-    return [*lines, ""]
+    columns = [_HEADINGS.get(name, name) for name in rows[0]]
+    cells = [[_cell(row[name]) for name in rows[0]] for row in rows]
+    return [*markdown_table(columns, cells, "l" * len(columns)), ""]
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).replace("|", "\\|").split())
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())

@@ -208,7 +208,7 @@ def _time(
             runners,
             features,
             lengths,
-            rounds=settings.rounds,
+            n_rounds=settings.rounds,
             warm_up=settings.warm_up,
             on_error=lambda name, why: errors.append(f"{name}: {why}"),
         )

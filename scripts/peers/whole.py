@@ -6,8 +6,8 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import soundfile
 
 from edge_asr.audio import read_audio
+from edge_asr.benchmark.timing import lap, lap_of_command, rounds, take_turns
 from edge_asr.runtime.bulk import transcribe_files
 from edge_asr.runtime.recognizer import Recognizer
 
@@ -47,15 +48,9 @@ def time_cold_starts(bundle: Path, clip: Path) -> dict[str, Any]:
     }
     # Or an editable install of ours would be compiled at every start, which no user's is.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for number in range(COLD_STARTS + 1):
-        for name, command in commands.items():
-            started = time.perf_counter()
-            quiet = subprocess.DEVNULL
-            subprocess.run(command, check=True, env=environment, stdout=quiet, stderr=quiet)
-            if number:  # the first reads the files from the disk
-                seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    runs = {name: partial(lap_of_command, command, environment) for name, command in commands.items()}
+    laps = take_turns(runs, rounds(COLD_STARTS), warm_up=1)  # the first reads the files from the disk
+    medians = {name: statistics.median(run.wall_s for run in values) for name, values in laps.items()}
     return {
         "what": f"{soundfile.info(clip).duration:g} s clip, start to end of the command, warm disk",
         "s": {name: round(value, 3) for name, value in medians.items()},
@@ -80,21 +75,23 @@ def time_many_files(bundle: Path, speech: F32Array, folder: Path, repeats: int =
         begin = int(generator.integers(0, len(speech) - n_samples))
         paths.append(folder / f"{number:03d}.wav")
         soundfile.write(paths[-1], speech[begin : begin + n_samples], SAMPLE_RATE)
-    seconds: dict[str, list[float]] = {"one thread": [], "two threads": [], "in bulk": []}
     texts: dict[str, list[str]] = {}
+
+    def alone(name: str, recognizer: Recognizer) -> None:
+        texts[name] = [recognizer.transcribe_file(path).text for path in paths]
+
+    def together(name: str, recognizer: Recognizer) -> None:
+        results = transcribe_files(recognizer, paths, num_workers=2)
+        texts[name] = [r.transcript.text for r in results if r.transcript is not None]
+
     with (
         Recognizer.load(bundle, backend="cpu", num_threads=1) as one,
         Recognizer.load(bundle, backend="cpu", num_threads=2) as two,
     ):
-        for _ in range(repeats):
-            for name, recognizer in (("one thread", one), ("two threads", two)):
-                started = time.perf_counter()
-                texts[name] = [recognizer.transcribe_file(path).text for path in paths]
-                seconds[name].append(time.perf_counter() - started)
-            started = time.perf_counter()
-            results = list(transcribe_files(one, paths, num_workers=2))
-            seconds["in bulk"].append(time.perf_counter() - started)
-            texts["in bulk"] = [r.transcript.text for r in results if r.transcript is not None]
+        ways = {"one thread": (alone, one), "two threads": (alone, two), "in bulk": (together, one)}
+        runs = {name: partial(lap, partial(way, name, loaded)) for name, (way, loaded) in ways.items()}
+        laps = take_turns(runs, rounds(repeats))
+    seconds = {name: [run.wall_s for run in values] for name, values in laps.items()}
     rates = {name: N_FILES / statistics.median(values) for name, values in seconds.items()}
     best = max(rates["one thread"], rates["two threads"])
     return {

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from engine_bundles import add_engine, copy_bundle
 from fake_tensorrt import FakeGpu
 
-from edge_asr.benchmark.copies import ON_CPU, ON_CUDA, UNKNOWN, time_copies
+from edge_asr.benchmark.offline import ON_CPU, ON_CUDA, UNKNOWN, time_copies
 from edge_asr.errors import BackendError, EngineError
 from edge_asr.runtime.engine.backend import TensorRTBackend
 

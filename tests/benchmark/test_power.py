@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from edge_asr.benchmark import power, power_meter
+from edge_asr.benchmark import power
 from edge_asr.benchmark.offline import Task
 from edge_asr.benchmark.power import (
+    PowerMeter,
     RaplReader,
     energy_from_rails,
     find_jtop,
@@ -22,7 +23,6 @@ from edge_asr.benchmark.power import (
     find_tegrastats,
     rails_from_tegrastats,
 )
-from edge_asr.benchmark.power_meter import PowerMeter
 from edge_asr.benchmark.stages import RunTimes
 from edge_asr.diagnostics.machine import Machine
 
@@ -210,7 +210,7 @@ class FakeTask(Task):
 
 def test_the_meter_relates_energy_to_audio(fake_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine: Machine = fake_machine(rapl_files())
-    monkeypatch.setattr(power_meter, "IDLE_S", 0.01)
+    monkeypatch.setattr(power, "IDLE_S", 0.01)
     meter = PowerMeter(machine, False, lambda stage, share: None)
     nothing: Any = None
     clip = np.zeros(32_000, np.float32)

@@ -235,7 +235,12 @@ def test_times_are_taken_in_turns_and_a_fake_runner_that_fails_is_left_out(accep
     runners = {name: Fake(name) for name in ("torch eager fp32", "b", "bad")}
     features, lengths = np.zeros((1, 8, 80), np.float32), np.array([8])
     times = time_runners(
-        runners, features, lengths, rounds=3, warm_up=1, on_error=lambda name, why: errors.append((name, why))
+        runners,
+        features,
+        lengths,
+        n_rounds=3,
+        warm_up=1,
+        on_error=lambda name, why: errors.append((name, why)),
     )
     assert errors == [("bad", "RuntimeError: out of memory")]
     assert {name: len(seconds) for name, seconds in times.items()} == {"torch eager fp32": 3, "b": 3}
