@@ -23,7 +23,6 @@ from edge_asr.graph.part_names import (
     ODD_WEIGHT,
     SHIFTED_PRODUCT,
 )
-from edge_asr.graph.weightless import compacted
 
 if TYPE_CHECKING:
     import onnx
@@ -83,7 +82,8 @@ def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
             added.append(numpy_helper.from_array(value, f"{scope}.{ANGLE_PRODUCT}.{name}"))
     for name, number in (("angles.first", 0), ("angles.last", -1)):
         added.append(numpy_helper.from_array(np.asarray([number], np.int64), name))
-    angles = compacted(model)
+    angles = type(model)()
+    angles.CopyFrom(model)
     angles.graph.initializer.extend(added)
     _set_nodes(angles.graph, [new for node in graph.node for new in replaced.get(node.name, [node])])
     return angles

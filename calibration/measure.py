@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from edge_asr.errors import AudioError, GateError
 from edge_asr.frames import OutputFrames
+from edge_asr.graph.mapped import MappedGraph
 from edge_asr.graph.session import open_graph
 from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.decoding.greedy import greedy_decode
@@ -98,8 +98,8 @@ class Reference:
         self.outputs = run_clips(model, self.clips, output_frames)
         self._errors, self._n_words = self._count_errors(self.outputs)
 
-    def measure(self, candidate: onnx.ModelProto | Path) -> Int8Loss:
-        """Run a candidate, a graph or a file as for `open_graph`, over the same clips.
+    def measure(self, candidate: onnx.ModelProto | MappedGraph) -> Int8Loss:
+        """Run a candidate over the same clips.
 
         Raises:
             GateError: it gives NaN or infinity.
@@ -138,7 +138,9 @@ class Reference:
 
 
 def run_clips(
-    model: onnx.ModelProto | Path, clips: Sequence[MeasuredClip], output_frames: OutputFrames | None = None
+    model: onnx.ModelProto | MappedGraph,
+    clips: Sequence[MeasuredClip],
+    output_frames: OutputFrames | None = None,
 ) -> list[F32Array]:
     """Log-probs [T', V] of every clip, each run alone; of the valid frames, when the rule for them is given.
 
@@ -176,7 +178,7 @@ def bootstrap_difference(
 
 
 def time_graphs(
-    models: Sequence[onnx.ModelProto | Path], features: F32Array, *, repeats: int = 15
+    models: Sequence[onnx.ModelProto | MappedGraph], features: F32Array, *, repeats: int = 15
 ) -> list[list[float]]:
     """Seconds of each run of each graph on one clip, one thread, the graphs taking turns.
 

@@ -22,7 +22,7 @@ import numpy as np
 from edge_asr.calibration.int8_groups import QUANTIZABLE, Group, nodes_of
 from edge_asr.errors import ConfigError, require
 from edge_asr.graph.check import MAX_IR_VERSION
-from edge_asr.graph.weightless import compacted, join_weights, return_memory, split_weights
+from edge_asr.graph.weightless import WeightlessGraph, compacted
 
 if TYPE_CHECKING:
     import onnx
@@ -81,12 +81,12 @@ def quantize_model(
         if tensor in rights:
             bound *= _LEVELS / _RIGHT_LEVELS
         ranges[tensor] = (np.float32(-bound), np.float32(bound))
-    bare, others = split_weights(model)
+    bare = WeightlessGraph(model)
     chosen = set(nodes)
-    read = {name for node in bare.graph.node if node.name in chosen for name in node.input}
-    working = onnx.shape_inference.infer_shapes(bare)  # it wants to know which values are float32
+    read = {name for node in bare.model.graph.node if node.name in chosen for name in node.input}
+    working = onnx.shape_inference.infer_shapes(bare.model)  # it wants to know which values are float32
     working.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # else it copies
-    join_weights(working, {name: others.pop(name) for name in read & others.keys()})
+    bare.fill(working, read)
     quantizer = QDQQuantizer(
         working,
         per_channel=True,
@@ -111,8 +111,7 @@ def quantize_model(
     quantizer.model.topological_sort()  # it appends nodes; ONNX wants an order, though onnxruntime does not
     quantized = compacted(working)
     del quantizer, working
-    join_weights(quantized, others)
-    return_memory(model)
+    bare.fill(quantized)
     quantized.ir_version = min(quantized.ir_version, MAX_IR_VERSION)
     _drop_unused_domains(quantized)
     del quantized.metadata_props[:]  # it notes itself there

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.calibration.histogram import MIN_AMAX, MagnitudeHistogram, peak_magnitude
-from edge_asr.errors import ConfigError, GateError, require
-from edge_asr.graph.weightless import mapped_file, return_memory
+from edge_asr.errors import ConfigError, GateError
+from edge_asr.graph.mapped import MappedGraph
+from edge_asr.graph.session import CpuSession
 from edge_asr.proof.stages import Progress
 
 if TYPE_CHECKING:
@@ -134,33 +135,29 @@ def _run(
     progress: Progress | None,
 ) -> Iterator[tuple[int, str, F32Array]]:
     """(clip counted from 1, tensor, values) for every clip and tensor."""
-    onnxruntime = require("onnxruntime", extra="cpu")
     names = list(dict.fromkeys(tensors))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # lengths differ from clip to clip
-    options.log_severity_level = 3
     _check_tensors(model, names)
     # Outputs that are also inputs come back broken (onnxruntime issue 21922): they are read from the feed.
     inputs = {value.name for value in model.graph.input}
     fetched = [name for name in names if name not in inputs]
-    with mapped_file(model, outputs=fetched) as path:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    kinds = {value.name: value.type for value in (*session.get_inputs(), *session.get_outputs())}
-    wrong = [name for name in names if kinds[name] != "tensor(float)"]
-    if wrong:
-        raise ConfigError(f"tensor {wrong[0]!r} is {kinds[wrong[0]]}; only float32 activations have a range")
     total = len(batches) if isinstance(batches, Sized) else 0
     clip = 0
-    for clip, batch in enumerate(batches, start=1):
-        outputs = dict(zip(fetched, session.run(fetched, dict(batch)) if fetched else [], strict=True))
-        for name in names:  # popped, so that a clip's activations are gone before the next one runs
-            yield clip, name, batch[name] if name in inputs else outputs.pop(name)
-        if progress is not None:
-            progress(clip, total)
-    del session
-    return_memory(model)
+    with (
+        MappedGraph(model, outputs=fetched) as graph,
+        CpuSession(graph, num_threads=num_threads) as session,
+    ):
+        types = session.types()
+        wrong = [name for name in names if types[name] != "tensor(float)"]
+        if wrong:
+            raise ConfigError(
+                f"tensor {wrong[0]!r} is {types[wrong[0]]}; only float32 activations have a range"
+            )
+        for clip, batch in enumerate(batches, start=1):
+            outputs = dict(zip(fetched, session.run(fetched, batch) if fetched else [], strict=True))
+            for name in names:  # popped, so that a clip's activations are gone before the next one runs
+                yield clip, name, batch[name] if name in inputs else outputs.pop(name)
+            if progress is not None:
+                progress(clip, total)
     if clip == 0:
         raise ConfigError(
             "there is no calibration clip; ranges need at least one, and minutes of speech to be good"

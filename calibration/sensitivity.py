@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.bundle.names import INPUT_NAMES
 from edge_asr.calibration.int8_groups import Group, group_nodes
 from edge_asr.calibration.measure import Int8Loss, Reference, time_graphs
-from edge_asr.errors import ConfigError, require
-from edge_asr.graph.weightless import mapped_file, return_memory
+from edge_asr.errors import ConfigError
+from edge_asr.graph.mapped import MappedGraph
+from edge_asr.graph.session import CpuSession
 from edge_asr.proof.stages import Progress
 
 if TYPE_CHECKING:
@@ -144,28 +146,21 @@ def choose_groups(
 
     def measure(int8: tuple[Group, ...]) -> Candidate:
         nonlocal n_done
-        candidate = quantize(int8)
-        size_bytes = candidate.ByteSize()
-        with mapped_file(candidate) as path:
-            del candidate  # only its sessions take memory
-            return_memory(model)
-            float32_s, int8_s = time_graphs([float32_path, path], timed)
-            return_memory(model)
-            loss = reference.measure(path)
-        return_memory(model)
+        with MappedGraph(quantize(int8)) as candidate:  # only its sessions take memory
+            float32_s, int8_s = time_graphs([float32, candidate], timed)
+            loss = reference.measure(candidate)
         n_done += 1
         if progress is not None:
             progress(n_done, 2 * len(groups))
         return Candidate(
             int8=int8,
             loss=loss,
-            size_bytes=size_bytes,
+            size_bytes=candidate.size_bytes,
             time_ratio=float(np.median(int8_s) / np.median(float32_s)),
         )
 
     multiply_adds = count_multiply_adds(model, timed)
-    return_memory(model)
-    with mapped_file(model) as float32_path:
+    with MappedGraph(model) as float32:
         alone = {group: measure((group,)) for group in groups}
         costliest_first = sorted(groups, key=lambda g: -alone[g].loss.divergence / max(multiply_adds[g], 1))
         left = groups
@@ -187,7 +182,6 @@ def count_multiply_adds(model: onnx.ModelProto, features: F32Array) -> dict[Grou
         model: float32 graph.
         features: [T, n_mels].
     """
-    onnxruntime = require("onnxruntime", extra="cpu")
     import onnx
 
     group_of = {name: group for group, names in group_nodes(model).items() for name in names}
@@ -202,17 +196,14 @@ def count_multiply_adds(model: onnx.ModelProto, features: F32Array) -> dict[Grou
         shaped.graph.output.append(
             onnx.helper.make_tensor_value_info(f"{tensor}_shape", onnx.TensorProto.INT64, [None])
         )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    with mapped_file(shaped) as path:
+    lengths = np.asarray([len(features)], np.int64)
+    with MappedGraph(shaped) as graph:
         del shaped
-        return_memory(model)
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feeds = {
-        "audio_signal": np.ascontiguousarray(features.T[None]),
-        "length": np.asarray([len(features)], np.int64),
-    }
-    shapes = dict(zip(wanted, (tuple(map(int, s)) for s in session.run(None, feeds)), strict=True)) | weights
+        with CpuSession(graph) as session:
+            found = session.run(
+                None, dict(zip(INPUT_NAMES, (np.ascontiguousarray(features.T[None]), lengths), strict=True))
+            )
+    shapes = dict(zip(wanted, (tuple(map(int, shape)) for shape in found), strict=True)) | weights
     counts: dict[Group, int] = dict.fromkeys(group_of.values(), 0)
     for node in nodes:
         n_outputs = int(np.prod(shapes[node.output[0]]))

@@ -10,7 +10,6 @@ from edge_asr.bundle.writer import onnx_metadata
 from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import count_operators, set_metadata, simplify_graph
 from edge_asr.graph.check import check_graph
-from edge_asr.graph.weightless import return_memory
 from edge_asr.graph.weights import store_weights_as_float16
 from edge_asr.proof.compare import Outputs, ProofStep, Tolerance, TorchModel
 from edge_asr.proof.inputs import FLOAT32_NAME, ProofInputs
@@ -81,7 +80,6 @@ def make_float32(
     del rewritten
     torch_outputs = inputs.run(TorchModel(model), stages, "prove: PyTorch", rows_alone=True)
     del model
-    return_memory(exported)
     exported_outputs = inputs.run_graph(exported, stages, "prove: ONNX as exported")
     steps = [inputs.compare(torch_outputs, exported_outputs, "PyTorch", "ONNX as exported")]
     with stages.stage("simplify"):
@@ -89,7 +87,6 @@ def make_float32(
         factor = checkpoint.model_config.subsampling_factor
         set_metadata(simplified, onnx_metadata(name, inputs.features, inputs.vocabulary, factor))
         del exported
-        return_memory(simplified)
     with stages.stage("check"):
         check_graph(simplified)
     outputs = inputs.run_graph(simplified, stages, "prove: ONNX simplified")

@@ -12,7 +12,6 @@ from edge_asr.calibration.proof import Int8Graph, make_int8
 from edge_asr.export.float32 import Float32Graph, StoredGraph, make_float32, make_stored
 from edge_asr.export.fp16.proof import Fp16Graph, make_fp16
 from edge_asr.export.streaming.proof import StreamGraph, make_stream
-from edge_asr.graph.weightless import return_memory
 from edge_asr.proof.compare import ProofStep
 from edge_asr.proof.inputs import ProofInputs
 from edge_asr.proof.stages import Stages
@@ -116,7 +115,6 @@ def make_graphs_of_float32(
         ManifestError, AudioError, ConfigError: calibration speech that cannot be used.
     """
     float32 = graphs.float32
-    return_memory(float32.model)
     if options.weights == "fp16" and not graphs.failures:
         graphs = dataclasses.replace(graphs, stored=make_stored(float32, inputs, stages))
     if graphs.failures or not {"fp16", "int8"}.intersection(options.precisions):

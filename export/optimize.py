@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edge_asr.bundle.names import INPUT_NAMES
 from edge_asr.errors import GateError, require
 from edge_asr.graph.check import MAX_IR_VERSION
-from edge_asr.graph.weightless import join_weights, split_weights
+from edge_asr.graph.weightless import WeightlessGraph
 
 if TYPE_CHECKING:
     import onnx
@@ -56,17 +56,18 @@ def simplify_and_compare(model: onnx.ModelProto, inputs: Sequence[Mapping[str, A
         inputs: what the graph runs on before and after, an array for each of its inputs.
     """
     onnxsim = require("onnxsim", extra="export")
-    bare, weights = split_weights(model)
-    arrays = {name: weight.array() for name, weight in weights.items()}
+    bare = WeightlessGraph(model)
+    arrays = bare.arrays()
     simplified: onnx.ModelProto
     # onnxsim prints what it checks on stdout, which is for the result of the command.
     with contextlib.redirect_stdout(io.StringIO()):
-        simplified, equal = onnxsim.simplify(bare, check_n=0, skipped_optimizers=list(_SKIPPED_PASSES))
+        simplified, equal = onnxsim.simplify(bare.model, check_n=0, skipped_optimizers=list(_SKIPPED_PASSES))
+        bars = {"rtol": _RTOL, "atol": _ATOL}
         differing = [
             {name: list(array.shape) for name, array in data.items()}
             for data in inputs
             if not onnxsim.model_checking.compare(
-                simplified, bare, 1, input_data={**data, **arrays}, verbose=False, rtol=_RTOL, atol=_ATOL
+                simplified, bare.model, 1, input_data={**data, **arrays}, verbose=False, **bars
             )
         ]
     if not equal or differing:
@@ -76,7 +77,7 @@ def simplify_and_compare(model: onnx.ModelProto, inputs: Sequence[Mapping[str, A
         )
     simplified.ir_version = min(simplified.ir_version, MAX_IR_VERSION)
     del arrays
-    join_weights(simplified, weights)
+    bare.fill(simplified)
     return simplified
 
 

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING
 
 from edge_asr.bundle.names import INPUT_NAMES, OUTPUT_NAME
 from edge_asr.errors import GateError, require
-from edge_asr.graph.weightless import split_weights
-
-if TYPE_CHECKING:
-    import onnx
+from edge_asr.graph.weightless import WeightlessGraph
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +53,7 @@ def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
     onnx_module = require("onnx", extra="export")
     if any(i.data_location == onnx_module.TensorProto.EXTERNAL for i in model.graph.initializer):
         raise GateError("the graph keeps weights in another file; it must be one file")
-    bare, _ = split_weights(model)
+    bare = WeightlessGraph(model).model
     try:
         onnx_module.checker.check_model(bare, full_check=True)
         inferred: onnx.ModelProto = onnx_module.shape_inference.infer_shapes(

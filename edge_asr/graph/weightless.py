@@ -7,13 +7,8 @@ shape. They are only transposed, which the exporter leaves undone for large ones
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
-import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,14 +18,10 @@ if TYPE_CHECKING:
     import onnx
 
 _LARGE_ELEMENTS = 16384
-_WEIGHTS_NAME = "weights.bin"
-_MAPPED_BYTES = 16384  # from this size on
-_PAGE_BYTES = 4096
-_WORTHWHILE_ELEMENTS = 25_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
+class _Weight:
     """A weight of the bare graph: an initializer of the whole one, transposed by `axes` unless None."""
 
     initializer: onnx.TensorProto
@@ -44,32 +35,56 @@ class Weight:
         return values if self.axes is None else np.ascontiguousarray(np.transpose(values, self.axes))
 
 
-def split_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Weight]]:
-    """Return the graph without its large weights, which become its last inputs, and these weights by name.
+class WeightlessGraph:
+    """A graph without its large weights, which can be put back into what a tool made of it.
 
-    `model` is unchanged, and must live as long as the weights are used. (Removing them from it would free
+    The whole graph is unchanged, and must live as long as this one. (Removing the weights from it would free
     nothing, because protobuf keeps the memory of a message together.)
+
+    Attributes:
+        model: the graph; the large weights are inputs behind its own.
     """
+
+    def __init__(self, whole: onnx.ModelProto) -> None:
+        self.model, self._weights = _split(whole)
+
+    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """The large weights by name, to be fed as inputs."""
+        return {name: weight.array() for name, weight in self._weights.items()}
+
+    def fill(self, graph: onnx.ModelProto, names: Collection[str] | None = None) -> None:
+        """Put weights back as initializers of what a tool made of `model`, in place.
+
+        Args:
+            graph: has the weights as inputs.
+            names: which of them, for a tool that needs some first; None takes all that are left, and drops
+                those that no node reads any more.
+        """
+        wanted = self._weights.keys() if names is None else self._weights.keys() & set(names)
+        _join(graph, {name: self._weights.pop(name) for name in list(wanted)})
+
+
+def _split(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, _Weight]]:
     import onnx
 
     large = {i.name: i for i in model.graph.initializer if np.prod(i.dims) >= _LARGE_ELEMENTS}
-    transposed: dict[str, Weight] = {}
+    transposed: dict[str, _Weight] = {}
     bare = onnx.ModelProto()
-    _copy_fields(model, bare, but=("graph",))
+    copy_fields(model, bare, but=("graph",))
     graph = bare.graph
     graph.name = model.graph.name
     for node in model.graph.node:
         if node.op_type == "Transpose" and node.input[0] in large:
             rank = len(large[node.input[0]].dims)
             axes = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), tuple(range(rank))[::-1])
-            transposed[node.output[0]] = Weight(large[node.input[0]], axes)
+            transposed[node.output[0]] = _Weight(large[node.input[0]], axes)
         else:
             graph.node.add().CopyFrom(node)
     graph.initializer.extend(i for i in model.graph.initializer if i.name not in large)
     graph.output.extend(model.graph.output)
     graph.value_info.extend(value for value in model.graph.value_info if value.name not in transposed)
     read = {name for node in graph.node for name in node.input}
-    weights = {name: Weight(initializer) for name, initializer in large.items() if name in read} | transposed
+    weights = {name: _Weight(initializer) for name, initializer in large.items() if name in read} | transposed
     graph.input.extend(model.graph.input)
     for name, weight in weights.items():
         dims = np.asarray(weight.initializer.dims)
@@ -78,8 +93,8 @@ def split_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, We
     return bare, weights
 
 
-def join_weights(bare: onnx.ModelProto, weights: dict[str, Weight]) -> None:
-    """Make the weights initializers of a bare graph, in place; those that no node reads are dropped."""
+def _join(bare: onnx.ModelProto, weights: Mapping[str, _Weight]) -> None:
+    """Make weights initializers of a graph that has them as inputs, in place, if a node reads them."""
     import onnx
 
     own = onnx.GraphProto()
@@ -97,57 +112,14 @@ def join_weights(bare: onnx.ModelProto, weights: dict[str, Weight]) -> None:
             initializer.CopyFrom(onnx.numpy_helper.from_array(weight.array(), name))
 
 
-@contextlib.contextmanager
-def mapped_file(model: onnx.ModelProto, *, outputs: Sequence[str] = ()) -> Iterator[Path]:
-    """Write the graph to a file to open a session from; large weights are mapped from another file.
-
-    For a graph in one file onnxruntime holds the bytes, the message read from them and the tensors at once,
-    and writing it costs another copy here. With mapped weights the tensors alone take memory. An open session
-    no longer needs the files.
-
-    Args:
-        model: the graph with its weights inside; it does not change.
-        outputs: tensors that become outputs of the graph besides its own.
-    """
-    with tempfile.TemporaryDirectory(prefix="edge-asr-", ignore_cleanup_errors=True) as folder:
-        path = _write_mapped(model, Path(folder), outputs)
-        del model  # only the caller may still need it
-        yield path
+def compacted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy `model` without the memory of removed parts, which a message keeps while it lives."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
 
 
-def _write_mapped(model: onnx.ModelProto, folder: Path, outputs: Sequence[str]) -> Path:
-    import onnx
-
-    bare = onnx.ModelProto()
-    _copy_fields(model, bare, but=("graph",))
-    _copy_fields(model.graph, bare.graph, but=("initializer",))
-    known = {value.name for value in bare.graph.output}
-    bare.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in outputs if name not in known
-    )
-    with open(folder / _WEIGHTS_NAME, "wb") as file:
-        for initializer in model.graph.initializer:
-            n_bytes = len(initializer.raw_data)
-            if n_bytes < _MAPPED_BYTES:
-                bare.graph.initializer.add().CopyFrom(initializer)
-                continue
-            outside = bare.graph.initializer.add(
-                name=initializer.name,
-                data_type=initializer.data_type,
-                dims=initializer.dims,
-                data_location=onnx.TensorProto.EXTERNAL,
-            )
-            entries = {"location": _WEIGHTS_NAME, "offset": file.tell(), "length": n_bytes}
-            for key, value in entries.items():
-                outside.external_data.add(key=key, value=str(value))
-            file.write(initializer.raw_data)
-            file.write(bytes(-n_bytes % _PAGE_BYTES))
-    path = folder / "model.onnx"
-    path.write_bytes(bare.SerializeToString())
-    return path
-
-
-def _copy_fields(source: Any, target: Any, *, but: Collection[str]) -> None:
+def copy_fields(source: Any, target: Any, *, but: Collection[str]) -> None:
     """Copy all fields except `but` into an empty message of the same type."""
     for field, value in source.ListFields():
         if field.name in but:
@@ -158,24 +130,3 @@ def _copy_fields(source: Any, target: Any, *, but: Collection[str]) -> None:
             getattr(target, field.name).CopyFrom(value)
         else:
             setattr(target, field.name, value)
-
-
-def compacted(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy `model` without the memory of removed parts, which a message keeps while it lives."""
-    copy = type(model)()
-    copy.CopyFrom(model)
-    return copy
-
-
-def return_memory(model: onnx.ModelProto) -> None:
-    """Return freed memory to the system: glibc would keep it, and the next stage needs it elsewhere.
-
-    Args:
-        model: the graph that was worked on. Nothing is done for a small one, because the search takes longer
-            than the work.
-    """
-    if sum(int(np.prod(i.dims)) for i in model.graph.initializer) < _WORTHWHILE_ELEMENTS:
-        return
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from edge_asr.bundle.names import INPUT_NAMES, OUTPUT_NAME
 from edge_asr.errors import BackendError, GateError, require
-from edge_asr.graph.weightless import mapped_file
+from edge_asr.graph.mapped import MappedGraph
+from edge_asr.graph.session import CpuSession
 
 if TYPE_CHECKING:
     import onnx
@@ -158,23 +159,14 @@ def measure_peaks(
     return dict(sorted(result.items(), key=lambda item: -item[1]))
 
 
-def unoptimized_session(model: onnx.ModelProto) -> Any:
+def unoptimized_session(model: onnx.ModelProto) -> CpuSession:
     """Open an onnxruntime CPU session that runs the graph exactly as written.
 
     Raises:
         GateError: onnxruntime cannot load it.
     """
-    onnxruntime = require("onnxruntime", extra="cpu")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    try:
-        with mapped_file(model) as path:
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # see RoundedModel.log_probs
-        raise GateError(
-            f"onnxruntime {onnxruntime.__version__} cannot load a rewritten graph: {error}"
-        ) from error
+    with MappedGraph(model) as graph:
+        return CpuSession(graph, optimize=False)
 
 
 def _feed(features: F32Array, lengths: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:

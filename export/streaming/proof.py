@@ -20,7 +20,7 @@ import numpy.typing as npt
 from edge_asr.bundle.writer import onnx_metadata
 from edge_asr.export.optimize import set_metadata
 from edge_asr.export.streaming.graph import make_stream_graph, stream_metadata
-from edge_asr.graph.weightless import mapped_file
+from edge_asr.graph.mapped import MappedGraph
 from edge_asr.model.streamable import geometry_from_config
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import Outputs, ProofStep, TorchModel, compare_outputs, run_cases
@@ -178,14 +178,14 @@ def open_stream(
     Raises:
         BackendError: onnxruntime cannot load it.
     """
-    with mapped_file(model) as path:
+    with MappedGraph(model) as graph:
         streaming = StreamingModel(
-            path, geometry, n_mels=n_mels, vocab_size=vocab_size, num_threads=num_threads
+            graph.path, geometry, n_mels=n_mels, vocab_size=vocab_size, num_threads=num_threads
         )
-    try:
-        yield streaming
-    finally:
-        streaming.close()
+        try:
+            yield streaming
+        finally:
+            streaming.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

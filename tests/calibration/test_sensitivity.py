@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from edge_asr.calibration.sensitivity import Budget, Sensitivity, choose_groups,
 from edge_asr.checkpoints import load_checkpoint
 from edge_asr.errors import ConfigError
 from edge_asr.export.optimize import set_metadata
+from edge_asr.graph.mapped import MappedGraph
 
 F32Array = npt.NDArray[np.float32]
 
@@ -45,8 +45,8 @@ class KnownLosses:
         self.wer = wer  # loss and lower end of its interval, per unit of divergence
         self.measured: list[tuple[Group, ...]] = []
 
-    def measure(self, candidate: Path) -> Int8Loss:
-        model = onnx.load(candidate, load_external_data=False)
+    def measure(self, candidate: MappedGraph) -> Int8Loss:
+        model = onnx.load(candidate.path, load_external_data=False)
         (listed,) = (p.value for p in model.metadata_props if p.key == "int8")
         groups: tuple[Any, ...] = tuple(listed.split(","))
         self.measured.append(groups)

@@ -9,7 +9,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_asr.graph.weightless import join_weights, mapped_file, split_weights
+from edge_asr.graph import mapped
+from edge_asr.graph.mapped import MappedGraph
+from edge_asr.graph.session import CpuSession
+from edge_asr.graph.weightless import WeightlessGraph
 
 F32Array = npt.NDArray[np.float32]
 
@@ -52,7 +55,8 @@ def whole() -> onnx.ModelProto:
 
 def test_bare_graph_computes_the_same_from_fed_weights(whole: onnx.ModelProto) -> None:
     before = whole.SerializeToString(deterministic=True)
-    bare, weights = split_weights(whole)
+    graph = WeightlessGraph(whole)
+    bare, weights = graph.model, graph.arrays()
     assert whole.SerializeToString(deterministic=True) == before
     assert [i.name for i in bare.graph.initializer] == ["bias"]
     assert sorted(weights) == ["straight", "straight_t", "turned_t"]
@@ -60,13 +64,13 @@ def test_bare_graph_computes_the_same_from_fed_weights(whole: onnx.ModelProto) -
     assert bare.ByteSize() < 2000
     onnx.checker.check_model(bare, full_check=True)
     x = np.random.default_rng(1).standard_normal((5, 128)).astype(np.float32)
-    fed = {name: weight.array() for name, weight in weights.items()}
-    np.testing.assert_array_equal(run(bare, {"x": x, **fed}), run(whole, {"x": x}))
+    np.testing.assert_array_equal(run(bare, {"x": x, **weights}), run(whole, {"x": x}))
 
 
 def test_joined_graph_is_whole_again(whole: onnx.ModelProto) -> None:
-    bare, weights = split_weights(whole)
-    join_weights(bare, weights)
+    graph = WeightlessGraph(whole)
+    bare = graph.model
+    graph.fill(bare)
     assert [value.name for value in bare.graph.input] == ["x"]
     assert sorted(i.name for i in bare.graph.initializer) == ["bias", "straight", "straight_t", "turned_t"]
     assert [(p.key, p.value) for p in bare.metadata_props] == [("vocab_size", "27")]
@@ -76,27 +80,57 @@ def test_joined_graph_is_whole_again(whole: onnx.ModelProto) -> None:
 
 
 def test_weights_that_simplification_dropped_stay_away(whole: onnx.ModelProto) -> None:
-    bare, weights = split_weights(whole)
+    graph = WeightlessGraph(whole)
+    bare = graph.model
     del bare.graph.node[2]  # as if the product by straight_t had been removed
     bare.graph.node[2].input.remove("c")
-    join_weights(bare, weights)
+    graph.fill(bare)
     assert sorted(i.name for i in bare.graph.initializer) == ["bias", "straight", "turned_t"]
     onnx.checker.check_model(bare, full_check=True)
 
 
-def test_a_session_of_the_mapped_file_outlives_it(whole: onnx.ModelProto) -> None:
+def test_weights_that_a_tool_needs_are_filled_in_first(whole: onnx.ModelProto) -> None:
+    graph = WeightlessGraph(whole)
+    graph.fill(graph.model, {"straight", "no such weight"})
+    assert sorted(i.name for i in graph.model.graph.initializer) == ["bias", "straight"]
+    assert "straight" not in [value.name for value in graph.model.graph.input]
+    graph.fill(graph.model)
+    assert [value.name for value in graph.model.graph.input] == ["x"]
+    x = np.random.default_rng(1).standard_normal((5, 128)).astype(np.float32)
+    np.testing.assert_array_equal(run(graph.model, {"x": x}), run(whole, {"x": x}))
+
+
+def test_a_session_of_a_mapped_graph_outlives_it(whole: onnx.ModelProto) -> None:
     before = whole.SerializeToString(deterministic=True)
-    with mapped_file(whole, outputs=["a", "y"]) as path:
+    with MappedGraph(whole, outputs=["a", "y"]) as graph:
+        path = graph.path
         written = onnx.load(path, load_external_data=False)
         assert path.stat().st_size < 2000
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        assert graph.size_bytes == whole.ByteSize()
+        session = CpuSession(graph)
     assert not path.parent.exists()
+    graph.close()  # a second time
     assert whole.SerializeToString(deterministic=True) == before
     outside = [i.name for i in written.graph.initializer if i.data_location == TensorProto.EXTERNAL]
     assert outside == ["straight", "turned", "unread"]
     assert [value.name for value in written.graph.output] == ["y", "a"]
+    assert session.types() == dict.fromkeys(("x", "y", "a"), "tensor(float)")
     x = np.random.default_rng(1).standard_normal((5, 128)).astype(np.float32)
     y, a = session.run(["y", "a"], {"x": x})
     np.testing.assert_array_equal(y, run(whole, {"x": x}))
     straight = numpy_helper.to_array(whole.graph.initializer[0])
     np.testing.assert_allclose(a, x @ straight, rtol=0, atol=1e-4)
+
+
+def test_memory_goes_back_before_a_session_and_after_a_large_graph(
+    whole: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for a small one: looking for garbage takes longer than its work."""
+    collected = []
+    monkeypatch.setattr(mapped.gc, "collect", lambda: collected.append(1))
+    for least, expected in ((10**9, 0), (1000, 2)):
+        monkeypatch.setattr(mapped, "_WORTHWHILE_ELEMENTS", least)
+        collected.clear()
+        with MappedGraph(whole) as graph, CpuSession(graph):
+            pass
+        assert len(collected) == expected
