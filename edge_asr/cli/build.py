@@ -17,7 +17,7 @@ from edge_asr.cli.terminal import print_json, print_line, say
 
 if TYPE_CHECKING:
     from edge_asr.bundle.manifest import Precision
-    from edge_asr.export.engine.report import EngineReport
+    from edge_asr.export.engine.builder import EngineReport
     from edge_asr.runtime.engine.sidecar import Flavor
 
 

@@ -124,7 +124,7 @@ def _head(report: Record) -> Iterator[Block]:
             f"weights stored as {report['weights']}, model.onnx {size:.2f} MB, opset {report['opset']}, "
             f"ir_version {report['ir_version']}"
         )
-    yield f"**{verdict}.** " + (", ".join(facts) + "." if facts else "")
+    yield " ".join([f"**{verdict}.**", *([", ".join(facts) + "."] if facts else [])])
     if "clips" in report:
         yield (
             f"Checkpoint: `{report['source'].get('checkpoint', '?')}`. Real clips: "

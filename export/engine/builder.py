@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +26,16 @@ from edge_asr.bundle.names import ENGINES_FOLDER
 from edge_asr.errors import ConfigError, EngineError, GateError, ManifestError, require
 from edge_asr.export.engine.cases import build_engine_cases
 from edge_asr.export.engine.files import TIMING_CACHE_NAME, adding_files, check_place
+from edge_asr.export.engine.opset17 import check_opset17, convert_to_opset17
 from edge_asr.export.engine.plan import is_strongly_typed, make_plan
 from edge_asr.export.engine.profiles import DEFAULT_BATCH, DEFAULT_PROFILE_SECONDS, build_profiles
 from edge_asr.export.engine.proof import EngineProof, prove_engine
-from edge_asr.export.engine.report import EngineReport
 from edge_asr.manifest import Utterance, read_manifest
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.stages import Progress, StageProgress, Stages
 from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.engine.api import create_logger, cuda_version, load_tensorrt, version_of
+from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.engine.lookup import build_command, fingerprint, plan_path_of, sidecar_path_of
 from edge_asr.runtime.engine.sidecar import (
     FLAVORS,
@@ -55,6 +57,44 @@ OPSET_17 = (
     f"{_MAX_OPSET_8_6}; edge-asr has not yet been run on 8.6"
 )
 NO_TIMING_CACHE = "this TensorRT keeps no timing cache, so none was read or written"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """Result of `build_engine`.
+
+    Attributes:
+        plan: path of the plan; its sidecar lies beside it.
+        sidecar: content of the sidecar, proof included.
+        notes: sentences that the user should read, such as why there was no proof.
+    """
+
+    plan: Path
+    sidecar: EngineSidecar
+    notes: tuple[str, ...]
+
+    @property
+    def proven(self) -> bool:
+        """Tell whether the engine ran on its device and passed."""
+        return self.sidecar.proven
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form: path, notes, and the sidecar under its own keys."""
+        return {"plan": str(self.plan), **self.sidecar.to_dict(), "notes": list(self.notes)}
+
+    def describe(self) -> str:
+        """Describe the engine in one line for people."""
+        sidecar = self.sidecar
+        size_mb = sidecar.plan_size_bytes / 1e6
+        proof = sidecar.proof
+        if proof is None:
+            verdict = "not proven"
+        else:
+            verdict = f"proven: {proof['n_cases']} cases, {proof['frame_agreement']:.4f} of frames agree"
+        return (
+            f"{self.plan}: {sidecar.precision}, {size_mb:.1f} MB, {len(sidecar.profiles)} profiles, "
+            f"{sidecar.build_time_s:.1f} s, {verdict}"
+        )
 
 
 def default_precisions(bundle: Bundle) -> list[Precision]:
@@ -211,8 +251,6 @@ class _ProofInputs:
 
     def run(self, bundle: Bundle, plan: Path, sidecar: EngineSidecar, progress: Progress) -> EngineProof:
         """Run the plan, which is not in its place yet, against the fp32 model."""
-        from edge_asr.runtime.engine.backend import TensorRTBackend
-
         engine = TensorRTBackend(
             bundle, sidecar.precision, flavor=sidecar.flavor, allow_unverified=True, engine=(plan, sidecar)
         )
@@ -238,8 +276,6 @@ class _ProofInputs:
 
 def _opset_17_copy(model: bytes, n_mels: int) -> bytes:
     onnx = require("onnx", extra="export")
-    from edge_asr.export.engine.opset17 import check_opset17, convert_to_opset17
-
     original = onnx.load_from_string(model)
     converted = convert_to_opset17(original)
     check_opset17(original, converted, n_mels)

@@ -5,9 +5,8 @@ Miscompiled engines exist that give wrong numbers or NaN without an error (Tenso
 with zeros and with noise, on speech, silence and noise. An engine passes if
 - no input gives NaN, infinity or a failed run;
 - on speech, the most likely token agrees with the reference in nearly all frames, both of all cases together
-and of
-  each case alone (cases below `_MIN_CASE_FRAMES` output frames count together), because a fault at one shape
-  must not drown in the rest;
+  and of each case alone (cases below `_MIN_CASE_FRAMES` output frames count together), because a fault at one
+  shape must not drown in the rest;
 - the content of padding changes nothing;
 - with a manifest: it makes hardly more word errors than the reference.
 It needs only a `Backend`, so the tests use stand-ins. The inputs come from cases.py.

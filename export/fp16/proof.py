@@ -2,7 +2,7 @@
 
 Three parts: no float16 value comes near half's end of range (measured on the float32 graph, over speech,
 full-scale noise and silence); the graph agrees with float32 when every value is rounded to half where
-it is computed (half_rounding.py); the file loads on onnxruntime's CPU provider, which computes it in
+it is computed (rounding.py); the file loads on onnxruntime's CPU provider, which computes it in
 float32, and agrees there. What a GPU's own kernels do with it is the engine's proof.
 """
 
@@ -180,7 +180,7 @@ def prove_fp16(
     Args:
         float32_model: the graph that was converted.
         fp16_model: from `fp16.convert_to_fp16`.
-        cases: from `proof_cases.build_cases`; their speech, signals and padded batches give the peaks too.
+        cases: from `build_cases`; their speech, signals and padded batches give the peaks too.
         reference: what the float32 graph gave for `cases` (`proof.run_cases`).
         vocabulary: of the model.
         output_frames: how many output frames a clip gives.

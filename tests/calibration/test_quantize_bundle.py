@@ -27,6 +27,7 @@ from edge_asr.graph.check import check_graph
 from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import build_cases
 from edge_asr.proof.compare import run_cases
+from edge_asr.proof.report import render_report
 from edge_asr.runtime.backends import OnnxRuntimeBackend, choose_precision
 from edge_asr.runtime.recognizer import Recognizer
 
@@ -108,6 +109,9 @@ def test_report_has_the_section_and_the_tables(made: tuple[Bundle, Int8Result]) 
     assert "| pooled |" in section
     assert result.calibration.sha256[:12] in section
     data = json.loads((bundle.path / "report.json").read_text())
+    assert text == render_report(data)
+    assert data["sizes_bytes"]["model.int8.onnx"] == result.model.ByteSize()
+    assert data["steps"][-1]["candidate"] == "ONNX INT8"
     assert data["name"] == bundle.info.name  # what the export wrote is there still
     assert data["int8"] == json.loads(json.dumps(result.to_dict()))
 
@@ -175,7 +179,10 @@ def test_again_in_place_replaces_what_there_was_and_a_slow_one_is_passed_over(
     for name in ("model.int8.plan", "model.int8.json", "model.fp32.plan", "timing.cache"):
         (folder / "engines" / "some" / name).write_bytes(b"x")
     monkeypatch.setattr(sensitivity, "time_graphs", lambda models, timed: [[1.0], [2.0]])
-    bundle, result = quantize_bundle(folder, options(calibration_manifest, smoothing=None), plan=PLAN)
+    clip = calibration_manifest.with_name("3.wav")
+    bundle, result = quantize_bundle(
+        folder, options(calibration_manifest, smoothing=None), clips=[clip], plan=PLAN
+    )
     assert bundle.path == folder
     assert [a.precision for a in bundle.info.artifacts] == ["fp32", "int8"]
     assert [s["candidate"] for s in bundle.info.verification["steps"]].count("ONNX INT8") == 1
@@ -186,7 +193,10 @@ def test_again_in_place_replaces_what_there_was_and_a_slow_one_is_passed_over(
     step = "\n## ONNX simplified -> ONNX INT8: passed\n"
     assert text.count(step) == 1
     assert text.split(step)[0] == (first.path / "report.md").read_text().split(step)[0]
-    assert json.loads((folder / "report.json").read_text())["int8"]["smoothing"] is None
+    data = json.loads((folder / "report.json").read_text())
+    assert data["int8"]["smoothing"] is None
+    real = [row["name"] for row in data["steps"][-1]["results"] if row["family"] == "real"]
+    assert real == ["3.wav"]
     # An engine of the old INT8 model is another model's.
     kept = {path.name for path in (folder / "engines" / "some").iterdir()}
     assert kept == {"model.fp32.plan", "timing.cache"}
@@ -227,6 +237,8 @@ def test_over_the_budget_nothing_changes(
     assert {name: data for name, data in contents(tmp_path).items() if name.startswith("bundle/")} == before
     with pytest.raises(BundleError, match="failed its proof"):
         Bundle.load(kept)
+    assert (kept / "model.int8.onnx").is_file()
+    assert not (kept / "model.int8.cpu.onnx").exists()  # nothing runs a graph that failed
     section = (kept / "report.md").read_text().split("\n# INT8\n")[1]
     assert "**Failed: INT8 of " in section
     assert section.count("\n| **") == 1

@@ -22,7 +22,7 @@ from click.testing import Result
 from edge_asr.bundle.folder import Bundle, sha256_of
 from edge_asr.errors import GateError
 from edge_asr.export.engine import builder as engine_builder
-from edge_asr.export.engine.report import EngineReport
+from edge_asr.export.engine.builder import EngineReport
 from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineProfile, EngineSidecar
 
 Run = Callable[..., Result]

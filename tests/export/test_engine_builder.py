@@ -35,10 +35,9 @@ from edge_asr.errors import (
     MissingDependencyError,
 )
 from edge_asr.export.engine import builder as engine_builder
-from edge_asr.export.engine.builder import build_engine, default_precisions
+from edge_asr.export.engine.builder import EngineReport, build_engine, default_precisions
 from edge_asr.export.engine.opset17 import convert_to_opset17
 from edge_asr.export.engine.parser import parse_network
-from edge_asr.export.engine.report import EngineReport
 from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.proof.cases import CasePlan
 from edge_asr.runtime.backends import OnnxRuntimeBackend
@@ -223,7 +222,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Style], FakeBuilder]:
         return fake
 
     monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: ORIN))
-    monkeypatch.setattr(tensorrt_backend, "TensorRTBackend", StandInEngine)
+    monkeypatch.setattr(engine_builder, "TensorRTBackend", StandInEngine)
     short = CasePlan(random_lengths=1, max_random_s=0.5, max_batch=2)
     build_cases = engine_builder.build_engine_cases
     monkeypatch.setattr(engine_builder, "build_engine_cases", lambda *a: build_cases(*a, short))

@@ -88,6 +88,7 @@ def test_int8_over_the_budget_leaves_the_old_bundle_and_is_kept_elsewhere(
     with pytest.raises(BundleError, match="failed its proof"):
         Bundle.load(failed)
     assert Bundle.load(failed, allow_unverified=True).artifact("int8")
+    assert not (failed / "model.int8.cpu.onnx").exists()  # nothing runs a graph that failed
     text = (failed / "report.md").read_text()
     assert "**Failed: INT8 of " in text
     assert "## Each group alone in INT8" in text

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from edge_asr.calibration.proof import INT8_TOLERANCE
+from edge_asr.errors import BundleError
 from edge_asr.export.float32 import FP16_WEIGHTS_TOLERANCE
 from edge_asr.export.report import ExportReport, collect_versions
 from edge_asr.proof.compare import CaseResult, ProofStep, Tolerance, summarize_step
+from edge_asr.proof.report import read_report, render_report
 
 
 def make_result(
@@ -99,6 +101,27 @@ def test_markdown_of_a_failed_proof_says_so_and_lists_failures() -> None:
     assert "**NOT VERIFIED" in text
     assert "- real / b: BackendError: boom" in text
     assert "Worst case: real / b, max error -." in text
+
+
+def test_markdown_comes_from_the_json_alone(tmp_path: Path) -> None:
+    report = make_report(make_result("a", 1e-6))
+    report.write(tmp_path)
+    data = read_report(tmp_path)
+    assert data == json.loads(report.to_json())
+    assert (tmp_path / "report.md").read_text() == render_report(data) == report.to_markdown()
+
+
+def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
+    """A bundle of other tools has no report.json, and gets one when it is quantized."""
+    assert read_report(tmp_path) == {}
+    assert render_report({"name": "tiny", "verified": True}) == "# Export of tiny\n\n**Verified.**\n"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_damaged_report_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(BundleError, match=r"report\.json"):
+        read_report(tmp_path)
 
 
 def test_summary_counts_and_ranks() -> None:
