@@ -7,5 +7,5 @@ trainer.py     the loop                          state.py    exact resume
 evaluate.py    greedy WER on dev sets            curves.py   metrics.csv and curves.png
 averaging.py   mean of several checkpoints  alignment.py when each character is said
 rooms.py, noise.py, codecs.py               what augment.py puts on a waveform
-flat_start.py  labels for the first steps
+flat_start.py  labels for the first steps        distillation.py targets of a teacher
 """

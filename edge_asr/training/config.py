@@ -329,6 +329,25 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationConfig:
+    """A teacher's posteriors as targets for every frame, beside CTC.
+
+    posteriors: folder of SOURCE.npz in the student's vocabulary (see `edge_asr.training.distillation`);
+        clips without any learn from their text alone.
+    weight: of the Kullback-Leibler divergence per frame, beside the CTC loss.
+    temperature: softens teacher and student alike; 1 for the posteriors as they are.
+    """
+
+    posteriors: str | None = None
+    weight: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.weight >= 0, f"weight must be >= 0, got {self.weight}")
+        _check(self.temperature > 0, f"temperature must be > 0, got {self.temperature}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """Device, precision, logging, evaluation and saving. 0 turns a periodic action off.
 
@@ -390,6 +409,7 @@ class TrainConfig:
     tokenizer: see below.
     streaming: see below.
     optim: see below.
+    distillation: see below.
     run: see below.
     """
 
@@ -406,6 +426,7 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -99,6 +99,9 @@ def resolve_paths(config: TrainConfig, folder: Path) -> TrainConfig:
     optim = config.optim
     if optim.flat_start_alignments is not None:
         optim = dataclasses.replace(optim, flat_start_alignments=absolute(optim.flat_start_alignments))
+    distillation = config.distillation
+    if distillation.posteriors is not None:
+        distillation = dataclasses.replace(distillation, posteriors=absolute(distillation.posteriors))
     tokenizer = config.tokenizer
     if tokenizer.extra_text is not None:
         tokenizer = dataclasses.replace(tokenizer, extra_text=absolute(tokenizer.extra_text))
@@ -113,6 +116,7 @@ def resolve_paths(config: TrainConfig, folder: Path) -> TrainConfig:
         augment=augment,
         tokenizer=tokenizer,
         optim=optim,
+        distillation=distillation,
         init_from=init_from,
     )
 

@@ -7,15 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge_asr.model import ConformerCTC
+from edge_asr.training.distillation import TeacherTargets, teacher_divergence
 
 
 class CTCObjective(nn.Module):
     """Model plus loss, so that one `forward` goes through Fabric's precision and DDP."""
 
-    def __init__(self, model: ConformerCTC, intermediate_weight: float) -> None:
+    def __init__(self, model: ConformerCTC, intermediate_weight: float, temperature: float = 1.0) -> None:
         super().__init__()
         self.model = model
         self.intermediate_weight = intermediate_weight
+        self.temperature = temperature
 
     def forward(
         self,
@@ -26,10 +28,12 @@ class CTCObjective(nn.Module):
         chunk_frames: int | None,
         left_chunks: int | None,
         alignment: Tensor | None = None,
+        teacher: TeacherTargets | None = None,
     ) -> Tensor:
-        """Losses summed over the rows: f32 [2], (what is trained on, final CTC alone).
+        """Losses summed over the rows: f32 [3], (trained on, final CTC alone, divergence from the teacher).
 
-        Trained on is CTC, weighted with the intermediate ones; with `alignment` cross-entropy instead.
+        Trained on is CTC, weighted with the intermediate ones; with `alignment` cross-entropy instead. The
+        divergence is that of the final output, 0 without a teacher.
         """
         log_probs, lens, between = self.model.forward_train(
             features, feature_lens, chunk_frames=chunk_frames, left_chunks=left_chunks
@@ -49,7 +53,10 @@ class CTCObjective(nn.Module):
         if between and self.intermediate_weight > 0:
             inner = torch.stack([measure(item) for item in between]).mean()
             total = (1 - self.intermediate_weight) * total + self.intermediate_weight * inner
-        return torch.stack([total, final.detach()])
+        divergence = torch.zeros_like(total)
+        if teacher is not None:
+            divergence = teacher_divergence(log_probs, teacher, self.temperature)
+        return torch.stack([total, final.detach(), divergence])
 
 
 def _ctc_sum(log_probs: Tensor, lens: Tensor, targets: Tensor, target_lens: Tensor, blank: int) -> Tensor:

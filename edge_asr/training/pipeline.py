@@ -6,6 +6,7 @@ in worker processes that share the audio cache. Nothing is random here but what 
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from edge_asr.training.augment import (
 )
 from edge_asr.training.config import AugmentConfig, SpecAugmentConfig
 from edge_asr.training.corpus import Clip
+from edge_asr.training.distillation import Teacher, TeacherTargets, collate_targets, place_posteriors
 from edge_asr.training.flat_start import IGNORED, join_labels, spread_tokens
 from edge_asr.training.noise import NoisePool
 from edge_asr.training.plan import Item, Position
@@ -41,6 +43,7 @@ class Batch:
     features: f32 [B, T, n_mels], zero beyond the lengths.  feature_lens: i64 [B].
     targets: i64 [sum of target_lens], all rows one after another.  target_lens: i64 [B].
     alignment: i64 [B, T'] labels for a flat start (see `flat_start`), or None.
+    teacher: targets of a teacher (see `distillation`), or None.
     """
 
     features: torch.Tensor
@@ -50,6 +53,7 @@ class Batch:
     audio_s: float
     position: Position
     alignment: torch.Tensor | None = None
+    teacher: TeacherTargets | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch with features and lengths on `device`."""
@@ -61,6 +65,7 @@ class Batch:
             self.audio_s,
             self.position,
             None if self.alignment is None else self.alignment.to(device, non_blocking=True),
+            None if self.teacher is None else self.teacher.to(device),
         )
 
 
@@ -93,13 +98,16 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
         flat_start: FlatStart | None = None,
         separator: Sequence[int] = (),
         noises: Sequence[npt.NDArray[np.int16]] = (),
+        teacher: Teacher | None = None,
     ) -> None:
         self.flat_start = flat_start
+        self.teacher = teacher
         self.separator = separator
         self.clips = clips
         self.targets = targets
         self.sample_rate = features.sample_rate
         self.extractor = FeatureExtractor(features)
+        self.hop_s = features.hop_length / features.sample_rate
         self.augment = augment
         self.spec_augment = spec_augment
         self.mask_value = mask_value
@@ -109,7 +117,7 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
 
     def __getitem__(self, planned: tuple[Position, list[Item]]) -> Batch:
         position, items = planned
-        rows, targets, labels, n_samples = [], [], [], 0
+        rows, targets, labels, taught, n_samples = [], [], [], [], 0
         for item in items:
             rng = np.random.default_rng(item.seed)
             parts = self.load_parts(item)
@@ -118,6 +126,8 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
             features = self.extractor(waveform)
             if self.flat_start is not None:
                 labels.append(self.align(item, parts, len(features), self.flat_start))
+            if self.teacher is not None:
+                taught.append(self.place_teacher(item, parts, len(features), self.teacher))
             if self.augment.enabled:
                 if self.augment.vtlp_range != (1.0, 1.0):
                     warp = build_warp(self.extractor.config, float(rng.uniform(*self.augment.vtlp_range)))
@@ -131,6 +141,7 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
             for index, row in enumerate(labels):
                 padded[index, : len(row)] = row
             batch.alignment = torch.from_numpy(padded)
+        batch.teacher = collate_targets(taught)
         return batch
 
     def load_parts(self, item: Item) -> list[npt.NDArray[np.float32]]:
@@ -160,6 +171,18 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
             labels.append(row)
             begin += len(part)
         return join_labels(labels, starts, n_frames, factor=flat_start.factor, blank_id=blank_id)
+
+    def place_teacher(
+        self, item: Item, parts: Sequence[npt.NDArray[np.float32]], n_frames: int, teacher: Teacher
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
+        """The teacher's targets of one item, see `distillation.place_posteriors`."""
+        begin_s, placed = 0.0, []
+        for clip, part, gap_s, speed in zip(item.clips, parts, item.gaps_s, item.speeds, strict=False):
+            begin_s, length_s = begin_s + gap_s, len(part) / self.sample_rate
+            placed.append((clip, begin_s, length_s, speed))
+            begin_s += length_s
+        n_output_frames = math.ceil(n_frames * self.hop_s / teacher.frame_s - 1e-6)
+        return place_posteriors(placed, n_output_frames, teacher)
 
     def build_waveform(
         self,

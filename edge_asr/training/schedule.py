@@ -48,5 +48,5 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
-        foreach=True,
+        fused=True,
     )

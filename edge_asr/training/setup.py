@@ -115,7 +115,7 @@ def prepare(
         tokenizer, model_config = resumed
     else:
         tokenizer = _build_tokenizer(config, init, train)
-        model_config = _build_model_config(config, init, len(tokenizer.vocabulary), features)
+        model_config = build_model_config(config, init, len(tokenizer.vocabulary), features)
     if config.augment.vtlp_range != (1.0, 1.0) and features.kind != "log_mel":
         raise ConfigError("augment.vtlp_range warps mel bands; leave it out with features of kind waveform")
     extractor = FeatureExtractor(features)
@@ -186,9 +186,14 @@ def _build_tokenizer(config: TrainConfig, init: Checkpoint | None, train: Corpus
     )
 
 
-def _build_model_config(
+def build_model_config(
     config: TrainConfig, init: Checkpoint | None, vocab_size: int, features: FeatureConfig
 ) -> ConformerConfig:
+    """The shape of the `model` section, or that of a checkpoint with single keys changed.
+
+    Raises:
+        ConfigError: a key that is not one of the shape, or one that training fills in.
+    """
     values = dict(config.model)
     preset = values.pop("preset", "tiny")
     for key in ("vocab_size", "n_mels"):

@@ -28,7 +28,8 @@ from edge_asr.errors import TrainingError, require
 from edge_asr.metrics import ErrorRates
 from edge_asr.model import ConformerCTC
 from edge_asr.training.alignment import load_spans
-from edge_asr.training.config import TrainConfig
+from edge_asr.training.config import DistillationConfig, TrainConfig
+from edge_asr.training.distillation import Teacher, load_posteriors
 from edge_asr.training.flat_start import IGNORED, token_weights
 from edge_asr.training.objective import CTCObjective
 from edge_asr.training.outputs import RunOutputs
@@ -77,7 +78,9 @@ class Trainer:
             self.model.load_state_dict(tensors)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
-        objective = CTCObjective(self.model, config.optim.intermediate_weight)
+        objective = CTCObjective(
+            self.model, config.optim.intermediate_weight, config.distillation.temperature
+        )
         self.optimizer = build_optimizer(self.model, config.optim)
         self.objective, self.optimizer = fabric.setup(objective, self.optimizer)
         self.ema = ExponentialAverage(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
@@ -101,6 +104,7 @@ class Trainer:
             else None,
             word_separator(prepared.tokenizer.vocabulary),
             prepared.noises,
+            _teacher(prepared, config.distillation),
         )
 
     @property
@@ -195,11 +199,12 @@ class Trainer:
                 # One clock for all: ranks that disagree on the learning rate would drift apart.
                 self.minutes if fabric.global_rank == 0 else 0.0,
                 sum(int((b.alignment != IGNORED).sum()) for b in micro if b.alignment is not None),
+                sum(b.teacher.n_frames for b in micro if b.teacher is not None),
             ],
             dtype=torch.float64 if fabric.device.type != "mps" else torch.float32,
             device=fabric.device,
         )
-        n_tokens, n_utterances, audio_s, n_stop, minutes, n_labels = (
+        n_tokens, n_utterances, audio_s, n_stop, minutes, n_labels, n_taught = (
             float(value)
             for value in (fabric.all_reduce(counts, reduce_op="sum") if fabric.world_size > 1 else counts)
         )
@@ -213,7 +218,8 @@ class Trainer:
             group["lr"] = rate
         chunk, left = draw_chunk(self.config.streaming, self.config.seed, self.step)
         self.objective.train()
-        sums = torch.zeros(2, device=fabric.device)
+        taught_weight = self.config.distillation.weight / max(n_taught, 1.0)
+        sums = torch.zeros(3, device=fabric.device)
         for index, batch in enumerate(micro):
             torch.manual_seed(_seed_of(self.config.seed, self.step, index, fabric.global_rank))
             on_device = batch.to(fabric.device)
@@ -226,9 +232,11 @@ class Trainer:
                     chunk,
                     left,
                     on_device.alignment if flat else None,
+                    on_device.teacher,
                 )
                 # DDP averages gradients over processes; the loss is a sum, hence the factor.
-                fabric.backward(losses[0] * (fabric.world_size / trained_denominator))
+                loss = losses[0] / trained_denominator + losses[2] * taught_weight
+                fabric.backward(loss * fabric.world_size)
             sums += losses.detach().float()
         if fabric.world_size > 1:
             sums = fabric.all_reduce(sums, reduce_op="sum")
@@ -245,7 +253,7 @@ class Trainer:
             _LOG.warning("step %d skipped: the gradient is not finite", self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         return {
-            "loss": float(sums[0]) / trained_denominator,
+            "loss": float(sums[0]) / trained_denominator + float(sums[2]) * taught_weight,
             "ctc_loss": float(sums[1]) / denominator,
             "lr": rate,
             "grad_norm": norm,
@@ -351,6 +359,18 @@ def _flat_start(prepared: Prepared, alignments: str | None) -> FlatStart:
         spans = load_spans(alignments, prepared.train.clips, prepared.targets, vocabulary)
     factor = prepared.model.config.subsampling_factor
     return FlatStart(token_weights(vocabulary), factor, vocabulary.blank_id, spans)
+
+
+def _teacher(prepared: Prepared, config: DistillationConfig) -> Teacher | None:
+    if config.posteriors is None or config.weight == 0:
+        return None
+    vocabulary, features = prepared.tokenizer.vocabulary, prepared.features
+    return Teacher(
+        load_posteriors(config.posteriors, prepared.train.clips, vocabulary),
+        prepared.model.config.subsampling_factor * features.hop_length / features.sample_rate,
+        vocabulary.blank_id,
+        config.temperature,
+    )
 
 
 def _gradient_norm(model: nn.Module) -> float:
