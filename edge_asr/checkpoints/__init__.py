@@ -1,7 +1,8 @@
 """Checkpoints: our own format and other projects', and the registry that tells them apart.
 
-Does: save and load native checkpoints; `load_any` asks each registered loader in turn, by the files' names.
-Does not: execute pickles, or guess: what no loader recognizes is an error that lists the known formats.
+It saves and loads native checkpoints; `load_any` asks each registered loader in turn, by the files' names. If
+no loader recognizes a file, the error lists the known formats.
+What this file does not do: execute pickles, guess.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """From another project's tensors to a `Checkpoint`: every tensor used once, every one of ours filled.
 
-Does: take tensors by their names and shapes under ours, count what is left over, check the whole.
-Does not: know any project's names (each loader does) or open files (`safe_*.py`).
+It takes tensors by name and shape, renames them, reports what is left over, and checks the whole.
+What this file does not do: know the names of a project (each loader does), open files (`safe_*.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edge_asr.vocabulary import Vocabulary
 
 
 class TensorMap:
-    """Another project's tensors going over to our names.
+    """Moves another project's tensors to our names.
 
     Args:
         tensors: name -> tensor, as `safe_torch` gives them.

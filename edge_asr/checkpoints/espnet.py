@@ -1,8 +1,8 @@
 """ESPnet2 folders: config.yaml and a .pth file, bare or as ESPnet packs them (meta.yaml, exp/, data/).
 
-Does: the CTC branch of `ESPnetASRModel` with a Conformer encoder; the attention decoder or transducer
-beside it is left out and said.
-Does not: need espnet, unpack .zip files, or average snapshots.
+It loads the CTC branch of `ESPnetASRModel` with a Conformer encoder. An attention decoder or transducer
+beside it is left out, and a note says so. espnet is not needed.
+What this file does not do: unpack .zip files, average snapshots.
 
 Sources: espnet2/tasks/asr.py, espnet2/asr/espnet_model.py, espnet2/asr/encoder/conformer_encoder.py,
 espnet2/main_funcs/pack_funcs.py.

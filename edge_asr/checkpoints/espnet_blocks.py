@@ -1,8 +1,9 @@
 """The encoder weights that ESPnet and WeNet name alike (WeNet began as ESPnet's encoder), under our names.
 
-Does: subsampling, blocks and the norm after them; a block without its first (macaron) feed-forward as one
-whose first adds zero and whose second counts whole; an epsilon of BatchNorm other than PyTorch's.
-Does not: read settings (`espnet.py`, `wenet.py`).
+It maps subsampling, blocks and the norm after them. A block without its first (macaron) feed-forward becomes
+one whose first adds zero and whose second counts in full. Another epsilon of BatchNorm than PyTorch's is
+folded in.
+What this file does not do: read settings (espnet.py, wenet.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from edge_asr.checkpoints.assembly import TensorMap
 from edge_asr.model.config import CONV2D_STAGES, ConformerConfig
 
 TORCH_BATCH_NORM_EPS = 1e-5
-"""Of `nn.BatchNorm1d`, which our modules have."""
+"""Epsilon of `nn.BatchNorm1d`, which our modules have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

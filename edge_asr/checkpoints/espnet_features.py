@@ -1,8 +1,8 @@
 """ESPnet's default front end and its normalizations, as a `FeatureConfig` and the model's CMVN.
 
-Does: `frontend: default` (STFT, mel bands of librosa, logarithm), `utterance_mvn`, `global_mvn` from the
-weights or the statistics file.
-Does not: other front ends (s3prl, fused, whisper, sliding_window), WPE or beamforming.
+It supports `frontend: default` (STFT, mel bands of librosa, logarithm), `utterance_mvn`, and `global_mvn`
+from the weights or the statistics file.
+What this file does not do: other front ends (s3prl, fused, whisper, sliding_window), WPE, beamforming.
 
 Sources: espnet2/asr/frontend/default.py, espnet2/layers/{stft,log_mel,global_mvn,utterance_mvn}.py.
 """

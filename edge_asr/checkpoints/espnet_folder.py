@@ -1,8 +1,8 @@
 """Where things are in an ESPnet2 folder: as packed (meta.yaml, exp/, data/), or one experiment's own.
 
-Does: choose config.yaml and the .pth file, and resolve the paths that config.yaml names, which were those of
+It chooses config.yaml and the .pth file, and resolves the paths that config.yaml names, which were those of
 the training machine or of the packed folder.
-Does not: read their content (`espnet.py`).
+What this file does not do: read their content (espnet.py).
 
 Source: espnet2/main_funcs/pack_funcs.py.
 """
@@ -16,7 +16,7 @@ from edge_asr.checkpoints.safe_archive import inside
 from edge_asr.checkpoints.safe_yaml import load_yaml
 from edge_asr.errors import CheckpointError
 
-#: Snapshots that ESPnet's recipes decode with, the first that is there.
+#: Snapshots that ESPnet's recipes decode with; the first that exists is taken.
 _PREFERRED = ("valid.acc.ave.pth", "valid.acc.best.pth", "valid.loss.ave.pth", "valid.loss.best.pth")
 _META_HEAD_BYTES = 4096
 

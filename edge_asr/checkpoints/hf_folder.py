@@ -1,7 +1,7 @@
 """What Hugging Face folders have in common: config.json, safetensors, feature extractor and tokenizer files.
 
-Does: find and read them, in the layouts of transformers 4 and 5.
-Does not: map weights; each architecture's file does (parakeet.py, wav2vec2.py).
+It finds and reads them, in the layouts of transformers 4 and 5.
+What this file does not do: map weights (parakeet.py, wav2vec2.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Our own checkpoint: a folder of config.json, model.safetensors and, for SentencePiece, tokenizer.model.
 
-Does: write it all or not at all; read it with every name, shape and setting checked, float16 as float32.
-Does not: hold optimizer state (`edge_asr.training`), or read or write any pickle.
+It writes all of it or nothing, and reads it with every name, shape and setting checked, float16 as float32.
+What this file does not do: hold optimizer state (`edge_asr.training`), read or write pickles.
 """
 
 import json

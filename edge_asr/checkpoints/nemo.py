@@ -1,7 +1,8 @@
 """NeMo's `.nemo` files: Conformer and FastConformer CTC models, and the CTC branch of hybrid ones.
 
-Does: open the archive in memory, read `model_config.yaml`, put weights, front end and tokens together.
-Does not: need NeMo, or load what has no CTC head (transducers, AED), adapters, or other encoders.
+It opens the archive in memory, reads `model_config.yaml`, and assembles weights, front end and tokens. NeMo
+is not needed.
+What this file does not do: load models without a CTC head (transducers, AED), adapters, other encoders.
 The parts: nemo_encoder.py (network), nemo_features.py (front end), nemo_tokenizer.py (tokens).
 
 Source: nemo/core/connectors/save_restore_connector.py, nemo/collections/asr/models/ctc_models.py,

@@ -1,8 +1,9 @@
 """NeMo's ConformerEncoder: its settings as ours, its tensors under our names.
 
-Does: striding and dw_striding subsampling (causal too), rel_pos and rel_pos_local_attn with every
+It supports striding and dw_striding subsampling (causal too), rel_pos and rel_pos_local_attn with every
 context, batch and layer norm, missing biases, and an output projection, which is multiplied into the head.
-Does not: open files (nemo.py). Parakeet's folders have the same network under other names (parakeet.py).
+What this file does not do: open files (nemo.py), or read Parakeet's folders, which have the same network
+under other names (parakeet.py).
 
 Source: nemo/collections/asr/modules/conformer_encoder.py (defaults of its constructor),
 parts/submodules/{subsampling,conformer_modules,multi_head_attention}.py.

@@ -1,8 +1,8 @@
 """NeMo's AudioToMelSpectrogramPreprocessor as a `FeatureConfig`, in both of its generations.
 
-Does: every setting that decides a log-mel band; "fixed" normalization becomes the model's own CMVN; the
+It reads every setting that decides a log-mel band. "fixed" normalization becomes the model's own CMVN. The
 window and filters stored in the checkpoint must be those that the settings give.
-Does not: dither (0 at inference) or `pad_to` (frames past the clip are ignored).
+What this file does not do: dither (0 at inference), `pad_to` (frames past the clip are ignored).
 
 Up to NeMo 2.4 clips were mirrored at their ends and had L // hop + 1 frames; from 2.5 on they are padded with
 zeros and have L // hop (PR 13827). A file says which version wrote it, not always which one trained it.

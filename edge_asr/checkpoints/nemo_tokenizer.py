@@ -1,7 +1,8 @@
 """The tokens of a NeMo model, in the order of its outputs: labels, SentencePiece pieces, or aggregates.
 
-Does: find the hashed files that the configuration names inside the archive.
-Does not: encode text, or use vocab.txt (it lists pieces in another notation).
+It finds the hashed files that the configuration names inside the archive. vocab.txt is not used, because it
+lists pieces in another notation.
+What this file does not do: encode text.
 
 Source: nemo/collections/asr/parts/mixins/mixins.py,
 nemo/collections/common/tokenizers/aggregate_tokenizer.py.

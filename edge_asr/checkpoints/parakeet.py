@@ -1,7 +1,8 @@
 """Hugging Face folders of ParakeetForCTC: NeMo's FastConformer under other names.
 
-Does: config.json, model.safetensors (sharded too), the feature extractor's settings, the tokenizer's tokens.
-Does not: need transformers, or load ParakeetForTDT.
+It reads config.json, model.safetensors (sharded too), the feature extractor's settings and the tokenizer's
+tokens. transformers is not needed.
+What this file does not do: load ParakeetForTDT.
 
 Source: transformers, models/parakeet/{configuration,modeling,feature_extraction}_parakeet.py.
 """

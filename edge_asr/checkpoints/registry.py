@@ -1,6 +1,6 @@
 """What a checkpoint format is: how it is told, how it is loaded, and what a user may have to add.
 
-Does not: list the formats (`edge_asr.checkpoints`).
+What this file does not do: list the formats (`edge_asr.checkpoints`).
 """
 
 from __future__ import annotations

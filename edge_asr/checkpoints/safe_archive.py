@@ -1,7 +1,8 @@
 """Opening other people's archives and folders: tar members in memory, paths that cannot leave their folder.
 
-Does: read named members of a tar or gzipped tar with limits on count and size; nothing is written to disk.
-Does not: unpack, follow links, or trust a header: what is read is counted.
+It reads named members of a tar or gzipped tar, with limits on count and size. Nothing is written to disk, and
+no header is trusted: the bytes read are counted.
+What this file does not do: unpack, follow links.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edge_asr.errors import CheckpointError
 
 MAX_MEMBERS = 10_000
 MAX_MEMBER_BYTES = 20 << 30
-"""No published Conformer comes near (a model of 2 G parameters has 8 GB)."""
+"""Largest member; no published Conformer comes near (a model of 2 G parameters has 8 GB)."""
 
 MAX_RATIO = 200
 """Uncompressed bytes per byte of the archive; weights compress by less than 2, text by less than 20."""

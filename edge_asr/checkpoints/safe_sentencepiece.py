@@ -1,8 +1,9 @@
 """The pieces of a SentencePiece model file, in the order of their ids.
 
-Does: read the one repeated field of the protobuf that holds them, so that loading a checkpoint needs no
-sentencepiece package; every length is checked against the file.
-Does not: segment text (training does, with the package), or read the trainer's and normalizer's settings.
+It reads the one repeated field of the protobuf that holds them, so loading a checkpoint needs no
+sentencepiece package. Every length is checked against the file.
+What this file does not do: segment text (training does, with the package), read settings of trainer and
+normalizer.
 
 Source: google/sentencepiece, src/sentencepiece_model.proto: ModelProto.pieces = 1 (message: piece = 1 string,
 score = 2 float, type = 3 enum).

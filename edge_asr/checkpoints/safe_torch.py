@@ -1,7 +1,8 @@
 """Tensors from other people's weight files, without executing anything in them.
 
-Does: torch.load with `weights_only=True` only, safetensors, and size limits ahead of both.
-Does not: unpickle objects; a file that asks for it is refused with the name of what it asks for.
+It uses torch.load with `weights_only=True` only, and safetensors, after checking sizes. A file that requires
+an object to be unpickled is refused, and the message names the object.
+What this file does not do: unpickle objects.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edge_asr.checkpoints.safe_archive import MAX_MEMBER_BYTES, MAX_MEMBERS
 from edge_asr.errors import CheckpointError
 
 MAX_EXPANSION = 16
-"""Bytes as float32 for each byte held: 8-bit values take 4, and a few tensors may share a storage."""
+"""Most float32 bytes per byte held: 8-bit values take 4, and a few tensors may share a storage."""
 
 
 def load_tensors(

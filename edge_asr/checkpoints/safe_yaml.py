@@ -1,9 +1,9 @@
 """Settings of other people's checkpoints: YAML and JSON read as plain values, every key accounted for.
 
-Does: load with PyYAML's safe loader, size and alias limits; `Settings`, from which a loader takes what it
-knows and which refuses what is left over.
-Does not: build Python objects from tags, or resolve OmegaConf interpolations (`${...}` values are refused
-where used).
+It loads with PyYAML's safe loader and limits on size and aliases. A loader takes what it knows from
+`Settings`, which refuses what is left over.
+What this file does not do: build Python objects from tags, resolve OmegaConf interpolations (`${...}` values
+are refused where used).
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ plainest there is: `model.pt`, a state dict with the keys `conformer.*` (torchau
 and `conformer`, the logarithm behind the spectrogram as `log` ({"type": "add" or "clamp", "value": ...}),
 `tokens` in the order of the outputs, and `blank`. Arguments that are absent have torchaudio's defaults.
 
-Does not: take a projection or subsampling between features and encoder, or a normalization of the features.
+What this file does not do: support a projection or subsampling between features and encoder, or a
+normalization of the features.
 
 Source: torchaudio, models/conformer.py, transforms/_transforms.py (MelSpectrogram, MelScale).
 """

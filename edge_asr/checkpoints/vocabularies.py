@@ -1,7 +1,7 @@
 """The blank's place: other projects have it first or anywhere, our models and graphs have it last.
 
-Does: move it in weights and tokens, and put outputs back into the original order for comparisons.
-Does not: read token files; each loader knows its own.
+It moves the blank in weights and tokens, and puts outputs back into the original order for comparisons.
+What this file does not do: read token files (each loader does).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edge_asr.vocabulary import BLANK_TOKEN, WORD_BOUNDARY, Vocabulary, Vocabula
 
 
 def move_blank_last(tensor: Tensor, blank_id: int) -> Tensor:
-    """Rows [V, ...] with row `blank_id` moved to the end, the others in order."""
+    """Move row `blank_id` of rows [V, ...] to the end, and keep the others in order."""
     return cat((tensor[:blank_id], tensor[blank_id + 1 :], tensor[blank_id : blank_id + 1]))
 
 

@@ -1,8 +1,9 @@
 """Hugging Face folders of Wav2Vec2ConformerForCTC, with relative, rotary or no position embeddings.
 
-Does: config.json, model.safetensors (sharded too), the feature extractor's settings, vocab.json. Absent
-biases become zeros, query, key and value one weight, the blank (the padding token) the last output.
-Does not: need transformers; load adapters, other wav2vec 2.0 models, or phoneme tokenizers.
+It reads config.json, model.safetensors (sharded too), the feature extractor's settings and vocab.json. Absent
+biases become zeros; query, key and value become one weight; the blank (the padding token) becomes the last
+output. transformers is not needed.
+What this file does not do: load adapters, other wav2vec 2.0 models, phoneme tokenizers.
 
 Source: transformers, models/wav2vec2_conformer/{configuration,modeling}_wav2vec2_conformer.py,
 models/wav2vec2/{feature_extraction,tokenization}_wav2vec2.py.

@@ -1,7 +1,7 @@
 """The tokens of a Wav2Vec2CTCTokenizer: vocab.json, added tokens, the word delimiter, lower case.
 
-Does: give every output the text that transformers decodes it to, grouped by the CTC rule.
-Does not: read vocabularies of several languages (MMS) or phoneme tokenizers; they are refused.
+It gives every output the text that transformers decodes it to, grouped by the CTC rule. Vocabularies of
+several languages (MMS) and phoneme tokenizers are refused.
 
 Source: transformers, models/wav2vec2/tokenization_wav2vec2.py.
 """

@@ -1,8 +1,8 @@
 """WeNet folders (train.yaml, final.pt, units.txt, global_cmvn): the CTC branch of Conformer and U2++.
 
-Does: full-context, static- and dynamic-chunk encoders; a dynamic-chunk model may be run with any chunk size
-(`ConformerCTC.forward(chunk_frames=...)`), full context is the default as in WeNet's recognize.py.
-Does not: attention decoders, rescoring, transducers, or other encoders than the Conformer.
+It loads full-context, static-chunk and dynamic-chunk encoders. A dynamic-chunk model may run with any chunk
+size (`ConformerCTC.forward(chunk_frames=...)`); full context is the default, as in WeNet's recognize.py.
+What this file does not do: attention decoders, rescoring, transducers, other encoders than the Conformer.
 
 Sources: wenet/utils/{init_model,init_tokenizer,mask,class_utils}.py, wenet/models/transformer/encoder.py.
 """

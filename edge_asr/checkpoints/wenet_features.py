@@ -1,8 +1,9 @@
 """WeNet's front end (torchaudio's Kaldi fbank) as a `FeatureConfig`, and its global CMVN.
 
-Does: `fbank_conf` and `resample_conf` of train.yaml; the statistics in JSON or Kaldi's text, for weights that
-do not hold them.
-Does not: dither (train.yaml's is for training; recognize.py sets it to 0), MFCC, or Whisper's log-mel.
+It reads `fbank_conf` and `resample_conf` of train.yaml, and the statistics in JSON or Kaldi's text for
+weights that do not hold them.
+What this file does not do: dither (that of train.yaml is for training; recognize.py sets it to 0), MFCC,
+Whisper's log-mel.
 
 Sources: wenet/dataset/processor.py (compute_fbank), torchaudio/compliance/kaldi.py, wenet/utils/cmvn.py.
 """

@@ -1,6 +1,6 @@
 """WeNet's units.txt (`token id` a line) as a `Vocabulary`.
 
-Does not: read tokenizers; text is put together from the units.
+What this file does not do: read tokenizers; text is assembled from the units.
 
 Source: wenet/utils/file_utils.py (read_symbol_table), wenet/text/{char,bpe}_tokenizer.py.
 """

@@ -1,7 +1,8 @@
 """The shape of a Conformer-CTC: one frozen, validated, JSON-serializable description, and its presets.
 
-Does: validate every field on creation, resolve presets, convert to and from a dict.
-Does not: import torch, or hold anything about training or features other than the number of mel bands.
+It validates every field on creation, resolves presets, and converts to and from a dict. It never imports
+torch.
+What this file does not do: training, or features other than the number of mel bands.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from edge_asr.errors import ConfigError
 from edge_asr.frames import OutputFrames
 
 LARGEST_SIZE = 1 << 20
-"""Of any width or count, far above every published model: what asks for more means to fill the memory."""
+"""Largest accepted width or count; larger values are treated as hostile files that would fill the memory."""
 
 LARGEST_LOCAL_CONTEXT = 1 << 16
-"""Frames to a side in local attention, which has a table of them: an hour and a half of FastConformer."""
+"""Most frames on a side in local attention, which has a table of them: 90 minutes of FastConformer."""
 
 SUBSAMPLING_FACTORS = (2, 4, 8, 16)
-"""Of the striding kinds; "conv2d" takes those of `CONV2D_STAGES`."""
+"""Factors of the striding kinds; "conv2d" takes those of `CONV2D_STAGES`."""
 
 #: (kernel, stride) of each unpadded convolution of "conv2d", by factor. Sources: ESPnet,
 #: espnet/nets/pytorch_backend/transformer/subsampling.py; WeNet, wenet/transformer/subsampling.py.

@@ -1,7 +1,8 @@
 """Conformer-CTC as one module: features in, log-probabilities out.
 
-Does: global CMVN inside the graph, the encoder, the linear or LSTM head, intermediate CTC outputs.
-Does not: compute losses or decode; it must stay exportable, so nothing here branches on tensor content.
+It holds the global CMVN, the encoder, the linear or LSTM head, and intermediate CTC outputs. It must stay
+exportable, so nothing here branches on tensor content.
+What this file does not do: compute losses, decode.
 """
 
 from typing import cast

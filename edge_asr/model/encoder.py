@@ -1,8 +1,8 @@
 """The Conformer encoder: subsampling, then blocks of feed-forward, attention, convolution, feed-forward.
 
-Does: Gulati et al. 2020, equation 1, in three block orders, with chunk masks for streaming-ready training.
-Does not: the CTC head or feature normalization (`ctc.py`), nor what a stream keeps from step to step
-(`streaming.py`).
+It is equation 1 of Gulati et al. 2020, in three block orders, with chunk masks for streaming-ready training.
+What this file does not do: the CTC head and feature normalization (ctc.py), the state of a stream
+(streaming.py).
 """
 
 import math

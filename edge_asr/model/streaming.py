@@ -1,10 +1,10 @@
 """One step of a stream in PyTorch: a window of features and a state in, log-probabilities and a state out.
 
-Does: run a `ConformerCTC`'s own modules chunk by chunk, so that the chunks of a clip, one after the other,
-give what the model gives for the clip at once under the same `attention_context`. There is no second set of
+It runs the modules of a `ConformerCTC` chunk by chunk, so that the chunks of a clip, one after the other,
+give what the model gives for the whole clip under the same `attention_context`. There is no second set of
 weights.
-Does not: cut windows out of a feature stream (edge_asr.runtime.streaming_model), or choose the geometry
-(streamable.py).
+What this file does not do: cut windows out of a feature stream (edge_asr.runtime.streaming_model), choose the
+geometry (streamable.py).
 
 The state is NeMo's: of every layer the last inputs of attention (behind its LayerNorm) and of the depthwise
 convolution, and how many frames of the former are there. WeNet's attention memorizes keys and values instead,

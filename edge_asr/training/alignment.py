@@ -1,4 +1,4 @@
-"""Where each character of a clip is said, by a trained CTC model; kept as JSON Lines beside the speech.
+"""Finds where each character of a clip is said, by a trained CTC model, and keeps it as JSON Lines.
 
 A flat start from such times (`optim.flat_start_alignments`) is better than tokens spread evenly, and they
 serve every tokenizer: a piece lasts from its first character to its last. Any CTC checkpoint whose
@@ -21,13 +21,13 @@ from edge_asr.training.corpus import Clip
 from edge_asr.vocabulary import Vocabulary
 
 REACH_S = 0.12
-"""A token's sound is taken to last this long behind the time of its last character, or to the next token."""
+"""How long the sound of a token lasts after the time of its last character, at most until the next token."""
 
 
 def align_tokens(
     log_probs: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], blank_id: int
 ) -> npt.NDArray[np.int64] | None:
-    """The frame at which each token begins on the best path of CTC (Viterbi), i64 [N]; None if none fits.
+    """Find the frame at which each token begins on CTC's best path (Viterbi), i64 [N]; None if none fits.
 
     Args:
         log_probs: f32 [T, V].
@@ -61,16 +61,16 @@ def align_tokens(
 
 
 def write_alignment(file: TextIO, clip_id: str, text: str, times_s: Iterable[float]) -> None:
-    """One row; a time for each character of `text`."""
+    """Write one row, with a time for each character of `text`."""
     row = {"id": clip_id, "text": text, "times_s": [round(float(time), 3) for time in times_s]}
     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_alignments(path: Path) -> Iterator[tuple[str, str, npt.NDArray[np.float32]]]:
-    """(id, text, f32 [characters] times in seconds) of each row.
+    """Yield (id, text, f32 [characters] times in seconds) of each row.
 
     Raises:
-        ConfigError: no such file, or a row that is not such an object.
+        ConfigError: the file cannot be read, or a row is not such an object.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -93,7 +93,7 @@ def load_spans(
     targets: Sequence[npt.NDArray[np.int64]],
     vocabulary: Vocabulary,
 ) -> list[npt.NDArray[np.float32] | None]:
-    """When each token of each clip is said, f32 [N, 2] begin and end in seconds; None where nobody knows.
+    """Load when each token of each clip is said, f32 [N, 2] begin and end in seconds; None if unknown.
 
     A row counts only if its text is still that of the clip. Sources without a file in `folder` have none.
     """
@@ -117,7 +117,7 @@ def token_spans(
     text: str,
     times_s: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32] | None:
-    """Begin and end of each token from the times of the characters, f32 [N, 2]; None if they do not fit."""
+    """Derive begin and end of each token from the character times, f32 [N, 2]; None if they do not fit."""
     texts = [vocabulary.token_text(int(token)) for token in tokens]
     joined = "".join(texts)
     # A SentencePiece text begins with a space.
@@ -141,7 +141,7 @@ def labels_from_spans(
     frame_s: float,
     blank_id: int,
 ) -> npt.NDArray[np.int64]:
-    """Labels of one clip, i64 [n_frames]: each token for its span (one frame at least), blank elsewhere."""
+    """Label one clip, i64 [n_frames]: each token for its span (at least one frame), blank elsewhere."""
     labels = np.full(n_frames, blank_id, np.int64)
     for (begin, end), token in zip(spans, tokens, strict=True):
         first = int(begin / frame_s)

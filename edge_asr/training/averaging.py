@@ -1,4 +1,4 @@
-"""The mean of several checkpoints of one run, which is usually better than each."""
+"""Averages several checkpoints of one run; the mean is usually better than each of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def average_checkpoints(paths: Sequence[str | Path], output: str | Path) -> Path
     """Average floating-point tensors (integers come from the last) and write a checkpoint.
 
     Raises:
-        TrainingError: no path, or checkpoints of different shape or vocabulary.
+        TrainingError: no path is given, or the checkpoints differ in shape or vocabulary.
         CheckpointError: one cannot be read.
     """
     if not paths:
@@ -46,7 +46,7 @@ def average_checkpoints(paths: Sequence[str | Path], output: str | Path) -> Path
 
 
 def average_run(run_dir: str | Path, n_last: int, output: str | Path) -> Path:
-    """Average the newest `n_last` of RUN/checkpoints (all of them when there are fewer).
+    """Average the newest `n_last` of RUN/checkpoints (all of them if there are fewer).
 
     Raises:
         TrainingError: the run has no numbered checkpoint, or n_last < 1.

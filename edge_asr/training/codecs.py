@@ -1,6 +1,6 @@
-"""What codecs do to speech: telephone (mu-law, GSM, both at 8 kHz) and lossy files (MP3, Vorbis, Opus).
+"""Applies codecs to speech: telephone (mu-law, GSM, both at 8 kHz) and lossy files (MP3, Vorbis, Opus).
 
-Each takes a waveform through the codec and back, at the same length and without delay. MP3 needs
+Each takes a waveform through the codec and back, with the same length and without delay. MP3 needs
 libsndfile 1.1 or newer, which soundfile's wheels contain.
 """
 

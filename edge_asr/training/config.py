@@ -53,7 +53,7 @@ class DataConfig:
     """What is trained on, and how it is batched.
 
     train: list of sources; all are mixed.
-    dev: list of sources for evaluation; none may be empty when given.
+    dev: list of sources for evaluation; no source may be empty.
     text_normalization: none, or basic (lower case, letters, digits, apostrophes, single spaces).
     min_clip_s: shorter clips are bad rows, seconds.
     max_clip_s: longer clips are bad rows, seconds.
@@ -397,7 +397,7 @@ class TrainConfig:
     """One training run.
 
     run_dir: everything is written here; relative to the YAML file.
-    seed: of initialisation, data order and augmentation.
+    seed: seed of initialization, data order and augmentation.
     init_from: checkpoint whose weights, vocabulary, features and global CMVN this run starts from.
     override_init: with init_from, build a new vocabulary and CMVN; tensors of other shapes start fresh.
     features: keys of FeatureConfig; preset names the front end.

@@ -1,7 +1,7 @@
 """Reads the training YAML into `TrainConfig`, and prints a commented default YAML.
 
 An unknown key, or a value of the wrong type, is a `ConfigError` that names the key's full path.
-Relative paths in the file are relative to the file. This file knows no key by name except the paths.
+Relative paths in the file are relative to the file. This file knows only the keys of paths by name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
         overrides: dotted key -> value, applied on top, e.g. {"optim.lr": 5e-4}.
 
     Raises:
-        ConfigError: not readable, not YAML, an unknown key, a wrong type or a value out of range.
+        ConfigError: the file is not readable or not YAML, or holds an unknown key, a wrong type or a value
+            out of range.
     """
     yaml = require("yaml", extra="train")
     path = Path(path)
@@ -50,7 +51,7 @@ def config_from_dict(data: dict[str, Any]) -> TrainConfig:
     """Build and validate a `TrainConfig`.
 
     Raises:
-        ConfigError: an unknown key, a wrong type or a value out of range.
+        ConfigError: a key is unknown, or a value has a wrong type or is out of range.
     """
     config = _build(TrainConfig, data, "")
     assert isinstance(config, TrainConfig)
@@ -58,20 +59,20 @@ def config_from_dict(data: dict[str, Any]) -> TrainConfig:
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """JSON- and YAML-ready; tuples become lists."""
+    """Return a dict ready for JSON and YAML; tuples become lists."""
     plain = _plain(dataclasses.asdict(config))
     assert isinstance(plain, dict)
     return plain
 
 
 def dump_config(config: TrainConfig) -> str:
-    """The configuration as YAML, without comments."""
+    """Format the configuration as YAML, without comments."""
     yaml = require("yaml", extra="train")
     return str(yaml.safe_dump(config_to_dict(config), sort_keys=False))
 
 
 def format_default_config() -> str:
-    """The default configuration as YAML, every key with its docstring line as a comment."""
+    """Format the default configuration as YAML, every key with its docstring line as a comment."""
     example = TrainConfig()
     lines = [f"# {_summary(TrainConfig)}"]
     lines += _format_section(example, indent=0)
@@ -193,7 +194,7 @@ def _join(path: str, key: str) -> str:
 
 
 def describe_keys(cls: type) -> dict[str, str]:
-    """Key -> meaning, read from a dataclass docstring's `key: meaning` lines (may be continued)."""
+    """Map keys to their meaning, read from `key: meaning` lines of a docstring (may be continued)."""
     names = {item.name for item in dataclasses.fields(cls)}
     found: dict[str, str] = {}
     current = None

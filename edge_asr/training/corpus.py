@@ -2,7 +2,8 @@
 
 Every clip is decoded once at the start (`edge_asr.audio`) into one int16 file per source, read
 through a memory map: restarts, other runs and other processes share it. Bad rows are collected
-with a reason. This file does not augment, batch or compute features.
+with a reason.
+What this file does not do: augment, batch, compute features.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ _HUGE = "over an hour"
 
 
 class TextEncoder(Protocol):
-    """What the corpus needs of a tokenizer."""
+    """The part of a tokenizer that the corpus needs."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; raises VocabularyError for text that cannot be spelled."""
+        """Return token ids; raises VocabularyError for text that cannot be spelled."""
         ...
 
 
@@ -58,7 +59,7 @@ class Clip:
     """[n_samples] view into the cache, or None: then `load` decodes the file."""
 
     def load(self, sample_rate: int) -> npt.NDArray[np.float32]:
-        """f32 [n_samples], full scale 1.0."""
+        """Return f32 [n_samples], full scale 1.0."""
         audio = decode_audio(self.path, sample_rate) if self.audio is None else self.audio
         waveform: npt.NDArray[np.float32] = audio.astype(np.float32) * np.float32(1 / 32768)
         return waveform
@@ -66,7 +67,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Usable clips of several sources, in order, and the rows that were not."""
+    """Usable clips of several sources, in order, and the rows that are not usable."""
 
     clips: tuple[Clip, ...]
     bad_rows: tuple[BadRow, ...]
@@ -74,11 +75,11 @@ class Corpus:
 
     @property
     def duration_s(self) -> float:
-        """Seconds of all clips, each counted once."""
+        """Sum the seconds of all clips, each counted once."""
         return sum(clip.n_samples for clip in self.clips) / self.sample_rate
 
     def count_reasons(self) -> dict[str, int]:
-        """Reason -> number of bad rows, most frequent first."""
+        """Count the bad rows by reason, most frequent first."""
         return dict(Counter(bad.reason for bad in self.bad_rows).most_common())
 
 
@@ -134,7 +135,7 @@ def load_corpus(
 def load_recordings(
     path: str | Path, data: DataConfig, *, sample_rate: int, cache_dir: Path
 ) -> list[npt.NDArray[np.int16]]:
-    """The sound of a JSON Lines manifest whose texts do not matter: int16 [S_i] for each row.
+    """Load the sound of a JSON Lines manifest whose texts do not matter: int16 [S_i] for each row.
 
     Raises:
         ManifestError: the manifest cannot be read, or one of its rows cannot be used.
@@ -160,12 +161,12 @@ def check_targets(
 ) -> tuple[Corpus, list[npt.NDArray[np.int64]]]:
     """Encode every text; drop clips whose text has no tokens for it or too many for CTC.
 
-    CTC needs one frame per token and one blank between equal neighbours (Graves et al. 2006).
+    CTC needs one frame per token and one blank between equal neighbors (Graves et al. 2006).
 
     Args:
         corpus: from `load_corpus`.
         tokenizer: gives token ids.
-        n_output_frames: encoder output frames of a clip of so many samples.
+        n_output_frames: maps the samples of a clip to its encoder output frames.
         fastest_speed: the largest speed factor that augmentation may apply.
 
     Returns:
@@ -185,7 +186,7 @@ def check_targets(
         n_frames = n_output_frames(int(clip.n_samples / fastest_speed))
         if n_needed > n_frames:
             detail = (
-                f"{n_needed} frames needed, {n_frames} there at speed {fastest_speed:g}: {clip.text[:60]!r}"
+                f"{n_needed} frames needed, {n_frames} exist at speed {fastest_speed:g}: {clip.text[:60]!r}"
             )
             bad.append(_bad(clip.source, utterance, "text longer than CTC allows", detail))
             continue
@@ -198,7 +199,7 @@ def decode_audio(path: Path, sample_rate: int) -> npt.NDArray[np.int16]:
     """Decode a sound file to int16 mono [n_samples] at `sample_rate`, as the runtime would hear it.
 
     Raises:
-        AudioError: missing, undecodable, or not finite.
+        AudioError: the file is missing, undecodable, or not finite.
     """
     waveform = read_audio(path, sample_rate)
     samples: npt.NDArray[np.int16] = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
@@ -230,7 +231,7 @@ def _bad(source: str, utterance: Utterance, reason: Reason, detail: str) -> BadR
 
 
 def _try_decode(utterance: Utterance, sample_rate: int) -> npt.NDArray[np.int16] | str:
-    """The samples, or what is wrong."""
+    """Return the samples, or what is wrong."""
     if not utterance.audio_path.is_file():
         return f"{_MISSING} {utterance.audio_path}"
     try:
@@ -248,7 +249,7 @@ def _decode_all(
 ) -> Iterator[npt.NDArray[np.int16] | str]:
     rows = progress(manifest.utterances, f"decoding {manifest.name}") if progress else manifest.utterances
     with ThreadPoolExecutor(data.n_decode_threads) as pool:
-        # Submitted in slices, so that a long corpus never waits in memory for the writer.
+        # Rows are submitted in slices, so that a long corpus never waits in memory for the writer.
         for batch in _slices(rows, 256):
             yield from pool.map(lambda row: _try_decode(row, sample_rate), batch)
 
@@ -256,7 +257,7 @@ def _decode_all(
 def _decode_source(
     manifest: Manifest, data: DataConfig, sample_rate: int, cache_dir: Path, progress: Progress | None
 ) -> tuple[list[int | str], npt.NDArray[np.int16] | None]:
-    """Per row its length in samples or what is wrong; and all samples one after another, if cached."""
+    """Return for each row its length or what is wrong, and all samples one after another, if cached."""
     if not data.cache_audio:
         decoded = _decode_all(manifest, data, sample_rate, progress)
         return [audio if isinstance(audio, str) else len(audio) for audio in decoded], None
@@ -275,7 +276,7 @@ def _decode_source(
 
 
 def _write_cache(decoded: Iterable[npt.NDArray[np.int16] | str], index_path: Path, audio_path: Path) -> None:
-    """Write the samples, then the index of lengths (int) and failures (str): both atomic."""
+    """Write the samples, then the index of lengths (int) and failures (str), both atomically."""
     index_path.parent.mkdir(parents=True, exist_ok=True)
     lengths: list[int | str] = []
     partial = audio_path.with_suffix(f".{os.getpid()}.tmp")
@@ -309,7 +310,7 @@ def _slices(rows: Iterable[Utterance], size: int) -> Iterable[list[Utterance]]:
 
 
 def _fingerprint(rows: Sequence[Utterance], sample_rate: int) -> str:
-    """Changes when a row, a file's size or its modification time changes."""
+    """Hash the rows, sizes and modification times, so that any change is noticed."""
     digest = hashlib.sha256(f"{CACHE_VERSION} {sample_rate}".encode())
     for row in rows:
         try:

@@ -1,6 +1,7 @@
 """Greedy WER and CER of a model in training on dev clips, in padded batches, in float32.
 
-The recognizer's windows, timing and files are not here: this is the quick measure between steps.
+This is the quick measure between steps.
+What this file does not do: windows, token times, files (edge_asr.runtime).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def decode_greedy(
     chunk_frames: int | None = None,
     left_chunks: int | None = None,
 ) -> list[str]:
-    """Best-path texts, one per feature matrix [T, n_mels]; the model is put in eval mode."""
+    """Decode best-path texts, one per feature matrix [T, n_mels]; puts the model in eval mode."""
     model.eval()
     device = next(model.parameters()).device
     texts = [""] * len(features)
@@ -75,7 +76,7 @@ def decode_greedy(
 def evaluate_sets(
     model: ConformerCTC, sets: Sequence[DevSet], vocabulary: Vocabulary, *, max_batch_frames: int
 ) -> dict[str, ErrorRates]:
-    """Error rates per dev set name, full context."""
+    """Compute error rates per dev set name, with full context."""
     return {
         dev.name: compute_error_rates(
             dev.references,

@@ -1,6 +1,6 @@
-"""An even alignment of tokens to frames, to get a CTC model off the ground.
+"""Aligns tokens evenly to frames, so that a CTC model starts to learn.
 
-A fresh CTC model first learns to say blank everywhere and may stay there for thousands of steps. The
+A fresh CTC model first learns to emit blank everywhere, and may stay there for thousands of steps. The
 classic cure is a flat start (as in HTK's and Kaldi's monophone training): spread each clip's tokens
 over its loud part by length, train on that by cross-entropy for a few hundred steps, then switch to
 CTC, which corrects the alignment. Nothing here is used after that.
@@ -20,7 +20,7 @@ IGNORED = -100
 
 
 def token_weights(vocabulary: Vocabulary) -> npt.NDArray[np.float64]:
-    """Expected relative length of each token, f64 [V]: its letters, and at least two for a word."""
+    """Estimate the relative length of each token, f64 [V]: its letters, and at least two for a word."""
     weights = []
     for token in vocabulary.tokens:
         n_letters = len(token.replace(WORD_BOUNDARY, ""))
@@ -36,7 +36,7 @@ def spread_tokens(
     hop_length: int,
     blank_id: int,
 ) -> npt.NDArray[np.int64]:
-    """Labels of one clip, one per hop: its tokens over the loud part, blank before and after.
+    """Label one clip, one label per hop: its tokens over the loud part, blank before and after.
 
     Args:
         waveform: f32 [S], clean.
@@ -71,7 +71,7 @@ def join_labels(
     factor: int,
     blank_id: int,
 ) -> npt.NDArray[np.int64]:
-    """Labels of joined clips at the encoder's rate: i64 [ceil(n_frames / factor)].
+    """Label joined clips at the encoder's rate: i64 [ceil(n_frames / factor)].
 
     Args:
         parts: labels of each clip, one per feature frame.

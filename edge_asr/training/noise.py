@@ -1,6 +1,6 @@
 """Noise to add to speech: white and pink from a generator, and recordings named by a manifest.
 
-Everything is cut at random places that the caller's generator draws.
+The caller's generator draws the places at which noise is cut.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class NoisePool:
 
     Args:
         sample_rate: Hz.
-        seed: of the white and pink noise.
+        seed: seed of the white and pink noise.
         recorded: int16 [S_i] recordings, at `sample_rate`.
     """
 
@@ -33,14 +33,14 @@ class NoisePool:
         n = int(_POOL_S * sample_rate)
         white = rng.standard_normal(n, dtype=np.float32)
         spectrum = np.fft.rfft(white)
-        # Power falls as 1/f; below 20 Hz flat, so that no huge drift appears.
+        # Power falls as 1/f; it is flat below 20 Hz, so that no huge drift appears.
         frequency = np.maximum(np.fft.rfftfreq(n, 1 / sample_rate), 20.0)
         pink = np.fft.irfft(spectrum / np.sqrt(frequency), n).astype(np.float32)
         self._noises = {"white": white, "pink": pink / np.float32(pink.std())}
         self._recorded = [noise for noise in recorded if len(noise)]
 
     def cut(self, kind: str, n_samples: int, rng: np.random.Generator) -> Waveform:
-        """f32 [n_samples] of "white" or "pink" (power 1), or of one of the recordings ("recorded")."""
+        """Cut f32 [n_samples] of "white" or "pink" (power 1), or of one of the recordings ("recorded")."""
         if kind == "recorded":
             chosen = self._recorded[int(rng.integers(len(self._recorded)))]
             recorded: Waveform = fit_length(chosen, n_samples, rng).astype(np.float32) * np.float32(1 / 32768)

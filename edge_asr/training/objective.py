@@ -30,9 +30,9 @@ class CTCObjective(nn.Module):
         alignment: Tensor | None = None,
         teacher: TeacherTargets | None = None,
     ) -> Tensor:
-        """Losses summed over the rows: f32 [3], (trained on, final CTC alone, divergence from the teacher).
+        """Sum losses over the rows: f32 [3], (the trained loss, the final CTC loss, the teacher's divergence).
 
-        Trained on is CTC, weighted with the intermediate ones; with `alignment` cross-entropy instead. The
+        The trained loss is CTC, weighted with the intermediate ones, or cross-entropy with `alignment`. The
         divergence is that of the final output, 0 without a teacher.
         """
         log_probs, lens, between = self.model.forward_train(

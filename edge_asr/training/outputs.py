@@ -1,4 +1,4 @@
-"""What rank 0 writes and shows: run folder, metrics, checkpoints, states, progress.
+"""Writes and shows what rank 0 reports: run folder, metrics, checkpoints, states, progress.
 
 RUN/config.yaml  bad_rows.jsonl  metrics.csv  curves.png
 RUN/last  RUN/best  RUN/checkpoints/step_N   native checkpoints
@@ -38,7 +38,7 @@ class RunOutputs:
         self._last_minutes: dict[str, float] = {}
 
     def is_due(self, action: str, step: int, minutes: float) -> bool:
-        """Whether "eval", "checkpoint" or "state" is due after `step`."""
+        """Tell whether "eval", "checkpoint" or "state" is due after `step`."""
         run = self.config.run
         every_steps = getattr(run, f"{action}_every_steps")
         every_minutes = getattr(run, f"{action}_every_minutes", 0.0)
@@ -55,7 +55,7 @@ class RunOutputs:
         self.progress.show_step(row, optim)
 
     def evaluate(self, model: ConformerCTC) -> dict[str, ErrorRates]:
-        """Error rates per dev set."""
+        """Compute error rates per dev set."""
         max_frames = int(self.config.run.eval_batch_s * 100)
         rates = evaluate_sets(
             model, self.dev_sets, self.prepared.tokenizer.vocabulary, max_batch_frames=max_frames

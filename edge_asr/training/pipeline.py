@@ -1,7 +1,7 @@
 """Batches of features, prepared in the background.
 
 `BatchBuilder` turns the planned items of a batch into padded features; a torch DataLoader runs it
-in worker processes that share the audio cache. Nothing is random here but what `Item.seed` says.
+in worker processes that share the audio cache. All randomness here follows from `Item.seed`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Batch:
     teacher: TeacherTargets | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with features and lengths on `device`."""
+        """Move features and lengths to `device`."""
         return Batch(
             self.features.to(device, non_blocking=True),
             self.feature_lens.to(device, non_blocking=True),
@@ -73,8 +73,8 @@ class Batch:
 class FlatStart:
     """What the labels of a flat start depend on.
 
-    weights: f64 [V], see `token_weights`.  spans: for each clip when its tokens are said, see `load_spans`;
-    clips without spans, and all when it is empty, are spread evenly.
+    weights: f64 [V], see `token_weights`.  spans: for each clip when its tokens are said, see `load_spans`.
+    Tokens of clips without spans are spread evenly.
     """
 
     weights: npt.NDArray[np.float64]
@@ -145,7 +145,7 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
         return batch
 
     def load_parts(self, item: Item) -> list[npt.NDArray[np.float32]]:
-        """The clips of one item at their speeds, f32 [S_i] each."""
+        """Load the clips of one item at their speeds, f32 [S_i] each."""
         return [
             change_speed(self.clips[clip].load(self.sample_rate), speed)
             for clip, speed in zip(item.clips, item.speeds, strict=True)
@@ -154,7 +154,7 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
     def align(
         self, item: Item, parts: Sequence[npt.NDArray[np.float32]], n_frames: int, flat_start: FlatStart
     ) -> npt.NDArray[np.int64]:
-        """Labels of one item for the flat start, i64 [T']."""
+        """Label one item for the flat start, i64 [T']."""
         hop, labels, starts, begin = self.extractor.config.hop_length, [], [], 0
         blank_id = flat_start.blank_id
         for clip, part, gap_s, speed in zip(item.clips, parts, item.gaps_s, item.speeds, strict=False):
@@ -190,7 +190,7 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
         parts: Sequence[npt.NDArray[np.float32]],
         rng: np.random.Generator,
     ) -> npt.NDArray[np.float32]:
-        """The joined and, if enabled, augmented waveform of one item, f32 [S]."""
+        """Join the clips of one item and, if enabled, augment them: f32 [S]."""
         waveform = join_waveforms(parts, item.gaps_s, self.sample_rate, self.noise, rng)
         if not self.augment.enabled:
             return waveform
@@ -205,7 +205,7 @@ class BatchBuilder(torch.utils.data.Dataset[Batch]):
 
 
 def join_targets(parts: Sequence[npt.NDArray[np.int64]], separator: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Targets of joined clips, i64 [N]; `separator` stands between two texts (see `word_separator`)."""
+    """Join the targets of clips, i64 [N], with `separator` between two texts (see `word_separator`)."""
     joined = [parts[0]]
     for part in parts[1:]:
         joined += [np.asarray(separator, np.int64), part]
@@ -213,7 +213,7 @@ def join_targets(parts: Sequence[npt.NDArray[np.int64]], separator: Sequence[int
 
 
 def word_separator(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """What parts two texts: the space of a char vocabulary; nothing where pieces begin words themselves."""
+    """Return what separates two texts: the space of a char vocabulary; nothing if pieces begin words."""
     if vocabulary.kind == "char" and WORD_BOUNDARY in vocabulary.tokens:
         return (vocabulary.tokens.index(WORD_BOUNDARY),)
     return ()
@@ -247,7 +247,7 @@ def load_batches(
     n_workers: int,
     prefetch_batches: int,
 ) -> Iterator[Batch]:
-    """Batches in the planned order, from worker processes (or inline with n_workers 0)."""
+    """Yield batches in the planned order, from worker processes (or inline with n_workers 0)."""
     loader: Any = torch.utils.data.DataLoader(
         builder,
         batch_size=None,
@@ -257,7 +257,7 @@ def load_batches(
         collate_fn=_same,
         worker_init_fn=_init_worker,
         multiprocessing_context="fork" if n_workers else None,
-        # A generator of its own: DataLoader would otherwise draw from the global one.
+        # Without its own generator, DataLoader would draw from the global one.
         generator=torch.Generator().manual_seed(0),
     )
     return iter(loader)
@@ -266,7 +266,7 @@ def load_batches(
 def compute_cmvn(
     clips: Sequence[Clip], features: FeatureConfig, *, n_clips: int, seed: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Global mean and standard deviation, f32 [n_mels] each, over a random sample of clips."""
+    """Compute global mean and standard deviation, f32 [n_mels] each, over a random sample of clips."""
     extractor = FeatureExtractor(features)
     rng = np.random.default_rng([seed, 3])
     chosen = rng.permutation(len(clips))[:n_clips]

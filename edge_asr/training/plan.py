@@ -1,8 +1,8 @@
-"""What every batch of an epoch holds, as a pure function of (seed, epoch).
+"""Plans what every batch of an epoch holds, as a pure function of (seed, epoch).
 
 An epoch takes each clip `weight` times (fractions at random), shuffles, joins some clips, and lets
 lhotse's DynamicBucketingSampler group the results by duration. Nothing here depends on what
-happened before, so a run that was killed goes on with the very batches it would have seen.
+happened before, so a run that was killed continues with the very batches it would have seen.
 All random numbers of an item's augmentation follow from `Item.seed`.
 """
 
@@ -51,19 +51,19 @@ def plan_epoch(
     epoch: int,
     world_size: int = 1,
 ) -> list[list[Item]]:
-    """The global batches of one epoch, in order.
+    """Plan the global batches of one epoch, in order.
 
     Args:
         durations_s: f64 [n_clips].
         weights: f64 [n_clips], expected number of times each clip is taken.
         data: batch sizes; `max_batch_s` and `max_batch_utterances` are multiplied by world_size.
         augment: joining, padding and speeds; all off when not `enabled`.
-        seed: of the run.
-        epoch: from 0.
+        seed: seed of the run.
+        epoch: number of the epoch, from 0.
         world_size: processes that share each global batch.
 
     Raises:
-        TrainingError: no clip at all, or fewer than there are processes.
+        TrainingError: there are no clips, or fewer than processes.
     """
     rng = np.random.default_rng([seed, epoch, 0])
     whole = np.floor(weights).astype(np.int64)
@@ -73,7 +73,7 @@ def plan_epoch(
     items = list(_join_clips(order, durations_s, augment, rng, seed, epoch))
     if len(items) < world_size:
         raise TrainingError(
-            f"{len(items)} training clips for {world_size} processes; add data, or mend the bad rows above"
+            f"{len(items)} training clips for {world_size} processes; add data, or fix the bad rows above"
         )
     batches = _bucket(items, data, seed=seed, epoch=epoch, world_size=world_size)
     return [batch for batch in batches if len(batch) >= world_size]
@@ -90,7 +90,7 @@ def iterate_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Position, list[Item]]]:
-    """This rank's share of every global batch from `start` on, without end."""
+    """Yield this rank's share of every global batch from `start` on, without end."""
     epoch, index = start.epoch, start.index
     while True:
         batches = plan_epoch(
@@ -163,8 +163,8 @@ def _bucket(
         for number, item in enumerate(items)
     )
     with warnings.catch_warnings():
-        # It advises lazy manifests and buffer sizes for corpora that do not fit into memory, and warns
-        # of single clips longer than a batch, which are meant.
+        # lhotse recommends lazy manifests and buffer sizes for corpora that do not fit into memory, and
+        # warns about single clips longer than a batch, which are intended.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"lhotse\.")
         sampler = sampling.DynamicBucketingSampler(
             cuts,
@@ -177,8 +177,8 @@ def _bucket(
             # The whole global batch is planned on every rank; each rank then takes its share.
             rank=0,
             world_size=1,
-            # lhotse 1.33's other way of choosing takes empty buckets for filled ones at the end of an
-            # epoch (`if b` on a queue.Queue) and so loses what is left.
+            # Without this, lhotse 1.33 mistakes empty buckets for filled ones at the end of an epoch
+            # (`if b` on a queue.Queue) and so loses what is left.
             sync_buckets=True,
         )
         sampler.set_epoch(epoch)

@@ -1,4 +1,4 @@
-"""Progress bars and tables on stderr, by rich. Nothing here changes training."""
+"""Progress bars and tables on stderr, by rich. What this file does not do: change training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edge_asr.training.corpus import Corpus
 
 
 class RunProgress:
-    """A bar for decoding, then one for steps; plain lines instead when stderr is no terminal."""
+    """A bar for decoding, then one for steps; plain lines if stderr is no terminal."""
 
     def __init__(self, *, log_every_steps: int, enabled: bool = True) -> None:
         self.console = Console(stderr=True, quiet=not enabled)
@@ -42,7 +42,7 @@ class RunProgress:
             yield from bar.track(rows, description=label)
 
     def show_corpora(self, train: Corpus, dev: Corpus) -> None:
-        """What is trained on, and a table of bad rows by reason."""
+        """Show the training data, and a table of bad rows by reason."""
         self.console.print(
             f"train: {len(train.clips)} utterances, {train.duration_s / 3600:.2f} h; "
             f"dev: {len(dev.clips)} utterances, {dev.duration_s / 60:.1f} min",
@@ -87,7 +87,7 @@ class RunProgress:
         self._bar.update(self._task, completed=int(row["step"]), description=text)
 
     def show_rates(self, rates: dict[str, ErrorRates]) -> None:
-        """One line per evaluation."""
+        """Print one line per evaluation."""
         if rates:
             text = "  ".join(
                 f"{name} WER {100 * r.wer:.2f} % CER {100 * r.cer:.2f} %" for name, r in rates.items()

@@ -1,4 +1,4 @@
-"""What depends on the step alone: learning rate, chunk geometry; and the optimizer they drive."""
+"""Learning rate and chunk geometry, which depend on the step alone, and the optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_asr.training.config import OptimConfig, StreamingConfig
 
 
 def learning_rate(config: OptimConfig, step: int, minutes: float) -> float:
-    """The rate of optimizer step `step` (from 0), `minutes` into the run."""
+    """Compute the learning rate of optimizer step `step` (from 0), `minutes` into the run."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -28,7 +28,7 @@ def learning_rate(config: OptimConfig, step: int, minutes: float) -> float:
 
 
 def draw_chunk(config: StreamingConfig, seed: int, step: int) -> tuple[int | None, int | None]:
-    """(chunk_frames, left_chunks) of a step; (None, None) is full context."""
+    """Draw (chunk_frames, left_chunks) of a step; (None, None) is full context."""
     rng = np.random.default_rng([seed, step, 4])
     if rng.random() < config.full_context_prob:
         return None, None
@@ -39,7 +39,7 @@ def draw_chunk(config: StreamingConfig, seed: int, step: int) -> tuple[int | Non
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices, none on biases and norms."""
+    """Build AdamW, with weight decay on matrices and none on biases and norms."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if p.ndim >= 2 and "bias" not in name]
     plain = [p for name, p in named if not (p.ndim >= 2 and "bias" not in name)]

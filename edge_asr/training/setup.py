@@ -1,6 +1,7 @@
 """Turns a `TrainConfig` into what the loop needs: corpora, tokenizer, model, dev sets.
 
-All checks that could stop a run happen here, before the first step. The loop itself is `trainer`.
+All checks that could stop a run happen here, before the first step.
+What this file does not do: train (trainer.py).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Prepared:
-    """Everything a run needs that does not change while it runs."""
+    """Everything that a run needs and that does not change during it."""
 
     features: FeatureConfig
     tokenizer: Tokenizer
@@ -46,7 +47,7 @@ class Prepared:
 
     @property
     def mask_value(self) -> npt.NDArray[np.float32]:
-        """f32 [n_mels]: what SpecAugment fills with, zero after the model's own normalization."""
+        """Return f32 [n_mels], the fill of SpecAugment, which is zero after the model's normalization."""
         cmvn = self.model.cmvn
         if cmvn is None:
             return np.zeros(self.features.n_mels, np.float32)
@@ -54,10 +55,10 @@ class Prepared:
 
 
 def build_features(config: TrainConfig, init: Checkpoint | None) -> FeatureConfig:
-    """The front end: the checkpoint's with init_from, else of the `features` section.
+    """Choose the front end: the checkpoint's with init_from, else that of the `features` section.
 
     Raises:
-        ConfigError: unknown keys, or features that differ from the checkpoint's.
+        ConfigError: keys are unknown, or the features differ from the checkpoint's.
     """
     values = dict(config.features)
     preset = values.pop("preset", "nemo")
@@ -84,14 +85,14 @@ def prepare(
 
     Args:
         config: the run.
-        strict: refuse to start when any row is bad.
+        strict: refuse to start if any row is bad.
         resumed: tokenizer and model shape of the run that is resumed; its weights are loaded later.
         progress: wraps the rows being decoded, for a progress bar.
         report: called with the train and dev corpora once every row is judged, before `strict` acts.
 
     Raises:
-        ConfigError, ManifestError, CheckpointError: named in the message.
-        TrainingError: bad rows with `strict`, or no usable utterance.
+        ConfigError, ManifestError, CheckpointError: see the message.
+        TrainingError: rows are bad with `strict`, or no utterance is usable.
     """
     init = load_checkpoint(config.init_from) if config.init_from is not None and resumed is None else None
     features = build_features(config, init)
@@ -143,11 +144,11 @@ def prepare(
 
 @torch.no_grad()
 def initialize_subsampling(model: ConformerCTC) -> None:
-    """Initialise the subsampling so that the signal survives it (He et al. 2015), biases zero.
+    """Initialize the subsampling so that the signal survives it (He et al. 2015), biases zero.
 
-    With torch's default, each stage shrinks the signal and keeps its biases: after an x8 stack of
+    With torch's default, each stage shrinks the signal and keeps its biases. After an x8 stack of
     128 channels 98 % of the power is a constant, on real speech, and CTC stays on its blank plateau. With
-    this it is 55 %.
+    this initialization it is 55 %.
     """
     subsampling: Any = model.encoder.subsampling
     for stage in subsampling.stages:
@@ -163,7 +164,7 @@ def initialize_subsampling(model: ConformerCTC) -> None:
 
 
 def write_bad_rows(path: Path, *corpora: Corpus) -> None:
-    """One JSON object per bad row; the file is written even when there is none."""
+    """Write one JSON object per bad row; the file is written even if there is none."""
     with path.open("w", encoding="utf-8") as file:
         for corpus in corpora:
             for bad in corpus.bad_rows:
@@ -215,7 +216,7 @@ def build_model_config(
 def _initialize(
     model: ConformerCTC, config: TrainConfig, init: Checkpoint | None, train: Corpus, features: FeatureConfig
 ) -> None:
-    """Weights of init_from, and global CMVN."""
+    """Load the weights of init_from, and set the global CMVN."""
     if init is not None:
         mine = model.state_dict()
         usable = {
@@ -228,11 +229,11 @@ def _initialize(
             raise TrainingError(
                 f"init_from {config.init_from} has no tensor that fits {fresh[0]} "
                 f"(and {len(fresh) - 1} more); leave the model keys out, "
-                "or set override_init: true to start those afresh"
+                "or set override_init: true to initialize those anew"
             )
         model.load_state_dict(usable, strict=False)
         if fresh:
-            _LOG.warning("%d tensors start afresh: %s", len(fresh), ", ".join(fresh[:5]))
+            _LOG.warning("%d tensors are initialized anew: %s", len(fresh), ", ".join(fresh[:5]))
     has_cmvn: Any = model.cmvn
     if has_cmvn is not None and (init is None or config.override_init):
         mean, std = compute_cmvn(train.clips, features, n_clips=config.cmvn_utterances, seed=config.seed)

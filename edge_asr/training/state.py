@@ -1,4 +1,4 @@
-"""The exact state of a run, for going on after a kill: tensors as safetensors, the rest as JSON.
+"""The exact state of a run, to continue after a kill: tensors as safetensors, the rest as JSON.
 
 RUN/state/step_00001200/{state.safetensors,state.json}; written to a temporary folder and renamed,
 so a state is whole or absent. Random numbers need no state: data order, augmentation, chunk sizes and
@@ -44,7 +44,7 @@ def save_state(
 
 
 def find_states(run_dir: Path) -> list[Path]:
-    """Complete states, oldest first."""
+    """List complete states, oldest first."""
     return sorted(
         path
         for path in (run_dir / "state").glob("step_*")
@@ -53,10 +53,10 @@ def find_states(run_dir: Path) -> list[Path]:
 
 
 def load_state(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The newest state's tensors (on the CPU) and metadata.
+    """Load the newest state's tensors (on the CPU) and metadata.
 
     Raises:
-        TrainingError: there is none, or it cannot be read.
+        TrainingError: there is no state, or it cannot be read.
     """
     states = find_states(run_dir)
     if not states:
@@ -67,7 +67,7 @@ def load_state(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors = load_file(folder / "state.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise TrainingError(
-            f"cannot read the state {folder} ({error}); delete that folder to resume from the one before"
+            f"cannot read the state {folder} ({error}); delete that folder to resume from the previous one"
         ) from error
     if meta.get("format_version") != STATE_VERSION:
         raise TrainingError(
@@ -77,7 +77,7 @@ def load_state(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def tensors_from_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's moments and step counts, as `optimizer.<parameter index>.<name>`."""
+    """Return AdamW's moments and step counts, as `optimizer.<parameter index>.<name>`."""
     found: dict[str, torch.Tensor] = {}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
@@ -86,7 +86,7 @@ def tensors_from_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `tensors_from_optimizer`; hyperparameters stay those of `optimizer`."""
+    """Load what `tensors_from_optimizer` returned; hyperparameters stay those of `optimizer`."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

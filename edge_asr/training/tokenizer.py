@@ -24,10 +24,10 @@ class CharTokenizer:
         self.model: bytes | None = None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`.
+        """Encode `text` as token ids.
 
         Raises:
-            VocabularyError: a character outside the vocabulary.
+            VocabularyError: a character is outside the vocabulary.
         """
         return self.vocabulary.encode_characters(text)
 
@@ -48,10 +48,10 @@ class SentencePieceTokenizer:
             )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`.
+        """Encode `text` as token ids.
 
         Raises:
-            VocabularyError: a character outside the vocabulary.
+            VocabularyError: a character is outside the vocabulary.
         """
         ids = [int(index) for index in self._processor.encode(text)]
         if self._processor.unk_id() in ids:
@@ -67,10 +67,10 @@ Tokenizer = CharTokenizer | SentencePieceTokenizer
 
 
 def tokenizer_from_vocabulary(vocabulary: Vocabulary, model: bytes | None) -> Tokenizer:
-    """The tokenizer of a checkpoint.
+    """Return the tokenizer of a checkpoint.
 
     Raises:
-        TrainingError: a sentencepiece vocabulary without its tokenizer.model.
+        TrainingError: a sentencepiece vocabulary lacks its tokenizer.model.
     """
     if vocabulary.kind == "char":
         return CharTokenizer(vocabulary)
@@ -89,12 +89,12 @@ def train_tokenizer(
 
     Args:
         config: kind and size.
-        texts: normalised training texts.
+        texts: normalized training texts.
         weights: how often each text is seen; rounded, at least once.
         extra_texts: further sentences, for SentencePiece only.
 
     Raises:
-        ConfigError: no text, or a vocab_size that the texts cannot fill.
+        ConfigError: there is no text, or the texts cannot fill vocab_size.
     """
     if not texts:
         raise ConfigError("no usable training text to build a vocabulary from; see the bad rows above")
@@ -110,9 +110,9 @@ def train_tokenizer(
 
 
 def _train_sentencepiece(config: TokenizerConfig, sentences: list[str]) -> bytes:
-    """BPE, with single letters repeated until each letter word is one piece.
+    """Train BPE, with single letters repeated until each letter word is one piece.
 
-    User-defined symbols would do that too, but they are cut out of longer words as well.
+    User-defined symbols would do that too, but they would also be cut out of longer words.
     """
     sentencepiece: Any = require("sentencepiece", extra="train")
     letters = [c for c in string.ascii_lowercase if any(c in text for text in sentences)]

@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def launch_fabric(config: TrainConfig) -> Any:
-    """Lightning Fabric for this process; one of several when torchrun started it."""
+    """Launch Lightning Fabric for this process, one of several if torchrun started it."""
     fabric_module = require("lightning.fabric", extra="train")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -109,14 +109,14 @@ class Trainer:
 
     @property
     def minutes(self) -> float:
-        """Wall clock of training, earlier parts of a resumed run included."""
+        """Return the wall clock of training, including earlier parts of a resumed run."""
         return self.minutes_before + (time.monotonic() - self.started) / 60
 
     def fit(self) -> dict[str, ErrorRates]:
         """Train; returns the final dev error rates (empty without dev sets, or on ranks other than 0).
 
         Raises:
-            TrainingError: the loss stayed not finite for 100 steps in a row.
+            TrainingError: the loss was not finite for 100 steps in a row.
         """
         previous = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
@@ -188,7 +188,7 @@ class Trainer:
         )
 
     def _train_step(self, micro: list[Batch]) -> dict[str, float] | None:
-        """One optimizer step; None when some process was told to stop."""
+        """Take one optimizer step; returns None if a process was asked to stop."""
         config, fabric = self.config.optim, self.fabric
         counts = torch.tensor(
             [
@@ -196,7 +196,8 @@ class Trainer:
                 sum(len(batch.target_lens) for batch in micro),
                 sum(batch.audio_s for batch in micro),
                 float(self._must_stop()),
-                # One clock for all: ranks that disagree on the learning rate would drift apart.
+                # All ranks share one clock, because ranks that disagree on the learning rate would drift
+                # apart.
                 self.minutes if fabric.global_rank == 0 else 0.0,
                 sum(int((b.alignment != IGNORED).sum()) for b in micro if b.alignment is not None),
                 sum(b.teacher.n_frames for b in micro if b.teacher is not None),
@@ -279,7 +280,7 @@ class Trainer:
         }
 
     def _saved_model(self) -> ConformerCTC:
-        """What is evaluated and saved: the average when there is one, in a copy; else the model itself."""
+        """Return what is evaluated and saved: a copy of the average if there is one, else the model."""
         if self.ema is None and self.model is self.prepared.model:
             return self.model
         copy = ConformerCTC(self.prepared.model.config).to(self.fabric.device)
@@ -305,7 +306,8 @@ class Trainer:
             "minutes": round(self.minutes, 2),
             "epoch": self.position.epoch,
             "ema_decay": self.config.optim.ema_decay,
-            # Its last two parts: a checkpoint travels, and the folders of this machine are nobody's business.
+            # Only the last two parts, because a checkpoint travels and the folders of this machine are
+            # private.
             "init_from": "/".join(Path(self.config.init_from).parts[-2:]) if self.config.init_from else None,
             "dev": {name: {"wer": rate.wer, "cer": rate.cer} for name, rate in rates.items()},
         }
@@ -340,7 +342,7 @@ class Trainer:
         return steps is not None and self.step >= steps
 
     def _must_stop(self) -> bool:
-        """Reasons that only this process knows; shared with the others before the next step."""
+        """Tell whether this process must stop; the others learn it before the next step."""
         minutes = self.config.optim.max_minutes
         stop_file = Path(self.config.run_dir) / "STOP"
         return self._stop_signal or (minutes is not None and self.minutes >= minutes) or stop_file.exists()
@@ -349,7 +351,7 @@ class Trainer:
         if self._stop_signal:
             raise KeyboardInterrupt
         self._stop_signal = True
-        _LOG.warning("%s: stopping after this step; once more to stop at once", signal.Signals(number).name)
+        _LOG.warning("%s: stopping after this step; repeat to stop at once", signal.Signals(number).name)
 
 
 def _flat_start(prepared: Prepared, alignments: str | None) -> FlatStart:

@@ -1,7 +1,7 @@
 """One fixture through our code: features, the PyTorch model, padded batches, and the exported bundle.
 
-Does: compute, per clip, what golden.npz holds, in the original's order of outputs, and the differences.
-Does not: judge (`Bars` says what passes) or print (scripts/check_golden.py).
+It computes for each clip what golden.npz holds, in the original's order of outputs, and the differences.
+What this file does not do: judge (`Bars` says what passes), print (scripts/check_golden.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Folders of golden fixtures: a checkpoint, clips, and what the original project's code made of them.
 
-Does: find them, the checkpoint inside each, and the arrays of golden.npz by clip.
-Does not: run anything (compare.py).
+It finds fixtures, the checkpoint inside each, and the arrays of golden.npz by clip.
+What this file does not do: run anything (compare.py).
 
 A fixture is a folder with golden.json, golden.npz and audio_<i>.flac, at any depth; its checkpoint is the
 folder itself or the one thing inside it that a loader recognizes. Keys of golden.npz: `clip<i>_feat`

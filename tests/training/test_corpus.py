@@ -108,7 +108,7 @@ def test_repeats_need_blanks_between() -> None:
     tokenizer = CharTokenizer(Vocabulary.from_characters("ab"))
     kept, _ = check_targets(corpus, tokenizer, n_output_frames=lambda n: 3)
     assert [clip.text for clip in kept.clips] == ["aba"]
-    assert "4 frames needed, 3 there" in kept.bad_rows[0].detail
+    assert "4 frames needed, 3 exist" in kept.bad_rows[0].detail
 
 
 def load_corpus_of_texts(texts: list[str]):  # type: ignore[no-untyped-def]
