@@ -30,7 +30,7 @@ class CTCObjective(nn.Module):
         alignment: Tensor | None = None,
         teacher: TeacherTargets | None = None,
     ) -> Tensor:
-        """Sum losses over the rows: f32 [3], (the trained loss, the final CTC loss, the teacher's divergence).
+        """Sum losses over the rows: f32 [3], (the trained loss, the final CTC loss, teacher divergence).
 
         The trained loss is CTC, weighted with the intermediate ones, or cross-entropy with `alignment`. The
         divergence is that of the final output, 0 without a teacher.
