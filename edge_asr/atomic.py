@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from edge_asr.errors import EdgeAsrError
 
@@ -43,14 +44,25 @@ class FolderKind:
     error: type[EdgeAsrError]
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace one file atomically, making its folder when missing."""
+def write_file(path: Path, content: bytes | str) -> None:
+    """Replace one file atomically, making its folder when missing; text becomes UTF-8.
+
+    Raises:
+        OSError: it cannot be written; an older file is as it was.
+    """
+    with writing_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def writing_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that becomes `path` when the block ends without an exception; else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Part of the name only: a name as long as the file system takes has no room for more.
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
         Path(name).chmod(0o666 & ~umask())
         os.replace(name, path)
     except BaseException:
@@ -117,11 +129,13 @@ def replacing_folder(target: Path, kind: FolderKind, *, force: bool) -> Iterator
 def partial_folder(target: Path) -> Iterator[Path]:
     """A new hidden folder beside `target`, locked while it is written, and removed at the end if still there.
 
-    Those of `target` that a killed process left are removed first.
+    Those of `target` that a killed process left are removed first; an old `target` that it had put aside is
+    put back.
     """
     parent = target.absolute().parent
     prefix = f".{target.absolute().name}.partial-"
     _remove_abandoned(parent, prefix)
+    _put_back(target)
     partial = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     lock = os.open(partial, os.O_RDONLY)
     try:
@@ -159,10 +173,18 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
         except OSError:
             continue  # another process is writing it
         else:
-            _log.info("removing %s, left by an interrupted export", folder)
+            _log.info("removing %s, left by an interrupted process", folder)
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)
+
+
+def _put_back(target: Path) -> None:
+    """Undo the first of two renames, where a process was killed behind it (see `exchange`)."""
+    aside = sorted(target.absolute().parent.glob(f".{target.absolute().name}.replaced-*"))
+    if aside and not target.exists():
+        _log.warning("%s is put back: a process was killed while it replaced it", target)
+        os.rename(aside[-1], target)
 
 
 def exchange(new: Path, old: Path) -> None:

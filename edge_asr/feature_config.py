@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from edge_asr.errors import ConfigError
+from edge_asr.records import check_fields, json_from_record, record_from_json
 
-WINDOWS = (
+Kind = Literal["log_mel", "waveform"]
+Window = Literal[
     "hann",
     "hann_periodic",
     "hamming",
@@ -23,21 +25,23 @@ WINDOWS = (
     "bartlett_periodic",
     "rectangular",
     "povey",
-)
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "framing": ("center_zero", "center_zero_end", "center_reflect", "snip_edges"),
-    "kind": ("log_mel", "waveform"),
-    "window": WINDOWS,
-    "preemphasis_scope": ("signal", "frame"),
-    "mel_scale": ("slaney", "htk", "kaldi"),
-    "mel_norm": ("slaney", "none"),
-    "log_guard": ("add", "clamp"),
-    "normalize": ("none", "per_feature", "all_features", "mean", "std", "mean_std", "waveform"),
-}
+]
+WINDOWS: tuple[Window, ...] = get_args(Window)
+Framing = Literal["center_zero", "center_zero_end", "center_reflect", "snip_edges"]
+PreemphasisScope = Literal["signal", "frame"]
+MelScale = Literal["slaney", "htk", "kaldi"]
+MelNorm = Literal["slaney", "none"]
+LogGuard = Literal["add", "clamp"]
+Normalize = Literal["none", "per_feature", "all_features", "mean", "std", "mean_std", "waveform"]
 
 # A front end's tables have n_mels times n_fft values: a file that asks for more means to fill the memory.
-_LARGEST = {"n_mels": 4096, "n_fft": 65536}
+_LARGEST = {
+    "sample_rate": 1 << 20,
+    "n_mels": 4096,
+    "n_fft": 1 << 16,
+    "win_length": 1 << 16,
+    "hop_length": 1 << 16,
+}
 
 # Each preset is the difference from the field defaults, which are NeMo's of 2.5 and later.
 # Sources: nemo/collections/asr/parts/preprocessing/features.py (FilterbankFeatures; 2.5 changed
@@ -130,43 +134,37 @@ class FeatureConfig:
     """
 
     preset: str = "nemo"
-    kind: str = "log_mel"
+    kind: Kind = "log_mel"
     sample_rate: int = 16000
     n_mels: int = 80
     n_fft: int = 512
     win_length: int = 400
     hop_length: int = 160
-    window: str = "hann"
-    framing: str = "center_zero"
+    window: Window = "hann"
+    framing: Framing = "center_zero"
     input_scale: float = 1.0
     remove_dc: bool = False
     preemphasis: float = 0.97
-    preemphasis_scope: str = "signal"
+    preemphasis_scope: PreemphasisScope = "signal"
     power: float = 2.0
-    mel_scale: str = "slaney"
-    mel_norm: str = "slaney"
+    mel_scale: MelScale = "slaney"
+    mel_norm: MelNorm = "slaney"
     float32_tables: bool = False
     f_min: float = 0.0
     f_max: float = 8000.0
-    log_guard: str = "add"
+    log_guard: LogGuard = "add"
     log_guard_value: float = 2.0**-24
-    normalize: str = "none"
+    normalize: Normalize = "none"
     double_precision: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, "features")
         if self.preset not in _PRESETS:
             raise ConfigError(f"feature preset {self.preset!r} is unknown; use one of {', '.join(_PRESETS)}")
         for name in ("sample_rate", "n_mels", "n_fft", "win_length", "hop_length"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"features.{name} is {value!r}; give a whole number of at least 1")
-        for name, most in _LARGEST.items():
-            if getattr(self, name) > most:
-                raise ConfigError(f"features.{name} is {getattr(self, name)!r}; give at most {most}")
-        for name in ("input_scale", "preemphasis", "f_min", "f_max", "log_guard_value"):
-            number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                raise ConfigError(f"features.{name} is {number!r}; give a number")
+            if not 1 <= value <= _LARGEST[name]:
+                raise ConfigError(f"features.{name} is {value}; give a number from 1 to {_LARGEST[name]}")
         if self.power not in (1.0, 2.0):
             raise ConfigError(f"features.power is {self.power!r}; use 2.0 (power) or 1.0 (magnitude)")
         if self.kind == "waveform" and (self.n_mels, self.hop_length, self.win_length) != (1, 1, 1):
@@ -176,14 +174,11 @@ class FeatureConfig:
             )
         if (self.normalize == "waveform") and self.kind != "waveform":
             raise ConfigError("features.normalize is 'waveform', which goes with kind 'waveform' only")
-        for name in ("remove_dc", "float32_tables", "double_precision"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"features.{name} is {getattr(self, name)!r}; give true or false")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"features.{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}"
-                )
+        if self.kind == "log_mel" and 1000 * self.hop_length < self.sample_rate:
+            raise ConfigError(
+                f"features.hop_length is {self.hop_length} at {self.sample_rate} Hz, more than 1000 frames a "
+                "second, which would fill the memory; published front ends have 50 to 200"
+            )
         if self.float32_tables and (
             self.mel_norm != "none"
             if self.mel_scale == "kaldi"
@@ -220,19 +215,14 @@ class FeatureConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
-        return dataclasses.asdict(self)
+        data: dict[str, Any] = json_from_record(self)
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureConfig:
         """The inverse of `to_dict`; absent keys take the field defaults (NeMo's).
 
         Raises:
-            ConfigError: an unknown key, or a value out of range.
+            ConfigError: an unknown key, a wrong type, or a value out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise ConfigError(
-                f"unknown feature key {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}"
-            )
-        return cls(**data)
+        return record_from_json(cls, data, "features")

@@ -10,15 +10,14 @@ optionally `duration` (s), `speaker`, `id`. Other keys are kept out of the way (
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from edge_asr.audio import SOUND_SUFFIXES
 from edge_asr.errors import ManifestError
+from edge_asr.records import decode_json, is_unicode, short_repr
 
 SourceKind = Literal["auto", "jsonl", "ljspeech", "librispeech"]
 
@@ -122,9 +121,10 @@ def _detect_kind(path: Path) -> SourceKind:
     )
 
 
-def _read_text(path: Path) -> str:
+def _read_lines(path: Path) -> list[str]:
+    """Lines without their ends; a byte-order mark is no text, and only a line feed ends a row."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"cannot read {path} as UTF-8 text: {error}") from error
 
@@ -132,7 +132,7 @@ def _read_text(path: Path) -> str:
 def _read_jsonl(path: Path, name: str) -> Manifest:
     utterances: list[Utterance] = []
     bad: list[BadRow] = []
-    for row, line in enumerate(_read_text(path).splitlines(), start=1):
+    for row, line in enumerate(_read_lines(path), start=1):
         if not line.strip():
             continue
         parsed = _parse_jsonl_row(line, row, path.parent, name)
@@ -145,8 +145,8 @@ def _read_jsonl(path: Path, name: str) -> Manifest:
 
 def _parse_jsonl_row(line: str, row: int, folder: Path, name: str) -> Utterance | BadRow:
     try:
-        data = json.loads(line)
-    except json.JSONDecodeError as error:
+        data = decode_json(line, "the row", error=ManifestError)
+    except ManifestError as error:
         return BadRow(source=name, row=row, id="", reason="not valid JSON", detail=str(error))
     if not isinstance(data, dict):
         return BadRow(
@@ -157,11 +157,17 @@ def _parse_jsonl_row(line: str, row: int, folder: Path, name: str) -> Utterance 
             detail=f"expected an object, got {line[:60]}",
         )
     audio, text = data.get("audio_filepath"), data.get("text")
-    label = str(data.get("id", audio))
-    for key, value in (("audio_filepath", audio), ("text", text)):
-        if not isinstance(value, str):
-            detail = f"{key} must be a string, got {value!r}"
+    label, speaker = _label(data.get("id", audio)), _label(data.get("speaker", ""))
+    for key, value in (("audio_filepath", audio), ("text", text), ("id", label), ("speaker", speaker)):
+        if not isinstance(value, str) or not is_unicode(value):
+            detail = f"{key} must be a string of Unicode text, got {short_repr(value)}"
+            label = label if is_unicode(label) else ""
             return BadRow(source=name, row=row, id=label, reason="missing or wrong key", detail=detail)
+    assert isinstance(audio, str)
+    assert isinstance(text, str)
+    if "\0" in audio:
+        detail = f"audio_filepath must be a path without NUL characters, got {audio[:60]!r}"
+        return BadRow(source=name, row=row, id=label, reason="missing or wrong key", detail=detail)
     duration = data.get("duration")
     if duration is not None and (
         isinstance(duration, bool)
@@ -171,16 +177,19 @@ def _parse_jsonl_row(line: str, row: int, folder: Path, name: str) -> Utterance 
     ):
         detail = f"duration must be seconds >= 0, got {duration!r}"
         return BadRow(source=name, row=row, id=label, reason="missing or wrong key", detail=detail)
-    assert isinstance(audio, str)
-    assert isinstance(text, str)
     return Utterance(
         id=label,
         audio_path=folder / audio,
         text=text,
         duration_s=None if duration is None else float(duration),
-        speaker=str(data.get("speaker", "")),
+        speaker=speaker,
         row=row,
     )
+
+
+def _label(value: Any) -> str:
+    """Text or a number as text; anything else as none."""
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 def _read_ljspeech(path: Path, name: str) -> Manifest:
@@ -188,11 +197,11 @@ def _read_ljspeech(path: Path, name: str) -> Manifest:
     table = path if path.is_file() else path / "metadata.csv"
     utterances: list[Utterance] = []
     bad: list[BadRow] = []
-    reader = csv.reader(_read_text(table).splitlines(), delimiter="|", quoting=csv.QUOTE_NONE)
-    for row, cells in enumerate(reader, start=1):
-        if not cells:
+    for row, line in enumerate(_read_lines(table), start=1):
+        if not line:
             continue
-        if len(cells) < 2:
+        cells = line.split("|")
+        if len(cells) < 2 or "\0" in cells[0]:
             detail = f"expected id|text|normalised text, got {'|'.join(cells)[:60]!r}"
             bad.append(
                 BadRow(source=name, row=row, id=cells[0], reason="missing or wrong key", detail=detail)
@@ -209,10 +218,14 @@ def _read_librispeech(path: Path, name: str) -> Manifest:
     utterances: list[Utterance] = []
     bad: list[BadRow] = []
     for transcript in sorted(path.rglob("*.trans.txt")):
-        for row, line in enumerate(_read_text(transcript).splitlines(), start=1):
+        for row, line in enumerate(_read_lines(transcript), start=1):
             if not line.strip():
                 continue
             clip_id, _, text = line.partition(" ")
+            if "\0" in clip_id:
+                detail = f"expected id TEXT, got {line[:60]!r}"
+                bad.append(BadRow(source=name, row=row, id="", reason="missing or wrong key", detail=detail))
+                continue
             candidates = [transcript.parent / f"{clip_id}{suffix}" for suffix in SOUND_SUFFIXES]
             audio = next((file for file in candidates if file.is_file()), candidates[0])
             speaker = clip_id.split("-")[0]

@@ -16,6 +16,16 @@ from typing import Any
 
 from edge_asr.errors import ConfigError
 from edge_asr.frames import OutputFrames
+from edge_asr.records import check_fields, json_from_record, record_from_json
+
+#: Smallest value of each field, 1 where it is not named.
+_LEAST = {
+    "frame_ms": None,
+    "first_output_frames": None,
+    "ahead_frames": 0,
+    "dropped_frames": 0,
+    "reach_frames": 0,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +64,13 @@ class StreamingGeometry:
     time_frames: int
 
     def __post_init__(self) -> None:
+        check_fields(self, "streaming")
+        if self.frame_ms <= 0:
+            raise ConfigError(f"streaming frame_ms is {self.frame_ms!r}; it must be above 0")
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "frame_ms":
-                if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                    raise ConfigError(f"streaming frame_ms is {value!r}; it must be above 0")
-                continue
-            least = {"first_output_frames": None, "ahead_frames": 0, "dropped_frames": 0, "reach_frames": 0}
-            low = least.get(field.name, 1)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or (low is not None and value < low):
-                at_least = "" if low is None else f" of at least {low}"
-                raise ConfigError(f"streaming {field.name} is {value!r}; it must be a whole number{at_least}")
+            value, least = getattr(self, field.name), _LEAST.get(field.name, 1)
+            if least is not None and value < least:
+                raise ConfigError(f"streaming {field.name} is {value!r}; it must be at least {least}")
 
     @property
     def output_frames(self) -> OutputFrames:
@@ -117,8 +122,9 @@ class StreamingGeometry:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: the fields, and what follows from them."""
-        return {**dataclasses.asdict(self), **self._derived()}
+        """JSON form: the fields, and `derived_values`."""
+        data: dict[str, Any] = json_from_record(self)
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StreamingGeometry:
@@ -128,26 +134,10 @@ class StreamingGeometry:
             ConfigError: a missing or unknown key, a value out of range, or numbers that contradict each
             other.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        try:
-            geometry = cls(**{name: data[name] for name in names})
-        except KeyError as error:
-            raise ConfigError(f"the streaming geometry lacks {error}; export the model again") from error
-        derived = geometry._derived()
-        unknown = sorted(set(data) - names - set(derived))
-        if unknown:
-            raise ConfigError(
-                f"the streaming geometry has the unknown keys {unknown}; export the model again"
-            )
-        for name, value in derived.items():
-            if data.get(name) != value:
-                raise ConfigError(
-                    f"streaming {name} is {data.get(name)!r}, its other numbers say {value!r}; "
-                    "export the model again"
-                )
-        return geometry
+        return record_from_json(cls, data, "the streaming geometry", remedy="export the model again")
 
-    def _derived(self) -> dict[str, Any]:
+    def derived_values(self) -> dict[str, Any]:
+        """What follows from the fields, so that other runtimes need not repeat the arithmetic."""
         return {
             "window_frames": self.window_frames,
             "first_window_frames": self.first_window_frames,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_asr.errors import VocabularyError
+from edge_asr.records import json_from_record, record_from_json
 
 WORD_BOUNDARY = "\u2581"
 BLANK_TOKEN = "<blk>"
@@ -141,21 +142,17 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, the inverse of `from_dict`."""
-        return {"kind": self.kind, "blank_id": self.blank_id, "tokens": list(self.tokens)}
+        data: dict[str, Any] = json_from_record(self)
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Vocabulary:
         """Read the JSON form.
 
         Raises:
-            VocabularyError: a missing or unknown key, or contradicting values.
+            VocabularyError: a missing or unknown key, a wrong type, or contradicting values.
         """
-        expected = {"kind", "blank_id", "tokens"}
-        if set(data) != expected:
-            raise VocabularyError(
-                f"vocabulary has the keys {sorted(data)}; it must have exactly {sorted(expected)}"
-            )
-        return cls(kind=data["kind"], tokens=tuple(data["tokens"]), blank_id=data["blank_id"])
+        return record_from_json(cls, data, "the vocabulary", error=VocabularyError)
 
     def to_token_lines(self) -> str:
         """Content of tokens.txt and vocab.txt: `token id` a line; the blank is written `<blk>`."""
@@ -168,12 +165,16 @@ class Vocabulary:
         """Read a token file written by `to_token_lines`.
 
         Raises:
-            VocabularyError: a line that is no `token id`, ids out of order, or no `<blk>`.
+            VocabularyError: not UTF-8, a line that is no `token id`, ids out of order, or no `<blk>`.
         """
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise VocabularyError(f"{path} is not UTF-8 text ({error}); copy it again") from error
         tokens: list[str] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
             token, separator, index = line.rpartition(" ")
-            if not separator or not index.isdigit() or int(index) != len(tokens):
+            if not separator or index != str(len(tokens)):
                 raise VocabularyError(f"{path}, line {number} is {line!r}; expected 'token {len(tokens)}'")
             tokens.append(token)
         if BLANK_TOKEN not in tokens:

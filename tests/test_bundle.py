@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edge_asr.bundle.folder import Bundle, sha256_of
 from edge_asr.bundle.manifest import Artifact, BundleInfo
+from edge_asr.bundle.writer import write_manifest, write_model
 from edge_asr.errors import BundleError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
@@ -115,3 +119,154 @@ def test_broken_json(bundle_path: Path) -> None:
     (bundle_path / "bundle.json").write_text("{", encoding="utf-8")
     with pytest.raises(BundleError, match="not valid JSON"):
         Bundle.load(bundle_path)
+
+
+# --- damaged and hostile folders ---
+
+
+def finish(path: Path) -> None:
+    """Write bundle.json again as an export does: with the hash of tokens.txt."""
+    write_manifest(path, Bundle.load(path).info)
+
+
+def test_every_flipped_bit_of_the_tokens_is_noticed(bundle_path: Path) -> None:
+    finish(bundle_path)
+    tokens = bundle_path / "tokens.txt"
+    content = tokens.read_bytes()
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        tokens.write_bytes(changed)
+        with pytest.raises(BundleError, match=r"tokens\.txt"):
+            Bundle.load(bundle_path)
+    tokens.write_bytes(content)
+    Bundle.load(bundle_path)
+
+
+def test_bundles_without_a_hash_of_the_tokens_still_load(bundle_path: Path) -> None:
+    data = json.loads((bundle_path / "bundle.json").read_text())
+    del data["tokens_sha256"]
+    (bundle_path / "bundle.json").write_text(json.dumps(data))
+    assert Bundle.load(bundle_path).info.tokens_sha256 is None
+
+
+def test_embedded_models_have_a_hash_of_their_tokens() -> None:
+    assert Bundle.load("tiny-en").info.tokens_sha256 is not None
+
+
+def leaves(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value of a JSON document, containers included."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from leaves(value, (*path, key))
+
+
+@pytest.mark.parametrize("value", [None, True, 7, -1.5, "text", [], {}, "\ud800", 10**90])
+def test_no_value_anywhere_is_a_traceback(bundle_path: Path, value: Any) -> None:
+    finish(bundle_path)
+    file = bundle_path / "bundle.json"
+    whole = json.loads(file.read_text())
+    for path in list(leaves(whole)):
+        data = json.loads(json.dumps(whole))
+        target = data
+        for key in path[:-1]:
+            target = target[key]
+        target[path[-1]] = value
+        file.write_text(json.dumps(data))
+        try:
+            Bundle.load(bundle_path)
+        except BundleError as error:
+            told = str(error)
+        else:
+            continue
+        assert str(bundle_path) in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"verified": "false"}, "verified is 'false'; it must be true or false"),
+        ({"tokens_sha256": 5}, "tokens_sha256 is 5; it must be text"),
+        ({"streaming": []}, "streaming is .*; it must be an object"),
+        ({"format_version": True}, "format_version is True"),
+        ({"source": {"a": "\ud800"}}, "source.a is .*; it must be text"),
+    ],
+)
+def test_wrong_types_are_named(bundle_path: Path, changes: dict[str, Any], message: str) -> None:
+    edit(bundle_path, **changes)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(bundle_path)
+
+
+def test_a_hash_of_null_is_named(bundle_path: Path) -> None:
+    data = json.loads((bundle_path / "bundle.json").read_text())
+    data["artifacts"][0]["sha256"] = None
+    edit(bundle_path, artifacts=data["artifacts"])
+    with pytest.raises(BundleError, match=r"bundle\.json: artifacts\[0\]\.sha256 is None; it must be text"):
+        Bundle.load(bundle_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000, "9" * 5000])
+def test_deep_and_long_json_is_an_error(bundle_path: Path, text: str) -> None:
+    (bundle_path / "bundle.json").write_text(text)
+    with pytest.raises(BundleError, match=r"bundle\.json is"):
+        Bundle.load(bundle_path)
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "tokens.txt"])
+def test_huge_files_and_pipes_are_refused_unread(bundle_path: Path, name: str) -> None:
+    with (bundle_path / name).open("r+b") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(BundleError, match=f"{name} has {1 << 30} bytes"):
+        Bundle.load(bundle_path)
+    (bundle_path / name).unlink()
+    os.mkfifo(bundle_path / name)
+    with pytest.raises(BundleError, match=r"is a pipe|has no tokens"):
+        Bundle.load(bundle_path)
+
+
+def test_a_front_end_that_fills_the_memory_is_refused(bundle_path: Path) -> None:
+    features = FeatureConfig.from_preset("nemo").to_dict() | {"hop_length": 1}
+    edit(bundle_path, features=features)
+    with pytest.raises(BundleError, match="hop_length is 1 at 16000 Hz, more than 1000 frames a second"):
+        Bundle.load(bundle_path)
+
+
+@pytest.mark.parametrize("offset", [0, 5, (1 << 18) - 5, (1 << 18) - 1, (1 << 18) + 3, (2 << 18) - 9])
+def test_models_with_weights_elsewhere_are_refused(bundle_path: Path, offset: int) -> None:
+    """Wherever in the file the mark of external data lies; blocks of 256 KB are read."""
+    model = bundle_path / "model.onnx"
+    content = bytearray(3 << 18)
+    content[offset : offset + 10] = b"\x0a\x08location"
+    model.write_bytes(content)
+    artifact = json.loads((bundle_path / "bundle.json").read_text())["artifacts"][0]
+    edit(bundle_path, artifacts=[artifact | {"sha256": sha256_of(model), "size_bytes": len(content)}])
+    with pytest.raises(BundleError, match="weights in another file"):
+        Bundle.load(bundle_path)
+
+
+def test_external_data_as_onnx_writes_it_is_refused(bundle_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    weight = onnx.numpy_helper.from_array(np.ones(1000, np.float32), "w")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["w"], ["y"])],
+        "g",
+        [],
+        [onnx.helper.make_tensor_value_info("y", 1, [1000])],
+        [weight],
+    )
+    model, file = onnx.helper.make_model(graph), bundle_path / "model.onnx"
+    onnx.save(model, file, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    artifact = json.loads((bundle_path / "bundle.json").read_text())["artifacts"][0]
+    changes = {"sha256": sha256_of(file), "size_bytes": file.stat().st_size}
+    edit(bundle_path, artifacts=[artifact | changes])
+    with pytest.raises(BundleError, match="weights in another file"):
+        Bundle.load(bundle_path)
+    with pytest.raises(BundleError, match="the fp32 model keeps w and 0 more tensors in another file"):
+        write_model(bundle_path, onnx.load(file, load_external_data=False), "fp32", "fp32")
+
+
+def test_an_empty_name_is_no_folder() -> None:
+    with pytest.raises(BundleError, match="no bundle at ''"):
+        Bundle.load("")

@@ -61,10 +61,10 @@ def test_windows_cover_each_chunk_once(factor: int, chunk: int, ahead: int, drop
         ({"left_frames": 2.5}, "left_frames is 2.5"),
         ({"frame_ms": -1}, "frame_ms is -1"),
         ({"reach_frames": True}, "reach_frames is True"),
-        ({"chunk_frames": 8}, "window_frames is 65, its other numbers say 73"),
+        ({"chunk_frames": 8}, "window_frames is 65; the other numbers say 73"),
         ({"cache_last_time": [3, 64, 9]}, "cache_last_time"),
         ({"lookahead_ms": 80.0}, "lookahead_ms is 80.0"),
-        ({"colour": 1}, r"unknown keys \['colour'\]"),
+        ({"colour": 1}, "unknown key 'colour'"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -29,7 +29,7 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class MachineRecord:
     """Where it was measured.
 
     Attributes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_asr.benchmark.offline import MIN_RUNS
-from edge_asr.benchmark.schema import Settings
+from edge_asr.benchmark.schema import BenchSettings
 from edge_asr.errors import ConfigError
 
 SESSIONS = 5
@@ -67,9 +67,9 @@ class BenchOptions:
                 "negative, and 3600 s is the most"
             )
 
-    def describe(self) -> Settings:
+    def describe(self) -> BenchSettings:
         """For the report."""
-        return Settings(
+        return BenchSettings(
             precisions=self.precisions,
             backend=self.backend,
             seconds=self.seconds,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import edge_asr
 from edge_asr.benchmark.clocks import read_clocks
-from edge_asr.benchmark.machine_records import Machine as MachineRecord
+from edge_asr.benchmark.machine_records import MachineRecord
 from edge_asr.diagnostics.jetson import l4t_release
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.runtime.engine.cuda import query_gpu

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_asr.atomic import write_file
 from edge_asr.benchmark.compare import Comparison
-from edge_asr.benchmark.machine_records import Clocks, Machine
+from edge_asr.benchmark.machine_records import Clocks, MachineRecord
 from edge_asr.benchmark.plots import PLOTS, write_plots
 from edge_asr.benchmark.schema import BenchReport
 from edge_asr.benchmark.table import print_lines, print_table
@@ -54,19 +55,9 @@ def write_folder(report: BenchReport, folder: Path) -> str | None:
         plots = write_plots(report, folder)
     except MissingDependencyError as error:
         plots, problem = [], f"no plots: {error}"
-    _write(folder / MARKDOWN_NAME, bench_markdown(report, plots))
-    _write(folder / JSON_NAME, json.dumps(report.to_dict(), ensure_ascii=False) + "\n")
+    write_file(folder / MARKDOWN_NAME, bench_markdown(report, plots))
+    write_file(folder / JSON_NAME, json.dumps(report.to_dict(), ensure_ascii=False) + "\n")
     return problem
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def bench_markdown(report: BenchReport, plots: Sequence[str]) -> str:
@@ -119,7 +110,7 @@ def provenance_lines(report: BenchReport) -> Iterator[str]:
     yield f"{report.created}, {report.seconds_taken:.0f} s, edge-asr {report.machine.edge_asr}"
 
 
-def _machine_lines(machine: Machine) -> Iterator[str]:
+def _machine_lines(machine: MachineRecord) -> Iterator[str]:
     features = ", ".join(machine.cpu_features) or "no known vector instructions"
     memory = "" if machine.memory_bytes is None else f", {machine.memory_bytes / 2**30:.1f} GiB"
     yield (

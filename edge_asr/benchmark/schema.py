@@ -7,16 +7,15 @@ the version. What this file does not do: measure, print.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_asr.benchmark.machine_records import Machine
+from edge_asr.benchmark.machine_records import MachineRecord
 from edge_asr.benchmark.statistics import Summary, summarize
 from edge_asr.errors import ConfigError
-from edge_asr.records import json_from_record, record_from_json
+from edge_asr.records import json_from_record, read_json, record_from_json
 
 SCHEMA_VERSION = 1
 STAGES = ("features", "copy_to_device", "encode", "copy_to_host", "decode", "total")
@@ -292,7 +291,7 @@ class Audio:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class BenchSettings:
     """What was asked for, as in the options of the command; `min_runs` and `sessions` are fixed."""
 
     precisions: tuple[str, ...]
@@ -316,9 +315,9 @@ class BenchReport:
     created: str
     seconds_taken: float
     model: Model
-    settings: Settings
+    settings: BenchSettings
     audio: Audio
-    machine: Machine
+    machine: MachineRecord
     configurations: tuple[Configuration, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -333,13 +332,7 @@ class BenchReport:
         Raises:
             ConfigError: another schema version, an unknown or missing key, a wrong type.
         """
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"the benchmark has schema_version {version!r}, this edge-asr reads {SCHEMA_VERSION}; "
-                "measure again, or use the edge-asr that wrote it"
-            )
-        return record_from_json(cls, data)
+        return cls._from_json(data, cls.__name__)
 
     @classmethod
     def read(cls, path: Path) -> BenchReport:
@@ -350,8 +343,17 @@ class BenchReport:
         """
         path = path / "bench.json" if path.is_dir() else path
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls._from_json(read_json(path), str(path))
         except FileNotFoundError as error:
             raise ConfigError(f"no benchmark at {path}; give a bench.json, or the folder of one") from error
-        except (ValueError, UnicodeDecodeError) as error:  # ConfigError is one too
-            raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_json(cls, data: Any, where: str) -> BenchReport:
+        version = data.get("schema_version") if isinstance(data, dict) else SCHEMA_VERSION
+        if version != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{where} has schema_version {version!r}, this edge-asr reads {SCHEMA_VERSION}; "
+                "measure again, or use the edge-asr that wrote it"
+            )
+        remedy = "read it with the edge-asr that wrote it, or measure again"
+        return record_from_json(cls, data, where, remedy=remedy)

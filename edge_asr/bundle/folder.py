@@ -8,24 +8,25 @@ not make artefacts (edge_asr.export) and does not run them (edge_asr.runtime).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from edge_asr.atomic import FolderKind
 from edge_asr.bundle.manifest import Artifact, BundleInfo, CpuGraph, Precision, StreamingInfo
 from edge_asr.bundle.names import MANIFEST_NAME, TOKENS_NAME
-from edge_asr.errors import BundleError, EdgeAsrError
+from edge_asr.errors import BundleError, VocabularyError
+from edge_asr.records import read_json
 from edge_asr.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    pass
-
 
 #: Folder of the models that ship inside the package; each holds `bundle/` and `checkpoint/`.
 EMBEDDED_MODELS = Path(__file__).resolve().parent.parent / "models"
 DEFAULT_MODEL = "tiny-en"
+#: Larger files than any bundle has: a manifest has 4 kB, the tokens of 100 000 pieces 2 MB.
+MAX_MANIFEST_BYTES, MAX_TOKENS_BYTES = 4 << 20, 32 << 20
+#: The key that ONNX (onnx.proto, TensorProto.external_data) has before the name of a file with weights: a
+#: protobuf string of 8 bytes, behind its tag and length.
+_EXTERNAL_DATA = b"\x0a\x08location"
 #: Only a folder of this kind is ever replaced by an export.
 BUNDLE_FOLDER = FolderKind("bundle", MANIFEST_NAME, BundleError)
 
@@ -65,24 +66,18 @@ class Bundle:
         path = resolve_bundle_path(path_or_name)
         manifest = path / MANIFEST_NAME
         try:
-            data = json.loads(manifest.read_text(encoding="utf-8"))
+            data = read_json(
+                manifest,
+                error=BundleError,
+                remedy="export the model again",
+                max_bytes=MAX_MANIFEST_BYTES,
+            )
         except FileNotFoundError as error:
             raise BundleError(
                 f"{path} has no {MANIFEST_NAME}; give a folder that `edge-asr export` wrote"
             ) from error
-        except (ValueError, UnicodeDecodeError) as error:
-            raise BundleError(f"{manifest} is not valid JSON ({error}); export the model again") from error
-        if not isinstance(data, dict):
-            raise BundleError(
-                f"{manifest} holds a {type(data).__name__}, not an object; export the model again"
-            )
-        try:
-            info = BundleInfo.from_dict(data)
-            vocabulary = Vocabulary.read_token_file(path / TOKENS_NAME, info.vocabulary_kind)
-        except FileNotFoundError as error:
-            raise BundleError(f"{path} has no {TOKENS_NAME}; export the model again") from error
-        except (EdgeAsrError, TypeError, KeyError) as error:
-            raise BundleError(f"{path}: {error}") from error
+        info = BundleInfo.from_dict(data, str(manifest))
+        vocabulary = _read_vocabulary(path / TOKENS_NAME, info)
         if (len(vocabulary), vocabulary.blank_id) != (info.vocabulary_size, info.blank_id):
             raise BundleError(
                 f"{path / TOKENS_NAME} has {len(vocabulary)} tokens, blank {vocabulary.blank_id}; "
@@ -100,14 +95,27 @@ class Bundle:
         return bundle
 
     def check_hashes(self) -> None:
-        """Compare every artefact with its sha256; reads the files once.
+        """Compare every artefact, and tokens.txt, with its sha256; reads the files once.
 
         Raises:
-            BundleError: an altered file.
+            BundleError: an altered file, or a model with weights in other files, which no hash covers.
         """
+        tokens = self.info.tokens_sha256
+        if tokens is not None and sha256_of(self.path / TOKENS_NAME) != tokens:
+            raise BundleError(
+                f"{self.path / TOKENS_NAME} is not the file that bundle.json describes (sha256 "
+                f"{tokens[:12]}...); copy the bundle again or export the model again"
+            )
         for file in self._files:
-            if sha256_of(self.path / file.file) != file.sha256:
+            path = self.path / file.file
+            sha256, found = _hash_and_find(path, _EXTERNAL_DATA)
+            if sha256 != file.sha256:
                 raise self._altered(file)
+            if found:
+                raise BundleError(
+                    f"{path} keeps weights in another file (ONNX external data), which no hash in "
+                    "bundle.json covers; export the model again: edge-asr writes each model in one file"
+                )
 
     def artifact(self, precision: Precision) -> Artifact:
         """The artefact of a precision.
@@ -161,39 +169,67 @@ class Bundle:
         )
 
 
+def _read_vocabulary(path: Path, info: BundleInfo) -> Vocabulary:
+    if not path.is_file():
+        raise BundleError(f"{path.parent} has no {TOKENS_NAME}; export the model again")
+    if path.stat().st_size > MAX_TOKENS_BYTES:
+        raise BundleError(f"{path} has {path.stat().st_size} bytes; at most {MAX_TOKENS_BYTES} are read")
+    try:
+        return Vocabulary.read_token_file(path, info.vocabulary_kind)
+    except VocabularyError as error:
+        raise BundleError(f"{error}; copy the bundle again or export the model again") from error
+
+
+def find_embedded(path_or_name: str | Path, part: Literal["bundle", "checkpoint"]) -> Path | None:
+    """The bundle or checkpoint of the embedded model that a bare name means; None without one."""
+    name = str(path_or_name)
+    folder = EMBEDDED_MODELS / name / part
+    return folder if name and Path(name).name == name and folder.is_dir() else None
+
+
+def list_embedded_models(part: Literal["bundle", "checkpoint"] = "bundle") -> list[str]:
+    """Names of the models that ship inside the package."""
+    return sorted(folder.parent.name for folder in EMBEDDED_MODELS.glob(f"*/{part}"))
+
+
 def resolve_bundle_path(path_or_name: str | Path) -> Path:
-    """Folder of a bundle: an embedded model's when a bare name matches one, else the path itself.
+    """Folder of a bundle: the path itself, or else the embedded model of that name.
 
     Raises:
         BundleError: neither exists.
     """
     path = Path(path_or_name)
-    if path.is_dir():
+    if str(path_or_name) and path.is_dir():
         return path
-    name = str(path_or_name)
-    embedded = EMBEDDED_MODELS / name / "bundle"
-    if path.name == name and embedded.is_dir():
+    embedded = find_embedded(path_or_name, "bundle")
+    if embedded is not None:
         return embedded
-    names = list_embedded_models()
+    names = ", ".join(list_embedded_models()) or "none"
     raise BundleError(
-        f"no bundle at {name!r}: no such folder, and the embedded models are {names or 'none'}; "
+        f"no bundle at {str(path_or_name)!r}: no such folder, and the embedded models are {names}; "
         "give a folder that `edge-asr export` wrote"
     )
 
 
-def list_embedded_models() -> list[str]:
-    """Names of the models that ship inside the package."""
-    return sorted(p.parent.parent.name for p in EMBEDDED_MODELS.glob(f"*/bundle/{MANIFEST_NAME}"))
-
-
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, lower-case hex, read in blocks."""
+    return _hash_and_find(path, None)[0]
+
+
+def _hash_and_find(path: Path, pattern: bytes | None) -> tuple[str, bool]:
+    """SHA-256 of a file, and whether it holds `pattern`, which may lie across two blocks."""
     import hashlib  # loads OpenSSL; `Recognizer.load` gets here while the backend starts
 
     # One block that stays in the cache: new memory for each would add two thirds of the hash's own time.
-    block = memoryview(bytearray(1 << 18))
+    n_kept = 0 if pattern is None else len(pattern) - 1
+    block = bytearray(n_kept + (1 << 18))
+    fresh = memoryview(block)[n_kept:]
+    found = False
     with path.open("rb", buffering=0) as file:
         digest = hashlib.sha256()
-        while n_read := file.readinto(block):
-            digest.update(block[:n_read])
-    return digest.hexdigest()
+        while n_read := file.readinto(fresh):
+            digest.update(fresh[:n_read])
+            if pattern is not None and not found:
+                found = block.find(pattern, 0, n_kept + n_read) >= 0
+                block[:n_kept] = block[n_read : n_read + n_kept]
+    return digest.hexdigest(), found

@@ -1,19 +1,21 @@
 """The data of bundle.json, validated on creation; unknown keys are errors.
 
-Standard library and words of the ground only. `folder.py` reads it, `writer.py` writes it."""
+Standard library and words of the ground only. `folder.py` reads it, `writer.py` writes it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edge_asr.bundle.names import MANIFEST_NAME
 from edge_asr.errors import BundleError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
+from edge_asr.records import json_from_record, record_from_json
 from edge_asr.vocabulary import VocabularyKind
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class CpuGraph:
 
     def __post_init__(self) -> None:
         _check_file_name(self.file)
-        if not re.match(r"\d+\.\d+", str(self.onnxruntime)):
+        if not re.match(r"\d+\.\d+", self.onnxruntime):
             raise BundleError(f"{self.file} names onnxruntime {self.onnxruntime!r}; a version is like 1.32.0")
 
 
@@ -76,28 +78,6 @@ class Artifact:
 
     def __post_init__(self) -> None:
         _check_file_name(self.file)
-        if self.precision not in PRECISIONS:
-            raise BundleError(
-                f"artefact {self.file} has precision {self.precision!r}; known are {list(PRECISIONS)}"
-            )
-
-    @classmethod
-    def from_dict(cls, where: str, data: Mapping[str, Any]) -> Artifact:
-        """Read the JSON form.
-
-        Args:
-            where: what it is an entry of, for messages.
-            data: the entry.
-
-        Raises:
-            BundleError: a missing or unknown key, or a wrong value.
-        """
-        _check_keys(where, data, cls)
-        values = dict(data)
-        if values.get("cpu_graph") is not None:
-            _check_keys(f"cpu_graph of {where}", values["cpu_graph"], CpuGraph)
-            values["cpu_graph"] = CpuGraph(**values["cpu_graph"])
-        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,27 +91,6 @@ class StreamingInfo:
 
     artifact: Artifact
     geometry: StreamingGeometry
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, the inverse of `from_dict`."""
-        return {"artifact": dataclasses.asdict(self.artifact), "geometry": self.geometry.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: Any) -> StreamingInfo:
-        """Read the JSON form.
-
-        Raises:
-            BundleError, ConfigError: a missing or unknown key, or a wrong value.
-        """
-        if not isinstance(data, Mapping):
-            raise BundleError(f"streaming is {data!r}; it must be an object, or null without a stream.onnx")
-        from edge_asr.stream_geometry import StreamingGeometry
-
-        _check_keys("streaming of bundle.json", data, cls)
-        return cls(
-            artifact=Artifact.from_dict("the streaming artefact of bundle.json", data["artifact"]),
-            geometry=StreamingGeometry.from_dict(data["geometry"]),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +107,7 @@ class BundleInfo:
         first_output_frames: feature frames that the first output frame asks for (`edge_asr.frames`); with 1,
             a clip of T frames has ceil(T / factor) output frames.
         vocabulary_kind, vocabulary_size, blank_id: of tokens.txt; the size counts the blank.
+        tokens_sha256: hash of tokens.txt, lower-case hex; None in bundles of older versions.
         streaming: the streaming graph and its geometry, null for an offline bundle.
         artifacts: one entry an offline model file.
         source: where the weights came from.
@@ -172,20 +132,12 @@ class BundleInfo:
     toolkit_version: str
     streaming: StreamingInfo | None = None
     first_output_frames: int = 1
-    format_version: int = field(default=FORMAT_VERSION)
+    tokens_sha256: str | None = None
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if self.format_version != FORMAT_VERSION:
-            raise BundleError(
-                f"bundle format_version is {self.format_version}, this edge-asr reads {FORMAT_VERSION}; "
-                "export the model again, or install the edge-asr that wrote it"
-            )
         if self.subsampling_factor < 1:
             raise BundleError(f"subsampling_factor is {self.subsampling_factor}; it must be 1 or more")
-        if isinstance(self.first_output_frames, bool) or not isinstance(self.first_output_frames, int):
-            raise BundleError(
-                f"first_output_frames is {self.first_output_frames!r}; it must be a whole number"
-            )
         if not self.artifacts:
             raise BundleError("the bundle lists no artefact; export the model again")
         if self.streaming is not None:
@@ -210,52 +162,35 @@ class BundleInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, the inverse of `from_dict`."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        data["features"] = self.features.to_dict()
-        data["artifacts"] = [dataclasses.asdict(a) for a in self.artifacts]
-        data["streaming"] = None if self.streaming is None else self.streaming.to_dict()
-        for key in ("source", "verification"):
-            data[key] = dict(data[key])
+        data: dict[str, Any] = json_from_record(self)
         return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> BundleInfo:
+    def from_dict(cls, data: Any, where: str = MANIFEST_NAME) -> BundleInfo:
         """Read the JSON form.
 
+        Args:
+            data: decoded JSON.
+            where: how the file is called in errors.
+
         Raises:
-            BundleError: a missing or unknown key, a wrong value, a newer format.
+            BundleError: a missing or unknown key, a wrong type or value, another format.
         """
-        if data.get("format_version") != FORMAT_VERSION:
+        version = data.get("format_version") if isinstance(data, Mapping) else FORMAT_VERSION
+        if version != FORMAT_VERSION or isinstance(version, bool):
             raise BundleError(
-                f"bundle format_version is {data.get('format_version')!r}, this edge-asr reads "
-                f"{FORMAT_VERSION}; export the model again, or install the edge-asr that wrote it"
+                f"{where}: format_version is {version!r}, this edge-asr reads {FORMAT_VERSION}; "
+                "export the model again, or install the edge-asr that wrote it"
             )
-        _check_keys("bundle.json", data, cls)
-        values = dict(data)
-        values["artifacts"] = tuple(
-            Artifact.from_dict("an artefact of bundle.json", entry) for entry in data["artifacts"]
-        )
-        values["features"] = FeatureConfig.from_dict(data["features"])
-        if data.get("streaming") is not None:
-            values["streaming"] = StreamingInfo.from_dict(data["streaming"])
-        return cls(**values)
+        names: dict[str, type] = {}
+        if isinstance(data, Mapping) and data.get("streaming") is not None:
+            from edge_asr.stream_geometry import StreamingGeometry
+
+            names["StreamingGeometry"] = StreamingGeometry
+        remedy = "export the model again"
+        return record_from_json(cls, data, where, error=BundleError, remedy=remedy, names=names)
 
 
 def _check_file_name(name: str) -> None:
     if Path(name).name != name or name in ("", ".", ".."):
         raise BundleError(f"artefact file is {name!r}; it must be a plain name inside the bundle folder")
-
-
-def _check_keys(where: str, data: Mapping[str, Any], cls: type) -> None:
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - set(known))
-    missing = sorted(
-        name
-        for name, f in known.items()
-        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    )
-    if unknown or missing:
-        raise BundleError(
-            f"{where}: unknown keys {unknown}, missing keys {missing}; "
-            "another edge-asr wrote it: export again"
-        )

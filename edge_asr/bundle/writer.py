@@ -6,6 +6,7 @@ config.json. Where the folder goes and when it appears is atomic.py's affair.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from edge_asr.bundle.names import (
     TOKENS_NAME,
     VOCAB_NAME,
 )
+from edge_asr.errors import BundleError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
 
@@ -70,7 +72,17 @@ def write_model(
     cpu_time_over_fp32: float | None = None,
     cpu_graph: CpuGraph | None = None,
 ) -> Artifact:
-    """Write a model in one file, named after its precision unless `file` says otherwise, and describe it."""
+    """Write a model in one file, named after its precision unless `file` says otherwise, and describe it.
+
+    Raises:
+        BundleError: the model keeps weights in other files, which no hash would cover.
+    """
+    external = [tensor.name for tensor in model.graph.initializer if tensor.external_data]
+    if external:
+        raise BundleError(
+            f"the {precision} model keeps {external[0]} and {len(external) - 1} more tensors in another file "
+            "(ONNX external data); load them into the model before writing it"
+        )
     path = folder / (MODEL_FILES[precision] if file is None else file)
     path.write_bytes(model.SerializeToString(deterministic=True))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -102,7 +114,8 @@ def write_cpu_graph(folder: Path, graph: onnx.ModelProto) -> CpuGraph:
 
 
 def write_manifest(folder: Path, info: BundleInfo) -> None:
-    """Write bundle.json."""
-    data: dict[str, Any] = info.to_dict()
+    """Write bundle.json, with the hash of the folder's tokens.txt."""
+    tokens_sha256 = sha256_of(folder / TOKENS_NAME)
+    data: dict[str, Any] = dataclasses.replace(info, tokens_sha256=tokens_sha256).to_dict()
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edge_asr.checkpoints.native import Checkpoint, check_agreement
+from edge_asr.checkpoints.native import Checkpoint
+from edge_asr.checkpoints.native_config import SourceFacts, check_agreement
 from edge_asr.errors import CheckpointError, ConfigError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.model.config import ConformerConfig
@@ -151,6 +152,7 @@ def build_checkpoint(
     features: FeatureConfig,
     vocabulary: Vocabulary,
     provenance: Mapping[str, Any],
+    facts: SourceFacts,
     tokenizer_model: bytes | None = None,
 ) -> Checkpoint:
     """A whole checkpoint: names, shapes, front end and vocabulary fit the configuration.
@@ -182,5 +184,6 @@ def build_checkpoint(
         vocabulary=vocabulary,
         provenance=dict(provenance),
         path=path,
+        facts=facts,
         tokenizer_model=tokenizer_model,
     )

@@ -22,9 +22,10 @@ from edge_asr.checkpoints.espnet_features import (
     features_from_settings,
     move_cmvn,
 )
-from edge_asr.checkpoints.espnet_folder import EspnetFolder, is_espnet, open_folder
+from edge_asr.checkpoints.espnet_folder import EspnetFolder, open_folder
 from edge_asr.checkpoints.native import Checkpoint
-from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
+from edge_asr.checkpoints.native_config import SourceFacts
+from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_archive import read_file
 from edge_asr.checkpoints.safe_torch import load_tensors
 from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_yaml
@@ -136,9 +137,8 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
             "file": folder.weights.name,
             "espnet_version": values.get("version"),
             "normalize": normalize,
-            "source_blank_id": 0,
-            "notes": notes,
         },
+        facts=SourceFacts(source_blank_id=0, notes=tuple(notes)),
         tokenizer_model=_tokenizer_model(folder, bpe_model),
     )
 
@@ -269,11 +269,3 @@ def _tokenizer_model(folder: EspnetFolder, name: Any) -> bytes | None:
     """The SentencePiece model, when the folder has it; texts are put together without it."""
     path = folder.look_up(name) if isinstance(name, str) else None
     return None if path is None else read_file(path, limit=MAX_BYTES, what="the SentencePiece model")
-
-
-LOADER = CheckpointLoader(
-    name="espnet",
-    what="an ESPnet2 folder with config.yaml and a .pth file, or packed with meta.yaml",
-    detect=is_espnet,
-    load=load,
-)

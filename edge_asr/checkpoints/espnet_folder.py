@@ -18,7 +18,6 @@ from edge_asr.errors import CheckpointError
 
 #: Snapshots that ESPnet's recipes decode with; the first that exists is taken.
 _PREFERRED = ("valid.acc.ave.pth", "valid.acc.best.pth", "valid.loss.ave.pth", "valid.loss.best.pth")
-_META_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,22 +64,6 @@ class EspnetFolder:
         if path is None:
             raise CheckpointError(f"{self.root} lacks {name}, which its config.yaml names; copy it along.")
         return path
-
-
-def is_espnet(path: Path) -> bool:
-    """Whether it is a packed folder, an experiment's folder, or a .pth file in one; never raises."""
-    try:
-        if path.is_file():
-            return path.suffix == ".pth" and (path.parent / "config.yaml").is_file()
-        if (path / "config.yaml").is_file() and next(path.glob("*.pth"), None) is not None:
-            return True
-        meta = path / "meta.yaml"
-        if not meta.is_file():
-            return False
-        with meta.open("rb") as handle:
-            return b"asr_model_file" in handle.read(_META_HEAD_BYTES)
-    except OSError:
-        return False
 
 
 def open_folder(path: Path) -> EspnetFolder:

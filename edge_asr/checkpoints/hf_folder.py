@@ -6,7 +6,6 @@ What this file does not do: map weights (parakeet.py, wav2vec2.py).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from edge_asr.checkpoints.safe_archive import inside
 from edge_asr.checkpoints.safe_torch import load_safetensors, load_tensors
-from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_json
+from edge_asr.checkpoints.safe_yaml import Settings, load_json
 from edge_asr.errors import CheckpointError
 
 #: transformers' names of activations that edge-asr has (transformers/activations.py, ACT2CLS).
@@ -28,18 +27,6 @@ IGNORED_SETTINGS = (
     "eos_token_id", "tie_word_embeddings", "gradient_checkpointing", "_attn_implementation_autoset",
     "use_return_dict", "task_specific_params",
 )  # fmt: skip
-
-
-def architecture(path: Path) -> str | None:
-    """The first architecture that a folder's config.json names, or None; never raises."""
-    file = path / "config.json"
-    try:
-        if not file.is_file() or file.stat().st_size > MAX_BYTES:
-            return None
-        names = json.loads(file.read_text(encoding="utf-8")).get("architectures")
-        return str(names[0]) if names else None
-    except (OSError, ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError):
-        return None
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

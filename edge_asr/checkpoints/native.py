@@ -5,9 +5,6 @@ What this file does not do: hold optimizer state (`edge_asr.training`), read or 
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +15,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from edge_asr.errors import CheckpointError, ConfigError, VocabularyError
+from edge_asr.atomic import partial_folder, put_in_place
+from edge_asr.bundle.folder import list_embedded_models
+from edge_asr.checkpoints.native_config import (
+    CONFIG_NAME,
+    NO_FACTS,
+    TOKENIZER_NAME,
+    WEIGHTS_NAME,
+    NativeConfig,
+    SourceFacts,
+    check_agreement,
+    read_config,
+    resolve_path,
+)
+from edge_asr.errors import CheckpointError
 from edge_asr.feature_config import FeatureConfig
-from edge_asr.model.config import ConformerConfig
+from edge_asr.model.config import ConformerConfig, ContextStyle
 from edge_asr.model.ctc import ConformerCTC
 from edge_asr.vocabulary import Vocabulary
 
-FORMAT_VERSION = 1
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-TOKENIZER_NAME = "tokenizer.model"
-_CONFIG_KEYS = {"format_version", "model", "features", "vocabulary", "provenance"}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
-_EMBEDDED = Path(__file__).resolve().parent.parent / "models"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +46,9 @@ class Checkpoint:
         state_dict: its tensors, floating ones as float32, exactly the names `ConformerCTC.state_dict` has.
         features: the front end it was trained with.
         vocabulary: its tokens, blank last.
-        provenance: where the weights came from; free-form JSON.
+        provenance: where the weights came from; free-form JSON, for people only.
         path: the folder it was read from.
+        facts: what the original says besides its network; mostly read through the properties below.
         tokenizer_model: content of tokenizer.model, or None.
     """
 
@@ -53,50 +58,41 @@ class Checkpoint:
     vocabulary: Vocabulary
     provenance: dict[str, Any]
     path: Path
+    facts: SourceFacts = NO_FACTS
     tokenizer_model: bytes | None = None
 
     @property
     def source_blank_id(self) -> int:
         """The blank's place among the original's outputs; ours is always last."""
-        return int(self.provenance.get("source_blank_id", self.vocabulary.blank_id))
+        blank_id = self.facts.source_blank_id
+        return self.vocabulary.blank_id if blank_id is None else blank_id
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What its loader assumed or left out, in sentences."""
-        return tuple(self.provenance.get("notes", ()))
+        return self.facts.notes
 
     @property
     def attention_contexts(self) -> tuple[tuple[int, int], ...]:
         """Every (left, right) context of its training, the configuration's first; none for full context."""
-        contexts = self.provenance.get("attention_contexts") or [self.model_config.attention_context]
-        return tuple((context[0], context[1]) for context in contexts if context and max(context) >= 0)
+        contexts = self.facts.attention_contexts or (self.model_config.attention_context,)
+        return tuple(context for context in contexts if context is not None and max(context) >= 0)
+
+    @property
+    def attention_context_style(self) -> ContextStyle:
+        """How those contexts limit attention."""
+        return self.facts.attention_context_style or self.model_config.attention_context_style
 
     @property
     def has_dynamic_chunks(self) -> bool:
         """Whether its loader knows that it was trained with chunks of many sizes."""
-        return bool(self.provenance.get("dynamic_chunk", False))
+        return self.facts.dynamic_chunks
 
     def build_model(self) -> ConformerCTC:
         """The network with a copy of these weights, on the CPU, in eval mode."""
         model = ConformerCTC(self.model_config)
         model.load_state_dict(self.state_dict, strict=True)
         return model.eval()
-
-
-def resolve_path(path_or_name: str | Path) -> Path:
-    """An existing path as it is; else the embedded model of that name, if there is one; else the path."""
-    path = Path(path_or_name)
-    if not path.exists() and len(path.parts) == 1:
-        embedded = _EMBEDDED / path / "checkpoint"
-        if embedded.is_dir():
-            return embedded
-    return path
-
-
-def is_native(path_or_name: str | Path) -> bool:
-    """Whether it looks like a native checkpoint: a folder with our two file names."""
-    path = resolve_path(path_or_name)
-    return (path / CONFIG_NAME).is_file() and (path / WEIGHTS_NAME).is_file()
 
 
 def save_checkpoint(
@@ -107,15 +103,19 @@ def save_checkpoint(
     provenance: Mapping[str, Any],
     dtype: Literal["float32", "float16"] = "float32",
     tokenizer_model: bytes | None = None,
+    *,
+    facts: SourceFacts = NO_FACTS,
 ) -> Path:
-    """Write a checkpoint folder: complete under a temporary name, then renamed into place.
+    """Write a checkpoint folder: complete beside its place, then swapped in (`edge_asr.atomic`).
 
-    An older checkpoint at `path` is replaced; a folder holding anything else is left alone.
+    An older checkpoint at `path` is replaced, and is whole until then; a folder holding anything else is left
+    alone.
 
     Args:
         path: the folder to make; parents are created.
         dtype: storage of floating tensors.
         tokenizer_model: a SentencePiece model to keep beside the weights.
+        facts: about the model's origin, `Checkpoint.facts` of what it was made from.
 
     Returns:
         The folder.
@@ -124,7 +124,7 @@ def save_checkpoint(
         CheckpointError: when `path` holds other files, the parts contradict each other, a weight is not
             finite (in `dtype`), or the provenance is not JSON.
     """
-    target = Path(path)
+    target = Path(path).resolve()  # the folder that a link points to, not the link
     if dtype not in _DTYPES:
         raise CheckpointError(f"dtype must be float32 or float16, got {dtype!r}.")
     _check_target(target)
@@ -140,42 +140,26 @@ def save_checkpoint(
             raise CheckpointError(
                 f"Tensor {name} is not finite as {dtype}; the model diverged, or needs float32."
             )
-    config = {
-        "format_version": FORMAT_VERSION,
-        "model": model.config.to_dict(),
-        "features": features.to_dict(),
-        "vocabulary": vocabulary.to_dict(),
-        "provenance": dict(provenance),
-    }
+    config = NativeConfig(
+        model=model.config,
+        features=features,
+        vocabulary=vocabulary,
+        provenance=provenance,
+        facts=facts,
+    )
     try:
-        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
+        text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        content = text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"The provenance must be plain JSON values: {error}.") from error
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        temporary.chmod(0o755)  # mkdtemp makes it private
-        (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
-        (temporary / WEIGHTS_NAME).write_bytes(save(tensors))  # save_file would make it private
+    with partial_folder(target) as partial:
+        (partial / CONFIG_NAME).write_bytes(content)
+        (partial / WEIGHTS_NAME).write_bytes(save(tensors))  # save_file would make it private
         if tokenizer_model is not None:
-            (temporary / TOKENIZER_NAME).write_bytes(tokenizer_model)
-        for file in temporary.iterdir():
-            _flush_to_disk(file)
-        if target.exists():
-            # A folder cannot be renamed over a full one, so the old one steps aside first.
-            aside = temporary.with_suffix(".old")
-            os.replace(target, aside)
-            try:
-                os.replace(temporary, target)
-            except OSError:
-                os.replace(aside, target)
-                raise
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+            (partial / TOKENIZER_NAME).write_bytes(tokenizer_model)
+        put_in_place(partial, target)
+    return Path(path)
 
 
 def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
@@ -188,25 +172,19 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     """
     path = resolve_path(path_or_name)
     if not path.is_dir():
-        names = sorted(entry.parent.name for entry in _EMBEDDED.glob("*/checkpoint"))
+        names = list_embedded_models("checkpoint")
         hint = f"; embedded models: {', '.join(names)}" if names else ""
         raise CheckpointError(f"{path_or_name} is not a checkpoint folder{hint}.")
-    config = _read_config(path)
-    try:
-        model_config = ConformerConfig.from_dict(config["model"])
-        features = FeatureConfig.from_dict(config["features"])
-        vocabulary = Vocabulary.from_dict(config["vocabulary"])
-    except (ConfigError, VocabularyError) as error:
-        raise CheckpointError(f"{path / CONFIG_NAME}: {error}") from error
-    check_agreement(model_config, features, vocabulary, path)
+    config = read_config(path)
     tokenizer = path / TOKENIZER_NAME
     return Checkpoint(
-        model_config=model_config,
-        state_dict=_read_tensors(path / WEIGHTS_NAME, model_config),
-        features=features,
-        vocabulary=vocabulary,
-        provenance=config["provenance"],
+        model_config=config.model,
+        state_dict=_read_tensors(path / WEIGHTS_NAME, config.model),
+        features=config.features,
+        vocabulary=config.vocabulary,
+        provenance=dict(config.provenance),
         path=path,
+        facts=config.facts,
         tokenizer_model=tokenizer.read_bytes() if tokenizer.is_file() else None,
     )
 
@@ -221,62 +199,6 @@ def _check_target(target: Path) -> None:
         raise CheckpointError(
             f"{target} holds files that are no checkpoint ({others[0]}); choose another folder."
         )
-
-
-def check_agreement(
-    model: ConformerConfig, features: FeatureConfig, vocabulary: Vocabulary, where: Path
-) -> None:
-    """Refuse a front end or vocabulary of another size than the model's.
-
-    Raises:
-        CheckpointError: it names both numbers.
-    """
-    if model.n_mels != features.n_mels:
-        raise CheckpointError(
-            f"{where}: the model takes {model.n_mels} mel bands, the features give {features.n_mels}."
-        )
-    if model.vocab_size != len(vocabulary.tokens):
-        raise CheckpointError(
-            f"{where}: the model has {model.vocab_size} outputs, the vocabulary "
-            f"{len(vocabulary.tokens)} tokens (blank included)."
-        )
-    if vocabulary.blank_id != model.blank_id:
-        raise CheckpointError(
-            f"{where}: the blank is token {vocabulary.blank_id}; our models have it last ({model.blank_id})."
-        )
-
-
-def _flush_to_disk(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / CONFIG_NAME
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing; {path} is no edge-asr checkpoint.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, got {type(config).__name__}.")
-    version = config.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file}: format_version is {version!r}, this edge-asr reads {FORMAT_VERSION}; "
-            "use the matching release."
-        )
-    for word, keys in (
-        ("lacks", _CONFIG_KEYS - set(config)),
-        ("has the unknown key", set(config) - _CONFIG_KEYS),
-    ):
-        if keys:
-            raise CheckpointError(f"{file} {word} {', '.join(repr(key) for key in sorted(keys))}.")
-    for key in sorted(_CONFIG_KEYS - {"format_version"}):
-        if not isinstance(config[key], dict):
-            raise CheckpointError(f"{file}: {key!r} must be an object, got {type(config[key]).__name__}.")
-    return config
 
 
 def _read_tensors(file: Path, config: ConformerConfig) -> dict[str, Tensor]:

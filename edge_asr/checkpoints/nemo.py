@@ -17,13 +17,14 @@ from typing import Any
 
 from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_config
 from edge_asr.checkpoints.native import Checkpoint
+from edge_asr.checkpoints.native_config import SourceFacts
 from edge_asr.checkpoints.nemo_encoder import encoder_fields, move_encoder, trained_contexts
 from edge_asr.checkpoints.nemo_features import check_stored_front_end, features_from_config
 from edge_asr.checkpoints.nemo_tokenizer import read_tokens
-from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
-from edge_asr.checkpoints.safe_archive import is_tar, read_members
+from edge_asr.checkpoints.registry import LoadOptions
+from edge_asr.checkpoints.safe_archive import MAX_MEMBER_BYTES, read_members
 from edge_asr.checkpoints.safe_torch import load_tensors
-from edge_asr.checkpoints.safe_yaml import Settings, load_yaml
+from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_yaml
 from edge_asr.checkpoints.vocabularies import vocabulary_from_tokens
 from edge_asr.errors import CheckpointError
 
@@ -43,11 +44,6 @@ _IGNORED = (
 )  # fmt: skip
 
 
-def detect(path: Path) -> bool:
-    """Whether it is a file named `.nemo` that begins like a tar archive."""
-    return path.suffix == ".nemo" and path.is_file() and is_tar(path)
-
-
 def load(path: Path, options: LoadOptions) -> Checkpoint:
     """Load a `.nemo` file.
 
@@ -59,8 +55,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     Raises:
         CheckpointError: damaged, hostile, or a model that edge-asr does not have; it names the setting.
     """
-    # Tokenizers carry a hash in their names; all small files are read, the config says which count.
-    members = read_members(path, lambda name: not name.startswith("."))
+    members = read_members(path, _largest)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if name not in members:
             raise CheckpointError(f"{path} holds no {name}; it is no NeMo model, or its download broke off.")
@@ -117,13 +112,22 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
             "file": path.name,
             "target": target,
             "nemo_version": values.get("nemo_version"),
-            "source_blank_id": len(tokens.pieces),
-            **trained_contexts(values["encoder"]),
             "normalize": features.normalize if cmvn is None else "fixed",
-            "notes": [*notes, *encoder.notes, *tokens.notes],
         },
+        facts=SourceFacts(
+            source_blank_id=len(tokens.pieces),
+            notes=(*notes, *encoder.notes, *tokens.notes),
+            **trained_contexts(values["encoder"]),
+        ),
         tokenizer_model=tokens.model,
     )
+
+
+def _largest(name: str) -> int:
+    """Most bytes of a member; all files are read, for the names of tokenizers hold a hash."""
+    if name.startswith("."):
+        return 0
+    return MAX_MEMBER_BYTES if name == WEIGHTS_NAME else MAX_BYTES
 
 
 def _section(values: Mapping[str, Any], key: str, where: str) -> Settings:
@@ -146,6 +150,3 @@ def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
     settings = Settings(values, where)
     settings.ignore(*_IGNORED, "adapters")
     settings.finish()
-
-
-LOADER = CheckpointLoader(name="nemo", what="a .nemo file", detect=detect, load=load)

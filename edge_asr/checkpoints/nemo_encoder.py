@@ -124,10 +124,10 @@ def encoder_fields(settings: Settings, n_mels: int) -> Encoder:
 
 
 def trained_contexts(encoder: Mapping[str, Any]) -> dict[str, Any]:
-    """What an encoder's settings say of attention contexts, for `Checkpoint.provenance`.
+    """What an encoder's settings say of attention contexts, as fields of `SourceFacts`.
 
     Returns:
-        `attention_contexts`, every [left, right], the default first, mostly one; `attention_context_style`.
+        `attention_contexts`, every (left, right), the default first, mostly one; `attention_context_style`.
 
     Raises:
         CheckpointError: one is no pair of numbers.
@@ -141,7 +141,8 @@ def trained_contexts(encoder: Mapping[str, Any]) -> dict[str, Any]:
             raise CheckpointError(
                 f"att_context_size lists {context!r}; each must be [left, right] in frames."
             )
-    return {"attention_contexts": contexts, "attention_context_style": style}
+    pairs = tuple((left, right) for left, right in contexts)
+    return {"attention_contexts": pairs, "attention_context_style": style}
 
 
 def _conv_context(settings: Settings, kernel: int) -> Any:

@@ -15,28 +15,22 @@ from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_con
 from edge_asr.checkpoints.hf_folder import (
     ACTIVATIONS,
     IGNORED_SETTINGS,
-    architecture,
     feature_extractor_settings,
     load_weights,
     tokens_from_tokenizer,
 )
 from edge_asr.checkpoints.native import Checkpoint
+from edge_asr.checkpoints.native_config import SourceFacts
 from edge_asr.checkpoints.nemo_encoder import move_subsampling
-from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
+from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_yaml import Settings, load_json
 from edge_asr.checkpoints.vocabularies import move_blank_last, vocabulary_from_tokens
 from edge_asr.model.config import ConformerConfig
 
-ARCHITECTURE = "ParakeetForCTC"
 _TRAINING = (
     "activation_dropout", "attention_dropout", "dropout", "dropout_positions", "layerdrop",
     "initializer_range", "max_position_embeddings", "model_type",
 )  # fmt: skip
-
-
-def detect(path: Path) -> bool:
-    """Whether its config.json names ParakeetForCTC."""
-    return architecture(path) == ARCHITECTURE
 
 
 def load(path: Path, options: LoadOptions) -> Checkpoint:
@@ -114,9 +108,8 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
             "format": "parakeet",
             "file": path.name,
             "transformers_version": values.get("transformers_version"),
-            "source_blank_id": blank_id,
-            "notes": [],
         },
+        facts=SourceFacts(source_blank_id=blank_id),
     )
 
 
@@ -144,8 +137,3 @@ def _move_encoder(weights: TensorMap, config: ConformerConfig, *, bias: bool, co
         weights.convolution(f"{source}.depthwise_conv", f"{target}.depthwise", bias=conv_bias)
         weights.linear(f"{source}.pointwise_conv2", f"{target}.pointwise_out", bias=conv_bias)
         weights.batch_norm(f"{source}.norm", f"{target}.batch_norm")
-
-
-LOADER = CheckpointLoader(
-    name="parakeet", what="a Hugging Face folder of ParakeetForCTC", detect=detect, load=load
-)

@@ -1,16 +1,24 @@
-"""What a checkpoint format is: how it is told, how it is loaded, and what a user may have to add.
+"""The known checkpoint formats: how each is detected and loaded, and what a user may have to add.
 
-What this file does not do: list the formats (`edge_asr.checkpoints`).
+`load_any` asks each registered format in turn. A loader's module, and torch with it, is imported when its
+format is chosen. If no format recognizes a file, the error lists the known ones.
+What this file does not do: execute pickles, guess.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edge_asr.checkpoints.native import Checkpoint
-from edge_asr.errors import CheckpointError
+from edge_asr.checkpoints import detect
+from edge_asr.checkpoints.native_config import is_native, resolve_path
+from edge_asr.errors import CheckpointError, require
+
+if TYPE_CHECKING:
+    from edge_asr.checkpoints.native import Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +55,7 @@ class CheckpointLoader:
     Attributes:
         name: of the format, for people.
         what: the files it takes, for people.
-        detect: looks at names and first bytes only, and never raises.
+        detect: looks at names and first bytes only, needs no torch, and never raises.
         load: raises CheckpointError.
     """
 
@@ -55,3 +63,94 @@ class CheckpointLoader:
     what: str
     detect: Callable[[Path], bool]
     load: Callable[[Path, LoadOptions], Checkpoint]
+
+
+def _load_by(module: str) -> Callable[[Path, LoadOptions], Checkpoint]:
+    """`load` of a module of this package, which is imported when it is called."""
+
+    def load(path: Path, options: LoadOptions) -> Checkpoint:
+        require("torch", extra="export")
+        loaded: Checkpoint = importlib.import_module(f"edge_asr.checkpoints.{module}").load(path, options)
+        return loaded
+
+    return load
+
+
+def _load_native(path: Path, options: LoadOptions) -> Checkpoint:
+    options.refuse_feature_preset("an edge-asr checkpoint")
+    require("torch", extra="export")
+    loaded: Checkpoint = importlib.import_module("edge_asr.checkpoints.native").load_checkpoint(path)
+    return loaded
+
+
+_LOADERS: dict[str, CheckpointLoader] = {
+    loader.name: loader
+    for loader in (
+        CheckpointLoader(
+            name="edge-asr",
+            what="a folder with config.json and model.safetensors",
+            detect=is_native,
+            load=_load_native,
+        ),
+        CheckpointLoader(name="nemo", what="a .nemo file", detect=detect.is_nemo, load=_load_by("nemo")),
+        CheckpointLoader(
+            name="parakeet",
+            what="a Hugging Face folder of ParakeetForCTC",
+            detect=detect.is_parakeet,
+            load=_load_by("parakeet"),
+        ),
+        CheckpointLoader(
+            name="wav2vec2",
+            what="a Hugging Face folder of Wav2Vec2ConformerForCTC",
+            detect=detect.is_wav2vec2,
+            load=_load_by("wav2vec2"),
+        ),
+        CheckpointLoader(
+            name="espnet",
+            what="an ESPnet2 folder with config.yaml and a .pth file, or packed with meta.yaml",
+            detect=detect.is_espnet,
+            load=_load_by("espnet"),
+        ),
+        CheckpointLoader(
+            name="wenet",
+            what="a WeNet folder with train.yaml and final.pt",
+            detect=detect.is_wenet,
+            load=_load_by("wenet"),
+        ),
+        CheckpointLoader(
+            name="torchaudio",
+            what="a folder with model.pt and config.json of torchaudio's Conformer",
+            detect=detect.is_torchaudio,
+            load=_load_by("torchaudio"),
+        ),
+    )
+}
+
+
+def register_loader(loader: CheckpointLoader) -> None:
+    """Add a format, or replace the one of the same name; earlier ones are asked first."""
+    _LOADERS[loader.name] = loader
+
+
+def find_loader(path: str | Path) -> CheckpointLoader | None:
+    """The loader that recognizes `path` (or the name of an embedded model), or None; needs no torch."""
+    resolved = resolve_path(path)
+    return next((loader for loader in _LOADERS.values() if loader.detect(resolved)), None)
+
+
+def load_any(path: str | Path, options: LoadOptions = DEFAULT_OPTIONS) -> Checkpoint:
+    """Load a checkpoint of any registered format.
+
+    Args:
+        path: file or folder, or the name of an embedded model such as "tiny-en".
+        options: what the files do not say.
+
+    Raises:
+        CheckpointError: when no loader recognizes it, or the one that does cannot read it.
+    """
+    loader = find_loader(path)
+    if loader is not None:
+        return loader.load(resolve_path(path), options)
+    found = "exists but is none of these" if Path(path).exists() else "does not exist"
+    known = "; ".join(f"{loader.name} ({loader.what})" for loader in _LOADERS.values())
+    raise CheckpointError(f"{path} {found}: {known}.")

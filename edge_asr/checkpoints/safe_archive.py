@@ -59,12 +59,12 @@ class _BoundedFile(io.RawIOBase):
         super().close()
 
 
-def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+def read_members(path: Path, limit_of: Callable[[str], int]) -> dict[str, bytes]:
     """The wanted members of a tar archive, plain or gzipped, by base name.
 
     Args:
         path: the archive.
-        wanted: whether a member's base name is to be read.
+        limit_of: the most bytes that the member of a base name may have; 0 does not read it.
 
     Raises:
         CheckpointError: not a tar archive, damaged, or hostile: a member that leaves the folder, a link or
@@ -88,8 +88,14 @@ def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                     raise CheckpointError(
                         f"{path} would unpack to more than {limit} bytes; it is not opened."
                     )
-                if member.isdir() or not parts or not wanted(parts[-1]):
+                most = limit_of(parts[-1]) if parts else 0
+                if member.isdir() or not most:
                     continue
+                if member.size > most:
+                    raise CheckpointError(
+                        f"{path} holds {member.name!r} with {member.size} bytes, more than {most}; it is not "
+                        "opened."
+                    )
                 if not member.isreg():
                     raise CheckpointError(
                         f"{path} holds {member.name!r} as a link or device; it is not opened."

@@ -8,13 +8,13 @@ are refused where used).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from edge_asr.checkpoints.safe_archive import read_file
 from edge_asr.errors import CheckpointError, require
+from edge_asr.records import decode_json
 
 MAX_BYTES = 32 << 20
 """A configuration with a vocabulary of 100 000 tokens has 3 MB."""
@@ -32,21 +32,28 @@ def load_yaml(source: Path | bytes, where: str) -> dict[str, Any]:
         CheckpointError: missing, too large, not YAML, tagged Python objects, aliases, or no mapping.
         MissingDependencyError: PyYAML is not installed.
     """
+    return _mapping(parse_yaml(_read_text(source, where), where), where)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text as plain values of any kind, None where it is empty.
+
+    Raises:
+        CheckpointError: not YAML, nested too deeply, tagged Python objects, or more values than
+            `MAX_VALUES`, aliases counted.
+        MissingDependencyError: PyYAML is not installed.
+    """
     yaml = require("yaml", extra="export")
-    text = _read_text(source, where)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         node = yaml.compose(text, Loader=loader)
         if node is not None and _count_values(node, where, {}) > MAX_VALUES:
-            raise CheckpointError(
-                f"{where} holds more than {MAX_VALUES} values, aliases counted; no checkpoint has."
-            )
-        value = yaml.load(text, Loader=loader)
+            raise CheckpointError(f"{where} holds more than {MAX_VALUES} values, aliases counted.")
+        return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{where} cannot be read as plain YAML: {_first_line(error)}.") from error
-    return _mapping(value, where)
 
 
 def load_json(source: Path | bytes, where: str) -> dict[str, Any]:
@@ -55,12 +62,7 @@ def load_json(source: Path | bytes, where: str) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, too large, not JSON, or no object.
     """
-    text = _read_text(source, where)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} cannot be read as JSON: {error}.") from error
-    return _mapping(value, where)
+    return _mapping(decode_json(_read_text(source, where), where, error=CheckpointError), where)
 
 
 class Settings:

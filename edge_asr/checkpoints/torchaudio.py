@@ -14,7 +14,6 @@ Source: torchaudio, models/conformer.py, transforms/_transforms.py (MelSpectrogr
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ import numpy as np
 from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_config, build_features
 from edge_asr.checkpoints.espnet_features import framing_from_center
 from edge_asr.checkpoints.native import Checkpoint
-from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
+from edge_asr.checkpoints.native_config import SourceFacts
+from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_torch import load_tensors
-from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_json
+from edge_asr.checkpoints.safe_yaml import Settings, load_json
 from edge_asr.checkpoints.vocabularies import move_blank_last, vocabulary_from_tokens
 from edge_asr.errors import CheckpointError
 from edge_asr.feature_config import FeatureConfig
@@ -40,17 +40,6 @@ _WINDOWS = {
     "blackman_window": "blackman_periodic",
     "bartlett_window": "bartlett_periodic",
 }
-
-
-def detect(path: Path) -> bool:
-    """Whether it is a folder with model.pt, and a config.json that describes a Conformer."""
-    file = path / CONFIG_NAME
-    try:
-        if not (path / WEIGHTS_NAME).is_file() or not file.is_file() or file.stat().st_size > MAX_BYTES:
-            return False
-        return isinstance(json.loads(file.read_text(encoding="utf-8")).get("conformer"), dict)
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
 
 
 def load(path: Path, options: LoadOptions) -> Checkpoint:
@@ -83,11 +72,13 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
         provenance={
             "format": "torchaudio",
             "file": path.name,
-            "source_blank_id": blank_id,
-            "notes": ["Group normalization runs over the whole clip, so the model cannot stream."]
-            if group_norm
-            else [],
         },
+        facts=SourceFacts(
+            source_blank_id=blank_id,
+            notes=("Group normalization runs over the whole clip, so the model cannot stream.",)
+            if group_norm
+            else (),
+        ),
     )
 
 
@@ -230,11 +221,3 @@ def _move_layers(weights: TensorMap, config: ConformerConfig) -> None:
             weights.batch_norm(f"{source}.sequential.3", f"{target}.batch_norm")
         weights.linear(f"{source}.sequential.5", f"{target}.pointwise_out")
         weights.norm(f"{prefix}.final_layer_norm", f"{ours}.final_norm")
-
-
-LOADER = CheckpointLoader(
-    name="torchaudio",
-    what="a folder with model.pt and config.json of torchaudio's Conformer",
-    detect=detect,
-    load=load,
-)

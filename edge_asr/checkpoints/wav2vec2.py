@@ -19,12 +19,12 @@ from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_con
 from edge_asr.checkpoints.hf_folder import (
     ACTIVATIONS,
     IGNORED_SETTINGS,
-    architecture,
     feature_extractor_settings,
     load_weights,
 )
 from edge_asr.checkpoints.native import Checkpoint
-from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
+from edge_asr.checkpoints.native_config import SourceFacts
+from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_yaml import Settings, load_json
 from edge_asr.checkpoints.vocabularies import move_blank_last
 from edge_asr.checkpoints.wav2vec2_tokenizer import load_vocabulary
@@ -33,7 +33,6 @@ from edge_asr.feature_config import FeatureConfig
 from edge_asr.model.attention.rotary import rotary_frequencies
 from edge_asr.model.config import ConformerConfig
 
-ARCHITECTURE = "Wav2Vec2ConformerForCTC"
 _PREFIX = "wav2vec2_conformer"
 _POSITIONS = {"relative": "rel_pos", "rotary": "rotary", None: "no_pos"}
 
@@ -52,11 +51,6 @@ _UNUSED = (
     "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "max_source_positions",
     "do_stable_layer_norm", "freeze_feat_extract_train", "no_mask_channel_overlap", "no_mask_time_overlap",
 )  # fmt: skip
-
-
-def detect(path: Path) -> bool:
-    """Whether its config.json names Wav2Vec2ConformerForCTC."""
-    return architecture(path) == ARCHITECTURE
 
 
 def load(path: Path, options: LoadOptions) -> Checkpoint:
@@ -94,12 +88,14 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
             "format": "wav2vec2",
             "file": path.name,
             "transformers_version": values.get("transformers_version"),
-            "source_blank_id": blank_id,
-            "notes": [
+        },
+        facts=SourceFacts(
+            source_blank_id=blank_id,
+            notes=(
                 "A clip in a padded batch gives what it gives alone; in transformers padding changes it.",
                 *notes,
-            ],
-        },
+            ),
+        ),
     )
 
 
@@ -237,11 +233,3 @@ def _check_frequencies(weights: TensorMap, config: ConformerConfig, where: str) 
         f"{where}.rotary_embedding_base is {config.rotary_base:g}, but the weights hold the rotary "
         f"frequencies of another base ({name}); use the settings and weights of one checkpoint."
     )
-
-
-LOADER = CheckpointLoader(
-    name="wav2vec2",
-    what="a Hugging Face folder of Wav2Vec2ConformerForCTC",
-    detect=detect,
-    load=load,
-)

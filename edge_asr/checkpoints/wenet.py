@@ -15,7 +15,8 @@ from typing import Any
 from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_config
 from edge_asr.checkpoints.espnet_blocks import BlockForm, move_encoder
 from edge_asr.checkpoints.native import Checkpoint
-from edge_asr.checkpoints.registry import CheckpointLoader, LoadOptions
+from edge_asr.checkpoints.native_config import SourceFacts
+from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_archive import inside, read_file
 from edge_asr.checkpoints.safe_torch import load_tensors
 from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_yaml
@@ -41,16 +42,6 @@ _TRAINING = (
     "predictor", "predictor_conf", "joint", "joint_conf", "data_type", "symbol_table", "epoch", "step", "tag",
     "save_time", "ignore_id", "lang", "seed", "lfmmi_dir", "is_distributed", "pre_trained",
 )  # fmt: skip
-
-
-def detect(path: Path) -> bool:
-    """Whether it is a folder of train.yaml and .pt weights, or a .pt file in one; never raises."""
-    try:
-        if path.is_file():
-            return path.suffix == ".pt" and (path.parent / CONFIG_NAME).is_file()
-        return (path / CONFIG_NAME).is_file() and next(path.glob("*.pt"), None) is not None
-    except OSError:
-        return False
 
 
 def load(path: Path, options: LoadOptions) -> Checkpoint:
@@ -118,10 +109,8 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
             "format": "wenet",
             "file": file.name,
             "model": values.get("model", "asr_model"),
-            "dynamic_chunk": dynamic,
-            "source_blank_id": blank_id,
-            "notes": notes,
         },
+        facts=SourceFacts(source_blank_id=blank_id, dynamic_chunks=dynamic, notes=tuple(notes)),
         tokenizer_model=tokenizer_model,
     )
 
@@ -250,8 +239,3 @@ def _look_up(folder: Path, name: str | None, usual: tuple[str, ...]) -> Path | N
     names = (*(() if name is None else (PurePosixPath(name).name,)), *usual)
     paths = (inside(folder, candidate) for candidate in names if candidate)
     return next((path for path in paths if path.is_file()), None)
-
-
-LOADER = CheckpointLoader(
-    name="wenet", what="a WeNet folder with train.yaml and final.pt", detect=detect, load=load
-)

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from edge_asr.cli.terminal import print_json
-from edge_asr.errors import BundleError, CheckpointError, EdgeAsrError
+from edge_asr.errors import BundleError, CheckpointError
 from edge_asr.printable import printable
 
 _SAFETENSORS_MAX_HEADER = 100_000_000  # huggingface/safetensors, MAX_HEADER_SIZE
@@ -56,33 +56,12 @@ def describe(path_or_name: str | Path, *, feature_preset: str | None = None) -> 
         BundleError, CheckpointError: it is neither, not whole, or not supported; the message says why.
         MissingDependencyError: another project's checkpoint, and PyTorch is not installed.
     """
+    from edge_asr.checkpoints import find_loader
+
     path = Path(path_or_name)
-    is_bundle = not path.exists() or (path / "bundle.json").exists()
-    if not is_bundle and not (path.is_dir() and _looks_native(path)):
-        return _describe_foreign(path, feature_preset)
-    if feature_preset is not None:
-        raise CheckpointError(f"{path} says its front end itself; leave --feature-preset out")
-    return _describe_bundle(path_or_name) if is_bundle else _describe_checkpoint(path)
-
-
-def _looks_native(path: Path) -> bool:
-    """Whether a folder has our own two files; Hugging Face's have the same names."""
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    if isinstance(config, dict) and ("format_version" in config or "architectures" in config):
-        return "format_version" in config
-    return (path / "model.safetensors").exists()
-
-
-def _describe_foreign(path: Path, feature_preset: str | None) -> dict[str, Any]:
-    from edge_asr.errors import require
-
-    require("torch", extra="export")
-    from edge_asr.checkpoints import LoadOptions, find_loader, load_any
-    from edge_asr.model.streamable import describe_streaming
-
+    if not path.exists() or (path / "bundle.json").exists():
+        _refuse_preset(path, feature_preset)
+        return _describe_bundle(path_or_name)
     loader = find_loader(path)
     if loader is None:
         what = "a folder" if path.is_dir() else "a file" if path.is_file() else "a pipe, socket or device"
@@ -90,13 +69,28 @@ def _describe_foreign(path: Path, feature_preset: str | None) -> dict[str, Any]:
             f"{path} is not a bundle (no bundle.json) and not a known checkpoint; it is {what} that no "
             "loader takes"
         )
+    if loader.name != "edge-asr":
+        return _describe_foreign(path, loader.name, feature_preset)
+    _refuse_preset(path, feature_preset)
+    return _describe_checkpoint(path)
+
+
+def _refuse_preset(path: Path, feature_preset: str | None) -> None:
+    if feature_preset is not None:
+        raise CheckpointError(f"{path} says its front end itself; leave --feature-preset out")
+
+
+def _describe_foreign(path: Path, loader: str, feature_preset: str | None) -> dict[str, Any]:
+    from edge_asr.checkpoints import LoadOptions, load_any
+    from edge_asr.model.streamable import describe_streaming
+
     checkpoint = load_any(path, LoadOptions(feature_preset=feature_preset))
     config, vocabulary = checkpoint.model_config, checkpoint.vocabulary
     sizes = {name: tensor.numel() for name, tensor in checkpoint.state_dict.items()}
     frames = config.output_frames
     return {
         "kind": "checkpoint",
-        "format": loader.name,
+        "format": loader,
         "path": str(path),
         "size_bytes": path.stat().st_size if path.is_file() else _folder_bytes(path),
         "n_parameters": sum(n for name, n in sizes.items() if not _is_buffer(name)),
@@ -107,7 +101,7 @@ def _describe_foreign(path: Path, feature_preset: str | None) -> dict[str, Any]:
             config,
             checkpoint.features,
             checkpoint.attention_contexts,
-            style=checkpoint.provenance.get("attention_context_style"),
+            style=checkpoint.facts.attention_context_style,
             dynamic_chunks=checkpoint.has_dynamic_chunks,
         ),
         "features": checkpoint.features.to_dict(),
@@ -117,6 +111,7 @@ def _describe_foreign(path: Path, feature_preset: str | None) -> dict[str, Any]:
         "tokens": _token_sample(vocabulary.tokens),
         "tokenizer": checkpoint.tokenizer_model is not None,
         "provenance": checkpoint.provenance,
+        "notes": list(checkpoint.notes),
         "export": f"edge-asr export {path} -o BUNDLE",
     }
 
@@ -139,47 +134,42 @@ def _describe_bundle(path_or_name: str | Path) -> dict[str, Any]:
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from edge_asr.feature_config import FeatureConfig
-    from edge_asr.model.config import ConformerConfig
+    from edge_asr.checkpoints.native_config import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME, read_config
     from edge_asr.model.streamable import describe_streaming
-    from edge_asr.vocabulary import Vocabulary
 
-    config_file, weights_file = path / "config.json", path / "model.safetensors"
-    for file in (config_file, weights_file):
+    weights_file = path / WEIGHTS_NAME
+    for file in (path / CONFIG_NAME, weights_file):
         if not file.is_file():
             raise CheckpointError(f"{file} is missing, so {path} is no whole checkpoint; copy it again")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        model = ConformerConfig.from_dict(config["model"])
-        features = FeatureConfig.from_dict(config["features"])
-        vocabulary = Vocabulary.from_dict(config["vocabulary"])
-    except EdgeAsrError as error:
-        raise CheckpointError(f"{config_file}: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{config_file} is not an edge-asr checkpoint's configuration ({type(error).__name__}: {error})"
-        ) from error
+    config = read_config(path)
+    model, vocabulary, facts = config.model, config.vocabulary, config.facts
+    default = () if model.attention_context is None else (model.attention_context,)
     tensors = read_safetensors_header(weights_file)
     sizes = {name: math.prod(entry["shape"]) for name, entry in tensors.items()}
     return {
         "kind": "checkpoint",
         "path": str(path),
         "size_bytes": _folder_bytes(path),
-        "format_version": config.get("format_version"),
+        "format_version": config.format_version,
         "n_parameters": sum(n for name, n in sizes.items() if not _is_buffer(name)),
         "n_tensors": len(sizes),
         "weights": dict(Counter(entry["dtype"] for entry in tensors.values())),
         "model": model.to_dict(),
         "streaming": describe_streaming(
-            model, features, () if model.attention_context is None else (model.attention_context,)
+            model,
+            config.features,
+            facts.attention_contexts or default,
+            style=facts.attention_context_style,
+            dynamic_chunks=facts.dynamic_chunks,
         ),
-        "features": features.to_dict(),
+        "features": config.features.to_dict(),
         "vocabulary_kind": vocabulary.kind,
         "vocabulary_size": len(vocabulary),
         "blank_id": vocabulary.blank_id,
         "tokens": _token_sample(vocabulary.tokens),
-        "tokenizer": (path / "tokenizer.model").is_file(),
-        "provenance": config.get("provenance", {}),
+        "tokenizer": (path / TOKENIZER_NAME).is_file(),
+        "provenance": dict(config.provenance),
+        "notes": list(facts.notes),
     }
 
 
@@ -287,10 +277,8 @@ def _text(key: str, value: Any) -> str:
         return f"{value / 1e6:.2f} MB"
     if key == "n_parameters":
         return f"{value:,}"
+    if key == "notes":
+        return "\n".join(f"- {note}" for note in value)
     if isinstance(value, Mapping):
-        if key == "provenance" and "notes" in value:
-            notes = "\n".join(f"- {note}" for note in value["notes"])
-            value = {name: item for name, item in value.items() if name != "notes"}
-            return f"{_text('', value)}\n{notes}".rstrip()
         return "\n".join(f"{name}: {json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
     return str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -56,18 +55,18 @@ def command(
     if config is None:
         raise click.UsageError("Missing argument 'CONFIG'; --print-config prints one to begin with.")
     require("torch", extra="train")
-    yaml: Any = require("yaml", extra="train")
+    require("yaml", extra="train")
     if average is not None:
         _average(config, average, output, force=force, as_json=as_json)
         return
-    from edge_asr.training.config_io import load_config
+    from edge_asr.training.config_io import load_config, parse_value
 
     values = {}
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator:
             raise ConfigError(f"--set wants KEY=VALUE, got {item!r}")
-        values[key] = yaml.safe_load(text)
+        values[key] = parse_value(text, f"--set {item}")
     loaded = load_config(config, values)
 
     from edge_asr.training.run import train

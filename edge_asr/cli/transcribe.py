@@ -164,7 +164,7 @@ class _Delivery:
         if output is not None:
             from edge_asr.atomic import write_file
 
-            write_file(output, format_transcript(transcript, self.output_format).encode())
+            write_file(output, format_transcript(transcript, self.output_format))
             entry["output"] = str(output)
         elif self.output_format == "json" and not self.as_json:
             print_json(entry)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from edge_asr.errors import ConfigError
 from edge_asr.frames import OutputFrames
+from edge_asr.records import check_fields, json_from_record, record_from_json
 
 LARGEST_SIZE = 1 << 20
 """Largest accepted width or count; larger values are treated as hostile files that would fill the memory."""
@@ -47,18 +48,6 @@ WaveformNorm = Literal["layer", "group"]
 Head = Literal["linear", "lstm"]
 ConvContext = Literal["symmetric", "causal"] | tuple[int, int]
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "subsampling": get_args(Subsampling),
-    "block_order": get_args(BlockOrder),
-    "attention": get_args(Attention),
-    "attention_context_style": get_args(ContextStyle),
-    "conv_norm": get_args(ConvNorm),
-    "conv_padding": get_args(ConvPadding),
-    "activation": get_args(Activation),
-    "waveform_norm": get_args(WaveformNorm),
-    "waveform_activation": get_args(Activation),
-    "head": get_args(Head),
-}
 _POSITIVE = (
     "vocab_size",
     "n_mels",
@@ -71,14 +60,6 @@ _POSITIVE = (
     "subsampling_factor",
     "global_tokens_spacing",
     "position_table",
-)
-_FLAGS = (
-    "xscaling",
-    "added_positions",
-    "cmvn",
-    "subsampling_causal",
-    "global_attn_separate",
-    "output_norm",
 )
 
 
@@ -180,53 +161,42 @@ class ConformerConfig:
     cmvn: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, "the model")
         for name in _POSITIVE:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
-            if value > LARGEST_SIZE:
-                raise ConfigError(f"{name} must be at most {LARGEST_SIZE}, got {value!r}.")
+            if not 1 <= getattr(self, name) <= LARGEST_SIZE:
+                raise ConfigError(f"{name} must be from 1 to {LARGEST_SIZE}, got {getattr(self, name)}.")
         if self.vocab_size < 2:
             raise ConfigError("vocab_size must be at least 2 (one token and the blank), got 1.")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if self.d_model % self.n_heads or self.d_model % 2:
             raise ConfigError(
                 "d_model must be even and a multiple of n_heads, "
                 f"got {self.d_model} with {self.n_heads} heads."
             )
-        for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         for name in ("dropout", "dropout_attention"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-                raise ConfigError(f"{name} must be at least 0 and below 1, got {value!r}.")
-        if not isinstance(self.size, str):
-            raise ConfigError(f"size must be a text label, got {self.size!r}.")
-        object.__setattr__(self, "conv_context", _conv_context_from_value(self.conv_context))
-        object.__setattr__(self, "attention_context", attention_context_from_value(self.attention_context))
-        object.__setattr__(self, "waveform_layers", waveform_layers_from_value(self.waveform_layers))
-        object.__setattr__(self, "intermediate_ctc_layers", self._check_intermediate_layers())
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}.")
+        self._check_lists()
         check_numbers(self)
         check_subsampling(self)
         check_attention(self)
         _ = self.conv_left_right
 
-    def _check_intermediate_layers(self) -> tuple[int, ...]:
-        layers = self.intermediate_ctc_layers
-        if not isinstance(layers, tuple | list) or any(
-            isinstance(layer, bool) or not isinstance(layer, int) or not 1 <= layer < self.n_layers
-            for layer in layers
-        ):
+    def _check_lists(self) -> None:
+        layers, context = self.intermediate_ctc_layers, self.attention_context
+        if any(not 1 <= layer < self.n_layers for layer in layers) or sorted(set(layers)) != list(layers):
             raise ConfigError(
-                f"intermediate_ctc_layers must list whole numbers from 1 to {self.n_layers - 1} "
-                f"(the layer before the last), got {layers!r}."
+                f"intermediate_ctc_layers must rise without repeats, from 1 to {self.n_layers - 1} (the "
+                f"layer before the last), got {list(layers)}."
             )
-        if sorted(set(layers)) != list(layers):
-            raise ConfigError(f"intermediate_ctc_layers must rise without repeats, got {list(layers)!r}.")
-        return tuple(layers)
+        if context is not None and not -1 <= min(context) <= max(context) <= 1 << 31:
+            raise ConfigError(
+                f"attention_context must be [left, right] in frames, -1 unlimited, got {list(context)}."
+            )
+        if any(min(layer) < 1 for layer in self.waveform_layers):
+            raise ConfigError(
+                "waveform_layers must be [channels, kernel, stride] of at least 1, got "
+                f"{list(self.waveform_layers)}."
+            )
 
     @property
     def blank_id(self) -> int:
@@ -286,14 +256,8 @@ class ConformerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serializable dict, all fields present."""
-        values = asdict(self)
-        if isinstance(self.conv_context, tuple):
-            values["conv_context"] = list(self.conv_context)
-        if self.attention_context is not None:
-            values["attention_context"] = list(self.attention_context)
-        values["waveform_layers"] = [list(layer) for layer in self.waveform_layers]
-        values["intermediate_ctc_layers"] = list(self.intermediate_ctc_layers)
-        return values
+        data: dict[str, Any] = json_from_record(self)
+        return data
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ConformerConfig:
@@ -302,27 +266,7 @@ class ConformerConfig:
         Raises:
             ConfigError: for an unknown key, a missing vocab_size or a bad value.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"Unknown model setting {unknown[0]!r}; known are {', '.join(sorted(known))}.")
-        if "vocab_size" not in values:
-            raise ConfigError("The model settings lack vocab_size (number of tokens, the blank included).")
-        return cls(**values)
-
-
-def _conv_context_from_value(value: Any) -> ConvContext:
-    if value in ("symmetric", "causal"):
-        return cast(ConvContext, value)
-    if (
-        isinstance(value, tuple | list)
-        and len(value) == 2
-        and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
-    ):
-        return (value[0], value[1])
-    raise ConfigError(
-        f'conv_context must be "symmetric", "causal" or [left, right] in frames, got {value!r}.'
-    )
+        return record_from_json(cls, values, "the model settings")
 
 
 _NEMO: dict[str, Any] = {
@@ -446,49 +390,11 @@ def check_numbers(config: ConformerConfig) -> None:
     Raises:
         ConfigError: it names the field.
     """
-    for name, optional in (("norm_eps", False), ("output_norm_eps", True), ("rotary_base", False)):
+    for name in ("norm_eps", "output_norm_eps", "rotary_base"):
         value = getattr(config, name)
-        if value is None and optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if value is not None and value <= 0:
             raise ConfigError(f"{name} must be a number above 0, got {value!r}.")
-    for name, least, optional in (("ff_size", 1, True), ("global_tokens", 0, False)):
+    for name, least in (("ff_size", 1), ("global_tokens", 0)):
         value = getattr(config, name)
-        if value is None and optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST_SIZE:
-            raise ConfigError(
-                f"{name} must be a whole number of at least {least}, at most {LARGEST_SIZE}, got {value!r}."
-            )
-
-
-def attention_context_from_value(value: Any) -> tuple[int, int] | None:
-    """(left, right) from JSON's list; -1 is unlimited.
-
-    Raises:
-        ConfigError: not two whole numbers of at least -1.
-    """
-    if value is None:
-        return None
-    if _is_whole(value, 2) and min(value) >= -1 and max(value) <= 1 << 31:
-        return (value[0], value[1])
-    raise ConfigError(f"attention_context must be [left, right] in frames, -1 unlimited, got {value!r}.")
-
-
-def waveform_layers_from_value(value: Any) -> tuple[tuple[int, int, int], ...]:
-    """(channels, kernel, stride) of each layer from JSON's lists.
-
-    Raises:
-        ConfigError: not triples of whole numbers of at least 1.
-    """
-    if isinstance(value, tuple | list) and all(_is_whole(layer, 3) and min(layer) >= 1 for layer in value):
-        return tuple((channels, kernel, stride) for channels, kernel, stride in value)
-    raise ConfigError(f"waveform_layers must be a list of [channels, kernel, stride], got {value!r}.")
-
-
-def _is_whole(value: Any, length: int) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == length
-        and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
-    )
+        if value is not None and not least <= value <= LARGEST_SIZE:
+            raise ConfigError(f"{name} must be from {least} to {LARGEST_SIZE}, got {value!r}.")

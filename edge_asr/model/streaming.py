@@ -28,7 +28,7 @@ from edge_asr.model.subsampling.striding import subsampled_lens
 from edge_asr.stream_geometry import StreamingGeometry
 
 
-class StreamState(NamedTuple):
+class StreamCaches(NamedTuple):
     """What a batch of streams keeps between steps; a new stream is all zeros.
 
     Attributes:
@@ -56,17 +56,17 @@ class StreamingStep(nn.Module):
         self.geometry = geometry
         self.counts_on = model.config.attention == "absolute_pos"
 
-    def initial_state(self, batch: int = 1) -> StreamState:
+    def initial_state(self, batch: int = 1) -> StreamCaches:
         """The state of streams that have heard nothing."""
-        return StreamState(
+        return StreamCaches(
             channel=torch.zeros(batch, *self.geometry.cache_last_channel),
             time=torch.zeros(batch, *self.geometry.cache_last_time),
             channel_len=torch.zeros(batch, dtype=torch.int64),
         )
 
     def forward(
-        self, features: Tensor, lens: Tensor, state: StreamState
-    ) -> tuple[Tensor, Tensor, StreamState]:
+        self, features: Tensor, lens: Tensor, state: StreamCaches
+    ) -> tuple[Tensor, Tensor, StreamCaches]:
         """One step.
 
         Args:
@@ -97,7 +97,7 @@ class StreamingStep(nn.Module):
         log_probs = self.acoustic_model.head(x[:, : geometry.chunk_frames])
         n_valid = n_valid.clamp(max=geometry.chunk_frames)
         n_heard = state.channel_len + n_valid
-        next_state = StreamState(
+        next_state = StreamCaches(
             channel=_cut(torch.stack(memories, dim=1), n_valid, geometry.left_frames, dim=2),
             time=_cut(torch.stack(caches, dim=1), n_valid, geometry.time_frames, dim=3),
             channel_len=n_heard if self.counts_on else n_heard.clamp(max=geometry.left_frames),

@@ -41,7 +41,13 @@ def average_checkpoints(paths: Sequence[str | Path], output: str | Path) -> Path
         "averaged": [checkpoint.provenance.get("step", checkpoint.path.name) for checkpoint in checkpoints],
     }
     return save_checkpoint(
-        output, model, last.features, last.vocabulary, provenance, tokenizer_model=last.tokenizer_model
+        output,
+        model,
+        last.features,
+        last.vocabulary,
+        provenance,
+        tokenizer_model=last.tokenizer_model,
+        facts=last.facts,
     )
 
 

@@ -7,15 +7,15 @@ Relative paths in the file are relative to the file. This file knows only the ke
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import re
-import types
-import typing
 from pathlib import Path
 from typing import Any
 
-from edge_asr.errors import ConfigError, require
+from edge_asr.checkpoints.safe_archive import read_file
+from edge_asr.checkpoints.safe_yaml import MAX_BYTES, parse_yaml
+from edge_asr.errors import CheckpointError, ConfigError, require
+from edge_asr.records import json_from_record, record_from_json
 from edge_asr.training.config import SourceConfig, TrainConfig
 
 
@@ -30,38 +30,50 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
         ConfigError: the file is not readable or not YAML, or holds an unknown key, a wrong type or a value
             out of range.
     """
-    yaml = require("yaml", extra="train")
+    require("yaml", extra="train")
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_file(path, limit=MAX_BYTES, what="a training config").decode("utf-8")
+    except (OSError, UnicodeDecodeError, CheckpointError) as error:
         raise ConfigError(f"cannot read the training config {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    data = parse_value(text, str(path))
     if data is None:
         data = {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping of keys, got {type(data).__name__}")
     for dotted, value in (overrides or {}).items():
         _set_dotted(data, dotted, value)
-    return resolve_paths(config_from_dict(data), path.resolve().parent)
+    return resolve_paths(config_from_dict(data, str(path)), path.resolve().parent)
 
 
-def config_from_dict(data: dict[str, Any]) -> TrainConfig:
+def parse_value(text: str, where: str) -> Any:
+    """Plain values of YAML text.
+
+    Raises:
+        ConfigError: not YAML, or beyond the limits of `edge_asr.checkpoints.safe_yaml`.
+    """
+    try:
+        return parse_yaml(text, where)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+
+
+def config_from_dict(data: Any, where: str = "the training config") -> TrainConfig:
     """Build and validate a `TrainConfig`.
+
+    Args:
+        data: decoded YAML or JSON.
+        where: how the file is called in errors.
 
     Raises:
         ConfigError: a key is unknown, or a value has a wrong type or is out of range.
     """
-    config = _build(TrainConfig, data, "")
-    assert isinstance(config, TrainConfig)
-    return config
+    return record_from_json(TrainConfig, data, where, yaml=True)
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     """Return a dict ready for JSON and YAML; tuples become lists."""
-    plain = _plain(dataclasses.asdict(config))
-    assert isinstance(plain, dict)
+    plain: dict[str, Any] = json_from_record(config)
     return plain
 
 
@@ -132,67 +144,6 @@ def _set_dotted(data: dict[str, Any], dotted: str, value: Any) -> None:
     data[last] = value
 
 
-def _build(cls: type, data: Any, path: str) -> Any:
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path or 'the config'} must be a mapping of keys, got {data!r}")
-    hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            raise ConfigError(
-                f"unknown key {_join(path, str(key))}; the nearest known key is {_join(path, near[0])}"
-            )
-    values = {key: _coerce(hints[key], value, _join(path, key)) for key, value in data.items()}
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ConfigError(f"{path or 'the config'}: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}" if path else str(error)) from error
-
-
-def _coerce(hint: Any, value: Any, path: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _coerce(next(arg for arg in args if arg is not types.NoneType), value, path)
-    if dataclasses.is_dataclass(hint):
-        assert isinstance(hint, type)
-        return _build(hint, value, path)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{path} must be a list, got {value!r}")
-        return tuple(_coerce(args[0], item, f"{path}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path} must be a mapping of keys, got {value!r}")
-        return dict(value)
-    return _coerce_scalar(hint, value, path)
-
-
-def _coerce_scalar(hint: type, value: Any, path: str) -> Any:
-    if hint is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        value = float(value)  # YAML 1.1 reads 1e-3 as a string.
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{path} must be {hint.__name__}, got {value!r}")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
-
-
 def describe_keys(cls: type) -> dict[str, str]:
     """Map keys to their meaning, read from `key: meaning` lines of a docstring (may be continued)."""
     names = {item.name for item in dataclasses.fields(cls)}
@@ -231,7 +182,7 @@ def _format_section(section: Any, indent: int) -> list[str]:
             body[first_key] = f"{pad}  - {body[first_key].lstrip()}"
             lines += body
             continue
-        plain = _plain(value)
+        plain = json_from_record(value)
         text = yaml.safe_dump([plain], default_flow_style=True, width=1000).strip()[1:-1]
         lines.append(f"{pad}{item.name}: {text}")
     return lines

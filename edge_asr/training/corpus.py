@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.atomic import write_file, writing_file
 from edge_asr.audio import AudioFile, read_audio
 from edge_asr.errors import ManifestError, TrainingError, VocabularyError
 from edge_asr.manifest import BadRow, Manifest, Reason, Utterance, read_manifest
@@ -277,26 +277,19 @@ def _decode_source(
 
 def _write_cache(decoded: Iterable[npt.NDArray[np.int16] | str], index_path: Path, audio_path: Path) -> None:
     """Write the samples, then the index of lengths (int) and failures (str), both atomically."""
-    index_path.parent.mkdir(parents=True, exist_ok=True)
     lengths: list[int | str] = []
-    partial = audio_path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with partial.open("wb") as file:
+        with writing_file(audio_path) as file:
             for audio in decoded:
                 lengths.append(audio if isinstance(audio, str) else len(audio))
                 if not isinstance(audio, str):
                     file.write(audio.tobytes())
-        os.replace(partial, audio_path)
-        partial = index_path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps(lengths), encoding="utf-8")
-        os.replace(partial, index_path)
+        write_file(index_path, json.dumps(lengths))
     except OSError as error:
         raise TrainingError(
             f"the audio cache {audio_path} cannot be written ({error.strerror}); free some room, or name "
             "another folder in data.cache_dir"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _slices(rows: Iterable[Utterance], size: int) -> Iterable[list[Utterance]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
+from edge_asr.atomic import write_file, writing_file
 from edge_asr.errors import TrainingError, require
 
 COLUMNS = (
@@ -31,12 +33,11 @@ class MetricsLog:
         if resume_step is not None and path.is_file():
             # A killed run may have logged steps that its last saved state does not know.
             kept = [row for row in read_metrics(path) if int(row["step"]) <= resume_step]
-        partial = path.with_suffix(".tmp")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
-        partial.replace(path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_file(path, text.getvalue())
 
     def write(self, row: dict[str, float | int]) -> None:
         """Append one row; missing columns stay empty."""
@@ -88,6 +89,5 @@ def draw_curves(metrics: Path, output: Path) -> None:
     right.grid(alpha=0.3)
     if right.lines:
         right.legend()
-    partial = output.with_suffix(".tmp.png")
-    figure.savefig(partial, dpi=110)
-    partial.replace(output)
+    with writing_file(output) as file:
+        figure.savefig(file, dpi=110, format="png")

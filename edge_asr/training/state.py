@@ -8,8 +8,8 @@ dropout are all functions of (seed, epoch, step), see `plan` and `trainer`. No p
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,56 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from edge_asr.atomic import partial_folder, put_in_place
 from edge_asr.errors import TrainingError
+from edge_asr.records import json_from_record, read_json, record_from_json
 
 STATE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPosition:
+    """Content of state.json.
+
+    Attributes:
+        step: optimizer steps taken.
+        epoch, index: the next batch.
+        minutes: wall clock of training.
+        n_skipped: steps whose gradient was not finite.
+        best_wer: the lowest so far; None before the first evaluation.
+    """
+
+    format_version: int
+    step: int
+    epoch: int = 0
+    index: int = 0
+    minutes: float = 0.0
+    n_skipped: int = 0
+    best_wer: float | None = None
 
 
 def save_state(
     run_dir: Path, step: int, tensors: dict[str, torch.Tensor], meta: dict[str, Any], *, keep: int = 2
 ) -> Path:
-    """Write one state atomically, then drop all but the newest `keep`."""
+    """Write one state atomically, then drop all but the newest `keep`.
+
+    Raises:
+        TrainingError: a tensor is not finite; nothing is written or dropped.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"{name} is not finite at step {step}: the training diverged, and this state is not saved; "
+                "lower optim.lr and go on from the last good state with --resume"
+            )
     folder = run_dir / "state" / f"step_{step:08d}"
-    partial = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, partial / "state.safetensors")
-    (partial / "state.json").write_text(json.dumps({"format_version": STATE_VERSION, "step": step, **meta}))
-    for file in partial.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with partial_folder(folder) as partial:
+        save_file(plain, partial / "state.safetensors")
+        values = {"format_version": STATE_VERSION, "step": step, **meta}
+        (partial / "state.json").write_text(json.dumps(values), encoding="utf-8")
+        put_in_place(partial, folder)
     for old in find_states(run_dir)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -62,18 +91,20 @@ def load_state(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not states:
         raise TrainingError(f"nothing to resume in {run_dir}: no state/step_* there; start without --resume")
     folder = states[-1]
+    remedy = "delete that folder to resume from the previous one"
     try:
-        meta = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "state.json", error=TrainingError, remedy=remedy)
+        version = meta.get("format_version") if isinstance(meta, dict) else STATE_VERSION
+        if version != STATE_VERSION:
+            raise TrainingError(
+                f"{folder} has state format {version!r}, this version reads {STATE_VERSION}; {remedy}"
+            )
+        where = str(folder / "state.json")
+        position = record_from_json(RunPosition, meta, where, error=TrainingError, remedy=remedy)
         tensors = load_file(folder / "state.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise TrainingError(
-            f"cannot read the state {folder} ({error}); delete that folder to resume from the previous one"
-        ) from error
-    if meta.get("format_version") != STATE_VERSION:
-        raise TrainingError(
-            f"{folder} has state format {meta.get('format_version')!r}, this version reads {STATE_VERSION}"
-        )
-    return tensors, meta
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"cannot read the state {folder} ({error}); {remedy}") from error
+    return tensors, json_from_record(position)
 
 
 def tensors_from_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

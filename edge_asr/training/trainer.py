@@ -58,6 +58,13 @@ def launch_fabric(config: TrainConfig) -> Any:
     return fabric
 
 
+MAX_BAD_STEPS = 20
+"""Steps in a row without a finite gradient that end a run; a rare one alone does no harm."""
+
+MAX_BAD_STEPS_AT_END = 3
+"""The same for the last steps of a run, which would otherwise end as if it had succeeded."""
+
+
 class Trainer:
     """One run. `fit` trains until a limit, a signal or the file STOP, and leaves a resumable state."""
 
@@ -116,7 +123,8 @@ class Trainer:
         """Train; returns the final dev error rates (empty without dev sets, or on ranks other than 0).
 
         Raises:
-            TrainingError: the loss was not finite for 100 steps in a row.
+            TrainingError: the training diverged: the gradient was not finite for `MAX_BAD_STEPS` steps in a
+                row, or for the last `MAX_BAD_STEPS_AT_END`; the last good state stays.
         """
         previous = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
@@ -140,12 +148,13 @@ class Trainer:
             if result is None:
                 break
             skipped_in_a_row = 0 if math.isfinite(result["grad_norm"]) else skipped_in_a_row + 1
-            if skipped_in_a_row >= 100:
-                raise TrainingError(
-                    f"the gradient was not finite for 100 steps in a row at step {self.step}; "
-                    f"lower optim.lr (now {result['lr']:g}) or use precision 32-true"
-                )
             self.step += 1
+            if skipped_in_a_row >= (MAX_BAD_STEPS_AT_END if self._limit_reached() else MAX_BAD_STEPS):
+                raise TrainingError(
+                    f"the training diverged: up to step {self.step} the gradient was not finite for "
+                    f"{skipped_in_a_row} steps in a row; lower optim.lr (now {result['lr']:g}) or use "
+                    "precision 32-true, and go on from the last good state with --resume"
+                )
             last = micro[-1].position
             self.position = Position(last.epoch, last.index + 1)
             recent.append((time.monotonic() - begun, int(result["n_utterances"]), result["audio_s"]))
@@ -160,12 +169,14 @@ class Trainer:
                 self.outputs.metrics.write(row)
             if self.outputs.is_due("checkpoint", self.step, self.minutes):
                 self.outputs.save_numbered(self._saved_model(), self.step, self._provenance(rates))
-            if self.outputs.is_due("state", self.step, self.minutes):
+            # States of a run that may be diverging would push out the last good one.
+            if not skipped_in_a_row and self.outputs.is_due("state", self.step, self.minutes):
                 self._save_state()
         if self.outputs is not None:
             if evaluated_at != self.step:
                 rates = self._evaluate(None)
-            self._save_state()
+            if not skipped_in_a_row:
+                self._save_state()
         return rates
 
     def _batches(self) -> Iterator[Batch]:
@@ -219,6 +230,8 @@ class Trainer:
             group["lr"] = rate
         chunk, left = draw_chunk(self.config.streaming, self.config.seed, self.step)
         self.objective.train()
+        # A step that is skipped must leave no trace in BatchNorm's statistics either.
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         taught_weight = self.config.distillation.weight / max(n_taught, 1.0)
         sums = torch.zeros(3, device=fabric.device)
         for index, batch in enumerate(micro):
@@ -251,6 +264,8 @@ class Trainer:
                 self.ema.update(self.model, self.step + 1)
         else:
             self.n_skipped += 1
+            for buffer, before in buffers:
+                buffer.copy_(before)
             _LOG.warning("step %d skipped: the gradient is not finite", self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         return {

@@ -95,7 +95,7 @@ def _plain_tensors(step: StreamingStep) -> Any:
     """Wrap the step: features [B, F, T], and the state as three arguments and three results."""
     import torch
 
-    from edge_asr.model.streaming import StreamingStep, StreamState
+    from edge_asr.model.streaming import StreamCaches, StreamingStep
 
     class PlainTensors(StreamingStep):
         def forward(  # type: ignore[override]
@@ -106,7 +106,7 @@ def _plain_tensors(step: StreamingStep) -> Any:
             cache_last_time: torch.Tensor,
             cache_last_channel_len: torch.Tensor,
         ) -> tuple[torch.Tensor, ...]:
-            state = StreamState(cache_last_channel, cache_last_time, cache_last_channel_len)
+            state = StreamCaches(cache_last_channel, cache_last_time, cache_last_channel_len)
             log_probs, n_valid, following = super().forward(audio_signal.transpose(1, 2), length, state)
             return (log_probs, n_valid, *following)
 

@@ -107,7 +107,7 @@ def _choose_context(checkpoint: Checkpoint, lookahead_ms: float | None) -> Confo
     config = checkpoint.model_config
     if lookahead_ms is None:
         return config
-    style = checkpoint.provenance.get("attention_context_style", config.attention_context_style)
+    style = checkpoint.attention_context_style
     choices: dict[float, ConformerConfig] = {}
     for context in checkpoint.attention_contexts:
         if context[1] >= 0:

@@ -5,7 +5,6 @@ Data and its JSON form only. Which plan may run here is decided in engines.py.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import re
@@ -14,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edge_asr.bundle.manifest import PRECISIONS, Precision
+from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import EngineError
+from edge_asr.records import json_from_record, read_json, record_from_json
 from edge_asr.runtime.engine.cuda import query_gpu
 
 SIDECAR_FORMAT_VERSION = 1
+MAX_SIDECAR_BYTES = 4 << 20
+_REMEDY = "build the engine again"
 NV_TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
@@ -143,13 +145,6 @@ class EngineSidecar:
     proof: Mapping[str, Any] | None
 
     def __post_init__(self) -> None:
-        _check_format(self.format_version)
-        for name, value, known in (
-            ("precision", self.precision, PRECISIONS),
-            ("flavor", self.flavor, FLAVORS),
-        ):
-            if value not in known:
-                raise EngineError(f"the engine's {name} is {value!r}; known are {', '.join(known)}")
         if not self.profiles:
             raise EngineError("the engine has no optimization profile; build it again")
 
@@ -160,38 +155,31 @@ class EngineSidecar:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, the inverse of `from_dict`."""
-        return dataclasses.asdict(self)
+        data: dict[str, Any] = json_from_record(self)
+        return data
 
     def to_json(self) -> str:
         """Content of the sidecar file."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> EngineSidecar:
+    def from_dict(cls, data: Any, where: str = "the engine's sidecar") -> EngineSidecar:
         """Read the JSON form.
 
+        Args:
+            data: decoded JSON.
+            where: how the file is called in errors.
+
         Raises:
-            EngineError: missing or unknown keys, which it names, or a value that cannot be.
+            EngineError: missing or unknown keys, which it names, a wrong type, or a value that cannot be.
         """
-        _check_format(data.get("format_version"))
-        _check_keys("the engine's sidecar", data, cls)
-        try:
-            _check_keys("device of the engine's sidecar", data["device"], DeviceIdentity)
-            for key, kind in (("profiles", EngineProfile), ("tensors", EngineTensor)):
-                for entry in data[key]:
-                    _check_keys(f"{key} of the engine's sidecar", entry, kind)
-            values = dict(data)
-            values["device"] = DeviceIdentity(**data["device"])
-            values["profiles"] = tuple(EngineProfile(**entry) for entry in data["profiles"])
-            values["tensors"] = tuple(
-                EngineTensor(**{**entry, "shape": tuple(entry["shape"])}) for entry in data["tensors"]
-            )
-            values["flags"] = tuple(data["flags"])
-            return cls(**values)
-        except (KeyError, TypeError) as error:
+        version = data.get("format_version") if isinstance(data, Mapping) else SIDECAR_FORMAT_VERSION
+        if version != SIDECAR_FORMAT_VERSION or isinstance(version, bool):
             raise EngineError(
-                f"the engine's sidecar is malformed ({error}); build the engine again"
-            ) from error
+                f"{where}: format_version is {version!r}, this edge-asr reads {SIDECAR_FORMAT_VERSION}; "
+                f"{_REMEDY}"
+            )
+        return record_from_json(cls, data, where, error=EngineError, remedy=_REMEDY)
 
     @classmethod
     def read(cls, path: Path) -> EngineSidecar:
@@ -201,17 +189,10 @@ class EngineSidecar:
             EngineError: missing, not JSON, or as `from_dict`.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise EngineError(f"{path} cannot be read ({error}); build the engine again") from error
-        except ValueError as error:
-            raise EngineError(f"{path} is not valid JSON ({error}); build the engine again") from error
-        if not isinstance(data, dict):
-            raise EngineError(f"{path} holds a {type(data).__name__}, not an object; build the engine again")
-        try:
-            return cls.from_dict(data)
-        except EngineError as error:
-            raise EngineError(f"{path}: {error}") from error
+            data = read_json(path, error=EngineError, remedy=_REMEDY, max_bytes=MAX_SIDECAR_BYTES)
+        except FileNotFoundError as error:
+            raise EngineError(f"{path} is missing; {_REMEDY}") from error
+        return cls.from_dict(data, str(path))
 
 
 def _read_l4t_release() -> str | None:
@@ -222,24 +203,3 @@ def _read_l4t_release() -> str | None:
         return None
     match = re.search(r"#\s*(R\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
     return None if match is None else f"{match[1]}.{match[2]}"
-
-
-def _check_format(version: object) -> None:
-    if version != SIDECAR_FORMAT_VERSION:
-        raise EngineError(
-            f"the engine's format_version is {version!r}, this edge-asr reads {SIDECAR_FORMAT_VERSION}; "
-            "build the engine again"
-        )
-
-
-def _check_keys(where: str, data: Mapping[str, Any], cls: type) -> None:
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - set(known))
-    missing = sorted(
-        name for name, f in known.items() if name not in data and f.default is dataclasses.MISSING
-    )
-    if unknown or missing:
-        raise EngineError(
-            f"{where}: unknown keys {unknown}, missing keys {missing}; another edge-asr wrote it: "
-            "build the engine again"
-        )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ def compare_streams(fixture: Fixture, checkpoint: Checkpoint, *, with_runtime: b
 
 
 def _style(checkpoint: Checkpoint) -> ContextStyle:
-    return cast("ContextStyle", checkpoint.provenance.get("attention_context_style", "chunked_limited"))
+    return checkpoint.facts.attention_context_style or "chunked_limited"
 
 
 def _context(golden: dict[str, Any], name: str, first: str, second: str) -> tuple[int, int]:

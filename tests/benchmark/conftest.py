@@ -88,7 +88,7 @@ def invented_report(scale: float = 1.0, noise: float = 0.01, seed: int = 0) -> B
         power_mode=None,
         power_mode_reason="invented: no Jetson",
     )
-    machine = machine_records.Machine(
+    machine = machine_records.MachineRecord(
         cpu="Invented CPU",
         cpu_features=("avx2",),
         n_cpus=2,
@@ -176,7 +176,7 @@ def invented_report(scale: float = 1.0, noise: float = 0.01, seed: int = 0) -> B
             streams=False,
             bundle_sha256="12" * 32,
         ),
-        settings=schema.Settings(
+        settings=schema.BenchSettings(
             precisions=("int8",),
             backend="auto",
             seconds=(1.0, 5.0),

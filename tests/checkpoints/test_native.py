@@ -3,6 +3,10 @@
 import json
 import os
 import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +14,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edge_asr import checkpoints
+from edge_asr import atomic
+from edge_asr.bundle import folder
 from edge_asr.checkpoints import (
     Checkpoint,
     CheckpointLoader,
     LoadOptions,
+    SourceFacts,
+    find_loader,
     load_any,
     load_checkpoint,
     native,
     register_loader,
+    registry,
     save_checkpoint,
 )
+from edge_asr.checkpoints.native_config import read_config
 from edge_asr.errors import CheckpointError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerConfig, ConformerCTC
@@ -129,8 +138,15 @@ def test_wrong_tensors_are_named(
         ({"format_version": None}, "format_version is None"),
         ({"optimizer": {}}, "has the unknown key 'optimizer'"),
         ({"features": None}, "lacks 'features'"),
-        ({"model": []}, "'model' must be an object, got list"),
-        ({"model": {"vocab_size": 5, "wings": 2}}, "Unknown model setting 'wings'"),
+        ({"model": []}, r"config\.json: model is \[\]; it must be an object"),
+        (
+            {"vocabulary": {"kind": "char", "blank_id": 4, "tokens": None}},
+            "tokens is None; it must be a list",
+        ),
+        ({"provenance": {"a": "\ud800"}}, r"provenance\.a is .*; it must be text"),
+        ({"facts": {"dynamic_chunks": "false"}}, r"facts\.dynamic_chunks is 'false'; it must be true or"),
+        ({"format_version": True}, "format_version is True"),
+        ({"model": {"vocab_size": 5, "wings": 2}}, "model has the unknown key 'wings'"),
         ({"model": {"vocab_size": 9, "n_mels": 40}}, "the model has 9 outputs, the vocabulary 5 tokens"),
         ({"model": {"vocab_size": 5, "n_mels": 80}}, "the model takes 80 mel bands, the features give 40"),
         ({"model": {"vocab_size": 5, "n_mels": 40}}, "does not fit its config.json: missing .*more"),
@@ -160,7 +176,7 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.safetensors is missing"):
         load_checkpoint(path)
     (path / native.CONFIG_NAME).write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
         load_checkpoint(path)
     (path / native.CONFIG_NAME).unlink()
     with pytest.raises(CheckpointError, match=r"config.json is missing"):
@@ -219,21 +235,118 @@ def test_an_interrupted_save_leaves_the_old_one(
     assert [entry.name for entry in tmp_path.iterdir()] == ["ck"]
 
 
-def test_a_failed_swap_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_swap_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "ck", build_model(1))
-    replace = os.replace
 
-    def fail_when_new(source: Any, target: Any) -> None:
-        if str(source).endswith(".tmp"):
-            raise OSError(5, "Input/output error")
-        replace(source, target)
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "replace", fail_when_new)
+    monkeypatch.setattr(atomic, "exchange", fail)
     with pytest.raises(OSError, match="Input/output error"):
         save(path, build_model(2))
     monkeypatch.undo()
     assert torch.equal(load_checkpoint(path).state_dict[BIAS], build_model(1).state_dict()[BIAS])
     assert [entry.name for entry in tmp_path.iterdir()] == ["ck"]
+
+
+KILLED_AFTER_ITS_FIRST_MOVE = """
+import os, signal, sys
+from edge_asr import atomic
+from edge_asr.checkpoints import load_checkpoint, save_checkpoint
+
+def deadly(move):
+    def moved(*arguments):
+        move(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return moved
+
+found = load_checkpoint(sys.argv[1])
+for module, name in ((os, "rename"), (os, "replace"), (atomic, "exchange")):
+    setattr(module, name, deadly(getattr(module, name)))
+save_checkpoint(sys.argv[1], found.build_model(), found.features, found.vocabulary, {"recipe": "second"})
+"""
+
+
+def test_a_killed_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """At no moment is there none: killed right behind the first move, the old or the new one is there."""
+    path = save(tmp_path / "ck")
+    child = subprocess.run([sys.executable, "-c", KILLED_AFTER_ITS_FIRST_MOVE, str(path)], check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert load_checkpoint(path).provenance["recipe"] in ("test", "second")
+    save(path, build_model(2))  # what the killed process left is removed
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ck"]
+
+
+def test_a_link_to_a_checkpoint_stays_a_link(tmp_path: Path) -> None:
+    save(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    save(tmp_path / "link", build_model(2))
+    assert (tmp_path / "link").is_symlink()
+    assert torch.equal(load_checkpoint(tmp_path / "real").state_dict[BIAS], build_model(2).state_dict()[BIAS])
+
+
+FACTS = SourceFacts(
+    source_blank_id=0,
+    attention_contexts=((70, 13), (70, -1), (-1, -1)),
+    attention_context_style="chunked_limited",
+    dynamic_chunks=True,
+    notes=("A note.",),
+)
+
+
+def test_facts_travel_and_provenance_decides_nothing(tmp_path: Path) -> None:
+    path = save(tmp_path / "ck", facts=FACTS)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.facts == FACTS
+    assert (checkpoint.source_blank_id, checkpoint.notes) == (0, ("A note.",))
+    assert checkpoint.attention_contexts == ((70, 13), (70, -1))
+    assert (checkpoint.attention_context_style, checkpoint.has_dynamic_chunks) == ("chunked_limited", True)
+    plain = load_checkpoint(save(tmp_path / "plain"))
+    assert (plain.facts, plain.source_blank_id) == (SourceFacts(), VOCABULARY.blank_id)
+    assert (plain.attention_contexts, plain.has_dynamic_chunks) == ((), False)
+    assert plain.attention_context_style == plain.model_config.attention_context_style
+    told = {"recipe": "told", "dynamic_chunk": True, "source_blank_id": 1}
+    again = save_checkpoint(tmp_path / "told", build_model(), FEATURES, VOCABULARY, told, facts=FACTS)
+    assert load_checkpoint(again).facts == FACTS
+
+
+def test_older_files_have_their_facts_in_the_provenance(tmp_path: Path) -> None:
+    path = save(tmp_path / "ck")
+    config = json.loads((path / native.CONFIG_NAME).read_text())
+    assert "facts" not in config
+    config["provenance"] |= {
+        "source_blank_id": 0,
+        "attention_contexts": [[70, 13], [70, -1], [-1, -1]],
+        "attention_context_style": "chunked_limited",
+        "dynamic_chunk": True,
+        "notes": ["A note."],
+    }
+    (path / native.CONFIG_NAME).write_text(json.dumps(config))
+    checkpoint = load_checkpoint(path)
+    assert (checkpoint.facts, checkpoint.provenance) == (FACTS, {"recipe": "test"})
+
+
+def test_wrong_facts_are_named() -> None:
+    with pytest.raises(CheckpointError, match="attention_context_style is 'banded'; it must be one of"):
+        SourceFacts(attention_context_style="banded")  # type: ignore[arg-type]
+
+
+def test_embedded_checkpoints_load() -> None:
+    checkpoint = load_checkpoint("tiny-en")
+    assert (checkpoint.facts, checkpoint.provenance["step"]) == (SourceFacts(), 3000)
+
+
+def test_formats_are_detected_without_torch(tmp_path: Path) -> None:
+    path = save(tmp_path / "ck")
+    loader = find_loader(path)
+    assert loader is not None
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from edge_asr.checkpoints import find_loader\n"
+        "print(find_loader(sys.argv[1]).name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == loader.name == "edge-asr"
 
 
 def test_what_cannot_be_saved_is_refused_before_writing(tmp_path: Path) -> None:
@@ -255,7 +368,7 @@ def test_what_cannot_be_saved_is_refused_before_writing(tmp_path: Path) -> None:
 
 
 def test_embedded_models_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_EMBEDDED", tmp_path / "models")
+    monkeypatch.setattr(folder, "EMBEDDED_MODELS", tmp_path / "models")
     save(tmp_path / "models" / "small-xx" / "checkpoint")
     assert load_any("small-xx").path == tmp_path / "models" / "small-xx" / "checkpoint"
     with pytest.raises(
@@ -268,7 +381,7 @@ def test_embedded_models_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_load_any_asks_the_registered_loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_LOADERS", dict(checkpoints._LOADERS))
+    monkeypatch.setattr(registry, "_LOADERS", dict(registry._LOADERS))
     path = save(tmp_path / "ck")
     assert load_any(path).model_config == build_model().config
     foreign = tmp_path / "model.foreign"
@@ -290,3 +403,40 @@ def test_load_any_asks_the_registered_loaders(tmp_path: Path, monkeypatch: pytes
         )
     )
     assert load_any(foreign).path == path
+
+
+def leaves(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value of a JSON document, containers included."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from leaves(value, (*path, key))
+
+
+@pytest.mark.parametrize("value", [None, True, 7, -1.5, "text", [], {}, "\ud800", 10**90, [[[]]]])
+def test_no_value_anywhere_is_a_traceback(tmp_path: Path, value: Any) -> None:
+    """Whatever stands anywhere in config.json, it is read or refused with the name of the file."""
+    path = save(tmp_path / "ck", facts=FACTS)
+    whole = (path / native.CONFIG_NAME).read_text(encoding="utf-8")
+    for place in list(leaves(json.loads(whole))):
+        data = json.loads(whole)
+        target = data
+        for key in place[:-1]:
+            target = target[key]
+        target[place[-1]] = value
+        (path / native.CONFIG_NAME).write_text(json.dumps(data))
+        try:
+            read_config(path)
+        except CheckpointError as error:
+            told = str(error)
+        else:
+            continue
+        assert str(path) in told
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000, "9" * 5000])
+def test_deep_and_long_json_is_an_error(tmp_path: Path, text: str) -> None:
+    path = save(tmp_path / "ck")
+    (path / native.CONFIG_NAME).write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json is"):
+        load_checkpoint(path)

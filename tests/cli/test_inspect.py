@@ -83,7 +83,7 @@ def broken_checkpoints(folder: Path) -> dict[str, str]:
         "not safetensors": "is no safetensors file",
         "huge header": "is no safetensors file",
         "no weights": "model.safetensors is missing",
-        "config": "is not an edge-asr checkpoint's configuration",
+        "config": "config.json is []; it must be an object",
         "model key": "config.json",
     }
 

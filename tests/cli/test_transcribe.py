@@ -37,6 +37,7 @@ MODULES = {
     "edge_asr.frames",
     "edge_asr.lazy",
     "edge_asr.printable",
+    "edge_asr.records",
     "edge_asr.runtime",
     "edge_asr.runtime.backends",
     "edge_asr.runtime.bulk",

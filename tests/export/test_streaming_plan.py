@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from edge_asr.checkpoints import Checkpoint, load_checkpoint
+from edge_asr.checkpoints import Checkpoint, SourceFacts, load_checkpoint
 from edge_asr.errors import ConfigError
 from edge_asr.export import StreamingOptions
 from edge_asr.export.streaming.plan import StreamingPlan, plan_streaming
 
-NEMO_CONTEXTS = [[70, 13], [70, 6], [70, 1], [70, 0]]
+NEMO_CONTEXTS = ((70, 13), (70, 6), (70, 1), (70, 0))
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def several(plain: Checkpoint) -> Checkpoint:
     config = dataclasses.replace(
         plain.model_config, attention_context=(70, 13), attention_context_style="chunked_limited"
     )
-    provenance = {"attention_contexts": NEMO_CONTEXTS, "attention_context_style": "chunked_limited"}
-    return dataclasses.replace(plain, model_config=config, provenance=provenance)
+    facts = SourceFacts(attention_contexts=NEMO_CONTEXTS, attention_context_style="chunked_limited")
+    return dataclasses.replace(plain, model_config=config, facts=facts)
 
 
 def plan(checkpoint: Checkpoint, **options: Any) -> StreamingPlan:
@@ -50,7 +50,7 @@ def test_full_context_does_not_stream_unless_asked(plain: Checkpoint) -> None:
 
 
 def test_dynamic_chunks_stream_by_default(plain: Checkpoint) -> None:
-    dynamic = dataclasses.replace(plain, provenance={"dynamic_chunk": True})
+    dynamic = dataclasses.replace(plain, facts=SourceFacts(dynamic_chunks=True))
     assert context(plan(dynamic)) == (32, 7)
     assert plan(dynamic, enabled=False).stream is None
 
@@ -66,7 +66,7 @@ def test_look_ahead_chooses_the_context_of_both_graphs(
 
 def test_an_unlimited_left_side_is_limited_for_the_stream_alone(several: Checkpoint) -> None:
     config = dataclasses.replace(several.model_config, attention_context=(-1, 6))
-    unlimited = dataclasses.replace(several, model_config=config, provenance={})
+    unlimited = dataclasses.replace(several, model_config=config, facts=SourceFacts())
     found = plan(unlimited)
     assert found.offline.attention_context == (-1, 6)
     assert context(found) == (35, 6)  # 2560 ms are 32 frames, in chunks of 7
@@ -109,11 +109,11 @@ def test_look_ahead_that_grows_with_the_layers_streams_only_when_asked(several: 
         config = dataclasses.replace(
             several.model_config, attention_context=(128, right), attention_context_style="regular"
         )
-        band = dataclasses.replace(several, model_config=config, provenance={})
+        band = dataclasses.replace(several, model_config=config, facts=SourceFacts())
         assert f"adds up to {lookahead_ms} ms" in str(plan(band).reason)
         assert context(plan(band, enabled=True)) == (128, right)
     causal = dataclasses.replace(config, attention_context=(128, 0))
-    assert context(plan(dataclasses.replace(several, model_config=causal, provenance={}))) == (128, 0)
+    assert context(plan(dataclasses.replace(several, model_config=causal, facts=SourceFacts()))) == (128, 0)
 
 
 @pytest.mark.parametrize(

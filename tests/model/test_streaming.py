@@ -19,7 +19,7 @@ from edge_asr.export.inference_form import HalfPositions, to_inference_form
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.model.streamable import geometry_from_config, why_not_streamable
-from edge_asr.model.streaming import StreamingStep, StreamState
+from edge_asr.model.streaming import StreamCaches, StreamingStep
 
 FEATURES = FeatureConfig.from_preset("nemo", n_mels=N_MELS)
 CHUNKED: dict[str, Any] = {"attention_context": (6, 2), "attention_context_style": "chunked_limited"}
@@ -149,7 +149,7 @@ def test_state_is_what_nemo_keeps() -> None:
     wenet = make_step(streamable_model("wenet"))
     assert tuple(wenet.initial_state().channel.shape) == (1, 2, 6, 32)  # keys and values
     for model_step, expected in ((step, [3, 6, 6, 6]), (wenet, [3, 6, 9, 12])):
-        current: StreamState = model_step.initial_state()
+        current: StreamCaches = model_step.initial_state()
         heard = []
         for number in range(4):
             start, stop = model_step.geometry.window(number)

@@ -73,20 +73,22 @@ def _drop(data: dict[str, Any], *path: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda d: d.update(color="red"), r"unknown keys \['color'\]"),
-        (lambda d: _drop(d, "plan_sha256"), r"missing keys \['plan_sha256'\]"),
-        (lambda d: _drop(d, "proof"), r"missing keys \['proof'\]"),
-        (lambda d: d["device"].update(uuid="x"), r"device of .* unknown keys \['uuid'\]"),
-        (lambda d: _drop(d, "device", "arch"), r"device of .* missing keys \['arch'\]"),
-        (lambda d: _drop(d, "profiles", 0, "max_batch"), r"profiles of .* missing keys \['max_batch'\]"),
-        (lambda d: d["tensors"][0].update(rank=1), r"tensors of .* unknown keys \['rank'\]"),
+        (lambda d: d.update(color="red"), "unknown key 'color'"),
+        (lambda d: _drop(d, "plan_sha256"), "lacks 'plan_sha256'"),
+        (lambda d: _drop(d, "proof"), "lacks 'proof'"),
+        (lambda d: d["device"].update(uuid="x"), "device has the unknown key 'uuid'"),
+        (lambda d: _drop(d, "device", "arch"), "device lacks 'arch'"),
+        (lambda d: _drop(d, "profiles", 0, "max_batch"), r"profiles\[0\] lacks 'max_batch'"),
+        (lambda d: d["tensors"][0].update(rank=1), r"tensors\[0\] has the unknown key 'rank'"),
         (lambda d: d.update(format_version=2), "format_version is 2, this edge-asr reads 1"),
         (lambda d: d.update(precision="fp8"), "precision is 'fp8'"),
         (lambda d: d.update(flavor="onnx"), "flavor is 'onnx'"),
         (lambda d: d.update(profiles=[]), "no optimization profile"),
         (lambda d: d["profiles"][0].update(min_frames=500), "500, 100, 100"),
         (lambda d: d["profiles"][0].update(min_batch=0), "0, 1, 4"),
-        (lambda d: d.update(profiles=3), "malformed"),
+        (lambda d: d.update(profiles=3), "profiles is 3; it must be a list"),
+        (lambda d: d.update(plan_sha256=None), "plan_sha256 is None; it must be text"),
+        (lambda d: d["proof"].update(passed="\ud800"), "passed is .*; it must be text"),
     ],
 )
 def test_a_sidecar_with_a_fault_says_which(bundle: Bundle, change: Any, told: str) -> None:
@@ -99,10 +101,10 @@ def test_a_sidecar_with_a_fault_says_which(bundle: Bundle, change: Any, told: st
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "not valid JSON"), ("[]", "holds a list")])
+@pytest.mark.parametrize(("text", "told"), [("{", "not valid JSON"), ("[]", "it must be an object")])
 def test_a_sidecar_that_is_none(tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "model.fp32.json"
-    with pytest.raises(EngineError, match="cannot be read"):
+    with pytest.raises(EngineError, match="is missing; build"):
         EngineSidecar.read(path)
     path.write_text(text)
     with pytest.raises(EngineError, match=told):

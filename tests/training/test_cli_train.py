@@ -33,8 +33,12 @@ def test_usage_and_expected_errors(tmp_path: Path) -> None:
     result = run(str(file))
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
-    assert "optim.lern" in result.stderr
+    assert "optim has the unknown key 'lern'" in result.stderr
     assert run(str(file), "--set", "nonsense").exit_code == 1
+    for value in ("a={[", "a=!!python/object:os.system x", "a=" + "9" * 5000, "a=" + "[" * 5000):
+        result = run(str(file), "--set", value)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.exception
+        assert "cannot be read as plain YAML" in result.stderr
     file.write_text("run_dir: x\n")
     assert "data.train is empty" in run(str(file)).stderr
 

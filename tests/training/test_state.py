@@ -46,6 +46,35 @@ def test_nothing_or_damage_is_named(tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not valid JSON"),
+        ("[1]", "must be an object"),
+        ('{"format_version": 1}', "lacks 'step'"),
+        ('{"format_version": 1, "step": "4"}', "step is '4'; it must be a whole number"),
+        ('{"format_version": 1, "step": 1, "best_wer": NaN}', "NaN is no JSON number"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_damaged_description_is_named(tmp_path: Path, content: str, message: str) -> None:
+    folder = save_state(tmp_path, 1, {"x": torch.zeros(4)}, {})
+    (folder / "state.json").write_text(content)
+    with pytest.raises(
+        TrainingError, match=rf"{message}.*; delete that folder to resume from the previous one"
+    ):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, value: float) -> None:
+    for step in (1, 2):
+        save_state(tmp_path, step, {"x": torch.zeros(1)}, {})
+    with pytest.raises(TrainingError, match=r"model\.x is not finite at step 3: the training diverged"):
+        save_state(tmp_path, 3, {"model.x": torch.tensor([0.0, value]), "n": torch.tensor(1)}, {})
+    assert [path.name for path in find_states(tmp_path)] == ["step_00000001", "step_00000002"]
+
+
 def test_optimizer_round_trip_gives_the_same_next_step() -> None:
     def build() -> tuple[torch.nn.Module, torch.optim.AdamW]:
         torch.manual_seed(0)

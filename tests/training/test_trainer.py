@@ -26,6 +26,8 @@ from edge_asr.training.pipeline import Batch
 from edge_asr.training.run import train
 from edge_asr.training.schedule import draw_chunk, learning_rate
 from edge_asr.training.setup import initialize_subsampling
+from edge_asr.training.state import load_state
+from edge_asr.training.trainer import MAX_BAD_STEPS, MAX_BAD_STEPS_AT_END
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -169,6 +171,31 @@ def test_gradients_that_are_not_finite_are_skipped(
     assert summary["skipped_steps"] == 1
     assert all(bool(torch.isfinite(v).all()) for v in weights(config).values() if v.is_floating_point())
     assert math.isfinite(losses(config)[4])
+
+
+@pytest.mark.parametrize(("max_steps", "n_bad"), [(1000, MAX_BAD_STEPS), (9, MAX_BAD_STEPS_AT_END)])
+def test_training_that_diverges_is_an_error_and_keeps_the_last_good_state(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, max_steps: int, n_bad: int
+) -> None:
+    """The loss and the statistics of BatchNorm stop being finite; this ended with exit 0 once."""
+    real, good = CTCObjective.forward, 4 if max_steps > 100 else max_steps - n_bad
+    calls = []
+
+    def poisoned(self: CTCObjective, features: torch.Tensor, *args: object) -> torch.Tensor:
+        calls.append(None)
+        bad = len(calls) > good
+        return real(self, features * float("nan") if bad else features, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CTCObjective, "forward", poisoned)
+    config = make_config(optim={"max_steps": max_steps}, run={"state_every_steps": 1, "eval_every_steps": 0})
+    with pytest.raises(TrainingError, match=f"not finite for {n_bad} steps in a row; lower optim.lr"):
+        train(config, quiet=True)
+    tensors, meta = load_state(Path(config.run_dir))
+    assert (meta["step"], meta["n_skipped"]) == (good, 0)
+    assert all(bool(torch.isfinite(v).all()) for v in tensors.values() if v.is_floating_point())
+    monkeypatch.setattr(CTCObjective, "forward", real)
+    again = make_config(optim={"max_steps": good + 1}, run={"state_every_steps": 1, "eval_every_steps": 0})
+    assert train(again, quiet=True, resume=True)["skipped_steps"] == 0
 
 
 def test_accumulation_is_the_same_as_one_batch(

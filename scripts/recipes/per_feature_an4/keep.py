@@ -23,6 +23,7 @@ def main() -> None:
         best.vocabulary,
         {**best.provenance, "recipe": "scripts/recipes/per_feature_an4", "trained_on": "an4_train (CMU AN4)"},
         dtype="float16",
+        facts=best.facts,
     )
     n_bytes = sum(file.stat().st_size for file in kept.iterdir())
     if n_bytes > MAX_BYTES:

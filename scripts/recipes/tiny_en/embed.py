@@ -73,6 +73,7 @@ def main(
             source.provenance,
             dtype="float16",
             tokenizer_model=source.tokenizer_model,
+            facts=source.facts,
         )
         checkpoint_bytes = folder_bytes(rounded)
         if checkpoint_bytes > MAX_CHECKPOINT_BYTES:

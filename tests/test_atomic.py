@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 import edge_asr.atomic as atomic
-from edge_asr.atomic import check_target, replacing_folder
+from edge_asr.atomic import check_target, replacing_folder, write_file, writing_file
 from edge_asr.bundle.folder import BUNDLE_FOLDER
 from edge_asr.errors import BundleError
 
@@ -138,6 +139,7 @@ def test_unwritable_parent_is_refused_before_any_work(tmp_path: Path) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
+from typing import BinaryIO
 from edge_asr.atomic import replacing_folder
 from edge_asr.bundle.folder import BUNDLE_FOLDER
 with replacing_folder(Path(sys.argv[1]), BUNDLE_FOLDER, force=True) as folder:
@@ -186,3 +188,38 @@ def test_a_reader_never_finds_the_folder_missing_or_mixed(target: Path) -> None:
             write_bundle(folder, "new")
     _, errors = child.communicate(timeout=20)
     assert (child.returncode, errors) == (0, "")
+
+
+def test_a_kill_between_two_renames_is_undone_by_the_next_writer(target: Path) -> None:
+    """Without renameat2 there is a moment without the folder; the one that was put aside is put back."""
+    aside = target.with_name(f".{target.name}.replaced-x1")
+    target.rename(aside)
+    with replacing_folder(target, BUNDLE_FOLDER, force=True) as folder:
+        assert content_of(target) == {"old"}
+        write_bundle(folder, "new")
+    assert content_of(target) == {"new"}
+    assert [entry.name for entry in target.parent.iterdir()] == [target.name]
+
+
+def write_half(file: BinaryIO, error: type[BaseException]) -> None:
+    file.write(b"half")
+    raise error
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "new" / "file.txt"
+    write_file(path, "one ▁")
+    assert path.read_text(encoding="utf-8") == "one ▁"
+    assert path.stat().st_mode & 0o777 == 0o666 & ~atomic.umask()
+    with pytest.raises(error), writing_file(path) as file:
+        write_half(file, error)
+    write_file(path, path.read_bytes() + b"two")
+    assert path.read_text(encoding="utf-8") == "one ▁two"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "語" * 85])
+def test_names_may_have_all_the_bytes_that_the_system_takes(tmp_path: Path, name: str) -> None:
+    write_file(tmp_path / name, "text")
+    assert (tmp_path / name).read_text() == "text"

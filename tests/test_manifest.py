@@ -46,7 +46,7 @@ def test_jsonl_rows_and_bad_rows(tmp_path: Path) -> None:
         (5, wrong),
         (6, wrong),
         (7, wrong),
-        (8, wrong),
+        (8, "not valid JSON"),
     ]
     assert manifest.name == "m"
 
@@ -92,3 +92,57 @@ def test_unusable_sources(tmp_path: Path) -> None:
         read_manifest(tmp_path / "binary.jsonl")
     with pytest.raises(ManifestError, match="kind"):
         read_manifest(tmp_path / "empty.jsonl", kind="kaldi")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        ('{"audio_filepath": "a\\u0000b.wav", "text": "x"}', "missing or wrong key", "without NUL"),
+        ("[" * 100_000 + "]" * 100_000, "not valid JSON", "nested too deeply"),
+        (
+            '{"audio_filepath": "a.wav", "text": "x", "duration": ' + "9" * 5000 + "}",
+            "not valid JSON",
+            "digits",
+        ),
+        ('{"audio_filepath": "a.wav", "text": "\\ud800"}', "missing or wrong key", "text must be a string"),
+        ('{"audio_filepath": "\\ud800.wav", "text": "x"}', "missing or wrong key", "audio_filepath must be"),
+        ('{"audio_filepath": "a.wav", "text": "x", "id": "\\udfff"}', "missing or wrong key", "id must be"),
+        ('{"audio_filepath": "a.wav", "text": "x", "speaker": "\\udfff"}', "missing or wrong key", "speaker"),
+        ('{"audio_filepath": "a.wav", "text": "x", "duration": 1e999}', "missing or wrong key", "duration"),
+        ('{"audio_filepath": [[[1]]], "text": "x"}', "missing or wrong key", "audio_filepath must be"),
+    ],
+)
+def test_a_hostile_row_is_a_bad_row_and_the_others_count(
+    tmp_path: Path, row: str, reason: str, detail: str
+) -> None:
+    good = '{"audio_filepath": "good.wav", "text": "good"}'
+    (tmp_path / "m.jsonl").write_text(f"{good}\n{row}\n{good}\n")
+    manifest = read_manifest(tmp_path / "m.jsonl")
+    assert [utterance.row for utterance in manifest.utterances] == [1, 3]
+    (bad,) = manifest.bad_rows
+    assert (bad.row, bad.reason) == (2, reason)
+    assert detail in bad.detail
+    json.dumps(bad.to_dict(), ensure_ascii=False).encode()
+
+
+def test_only_a_line_feed_ends_a_row_and_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """U+2028, U+0085 and the like are text; Windows' editors write a byte-order mark and CR LF."""
+    text = "one\u2028two\u0085three\x0cfour"
+    row = json.dumps({"audio_filepath": "a.wav", "text": text}, ensure_ascii=False)
+    (tmp_path / "m.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row}\r\n{row}\r\n".encode())
+    manifest = read_manifest(tmp_path / "m.jsonl")
+    assert [(u.text, u.row) for u in manifest.utterances] == [(text, 1), (text, 2)]
+    assert not manifest.bad_rows
+
+
+def test_nul_characters_in_corpus_folders_are_bad_rows(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_bytes(b"a\0b|text\ngood|text\n" + b"x" * 200_000 + b"|long id\n")
+    manifest = read_manifest(tmp_path)
+    assert [u.row for u in manifest.utterances] == [2, 3]
+    assert [bad.row for bad in manifest.bad_rows] == [1]
+    libri = tmp_path / "libri"
+    libri.mkdir()
+    (libri / "1-2.trans.txt").write_bytes(b"1-2\0-0 A\n1-2-1 B\n")
+    manifest = read_manifest(libri)
+    assert [u.id for u in manifest.utterances] == ["1-2-1"]
+    assert [bad.row for bad in manifest.bad_rows] == [1]
