@@ -47,6 +47,7 @@ def make_stream_graph(
         MissingDependencyError: torch, onnx, onnxscript or onnxsim is not installed.
     """
     require("torch", extra="export")
+    # Both import torch.
     from edge_asr.export.inference_form import to_inference_form
     from edge_asr.model.streaming import StreamingStep
 
@@ -95,7 +96,7 @@ def _plain_tensors(step: StreamingStep) -> Any:
     """Wrap the step: features [B, F, T], and the state as three arguments and three results."""
     import torch
 
-    from edge_asr.model.streaming import StreamCaches, StreamingStep
+    from edge_asr.model.streaming import StreamCaches, StreamingStep  # imports torch
 
     class PlainTensors(StreamingStep):
         def forward(  # type: ignore[override]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_asr.bundle.folder import EMBEDDED_MODELS
 from edge_asr.calibration.proof import INT8_TOLERANCE
 from edge_asr.errors import BundleError
 from edge_asr.export.float32 import FP16_WEIGHTS_TOLERANCE
@@ -109,6 +110,12 @@ def test_markdown_comes_from_the_json_alone(tmp_path: Path) -> None:
     data = read_report(tmp_path)
     assert data == json.loads(report.to_json())
     assert (tmp_path / "report.md").read_text() == render_report(data) == report.to_markdown()
+
+
+def test_the_embedded_report_is_rendered_from_its_json() -> None:
+    """Steps, FP16-stored weights and INT8 of a real bundle; whoever changes the words renders it again."""
+    folder = EMBEDDED_MODELS / "tiny-en" / "bundle"
+    assert (folder / "report.md").read_text(encoding="utf-8") == render_report(read_report(folder))
 
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
