@@ -16,6 +16,7 @@ import torch
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.metrics import ErrorRates, compute_error_rates
 from edge_asr.model import ConformerCTC
+from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.training.corpus import Clip
 from edge_asr.vocabulary import Vocabulary
@@ -66,10 +67,10 @@ def decode_greedy(
             chunk_frames=chunk_frames,
             left_chunks=left_chunks,
         )
-        best = log_probs.argmax(dim=-1).cpu()
+        rows = log_probs.float().cpu().numpy()
         for row, index in enumerate(chosen):
-            collapsed = torch.unique_consecutive(best[row, : int(output_lens[row])])
-            texts[index] = vocabulary.decode(int(i) for i in collapsed if int(i) != vocabulary.blank_id)
+            runs = greedy_decode(rows[row, : int(output_lens[row])], vocabulary.blank_id)
+            texts[index] = vocabulary.decode(runs.ids.tolist())
     return texts
 
 

@@ -2,8 +2,9 @@
 
 That package imports scipy.special and numpy.f2py, which took a quarter of the time from the start of
 `transcribe` to its first text. The transform itself is one extension module with no imports of its own, so
-that is loaded alone. If it cannot be loaded (another version of scipy, frozen programs) or gives another
-result, scipy.fft is used.
+that is loaded alone: duccfft since scipy 1.18, pocketfft before, both with one signature and the bits of
+their scipy.fft. If it cannot be loaded (another version of scipy, frozen programs) or gives another result,
+scipy.fft is used.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy.typing as npt
 
 Transform = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
-_NAME = "scipy.fft._pocketfft.pypocketfft"
+# Their package in scipy.fft and its extension module, the newer one first.
+_EXTENSIONS = (("_duccfft", "pyduccfft"), ("_pocketfft", "pypocketfft"))
 
 
 def load_rfft() -> Transform:
@@ -41,13 +43,20 @@ def _load_alone() -> Transform | None:
     scipy = importlib.util.find_spec("scipy")  # finds it without importing it
     if scipy is None or not scipy.submodule_search_locations:
         return None
-    folder = Path(scipy.submodule_search_locations[0], "fft", "_pocketfft")
-    found = [path for path in (folder / f"pypocketfft{s}" for s in EXTENSION_SUFFIXES) if path.is_file()]
-    if not found:
-        return None
+    fft = Path(scipy.submodule_search_locations[0], "fft")
+    for package, extension in _EXTENSIONS:
+        for suffix in EXTENSION_SUFFIXES:
+            path = fft / package / f"{extension}{suffix}"
+            if path.is_file():
+                return _load_extension(f"scipy.fft.{package}.{extension}", path)
+    return None
+
+
+def _load_extension(name: str, path: Path) -> Transform | None:
+    """The transform of an extension module; None where it cannot be had or is wrong."""
     try:
-        loader = ExtensionFileLoader(_NAME, str(found[0]))
-        spec = importlib.util.spec_from_loader(_NAME, loader)
+        loader = ExtensionFileLoader(name, str(path))
+        spec = importlib.util.spec_from_loader(name, loader)
         assert spec is not None
         module: Any = importlib.util.module_from_spec(spec)
         loader.exec_module(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 import time
 from pathlib import Path
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 from tones import RATE, WORDS, ToneRecognizer, silence, speak
 
 from edge_asr.errors import AudioError, ConfigError, DeviceError
+from edge_asr.runtime.live import recognizer as live_module
 from edge_asr.runtime.live.endpointing import EndpointConfig
 from edge_asr.runtime.live.events import Error, Event, Final, Gap, Partial
+from edge_asr.runtime.live.queue_source import QueueSource
 from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
 from edge_asr.runtime.live.sources import AudioBlock, FileSource, Loss, Recorder
 
@@ -309,3 +312,138 @@ def test_a_missing_file_is_an_error_event() -> None:
         events = list(live)
     assert [event.to_dict()["kind"] for event in events] == ["AudioError"]
     assert "/nowhere/x.wav" in str(live.error)
+
+
+@pytest.mark.parametrize("form", ["int16", "int32", "float64", "stereo"])
+def test_a_source_of_another_dtype_is_heard_as_what_it_is(form: str) -> None:
+    audio = speak(["alpha", "delta"])
+    if form == "stereo":
+        given_audio: np.ndarray = np.stack([audio, audio], axis=1)
+    elif form.startswith("int"):
+        given_audio = (audio * np.iinfo(form).max).astype(form)
+    else:
+        given_audio = audio.astype(form)
+    blocks: list[AudioBlock] = [AudioBlock(piece) for piece in np.array_split(given_audio, 20)]
+    with LiveRecognizer(ToneRecognizer(), ScriptedSource(blocks)) as live:
+        assert words_of(list(live)) == ["alpha", "delta"]
+
+
+def test_a_source_of_what_is_no_sound_is_an_error_event() -> None:
+    blocks = [AudioBlock(speak(["alpha"])), AudioBlock(np.zeros(10, np.uint8))]  # type: ignore[arg-type]
+    with LiveRecognizer(ToneRecognizer(), ScriptedSource(blocks)) as live:
+        events = list(live)
+    assert words_of(events) == ["alpha"]
+    assert isinstance(events[-1], Error)
+    assert (events[-1].kind, "dtype uint8" in events[-1].message) == ("AudioError", True)
+
+
+@pytest.mark.parametrize("max_audio_s", [float("inf"), float("nan"), 0.0, -1.0])
+def test_an_impossible_end_is_refused(max_audio_s: float) -> None:
+    with pytest.raises(ConfigError, match=f"max_audio_s is {max_audio_s}; give a positive number"):
+        LiveConfig(max_audio_s=max_audio_s)
+
+
+def test_what_was_not_started_says_so() -> None:
+    live = LiveRecognizer(ToneRecognizer(), FileSource(silence(1), sample_rate=RATE))
+    with pytest.raises(ConfigError, match=r"listening has not begun; write `with LiveRecognizer"):
+        next(iter(live))
+    with pytest.raises(ConfigError, match="listening has not begun"):
+        live.join(0.1)
+    live.stop()
+
+
+def test_an_os_error_of_a_source_loses_no_words_either() -> None:
+    source = ScriptedSource([AudioBlock(speak(["alpha"]))], ConnectionResetError(104, "reset by peer"))
+    with LiveRecognizer(ToneRecognizer(), source) as live:
+        events = list(live)
+    assert words_of(events) == ["alpha"]
+    assert isinstance(live.error, DeviceError)
+    assert "the source failed with ConnectionResetError: [Errno 104] reset by peer" in str(live.error)
+    assert source.closed
+
+
+def test_a_bug_of_a_source_is_raised_behind_the_last_words() -> None:
+    heard: list[Event] = []
+    source = ScriptedSource([AudioBlock(speak(["alpha"]))], ZeroDivisionError("a bug"))
+    live = LiveRecognizer(ToneRecognizer(), source, on_event=heard.append)
+    live.start()
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        live.join()
+    assert words_of(heard) == ["alpha"]
+
+
+class DeafSource(ScriptedSource):
+    """A fake source that does not care about `stop`: it waits for ever, or goes on for ever."""
+
+    def __init__(self, blocks: list[AudioBlock], *, waits_in: str) -> None:
+        super().__init__(blocks)
+        self.waits_in = waits_in
+        self.let_go = threading.Event()
+
+    def read(self) -> AudioBlock | None:
+        if self.blocks:
+            return self.blocks.pop(0)
+        if self.waits_in == "read":
+            self.let_go.wait()
+        if self.waits_in == "nothing":
+            return AudioBlock(silence(10))
+        if self.waits_in == "little":
+            time.sleep(0.02)
+            return AudioBlock(silence(0.02))
+        return None
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(None, None, None)
+        if self.waits_in == "exit":
+            self.let_go.wait()
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("waits_in", ["read", "exit", "nothing", "little"])
+def test_a_source_that_does_not_stop_is_left_behind_with_its_last_words(
+    waits_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_module, "_STOP_ANSWERS_S", 0.3)
+    heard: list[Event] = []
+    source = DeafSource([AudioBlock(speak(["alpha", "bravo"]))], waits_in=waits_in)
+    began = time.monotonic()
+    with LiveRecognizer(ToneRecognizer(), source, on_event=heard.append) as live:
+        live.hearing.wait()
+    assert time.monotonic() - began < 20
+    assert words_of(heard) == ["alpha", "bravo"]
+    assert isinstance(live.error, DeviceError)
+    assert re.search(
+        r"the source still (keeps its reader waiting|gives sound) 0\.3 s after stop", str(live.error)
+    )
+    assert isinstance(heard[-1], Error)
+    source.let_go.set()
+    live._thread.join(5)
+    assert not live._thread.is_alive()
+    assert len(finals(heard)) == 1  # what the source does later is nobody's business
+
+
+def test_a_source_that_does_not_stop_ends_the_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "_STOP_ANSWERS_S", 0.3)
+    source = DeafSource([AudioBlock(speak(["alpha"]))], waits_in="read")
+    with LiveRecognizer(ToneRecognizer(), source) as live:
+        live.hearing.wait()
+        live.stop()
+        events = list(live)
+    assert words_of(events) == ["alpha"]
+    assert isinstance(events[-1], Error)
+    source.let_go.set()
+
+
+def test_a_slow_recognizer_is_waited_for_after_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a source is left behind: words that wait in its queue are recognized, however long it takes."""
+    monkeypatch.setattr(live_module, "_STOP_ANSWERS_S", 0.3)
+    source = QueueSource()
+    with LiveRecognizer(ToneRecognizer(slowness=0.5), source) as live:
+        source.push(np.concatenate([speak(WORDS[:4]), silence(1), speak(WORDS[4:])]))
+        live.hearing.wait()
+        live.stop()
+        events = list(live)
+    assert words_of(events) == list(WORDS)
+    assert live.error is None

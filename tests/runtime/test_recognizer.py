@@ -7,6 +7,8 @@ in test_recognizer_bundle.py.
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_asr.errors import AudioError, ConfigError
+from edge_asr.audio import AudioFile
+from edge_asr.errors import AudioError, BackendError, ConfigError
 from edge_asr.feature_config import FeatureConfig
+from edge_asr.runtime.recognizer import Recognizer, StageTime
 from edge_asr.runtime.windows import WindowGeometry
 
 SHORT_WINDOWS = WindowGeometry(window_frames=400, overlap_frames=160, margin_frames=4, subsampling_factor=8)
@@ -96,8 +100,6 @@ def test_how_a_file_is_blocked_changes_nothing(
     recognizer = tones.recognizer(windows=SHORT_WINDOWS)
     expected = recognizer.transcribe(waveform, 44100)
     assert expected.text == text
-    from edge_asr.audio import AudioFile
-
     blocks = AudioFile.blocks
     for block_s in (0.013, 0.5, 3.7, 1000.0):
         monkeypatch.setattr(AudioFile, "blocks", lambda self, s=block_s: blocks(self, s))
@@ -160,6 +162,120 @@ def test_progress_reaches_the_duration(tones: Any) -> None:
     seen: list[float] = []
     tones.recognizer().transcribe_file(buffer, progress=seen.append)
     assert seen == [5.0, 10.0, 12.0]
+
+
+class OtherAnswer:
+    """A fake backend whose log-probs are `change`d."""
+
+    name, precision, num_threads, max_frames = "fake", "fp32", None, None
+
+    def __init__(self, inner: Any, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.inner, self.change = inner, change
+
+    def log_probs(self, features: np.ndarray, feature_lens: np.ndarray) -> np.ndarray:
+        return self.change(self.inner.log_probs(features, feature_lens))
+
+    def close(self) -> None:
+        pass
+
+
+def set_nan(log_probs: np.ndarray) -> np.ndarray:
+    log_probs[0, 2, 1] = np.nan
+    return log_probs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p[:, :, :5], r"gave float32 \[1, \d+, 5\], its bundle describes float32 \[1, \d+, 9\]"),
+        (lambda p: np.concatenate([p] * 4, axis=2), r"\[1, \d+, 36\]"),
+        (lambda p: p[:, :3], r"\[1, 3, 9\]"),
+        (lambda p: np.concatenate([p, p], axis=1), "its bundle describes"),
+        (lambda p: p.astype(np.int64), "gave int64"),
+        (lambda p: p.astype(np.float16), "gave float16"),
+        (lambda p: p[0], "its bundle describes"),
+        (lambda p: np.concatenate([p, p]), r"gave float32 \[2,"),
+        (set_nan, "gave NaN instead of log-probs; use precision='fp32'"),
+    ],
+)
+@pytest.mark.parametrize("seconds", [2.0, 30.0])
+def test_an_answer_that_the_bundle_does_not_describe_is_no_text(
+    tones: Any, change: Any, message: str, seconds: float
+) -> None:
+    recognizer = tones.recognizer()
+    recognizer.backend = OtherAnswer(recognizer.backend, change)
+    with pytest.raises(BackendError, match=message):
+        recognizer.transcribe(np.zeros(round(seconds * 16000), np.float32), 16000)
+
+
+def test_nan_behind_a_row_of_a_batch_is_nothing(tones: Any) -> None:
+    def spoil(log_probs: np.ndarray) -> np.ndarray:
+        log_probs[0, -1] = np.nan  # the shorter clip comes first
+        return log_probs
+
+    recognizer = tones.recognizer()
+    clips = [(tones.play("ab"), 16000), (tones.play("abcdef"), 16000)]
+    recognizer.backend = OtherAnswer(recognizer.backend, spoil)
+    assert [t.text for t in recognizer.transcribe_batch(clips)] == ["ab", "abcdef"]
+    with pytest.raises(BackendError, match="NaN"):
+        recognizer.transcribe(*clips[0])
+
+
+def test_clips_that_are_grouped_already_run_together(tones: Any) -> None:
+    recognizer = tones.recognizer(windows=SHORT_WINDOWS)
+    clips = [(tones.play(text), 16000) for text in ("ab", "c", "defg")]
+    assert [t.text for t in recognizer.transcribe_together(clips)] == ["ab", "c", "defg"]
+    assert recognizer.backend.batch_shapes == [(3, 216)]
+    assert recognizer.transcribe_together([]) == []
+    long = np.zeros(round(recognizer.window_s * 16000) + 1, np.float32)
+    with pytest.raises(AudioError, match=r"clip 1 is 3\.98 s long and one run .* at most 3\.98"):
+        recognizer.transcribe_together([clips[0], (long, 16000)])
+    with pytest.raises(AudioError, match=r"clip 0: .*nan"):
+        recognizer.transcribe_together([(np.array([np.nan]), 16000)])
+
+
+def test_windows_are_no_longer_than_the_backend_takes(tones: Any) -> None:
+    backend = OtherAnswer(tones.recognizer().backend, lambda log_probs: log_probs)
+    backend.max_frames = 1003  # type: ignore[assignment]
+    recognizer = Recognizer(
+        backend, features=tones.features, vocabulary=tones.vocabulary, subsampling_factor=tones.factor
+    )
+    assert recognizer.windows.window_frames == 1000
+    text = tones.text(np.random.default_rng(4), 60)
+    assert recognizer.transcribe(tones.play(text), 16000).text == text
+    assert max(frames for _, frames in backend.inner.batch_shapes) == 1000
+
+
+@pytest.mark.parametrize("n_windows", [1, 3])
+def test_an_observer_is_told_each_stage_in_turn(tones: Any, n_windows: int) -> None:
+    told: list[StageTime] = []
+    recognizer = Recognizer(
+        tones.recognizer().backend,
+        features=tones.features,
+        vocabulary=tones.vocabulary,
+        subsampling_factor=tones.factor,
+        windows=SHORT_WINDOWS,
+        on_stage=told.append,
+    )
+    waveform = np.zeros(round(16000 * (2.0 if n_windows == 1 else 8.0)), np.float32)
+    began = time.perf_counter()
+    recognizer.transcribe(waveform, 16000)
+    took_s = time.perf_counter() - began
+    encodes = [stage for stage in told if stage.name == "encode"]
+    assert [stage.batch for stage in encodes] == recognizer.backend.batch_shapes
+    assert len(encodes) == n_windows
+    assert all(stage.batch is None for stage in told if stage.name != "encode")
+    assert (told[0].name, told[-1].name) == ("features", "decode")
+    assert 0.5 * took_s < sum(stage.seconds for stage in told) <= took_s
+    if n_windows == 1:
+        assert [stage.name for stage in told] == ["features", "encode", "decode"]
+
+
+def test_an_open_file_is_read_and_stays_open(tones: Any, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tones.play("bad"), 16000)
+    with AudioFile(tmp_path / "a.wav") as file:
+        assert tones.recognizer().transcribe_file(file).text == "bad"
+        assert list(file.blocks()) == []
 
 
 def test_close_closes_the_backend(tones: Any) -> None:

@@ -6,7 +6,9 @@ The reference is the checkpoint in PyTorch, the whole clip at once under the bun
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from edge_asr.audio import read_audio
 from edge_asr.bundle.folder import Bundle
 from edge_asr.checkpoints import load_checkpoint
-from edge_asr.errors import AudioError, BundleError
+from edge_asr.errors import AudioError, BackendError, BundleError
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.streaming_model import StreamingModel, StreamState
 
@@ -96,6 +98,47 @@ def test_streams_of_one_model_do_not_disturb_each_other(
     for state, part, clip in zip(states, parts, clips, strict=True):
         part.append(streaming.flush(state))
         np.testing.assert_array_equal(np.concatenate(part), run(streaming, [clip]))
+
+
+def test_what_a_fork_hears_its_twin_does_not(streaming: StreamingModel, speech_features: F32Array) -> None:
+    features = speech_features[:300]
+    state, parts = streaming.start(), []
+    for begin in range(0, 300, 37):
+        parts.append(streaming.push(state, features[begin : begin + 37]))
+        kept = [np.array(array) for array in (*state.caches, state.features)]
+        fork = state.fork()
+        streaming.push(fork, features[::-1])
+        streaming.flush(fork)
+        for array, before in zip((*state.caches, state.features), kept, strict=True):
+            np.testing.assert_array_equal(array, before)
+    parts.append(streaming.flush(state))
+    np.testing.assert_array_equal(np.concatenate(parts), run(streaming, [features]))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: np.full_like(p, np.nan), "gave NaN"),
+        (lambda p: p[:, :1], "its bundle describes float32"),
+        (lambda p: p[:, :, :5], "its bundle describes float32"),
+    ],
+)
+def test_an_answer_that_the_bundle_does_not_describe_is_refused(
+    streaming: StreamingModel,
+    speech_features: F32Array,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[F32Array], F32Array],
+    message: str,
+) -> None:
+    answer = streaming._backend.run
+
+    def run_spoiled(outputs: Any, feeds: Any) -> Any:
+        log_probs, *rest = answer(outputs, feeds)
+        return [spoil(log_probs), *rest]
+
+    monkeypatch.setattr(streaming._backend, "run", run_spoiled)
+    with pytest.raises(BackendError, match=message):
+        streaming.push(streaming.start(), speech_features[:300])
 
 
 def test_features_of_a_stream_and_their_log_probs_are_those_of_the_file(
