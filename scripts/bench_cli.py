@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -51,7 +52,7 @@ def measure(scripts: Path, repeats: int, where: str) -> int:
     """Time every command of the `edge-asr` in the folder `scripts`; print; the exit code."""
     script = scripts / "edge-asr"
     listing = subprocess.run([script, "--help"], check=True, capture_output=True, text=True).stdout
-    names = [line.split()[0] for line in listing.partition("Commands:\n")[2].splitlines() if line.strip()]
+    names = re.findall(r"^  (\S+)", listing.partition("Commands:\n")[2], re.MULTILINE)
     calls: dict[str, list[str | Path]] = {"(empty python)": [scripts / "python", "-c", ""]}
     calls["edge-asr"] = [script, "--help"]
     calls.update({name: [script, name, "--help"] for name in names})
