@@ -7,11 +7,28 @@ number in a virtual machine.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from edge_asr.benchmark.gpu import open_gpu
-from edge_asr.benchmark.machine_records import Clocks
 from edge_asr.diagnostics.machine import Machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clocks:
+    """Clocks, governor, power mode at one moment; a `*_reason` says why something is null."""
+
+    cpu_governor: str | None
+    cpu_mhz_min: float | None
+    cpu_mhz_mean: float | None
+    cpu_mhz_max: float | None
+    cpu_reason: str | None
+    gpu_sm_mhz: float | None
+    gpu_memory_mhz: float | None
+    gpu_celsius: float | None
+    gpu_reason: str | None
+    power_mode: str | None
+    power_mode_reason: str | None
 
 
 def read_clocks(machine: Machine, *, uses_gpu: bool) -> Clocks:

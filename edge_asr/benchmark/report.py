@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_asr.atomic import write_file
+from edge_asr.benchmark.clocks import Clocks
 from edge_asr.benchmark.compare import Comparison
-from edge_asr.benchmark.machine_records import Clocks, MachineRecord
 from edge_asr.benchmark.plots import PLOTS, write_plots
+from edge_asr.benchmark.provenance import MachineRecord
 from edge_asr.benchmark.schema import BenchReport
 from edge_asr.benchmark.table import print_lines, print_table
 from edge_asr.benchmark.tables import bench_tables, comparison_tables

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_asr.benchmark.machine_records import MachineRecord
+from edge_asr.benchmark.provenance import MachineRecord
 from edge_asr.benchmark.statistics import Summary, summarize
 from edge_asr.errors import ConfigError
 from edge_asr.records import json_from_record, read_json, record_from_json

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_asr.benchmark import machine_records, schema
+from edge_asr.benchmark import schema
+from edge_asr.benchmark.clocks import Clocks
+from edge_asr.benchmark.provenance import MachineRecord
 from edge_asr.benchmark.schema import BenchReport, Times
 from edge_asr.diagnostics.machine import Machine
 
@@ -75,7 +77,7 @@ def invented_report(scale: float = 1.0, noise: float = 0.01, seed: int = 0) -> B
     def times(audio_s: float) -> list[float]:
         return (scale * 0.01 * audio_s * (1 + noise * rng.standard_normal(40))).tolist()
 
-    clocks = machine_records.Clocks(
+    clocks = Clocks(
         cpu_governor="performance",
         cpu_mhz_min=1500.0,
         cpu_mhz_mean=1500.0,
@@ -88,7 +90,7 @@ def invented_report(scale: float = 1.0, noise: float = 0.01, seed: int = 0) -> B
         power_mode=None,
         power_mode_reason="invented: no Jetson",
     )
-    machine = machine_records.MachineRecord(
+    machine = MachineRecord(
         cpu="Invented CPU",
         cpu_features=("avx2",),
         n_cpus=2,

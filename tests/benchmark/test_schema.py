@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from edge_asr.benchmark import machine_records, schema
+from edge_asr.benchmark import schema
+from edge_asr.benchmark.clocks import Clocks
 from edge_asr.benchmark.schema import SCHEMA_VERSION, BenchReport, Times
 from edge_asr.errors import ConfigError
 from edge_asr.records import record_from_json
@@ -113,11 +114,10 @@ def test_every_field_is_explained_in_the_document(repository: Path) -> None:
     text = (repository / "docs" / "bench.md").read_text(encoding="utf-8")
     records = [
         value
-        for module in (schema, machine_records)
-        for value in vars(module).values()
+        for value in (*vars(schema).values(), Clocks)
         if dataclasses.is_dataclass(value) and isinstance(value, type)
     ]
-    assert len(records) > 15
+    assert len(records) >= 15
     missing = [
         f"{record.__name__}.{field.name}"
         for record in records
