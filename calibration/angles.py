@@ -35,7 +35,7 @@ _ODD, _EVEN = f".{DISTANCE_TABLE}.{ODD_WEIGHT}", f".{DISTANCE_TABLE}.{EVEN_WEIGH
 
 
 def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function, with `attention.by_distance` in place of `attention.position` and `.by_shift`.
+    """The same function, with `attention.by_distance` instead of `attention.position` and `.by_shift`.
 
     Args:
         model: float32 graph with its weights inside, as exported by edge-asr.

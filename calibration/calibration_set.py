@@ -7,7 +7,7 @@ room noise, full-scale noise, a clip far too quiet and one driven into clipping.
 
 The choice depends on the manifests, their sound and the seed only. Rows are dealt by a hash, not
 by a random generator, so it is the same on every machine. Without a manifest,
-`embedded_calibration_set` gives speech that we synthesised. What this file does not do: run a
+`embedded_calibration_set` gives speech that we synthesized. What this file does not do: run a
 model, measure ranges, or look at texts (they are only carried along).
 """
 
@@ -91,7 +91,7 @@ class CalibrationSet:
         seed, minutes_asked: the settings of the choice.
         manifests: where the speech comes from.
         bad_rows: rows that were met and could not be used.
-        is_synthetic: the speech is the embedded, synthesised one; a report has to say so.
+        is_synthetic: the speech is the embedded, synthesized one; a report has to say so.
         shortfall: why the set is shorter than asked for, or None.
     """
 
@@ -170,7 +170,7 @@ class CalibrationSet:
 def embedded_calibration_set(
     *, minutes: float = EMBEDDED_MINUTES, seed: int = 0, sample_rate: int = 16000
 ) -> CalibrationSet:
-    """The set for those who bring no speech: English that we synthesised, shipped with the package.
+    """The set for those who bring no speech: English that we synthesized, shipped with the package.
 
     Args and errors as `select_calibration_set`; there are 3.4 minutes of speech to choose from.
     """

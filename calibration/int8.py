@@ -62,7 +62,7 @@ class Int8Options:
     """How to quantize.
 
     Attributes:
-        calibration: manifests to choose speech from; empty takes the embedded, synthesised one.
+        calibration: manifests to choose speech from; empty takes the embedded, synthesized one.
         evaluation: manifests whose every utterance the gate looks at, none of those in `calibration`; empty:
             half of the calibration speech.
         minutes: length of the calibration set; None is 10, or all that is embedded.

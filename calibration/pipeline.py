@@ -39,7 +39,7 @@ def quantize_bundle(
     keep_failed: str | Path | None = None,
     progress: StageProgress | None = None,
 ) -> tuple[Bundle, Int8Result]:
-    """Add an INT8 model to a bundle, in place of an earlier one.
+    """Add an INT8 model to a bundle, instead of an earlier one.
 
     Args:
         bundle: folder with an fp32 model, or the name of an embedded one.

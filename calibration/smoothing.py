@@ -5,7 +5,7 @@ Dividing channel j of a product's input by s_j and multiplying row j of its weig
 in exact arithmetic (Xiao et al. 2023, "SmoothQuant", arXiv 2211.10438, equations 3 and 4). It costs nothing
 where a LayerNormalization makes that input: the division goes into gamma and beta. Behind a SiLU, whose
 tail is the longest in a Conformer, it is one more multiplication. Only these places are touched, found by
-the graph's structure. Ranges must be collected again on the smoothed graph; quantising is elsewhere.
+the graph's structure. Ranges must be collected again on the smoothed graph; quantizing is elsewhere.
 """
 
 from __future__ import annotations

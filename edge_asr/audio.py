@@ -6,7 +6,7 @@ stays empty; NaN, infinity, samples above `MAX_LEVEL`, another
 rank or another dtype is an `AudioError`.
 
 soxr's streams give the same bits for every way of cutting the input (version 1.1; tested), so a
-clip, a file and a microphone that carry the same samples are recognised alike. It and soundfile are imported
+clip, a file and a microphone that carry the same samples are recognized alike. It and soundfile are imported
 where they are used, which need not be before the model is loaded. What this file does not do: microphones
 (`edge_asr.runtime.live.microphone`), features.
 """

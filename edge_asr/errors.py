@@ -2,7 +2,7 @@
 
 Each error is an `EdgeAsrError` and also the built-in a caller would expect, so both
 `except EdgeAsrError` and `except ValueError` work. The message says what is wrong, the value
-seen, and how to mend it. The command line prints it as one line and exits with 1 (3 for
+seen, and how to fix it. The command line prints it as one line and exits with 1 (3 for
 `GateError`). What this file does not do: wrap errors that are bugs; those keep their traceback.
 
     EdgeAsrError
@@ -16,7 +16,7 @@ seen, and how to mend it. The command line prints it as one line and exits with 
     |-- BackendError (RuntimeError)           an inference backend that cannot be had or failed
     |   `-- EngineError                       a TensorRT engine that is missing, damaged or for elsewhere
     |-- TrainingError (RuntimeError)          training that cannot start, go on or resume
-    |-- GateError (RuntimeError)              an artefact that failed its proof
+    |-- GateError (RuntimeError)              an artifact that failed its proof
     `-- DeviceError (OSError)                 a microphone or accelerator
 """
 
@@ -71,7 +71,7 @@ class TrainingError(EdgeAsrError, RuntimeError):
 
 
 class GateError(EdgeAsrError, RuntimeError):
-    """An artefact failed its proof; nothing was shipped."""
+    """An artifact failed its proof; nothing was shipped."""
 
 
 class DeviceError(EdgeAsrError, OSError):

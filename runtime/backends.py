@@ -1,6 +1,6 @@
 """Inference backends: features in, CTC log-probs out, behind one small protocol.
 
-`choose_backend` is the seam: it picks the artefact of a bundle and the library that runs it. A
+`choose_backend` is the seam: it picks the artifact of a bundle and the library that runs it. A
 backend that is asked for by name and cannot be had is an error that says why; only "auto" chooses
 by itself: an engine that fits this device, else onnxruntime on CUDA, else the CPU, and it says why.
 What this file does not do: features, decoding, batching policy, TensorRT itself (tensorrt_backend.py).
@@ -73,7 +73,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """Precision of the artefact it runs: "fp32", "fp16" or "int8"."""
+        """Precision of the artifact it runs: "fp32", "fp16" or "int8"."""
         ...
 
     @property
@@ -208,7 +208,7 @@ class OnnxRuntimeBackend:
             BackendError: the run failed.
         """
         if self._session is None:
-            raise BackendError("this backend was closed; load the recogniser again")
+            raise BackendError("this backend was closed; load the recognizer again")
         try:
             results: list[npt.NDArray[Any]] = self._session.run(list(outputs), dict(feeds))
         except Exception as error:  # see __init__
@@ -289,9 +289,9 @@ def _is_jetson() -> bool:
 
 
 def choose_precision(bundle: Bundle, precision: str, device: str) -> Precision:
-    """The artefact to run: `precision` itself, or for "auto" the best the bundle has for `device`.
+    """The artifact to run: `precision` itself, or for "auto" the best the bundle has for `device`.
 
-    On the CPU "auto" passes over an artefact that was measured not to be faster there than fp32.
+    On the CPU "auto" passes over an artifact that was measured not to be faster there than fp32.
 
     Raises:
         BundleError: the bundle lacks it.
@@ -428,7 +428,7 @@ def _create_onnxruntime(
 
 
 def _find_cpu_graph(bundle: Bundle, precision: Precision) -> Path | None:
-    """The artefact as onnxruntime's CPU provider rewrote it, unless this onnxruntime is the older one."""
+    """The artifact as onnxruntime's CPU provider rewrote it, unless this onnxruntime is the older one."""
     graph = bundle.artifact(precision).cpu_graph
     if graph is None:
         return None

@@ -69,7 +69,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcript:
-    """A recognised recording.
+    """A recognized recording.
 
     Attributes:
         text: all words, joined by spaces; "" when nothing was said.

@@ -13,7 +13,7 @@ per-feature normalization only.
     python scripts/bench_peers.py                                 all of it, an hour on two quiet cores
     python scripts/bench_peers.py --model tiny-en --audio 10 --threads 1 --peers sherpa-onnx
 
-Speech is the embedded, synthesised set laid end to end; WER is that of the --manifest files (tiny-en only).
+Speech is the embedded, synthesized set laid end to end; WER is that of the --manifest files (tiny-en only).
 The last line is JSON; the exit code is 3 when a goal is missed.
 """
 

@@ -36,7 +36,7 @@ def test_jsonl_rows_and_bad_rows(tmp_path: Path) -> None:
         "s",
         1,
     )
-    # Empty text is for the caller to judge, after its own normalisation.
+    # Empty text is for the caller to judge, after its own normalization.
     assert (last.audio_path, last.text, last.id, last.row) == (tmp_path / "abs.wav", "", "seven", 9)
     reasons = [(bad.row, bad.reason) for bad in manifest.bad_rows]
     wrong = "missing or wrong key"

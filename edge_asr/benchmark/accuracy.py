@@ -1,4 +1,4 @@
-"""Error rates of the recogniser that is measured, so that they stand beside its speed.
+"""Error rates of the recognizer that is measured, so that they stand beside its speed.
 
 As `edge-asr evaluate`: each utterance by `transcribe_file`, rates by `edge_asr.metrics`. Unlike there, an
 utterance that cannot be used is an error: a rate over fewer utterances must not pass for that of the set.

@@ -1,7 +1,7 @@
 """Two benchmarks side by side: ratios of medians with their spread, and which of them are more than noise.
 
-A ratio is B over A. Its interval comes from resampling blocks of neighbouring runs (moving-block bootstrap,
-Künsch 1989, blocks of about sqrt(n) runs): neighbours in time are alike on a busy machine, and resampling
+A ratio is B over A. Its interval comes from resampling blocks of neighboring runs (moving-block bootstrap,
+Künsch 1989, blocks of about sqrt(n) runs): neighbors in time are alike on a busy machine, and resampling
 single runs would make the interval too narrow. It is then widened to reach from the fastest session of B over
 the slowest of A to the reverse, for a machine drifts from one minute to the next by more than its runs
 differ. A ratio whose interval holds 1 is "within noise". With five sessions each, equal benchmarks are told
@@ -179,7 +179,7 @@ def _text_differences(key: str, a: Configuration, b: Configuration) -> Iterator[
     changed = [c for c in b.cells if texts.get((c.seconds, c.batch), c.text_sha256) != c.text_sha256]
     if changed:
         cells = ", ".join(f"{c.seconds:g} s x {c.batch}" for c in changed)
-        yield f"{key}: the recognised text differs at {cells}"
+        yield f"{key}: the recognized text differs at {cells}"
 
 
 def _differ(what: str, a: Any, b: Any) -> Iterator[str]:

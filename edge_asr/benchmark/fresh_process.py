@@ -71,7 +71,7 @@ def hash_texts(texts: Sequence[str]) -> str:
 def run_fresh(
     load: dict[str, Any], clips: Sequence[F32Array], sample_rate: int, folder: Path, *, n_runs: int = 2
 ) -> FreshRun:
-    """Start a process that recognises `clips` (equal lengths) `n_runs` times; wait for it.
+    """Start a process that recognizes `clips` (equal lengths) `n_runs` times; wait for it.
 
     Args:
         load: arguments of `Recognizer.load`.

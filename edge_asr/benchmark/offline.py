@@ -5,7 +5,7 @@ until it has both enough runs and enough time. All of this is repeated in sessio
 machine is not the same machine a minute later (`compare.py`).
 
 Proof of work: the text of every run, warm-up included, is hashed outside the clock and must be the text that
-a plain recogniser gave for the same audio, in the same mode, in a process of its own; and the model must have
+a plain recognizer gave for the same audio, in the same mode, in a process of its own; and the model must have
 been given every frame. A run that fails this is a `GateError` and there is no number at all.
 """
 
@@ -36,7 +36,7 @@ UNKNOWN = "this backend does not tell its copies"
 
 @dataclass(slots=True, kw_only=True)
 class Task:
-    """One length and batch size on one recogniser, and what was measured of it.
+    """One length and batch size on one recognizer, and what was measured of it.
 
     Attributes:
         name: for messages.
@@ -63,7 +63,7 @@ class Task:
 
     @property
     def mode(self) -> str:
-        """Which method of the recogniser runs."""
+        """Which method of the recognizer runs."""
         return "transcribe" if len(self.clips) == 1 else "transcribe_batch"
 
     def run(self) -> RunTimes:

@@ -24,7 +24,7 @@ class Summary:
         n: samples.
         min, mean, max: of the samples.
         p50, p90, p95, p99: percentiles.
-        jitter: mean of |x[i] - x[i-1]| over neighbours in time: what changes from one run to the next, and
+        jitter: mean of |x[i] - x[i-1]| over neighbors in time: what changes from one run to the next, and
             so not a slow drift, which the percentiles show. The differences are those of RFC 3550, section
             6.4.1, without its smoothing. 0 for a single sample.
     """
@@ -52,7 +52,7 @@ def summarize(samples: Sequence[float]) -> Summary:
     """
     values = np.asarray(samples, np.float64)
     if values.size == 0 or not np.isfinite(values).all():
-        raise ConfigError(f"{values.size} samples cannot be summarised; it takes finite ones, at least one")
+        raise ConfigError(f"{values.size} samples cannot be summarized; it takes finite ones, at least one")
     p50, p90, p95, p99 = (float(point) for point in np.percentile(values, PERCENTILES))
     return Summary(
         n=len(values),

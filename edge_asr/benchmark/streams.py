@@ -5,7 +5,7 @@ What they hear is made of phrases whose true ends are known (`audio_clips.py`). 
 other, spread over one utterance, so that they do not all end speech at once.
 
 Proof: each final is compared with `transcribe` of exactly the samples it names; one that differs is a
-`GateError`. Sustained means: the p99 of one call of the recogniser is below the interval between two updates,
+`GateError`. Sustained means: the p99 of one call of the recognizer is below the interval between two updates,
 and no audio was lost. Partials become rarer under load (`LiveConfig.partial_load`), which
 `partial_interval` shows. What this file does not do: prepare speech, write reports.
 """
@@ -76,7 +76,7 @@ class _Stream:
 
     Attributes:
         source: what it hears.
-        calls: of the recogniser: when each began, and its seconds.
+        calls: of the recognizer: when each began, and its seconds.
         events: with the monotonic times at which they came.
     """
 
@@ -173,7 +173,7 @@ def run_streams(
         why_not=why_not,
         update_compute=Times.of(
             computed,
-            "no sound was heard, so nothing was recognised",
+            "no sound was heard, so nothing was recognized",
             sessions=even_sessions(len(computed), len(signal.utterances)),
         ),
         first_partial=times(latencies.first_partial),
@@ -311,7 +311,7 @@ def _why_not_sustained(computed: list[float], n_gaps: int, interval_s: float) ->
     if n_gaps:
         return f"{n_gaps} times audio was lost"
     if not computed:
-        return "nothing was recognised"
+        return "nothing was recognized"
     p99 = float(np.percentile(computed, 99))
     if p99 >= interval_s:
         return f"p99 of an update is {p99 * 1e3:.0f} ms, the interval {interval_s * 1e3:.0f} ms"

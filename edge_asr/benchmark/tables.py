@@ -190,7 +190,7 @@ def _streams(report: BenchReport) -> Table:
         if configuration.most_sustained is not None:
             notes.append(f"Most streams sustained ({_name(configuration)}): {configuration.most_sustained}.")
     notes.append(
-        "Sustained: p99 of one call of the recogniser is below the interval of updates, and no audio was "
+        "Sustained: p99 of one call of the recognizer is below the interval of updates, and no audio was "
         "lost. All streams share one loaded model."
     )
     columns = (

@@ -130,6 +130,6 @@ def _attention(
 
 
 def _repeated_heads(rows: Tensor, n_kv_heads: int, n_heads: int) -> Tensor:
-    """Rows of `n_kv_heads` heads, each once for every one of the neighbouring query heads that it serves."""
+    """Rows of `n_kv_heads` heads, each once for every one of the neighboring query heads that it serves."""
     per_head = rows.reshape(n_kv_heads, -1, *rows.shape[1:])
     return per_head.repeat_interleave(n_heads // n_kv_heads, dim=0).reshape(-1, *rows.shape[1:])

@@ -168,7 +168,7 @@ def command(
 ) -> None:
     """Measure a bundle here: time by stage, cold start, memory, power, streams, error rates.
 
-    Every measured run's text is compared with that of a plain recogniser in a process of its own; when one
+    Every measured run's text is compared with that of a plain recognizer in a process of its own; when one
     differs the exit code is 3 and there is no number. docs/bench.md explains every field.
 
     \b

@@ -58,7 +58,7 @@ class _NumberList(click.ParamType):  # type: ignore[type-arg]
     default="0.1,2,8,30",
     show_default=True,
     metavar="EDGES",
-    help="Lengths of sound; each neighbouring pair is one optimization profile, tuned for its upper edge.",
+    help="Lengths of sound; each neighboring pair is one optimization profile, tuned for its upper edge.",
 )
 @click.option(
     "--batch",

@@ -1,7 +1,7 @@
 """`edge-asr listen`: a live microphone to text, as a live line for people or JSON Lines for programs.
 
 It parses, connects a microphone to a `LiveRecognizer` and prints its events. What this file does
-not do: hear, recognise or judge pauses; that is `edge_asr.runtime`.
+not do: hear, recognize or judge pauses; that is `edge_asr.runtime`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _SIGNAL_EXIT = 128
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Keep what was heard: a WAV file, 16 kHz, bit for bit what was recognised.",
+    help="Keep what was heard: a WAV file, 16 kHz, bit for bit what was recognized.",
 )
 @click.option("--force", is_flag=True, help="Let --record replace an existing file.")
 def command(
@@ -71,7 +71,7 @@ def command(
     """Transcribe a live microphone.
 
     Finals go to stdout at each pause; the utterance in progress is a live line on a terminal.
-    Silence prints nothing. Ctrl-C stops listening, still recognises the last words, and exits with
+    Silence prints nothing. Ctrl-C stops listening, still recognizes the last words, and exits with
     130 (SIGTERM likewise, with 143); --seconds exits with 0. A second Ctrl-C stops at once.
 
     \b

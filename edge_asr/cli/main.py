@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("edge_asr.cli.bench", "Latency, throughput, memory and power of a bundle on this machine."),
     "evaluate": ("edge_asr.cli.evaluate", "Word and character error rates of a bundle on a manifest."),
     "inspect": ("edge_asr.cli.inspect", "Show what is in a bundle or a checkpoint."),
-    "doctor": ("edge_asr.cli.doctor", "Show what this machine can run, and how to mend what it cannot."),
+    "doctor": ("edge_asr.cli.doctor", "Show what this machine can run, and how to fix what it cannot."),
 }
 
 EXIT_ERROR = 1
@@ -63,7 +63,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's, with the nearest known name in the message for a misspelt command."""
+        """As click's, with the nearest known name in the message for a misspelled command."""
         near = difflib.get_close_matches(args[0], COMMANDS, n=1)
         if near and args[0] not in COMMANDS:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
@@ -157,7 +157,7 @@ def configure_logging(verbosity: int) -> None:
 def cli(verbose: int) -> None:
     """Conformer-CTC speech recognition for the edge: train, export, prove, run.
 
-    Exit codes: 0 ok, 1 an expected error (one line on stderr), 2 wrong usage, 3 an artefact failed
+    Exit codes: 0 ok, 1 an expected error (one line on stderr), 2 wrong usage, 3 an artifact failed
     its proof, 130 Ctrl-C.
     """
     configure_logging(verbose)

@@ -9,7 +9,7 @@ minimum and, with CUDA graphs, to a bucket, so that shapes and with them recordi
 to the smallest batch. `length` does not change, and the graphs of a bundle mask the frames after it, so a
 valid frame has the same log-probs with and without padding, except for rounding. The proof of the export
 compares padded batches with rows alone and unpadded, and the proof of the engine does so again. More frames
-than any profile takes is an error: the recogniser's windows (24 s) bound the length, below the 30 s that a
+than any profile takes is an error: the recognizer's windows (24 s) bound the length, below the 30 s that a
 default build takes.
 """
 
@@ -136,7 +136,7 @@ class TensorRTBackend:
         try:
             with self._lock, self._cuda.current_device():
                 if not self._release.alive:
-                    raise BackendError("this backend was closed; load the recogniser again")
+                    raise BackendError("this backend was closed; load the recognizer again")
                 row = 0
                 while row < n_rows:
                     shape = self._shape_for(n_frames, n_rows - row)
@@ -166,7 +166,7 @@ class TensorRTBackend:
         try:
             with self._lock, self._cuda.current_device():
                 if not self._release.alive:
-                    raise BackendError("this backend was closed; load the recogniser again")
+                    raise BackendError("this backend was closed; load the recognizer again")
                 row = 0
                 while row < n_rows:
                     shape = self._shape_for(n_frames, n_rows - row)

@@ -1,10 +1,10 @@
-"""When an utterance begins and ends: level against an adaptive noise floor, and the recogniser's blanks.
+"""When an utterance begins and ends: level against an adaptive noise floor, and the recognizer's blanks.
 
 Level alone opens an utterance, because it costs nothing to watch. Level and blanks together close
 it: a pause counts when it is quiet and the last token lies far enough back, or when only blanks
-came for longer although it is loud (noise, music). Silence therefore never reaches the recogniser.
+came for longer although it is loud (noise, music). Silence therefore never reaches the recognizer.
 The noise floor follows minimum statistics (Martin 2001, without its bias compensation): the
-quietest 100 ms of the last seconds. What this file does not do: run a recogniser, or keep audio.
+quietest 100 ms of the last seconds. What this file does not do: run a recognizer, or keep audio.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class LevelMeter:
     """Level of the stream in frames of 10 ms, the noise floor, and which frames are sound.
 
     Cutting the stream into other pushes changes nothing. Frames are counted from the first sample
-    pushed; a frame is `active` when it and most of its neighbours before it are above the threshold.
+    pushed; a frame is `active` when it and most of its neighbors before it are above the threshold.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -178,7 +178,7 @@ class Endpointer:
         Args:
             start: its first sample.
             now: one past the newest sample.
-            last_token_end: where the last token the recogniser found ends; None when it found none.
+            last_token_end: where the last token the recognizer found ends; None when it found none.
         """
         config = self.config
         token_end = start if last_token_end is None else last_token_end
@@ -200,7 +200,7 @@ class Endpointer:
         """Where to cut an utterance that is too long: the quietest place between two words.
 
         Args:
-            gaps: [start, end) in samples between words, as the recogniser heard them.
+            gaps: [start, end) in samples between words, as the recognizer heard them.
             end: one past the last sample of the utterance.
         """
         first = end - _samples(self.config.cut_search_s)

@@ -149,7 +149,7 @@ class Error:
     """Listening ended because of this; the last event of a stream.
 
     Attributes:
-        message: one sentence: what, the value seen, how to mend it.
+        message: one sentence: what, the value seen, how to fix it.
         kind: name of the exception class, such as "DeviceError".
         at_s: how much of the stream had been heard.
     """

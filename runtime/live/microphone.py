@@ -66,7 +66,7 @@ class MicrophoneConfig:
         mix: what to do with a device that cannot open a single channel: its "first", or the "mean".
         block_s: length of a callback's block.
         latency_s: what the driver buffers, so how late a callback may be before audio is lost.
-        queue_s: what waits for a busy recogniser at most; more is dropped, and reported.
+        queue_s: what waits for a busy recognizer at most; more is dropped, and reported.
         stall_timeout_s: no audio for this long is a DeviceError.
     """
 
@@ -280,7 +280,7 @@ class MicrophoneSource:
     def _end_stream(self, how: Literal["stop", "close"]) -> None:
         """Stop or close the stream; one that does not answer is left behind, with a warning.
 
-        PortAudio waits for ever for a sound server that hangs, and for libpulse (16.1), two threads of which
+        PortAudio waits forever for a sound server that hangs, and for libpulse (16.1), two threads of which
         can wait for each other when the server dies.
         """
         assert self.device is not None

@@ -42,7 +42,7 @@ class PartialHypothesis:
 
     @property
     def text(self) -> str:
-        """The text, spaces normalised as `Vocabulary.decode` does."""
+        """The text, spaces normalized as `Vocabulary.decode` does."""
         return " ".join(join_pieces(token.text for token in self.tokens).split())
 
     @property

@@ -1,8 +1,8 @@
 """Where the 16 kHz stream comes from and where a copy of it goes: sources, recorder.
 
-`AudioSource` is the seam between hearing and recognising: a microphone, a file played at real
+`AudioSource` is the seam between hearing and recognizing: a microphone, a file played at real
 time, a robot's own audio bus. A source delivers mono float32 at 16 kHz and says what it lost.
-What this file does not do: talk to a sound card (`microphone`) or recognise anything (`live`).
+What this file does not do: talk to a sound card (`microphone`) or recognize anything (`live`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class AudioSource(Protocol):
         """Open the source; audio begins to flow.
 
         Raises:
-            DeviceError, AudioError: it cannot be opened; the message says why and how to mend it.
+            DeviceError, AudioError: it cannot be opened; the message says why and how to fix it.
         """
         ...
 
@@ -172,7 +172,7 @@ def check_recording_path(path: Path | str, *, overwrite: bool = False) -> None:
 
 
 class Recorder:
-    """Keeps the 16 kHz stream in a WAV file of 32-bit floats: bit for bit what the recogniser heard.
+    """Keeps the 16 kHz stream in a WAV file of 32-bit floats: bit for bit what the recognizer heard.
 
     One hour is 230 MB; WAV ends at 4 GB, 18 hours.
 

@@ -28,7 +28,7 @@ BASELINE = "torch eager fp32"
 
 
 def onnxruntime_name(precision: str) -> str:
-    """Name of the runner of an artefact on onnxruntime."""
+    """Name of the runner of an artifact on onnxruntime."""
     return f"onnxruntime {precision}"
 
 

@@ -97,7 +97,7 @@ def test_another_text_and_another_file_are_said(report: BenchReport) -> None:
     assert found == [
         f"int8 on cpu: sha256: {'cd' * 6!r} in A, {'99' * 6!r} in B",
         "int8 on cpu: threads: 1 in A, 4 in B",
-        "int8 on cpu: the recognised text differs at 1 s x 1",
+        "int8 on cpu: the recognized text differs at 1 s x 1",
     ]
 
 

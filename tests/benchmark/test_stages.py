@@ -1,4 +1,4 @@
-"""A watched recogniser gives what a plain one gives, and its stages add up to the call."""
+"""A watched recognizer gives what a plain one gives, and its stages add up to the call."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def test_worked_out_by_hand() -> None:
     assert found.jitter == pytest.approx((3 + 2 + 1) / 3)
 
 
-def test_jitter_is_of_neighbours_in_time_and_not_of_spread() -> None:
+def test_jitter_is_of_neighbors_in_time_and_not_of_spread() -> None:
     rising = summarize([1.0, 2.0, 3.0, 4.0])
     shuffled = summarize([1.0, 4.0, 2.0, 3.0])
     assert (rising.p50, rising.p99) == (shuffled.p50, shuffled.p99)

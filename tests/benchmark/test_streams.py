@@ -1,4 +1,4 @@
-"""Streams at real-time pace with a fake recogniser of loud and quiet, and latencies of invented events."""
+"""Streams at real-time pace with a fake recognizer of loud and quiet, and latencies of invented events."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_streams_at_real_time_pace(signal: SpokenSignal) -> None:
     assert len(found.text_sha256) == 64
 
 
-def test_a_recogniser_slower_than_the_updates_is_not_sustained(signal: SpokenSignal) -> None:
+def test_a_recognizer_slower_than_the_updates_is_not_sustained(signal: SpokenSignal) -> None:
     config = LiveConfig(partial_interval_s=0.05)
     found = run_streams(FakeLoudness(slowness_s=0.06), signal, 1, config=config)
     assert not found.sustained

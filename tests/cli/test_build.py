@@ -179,7 +179,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_command(
 def test_rtx_builder_on_cpu_execution_not_tested_every_parser_error_is_a_line(
     run: Run, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dynamically quantized model: each node on stderr, and last the one line that says how to mend it."""
+    """A dynamically quantized model: each node on stderr, and last the one line that says how to fix it."""
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (extra: test, Linux x86-64)")
     from onnxruntime.quantization import quantize_dynamic
 

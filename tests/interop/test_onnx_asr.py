@@ -1,6 +1,6 @@
-"""onnx-asr loads our folder unmodified; with a per-feature normalised model its text is ours.
+"""onnx-asr loads our folder unmodified; with a per-feature normalized model its text is ours.
 
-onnx-asr always normalises per feature, so equal text needs a model trained so: the small one in
+onnx-asr always normalizes per feature, so equal text needs a model trained so: the small one in
 tests/data/per_feature_an4, made by scripts/recipes/per_feature_an4 and kept as a float16 checkpoint.
 """
 
@@ -24,7 +24,7 @@ MODEL_TYPE = "nemo-conformer-ctc"
 MAX_BYTES = 1_500_000
 
 
-def test_every_length_is_recognised(
+def test_every_length_is_recognized(
     random_folder: Path, speech: F32Array, edge_samples: tuple[int, ...]
 ) -> None:
     model = onnx_asr.load_model(MODEL_TYPE, random_folder)

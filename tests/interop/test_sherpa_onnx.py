@@ -1,4 +1,4 @@
-"""sherpa-onnx loads our folder unmodified and recognises with it as well as we do.
+"""sherpa-onnx loads our folder unmodified and recognizes with it as well as we do.
 
 Its log-mel differs slightly from NeMo's (frame alignment), so recognition is judged by WER, on the
 embedded model; random weights show that any length decodes to tokens of the vocabulary.
@@ -78,7 +78,7 @@ def test_wer_of_tiny_en_is_at_most_one_point_above_ours(dev_set: str, request: p
 
 
 @pytest.mark.slow
-def test_per_feature_normalisation_is_announced(
+def test_per_feature_normalization_is_announced(
     per_feature_bundle: Path, an4_dev: tuple[Utterance, ...]
 ) -> None:
     # Without normalize_type=per_feature in the metadata, sherpa-onnx's WER is near 100 %.

@@ -1,4 +1,4 @@
-"""`edge-asr listen` without a microphone or a model, for tests: tones at real time, the fake recogniser.
+"""`edge-asr listen` without a microphone or a model, for tests: tones at real time, the fake recognizer.
 
 python listen_to_tones.py [--json] [--fail] [--slowness X] WORD...   then silence until a signal comes
 python listen_to_tones.py --seconds N WORD...

@@ -1,4 +1,4 @@
-"""`edge-asr listen` as a program: events, signals, exit codes, pipes. Sound and recogniser are fakes."""
+"""`edge-asr listen` as a program: events, signals, exit codes, pipes. Sound and recognizer are fakes."""
 
 from __future__ import annotations
 

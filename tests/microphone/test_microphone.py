@@ -263,7 +263,7 @@ def test_an_overflow_of_the_driver_is_told_before_the_audio_after_it(portaudio: 
     assert source.n_overflows == 1
 
 
-def test_a_recogniser_that_is_too_slow_gives_gaps_and_every_second_is_accounted_for(
+def test_a_recognizer_that_is_too_slow_gives_gaps_and_every_second_is_accounted_for(
     portaudio: FakeSoundDevice,
 ) -> None:
     audio = speak(WORDS * 2)

@@ -1,4 +1,4 @@
-"""Partial text within a bounded window; the audio history. The recogniser is the fake of tones.py."""
+"""Partial text within a bounded window; the audio history. The recognizer is the fake of tones.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edge_asr.runtime.transcript import Token
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=60), st.integers(0, 30_000))
 def test_a_long_utterance_keeps_every_word_once_at_a_bounded_cost(words: list[str], lead: int) -> None:
-    """Up to 22 s through a window of 4 s, with a fake recogniser."""
+    """Up to 22 s through a window of 4 s, with a fake recognizer."""
     recognizer = ToneRecognizer()
     decoder = WindowedDecoder(recognizer, window_s=4.0)
     history = AudioHistory()

@@ -1,4 +1,4 @@
-"""A fake recogniser for tests of everything around recognition: each word is a tone of its own.
+"""A fake recognizer for tests of everything around recognition: each word is a tone of its own.
 
 A word is 0.25 s of a sine; `speak` builds the waveform of a sentence, `ToneRecognizer` (a fake, no
 model) reads it back from any cut of the audio. A tone cut in two is heard twice, or not at all

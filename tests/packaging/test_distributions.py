@@ -225,4 +225,4 @@ def test_bare_without_portaudio(bare: Path, without_portaudio, tmp_path: Path, s
         check_output(bare / "edge-asr", "doctor", "--json", cwd=tmp_path, **without_portaudio)
     )
     (microphone,) = (c for c in report["checks"] if c["name"] == "microphone")
-    assert (microphone["status"], microphone["mend"]) == ("missing", "sudo apt-get install libportaudio2")
+    assert (microphone["status"], microphone["fix"]) == ("missing", "sudo apt-get install libportaudio2")

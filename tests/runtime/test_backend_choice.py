@@ -347,7 +347,7 @@ def test_the_command_line_offers_the_same_names() -> None:
     assert threads.type.max == backends.MAX_THREADS  # type: ignore[attr-defined]
 
 
-# --- the recogniser ---
+# --- the recognizer ---
 
 
 def create_recognizer(bundle: Bundle, **arguments: Any) -> Recognizer:

@@ -64,7 +64,7 @@ def test_a_frame_has_the_same_bits_in_a_longer_clip(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_push_returns_every_finished_frame(preset: str) -> None:
-    """A live recogniser must not wait for a block: frames come as soon as their window is full."""
+    """A live recognizer must not wait for a block: frames come as soon as their window is full."""
     stream = EXTRACTORS[preset].stream()
     half = 0 if preset == "kaldi" else 200
     n_seen = 0

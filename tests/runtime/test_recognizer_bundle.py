@@ -1,4 +1,4 @@
-"""Recogniser and backend on a real exported graph (random weights): shapes, lengths, errors, memory."""
+"""Recognizer and backend on a real exported graph (random weights): shapes, lengths, errors, memory."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
 is a fair mix: 35 % book sentences, 45 % spelled words, numbers, dates and addresses in the manner of CMU AN4,
 20 % robot commands. `plan` needs espeak-ng; `render` does not, since the phonemes are in the list.
 
-What it does not do: noise, reverberation and features, which belong to training. No text of more than three
-words that occurs in an excluded (development or test) manifest is planned. The model and the voices are
+What this file does not do: noise, reverberation and features, which belong to training. No text of more than
+three words that occurs in an excluded (development or test) manifest is planned. The model and the voices are
 Apache-2.0, the sentences from LibriSpeech (CC BY 4.0).
 """
 
