@@ -1,9 +1,9 @@
 """Inference backends: features in, CTC log-probs out, behind one small protocol.
 
-`choose_backend` is the seam: it picks the artifact of a bundle and the library that runs it. A
-backend that is asked for by name and cannot be had is an error that says why; only "auto" chooses
-by itself: an engine that fits this device, else onnxruntime on CUDA, else the CPU, and it says why.
-What this file does not do: features, decoding, batching policy, TensorRT itself (tensorrt_backend.py).
+`choose_backend` is the seam: it picks the artifact of a bundle and the library that runs it. If a backend is
+named and not available, the error says why. Only "auto" chooses by itself: an engine that fits this device,
+else onnxruntime on CUDA, else the CPU, and it says why.
+What this file does not do: features, decoding, batching policy, TensorRT itself (engine/backend.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
 
-# Which precision "auto" takes first. CPUs compute fp16 graphs in float32, so fp16 comes last there.
+# The order in which "auto" tries precisions. CPUs compute fp16 graphs in float32, so fp16 comes last there.
 _PREFERENCE: dict[str, tuple[Precision, ...]] = {
     "cpu": ("int8", "fp32", "fp16"),
     "cuda": ("fp16", "fp32", "int8"),
@@ -43,7 +43,7 @@ _PREFERENCE: dict[str, tuple[Precision, ...]] = {
 }
 #: On a CPU the fused kernel takes three times as long as Add and LayerNormalization (1.32; docs/log.md).
 SLOW_OPTIMIZERS: dict[str, list[str]] = {"cpu": ["SkipLayerNormFusion"], "cuda": []}
-# Finding nothing in a graph that is rewritten already, these take a quarter of the time to load it (1.32).
+# In a graph that is already rewritten these find nothing, but take a quarter of the time to load it (1.32).
 _NOTHING_TO_DO = [
     "CommonSubexpressionElimination",
     "ConstantSharing",
@@ -58,7 +58,7 @@ _NOTHING_TO_DO = [
 JETSON_RELEASE = Path("/etc/nv_tegra_release")
 DEVICE_TREE = Path("/proc/device-tree/compatible")
 MAX_THREADS = 1024
-"""More than any machine that this runs on has; each thread takes memory and time to start."""
+"""Most threads, more than any machine that this runs on has; each takes memory and time to start."""
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
@@ -68,34 +68,34 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """Short name, one of `BACKENDS` but "auto"."""
+        """Short name, one of `BACKENDS` except "auto"."""
         ...
 
     @property
     def precision(self) -> str:
-        """Precision of the artifact it runs: "fp32", "fp16" or "int8"."""
+        """Precision of the artifact that it runs: "fp32", "fp16" or "int8"."""
         ...
 
     @property
     def num_threads(self) -> int | None:
-        """Threads of one run; None where the backend does not say or threads mean nothing to it."""
+        """Threads of one run; None if the backend does not say, or does not use them."""
         ...
 
     @property
     def max_frames(self) -> int | None:
-        """Most feature frames of one row; None when there is no limit."""
+        """Most feature frames of one row; None if there is no limit."""
         ...
 
     def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
-        """CTC log-probs of a padded batch.
+        """Compute CTC log-probs of a padded batch.
 
         Args:
             features: [B, T, n_mels] float32.
             feature_lens: [B] int64, valid frames of each row.
 
         Returns:
-            [B, T', V] float32; of row b the first ceil(feature_lens[b] / subsampling_factor)
-            frames mean something.
+            [B, T', V] float32; in row b the first ceil(feature_lens[b] / subsampling_factor)
+            frames are valid.
 
         Raises:
             BackendError: the run failed.
@@ -103,20 +103,20 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Give memory and devices back. May be called twice."""
+        """Release memory and devices. May be called twice."""
         ...
 
 
 def check_log_probs(log_probs: npt.NDArray[Any], shape: tuple[int, int, int], n_valid: Sequence[int]) -> None:
-    """Refuse what a model gave when it is not what its bundle describes: it would become text all the same.
+    """Refuse an output that differs from what the bundle describes, because it would still become text.
 
     Args:
-        log_probs: of a batch.
-        shape: [B, T', V] as the bundle has it for this batch.
-        n_valid: frames of each row that mean something; behind them anything may stand.
+        log_probs: output of the model for a batch.
+        shape: [B, T', V] that the bundle describes for this batch.
+        n_valid: valid frames of each row; later frames may hold anything.
 
     Raises:
-        BackendError: another dtype or shape, or NaN.
+        BackendError: the dtype or shape is wrong, or a valid frame holds NaN.
     """
     if log_probs.dtype != np.float32 or log_probs.shape != shape:
         raise BackendError(
@@ -124,7 +124,7 @@ def check_log_probs(log_probs: npt.NDArray[Any], shape: tuple[int, int, int], n_
             f"{list(shape)} (batch, frames, tokens); the file is not this bundle's model: export it again"
         )
     for row, n_frames in zip(log_probs, n_valid, strict=True):
-        if np.isnan(row[:n_frames].sum()):  # the sum of a row that holds NaN, and of no other
+        if np.isnan(row[:n_frames].sum()):  # a sum is NaN only if the row holds NaN
             raise BackendError(
                 "the model gave NaN instead of log-probs; use precision='fp32', or export the model again"
             )
@@ -136,17 +136,17 @@ class OnnxRuntimeBackend:
     Args:
         path: ONNX file with the inputs `audio_signal` [B, n_mels, T] and `length` [B] and the output
             `logprobs` [B, T', V].
-        precision: of that file; kept for reports.
+        precision: precision of that file, for reports.
         device: "cpu" or "cuda".
-        num_threads: threads of one operator; None means one per core this process may use, four
-            at most (small models do not gain from more).
-        rewritten: the file has onnxruntime's rewrites behind it (edge_asr.calibration.cpu_graph).
-        spin: let idle threads wait busily. Off, because on a small board that takes the core
+        num_threads: threads of one operator; None means one per core that this process may use, at
+            most four (small models do not gain from more).
+        rewritten: whether onnxruntime has already rewritten the file (edge_asr.calibration.cpu_graph).
+        spin: let idle threads wait busily. It is off because on a small board that takes the core
             which captures the sound.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
-        BackendError: the device cannot be had, or the file cannot be loaded.
+        BackendError: the device is not available, or the file cannot be loaded.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = self.num_threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # Lengths change from call to call: a memory plan per shape only costs memory.
+        # Lengths change from call to call, so a memory plan per shape would only cost memory.
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         options.log_severity_level = 3
@@ -202,7 +202,7 @@ class OnnxRuntimeBackend:
         return log_probs
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """The graph as it is: outputs by name, for inputs by name.
+        """Run the graph directly: outputs by name, for inputs by name.
 
         Raises:
             BackendError: the run failed.
@@ -222,9 +222,9 @@ class OnnxRuntimeBackend:
 
 
 def load_onnxruntime() -> ModuleType:
-    """The onnxruntime module, sending nothing.
+    """Import onnxruntime with its telemetry off.
 
-    Importing edge_asr has switched telemetry off before onnxruntime could start it. Where a program imported
+    Importing edge_asr switches telemetry off before onnxruntime can start it. If a program imported
     onnxruntime first, its events are stopped here.
 
     Raises:
@@ -236,7 +236,7 @@ def load_onnxruntime() -> ModuleType:
 
 
 def default_num_threads() -> int:
-    """One per core this process may use, four at most."""
+    """Return one thread per core that this process may use, at most four."""
     if hasattr(os, "sched_getaffinity"):
         return min(len(os.sched_getaffinity(0)), 4)
     return min(os.cpu_count() or 1, 4)
@@ -255,11 +255,11 @@ def _check_num_threads(num_threads: int | None) -> int:
 
 
 def check_device(device: str) -> None:
-    """Is there an onnxruntime that has this device at all?
+    """Check that the installed onnxruntime supports a device.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
-        BackendError: unknown, or not in this build of onnxruntime.
+        BackendError: the device is unknown, or this build of onnxruntime lacks it.
     """
     if device not in _PROVIDERS:
         raise BackendError(f"backend {device!r} is unknown; use one of {', '.join(BACKENDS)}")
@@ -279,7 +279,7 @@ def check_device(device: str) -> None:
 
 
 def _is_jetson() -> bool:
-    """Whether this is a Jetson: its release file, or in a container a Tegra in the device tree."""
+    """Tell whether this is a Jetson, by its release file or, in a container, a Tegra in the device tree."""
     if JETSON_RELEASE.exists():
         return True
     try:
@@ -289,13 +289,13 @@ def _is_jetson() -> bool:
 
 
 def choose_precision(bundle: Bundle, precision: str, device: str) -> Precision:
-    """The artifact to run: `precision` itself, or for "auto" the best the bundle has for `device`.
+    """Choose the artifact to run: `precision` itself, or for "auto" the best one for `device`.
 
-    On the CPU "auto" passes over an artifact that was measured not to be faster there than fp32.
+    On the CPU "auto" skips an artifact that was measured to be no faster than fp32.
 
     Raises:
-        BundleError: the bundle lacks it.
-        BackendError: no precision by that name.
+        BundleError: the bundle lacks the precision.
+        BackendError: the precision is unknown.
     """
     if precision != "auto":
         for known in ("fp32", "fp16", "int8"):
@@ -319,7 +319,7 @@ class BackendChoice:
 
     Attributes:
         backend: runs the model.
-        reason: for people; for "auto" also why not the ones before it.
+        reason: why it was chosen, for people; for "auto" also why the ones before it were not.
     """
 
     backend: Backend
@@ -335,23 +335,23 @@ def choose_backend(
     allow_unverified: bool = False,
     min_frames: int = 1,
 ) -> BackendChoice:
-    """The backend that runs `bundle`, and why it.
+    """Choose the backend that runs `bundle`, and say why.
 
     Args:
         bundle: a loaded bundle.
         precision: "auto", "fp32", "fp16" or "int8". On a CPU "auto" prefers int8, then fp32; on CUDA fp16,
             then fp32; of engines fp16, then int8, then fp32.
         backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", or "auto": a TensorRT engine in the bundle that
-            was built and proven for this device, else CUDA when onnxruntime can start it, else the CPU.
+            was built and proven for this device, else CUDA if onnxruntime can start it, else the CPU.
         num_threads: see `OnnxRuntimeBackend`; TensorRT does not use it.
-        allow_unverified: also run engines that were not proven; proven ones come first.
-        min_frames: feature frames that one row must be able to have; an engine that takes less is refused.
+        allow_unverified: also accept engines that were not proven; proven ones come first.
+        min_frames: feature frames that one row must be able to hold; an engine that takes fewer is refused.
 
     Raises:
         MissingDependencyError: the library of a named backend, or onnxruntime, is not installed.
         EngineError: TensorRT was named and no engine may run here.
-        BackendError: a backend asked for by name that cannot be had here, or an unknown name.
-        BundleError: the bundle has no such precision.
+        BackendError: a named backend is not available here, or the name is unknown.
+        BundleError: the bundle lacks the precision.
     """
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
@@ -370,7 +370,7 @@ def choose_backend(
     for name in ("tensorrt", "cuda", "cpu"):
         try:
             if name == "tensorrt" and not _has_engine(bundle, "tensorrt"):
-                raise EngineError("the bundle has no engine for it")  # and nothing is imported
+                raise EngineError("the bundle has no engine for it")  # this path imports nothing
             choice = create(name)
         except (BackendError, MissingDependencyError) as error:
             if name == "cpu":
@@ -391,7 +391,7 @@ def create_backend(
     num_threads: int | None = None,
     allow_unverified: bool = False,
 ) -> Backend:
-    """The backend of `choose_backend`, with its arguments and errors."""
+    """Return the backend of `choose_backend`, with its arguments and errors."""
     return choose_backend(
         bundle,
         precision=precision,
@@ -403,7 +403,7 @@ def create_backend(
 
 def _has_engine(bundle: Bundle, flavor: Flavor) -> bool:
     if not (bundle.path / ENGINES_FOLDER).is_dir():
-        return False  # as nearly always on a CPU; what describes engines is not even imported
+        return False  # the usual case on a CPU; the code of engines is not even imported
     from edge_asr.runtime.engine.lookup import has_engine
 
     return has_engine(bundle, flavor)
@@ -413,13 +413,13 @@ def _create_onnxruntime(
     bundle: Bundle, precision: str, device: str, num_threads: int | None
 ) -> BackendChoice:
     chosen = choose_precision(bundle, precision, device)
-    num_threads = _check_num_threads(num_threads)  # here, or it would look like a fault of the copy
+    num_threads = _check_num_threads(num_threads)  # checked here, or it would look like a fault of the copy
     graph = _find_cpu_graph(bundle, chosen) if device == "cpu" else None
     runner: OnnxRuntimeBackend | None = None
     if graph is not None:
         try:
             runner = OnnxRuntimeBackend(graph, precision=chosen, num_threads=num_threads, rewritten=True)
-        except BackendError as error:  # what is in it is this library's own affair, and may change
+        except BackendError as error:  # its operators are internal to onnxruntime, and may change
             logger.warning("%s; %s is taken instead", error, bundle.artifact(chosen).file)
     if runner is None:
         path = bundle.artifact_path(chosen)
@@ -428,7 +428,7 @@ def _create_onnxruntime(
 
 
 def _find_cpu_graph(bundle: Bundle, precision: Precision) -> Path | None:
-    """The artifact as onnxruntime's CPU provider rewrote it, unless this onnxruntime is the older one."""
+    """Find the artifact as onnxruntime's CPU provider rewrote it, unless this onnxruntime is older."""
     graph = bundle.artifact(precision).cpu_graph
     if graph is None:
         return None
@@ -440,17 +440,17 @@ def _find_cpu_graph(bundle: Bundle, precision: Precision) -> Path | None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """(1, 32) of "1.32.0.dev1"."""
+    """Parse "1.32.0.dev1" as (1, 32)."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def _create_tensorrt(
     bundle: Bundle, precision: str, flavor: Flavor, allow_unverified: bool, min_frames: int
 ) -> BackendChoice:
-    """The first engine that may run here, of a named precision or in order of preference, proven ones first.
+    """Create the first engine that may run here, of a named precision or by preference, proven ones first.
 
     Raises:
-        EngineError: none may; of several reasons the first.
+        EngineError: no engine may run; the message gives the first reason.
     """
     from edge_asr.runtime.engine.backend import TensorRTBackend
     from edge_asr.runtime.engine.lookup import build_command, has_engine
@@ -474,7 +474,7 @@ def _create_tensorrt(
                 runner.close()
                 errors.append(
                     EngineError(
-                        f"the engine {runner.plan_path} takes {runner.max_frames} feature frames at most, "
+                        f"the engine {runner.plan_path} takes at most {runner.max_frames} feature frames, "
                         f"{min_frames} are needed; build it with longer --profile-seconds: "
                         f"{build_command(bundle, candidate, flavor, force=True)}"
                     )

@@ -1,11 +1,11 @@
 """Many recordings at once: short ones share runs of the model, and runs share the cores.
 
-A run of the model on one short clip leaves a core's vector units waiting, and threads inside an operator wait
-for each other at every one of them; whole runs side by side, one thread each, do not. So clips of like length
-are padded together to about 20 s, and workers take such batches in turn. Every recording gives the text that
-it gives alone (padding is masked), results come in the order of the sources, and only what the workers hold
-is in memory. A file is opened once: for its length, and later to be read. What this file does not do:
-recognize (recognizer.py), find files or write results.
+A run of the model on one short clip leaves the vector units of a core idle, and threads inside an operator
+wait for each other at every operator; whole runs side by side, one thread each, do not. So clips of similar
+length are padded together to about 20 s, and workers take such batches in turn. Every recording gives the
+text that it gives alone (padding is masked), results come in the order of the sources, and only what the
+workers hold is in memory. A file is opened once, for its length and later for its samples.
+What this file does not do: recognize (recognizer.py), find files, write results.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from edge_asr.runtime.transcript import Transcript
 F32Array = npt.NDArray[np.float32]
 
 BATCH_S = 20.0
-"""Padded seconds in one run; with more the activations leave a CPU's cache and it is slower (docs/log.md)."""
+"""Padded seconds in one run; with more, activations leave the CPU's cache and it is slower (docs/log.md)."""
 LOOK_AHEAD = 64
-"""Sources among which like lengths are sought, so that the first results need not wait for the last file."""
+"""Sources searched for similar lengths, so that the first results need not wait for the last file."""
 
 Source = str | Path | BinaryIO
-#: Called with (index of a source, seconds of its sound taken in so far, its length in s, 0 if unknown).
-#: Once when it is opened, by the thread that takes the results, then as it is heard, by the workers.
+#: Called with (index of a source, seconds of its sound read so far, its length in s, 0 if unknown): once when
+#: it is opened, by the thread that takes the results, then as it is read, by the workers.
 Heard = Callable[[int, float, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BulkResult:
-    """What became of one source.
+    """The result of one source.
 
     Attributes:
         index: its place among the sources.
-        transcript: None where it failed.
-        error: why it failed; None where it did not.
+        transcript: the transcript; None if it failed.
+        error: why it failed; None if it did not.
     """
 
     index: int
@@ -62,17 +62,17 @@ def transcribe_files(
     """Transcribe sound files of any lengths; one that fails does not stop the others.
 
     Args:
-        recognizer: for several workers its backend must be thread-safe, as onnxruntime's is; load it with
-            `num_threads=1` (or cores / num_workers), or the workers get in each other's way.
+        recognizer: for several workers its backend must be thread-safe, as onnxruntime's is. Load it with
+            `num_threads=1` (or cores / num_workers), or the workers compete for cores.
         sources: paths, or binary file objects such as `sys.stdin.buffer`.
-        num_workers: runs of the model at a time.
-        heard: progress; called from the workers.
+        num_workers: runs of the model at the same time.
+        heard: called with the progress, from the workers.
 
     Yields:
-        One result a source, in their order, each as soon as those before it are there.
+        One result per source, in their order, each as soon as those before it are done.
 
     Raises:
-        ConfigError: fewer than one worker.
+        ConfigError: num_workers is below 1.
     """
     if num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}; give 1 or more")
@@ -100,7 +100,7 @@ def transcribe_files(
         yield from _in_order(pending)
     finally:
         executor.shutdown(cancel_futures=True)
-        for file in opened.values():  # of workers that never began
+        for file in opened.values():  # for workers that never began
             file.close()
 
 
@@ -109,7 +109,7 @@ class _Opened:
 
     Attributes:
         index: its place among the sources.
-        length_s: as its header says; 0 where it cannot be told.
+        length_s: length according to its header; 0 if unknown.
     """
 
     def __init__(self, index: int, source: Source) -> None:
@@ -126,7 +126,7 @@ class _Opened:
                 self._error = error
 
     def file(self) -> AudioFile:
-        """The open file.
+        """Return the open file.
 
         Raises:
             AudioError, OSError: it cannot be opened.
@@ -138,7 +138,7 @@ class _Opened:
         return self._file
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the file if it is open."""
         if self._file is not None:
             self._file.close()
 
@@ -148,9 +148,9 @@ def _in_order(futures: Sequence[Future[list[BulkResult]]]) -> Iterator[BulkResul
 
 
 def _group(lengths_s: Mapping[int, float], window_s: float) -> list[list[int]]:
-    """Indexes of what runs together, the longest first: the last workers then end at about the same time.
+    """Group indexes that run together, the longest first, so that the last workers end about together.
 
-    What has no known length comes first and runs alone, as does what is longer than a window.
+    Sources of unknown length come first and run alone, as do those longer than a window.
     """
     groups: list[list[int]] = []
     known_s = {index: length_s or float("inf") for index, length_s in lengths_s.items()}
@@ -188,7 +188,7 @@ def _transcribe_together(recognizer: Recognizer, group: Sequence[_Opened], heard
             results.append(BulkResult(index=opened.index, error=error))
         finally:
             opened.close()
-    # A header can name less than there is.
+    # A header can claim less than the file holds.
     long = [index for index, (samples, rate) in clips.items() if len(samples) > recognizer.window_s * rate]
     short = [index for index in clips if index not in long]
     try:

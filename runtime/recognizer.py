@@ -3,15 +3,16 @@
     with Recognizer.load("tiny-en") as recognizer:
         print(recognizer.transcribe_file("speech.wav").text)
 
-Two roads lead from a waveform to log-probs. Clips of at most one window (24 s) are encoded whole, one or
+There are two ways from a waveform to log-probs. Clips of at most one window (24 s) are encoded whole, one or
 several in a run of the model. Everything longer, and every file, goes through resampler, features, windows
-(`windows.py`) and decoder piece by piece, so its length does not matter and neither does how it was cut up: a
-waveform and a file with the same samples give the same transcript. Both roads end in the same decoder
-(`decoding/`); they stand side by side here, which is why this file is long.
+(windows.py) and decoder piece by piece, so neither its length nor how it was cut matters: a waveform and a
+file with the same samples give the same transcript. Both ways end in the same decoder (decoding/). They stand
+side by side here, which is why this file is long.
 
-Models trained with per-feature normalization are normalized over each window, for the whole
-recording is never in memory at once. Silence, an empty waveform and one too short for a single
-frame give an empty transcript. What this file does not do: microphones (`live`).
+Features of models trained with per-feature normalization are normalized over each window, because the whole
+recording is never in memory at once. Silence, an empty waveform and one too short for a single frame give an
+empty transcript.
+What this file does not do: microphones (live/).
 """
 
 from __future__ import annotations
@@ -52,18 +53,18 @@ F32Array = npt.NDArray[np.float32]
 _Recognizer = TypeVar("_Recognizer", bound="Recognizer")
 
 MAX_BATCH_S = 120.0
-"""Padded seconds of audio in one batch; it bounds the memory of `transcribe_batch`."""
+"""Most padded seconds of audio in one batch, which bounds the memory of `transcribe_batch`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTime:
-    """One stage of a recognition, just done. The stages of a call come one after the other and fill it.
+    """The time of one completed stage. The stages of a call come one after the other and add up to it.
 
     Attributes:
-        name: "features" (checks, resampling, log-mel, normalization, the batch put together), "encode" (the
+        name: "features" (checks, resampling, log-mel, normalization, assembly of the batch), "encode" (the
             backend) or "decode" (tokens, words, segments, and joining windows).
-        seconds: it took.
-        batch: rows and feature frames that the model was given, [B, T]; None but for "encode".
+        seconds: how long it took.
+        batch: rows and feature frames that the model received, [B, T]; None except for "encode".
     """
 
     name: Literal["features", "encode", "decode"]
@@ -75,27 +76,27 @@ StageObserver = Callable[[StageTime], None]
 
 
 class Recognizer:
-    """Transcribes recordings with one model. Thread-safe when its backend is.
+    """Transcribes recordings with one model. It is thread-safe if its backend is.
 
-    Most callers want `Recognizer.load`. The constructor takes the parts, for other backends.
+    Most callers need `Recognizer.load`. The constructor takes the parts, for other backends.
 
     Args:
         backend: runs the model; closed with the recognizer.
         features: the model's front end.
-        vocabulary: of the model.
+        vocabulary: the model's vocabulary.
         subsampling_factor: feature frames per output frame.
-        first_output_frames: feature frames that the first output frame asks for (`edge_asr.frames`).
-        windows: how long recordings are cut; None means 24 s with 4 s of overlap, or what the backend takes.
+        first_output_frames: feature frames that the first output frame needs (`edge_asr.frames`).
+        windows: how to cut long recordings; None means 24 s with 4 s of overlap, or what the backend accepts.
         bundle: where the model came from, if from a bundle.
         backend_reason: how the backend was chosen, for people.
-        decoder: makes the decoder of the vocabulary; None is greedy search.
+        decoder: makes a decoder for the vocabulary; None is greedy search.
         on_stage: called after each stage of each recognition, in the thread that recognizes.
 
     Attributes:
-        window_s: seconds of sound up to which a recording is one run of the model.
+        window_s: the longest recording, in seconds, that takes one run of the model.
 
     Raises:
-        ConfigError: windows for another subsampling factor.
+        ConfigError: the windows are for another subsampling factor.
     """
 
     def __init__(
@@ -127,9 +128,9 @@ class Recognizer:
                 f"{subsampling_factor}"
             )
         self.frame_s = feature_frame_s * subsampling_factor
-        # Two frames less: front ends differ by that much in what a clip gives.
+        # Front ends differ by up to two frames in what a clip gives.
         self.window_s = (self.windows.window_frames - 2) * feature_frame_s
-        # Normalization is applied to windows, after streaming.
+        # Windows are normalized after streaming.
         self._extractor = _extractor(features)
         self._decoder = (decoder or GreedyDecoder.for_vocabulary)(vocabulary)
         self._on_stage = on_stage
@@ -148,23 +149,23 @@ class Recognizer:
         decoder: DecoderFactory | None = None,
         on_stage: StageObserver | None = None,
     ) -> _Recognizer:
-        """A recognizer from a bundle folder or the name of an embedded model.
+        """Load a recognizer from a bundle folder or by the name of an embedded model.
 
         Args:
             path_or_name: folder written by `edge-asr export`, or "tiny-en".
             precision: "auto", "fp32", "fp16" or "int8".
             backend: "auto", "tensorrt", "tensorrt-rtx", "cuda" or "cpu". "auto" takes a TensorRT engine of
                 the bundle that fits this device, else CUDA, else the CPU; `backend_reason` says why. A
-                backend asked for by name is never replaced by another.
+                named backend is never replaced by another.
             num_threads: threads of the backend; None lets it choose.
             allow_unverified: accept a bundle or an engine whose proof failed, or an engine without one.
-            decoder: makes the decoder of the bundle's vocabulary; None is greedy search. Everything that the
-                recognizer gives, live partials included, is decoded by it.
+            decoder: makes a decoder for the bundle's vocabulary; None is greedy search. It decodes everything
+                that the recognizer gives, live partials included.
             on_stage: see the class.
 
         Raises:
-            BundleError: no such bundle, or a damaged or unverified one.
-            BackendError: the backend cannot be had here; an EngineError if for its engine.
+            BundleError: the bundle does not exist, or is damaged or unverified.
+            BackendError: the backend is not available here; an EngineError if its engine is the cause.
             MissingDependencyError: the backend's library is not installed.
         """
         bundle = Bundle.load(path_or_name, allow_unverified=allow_unverified, check_hashes=False)
@@ -173,9 +174,9 @@ class Recognizer:
         def prepare() -> None:
             bundle.check_hashes()
             _extractor(features)
-            importlib.import_module("soundfile")  # what the first file would wait for
+            importlib.import_module("soundfile")  # the first file would wait for it
 
-        # The backend's library takes most of the time, and leaves the interpreter free meanwhile.
+        # Loading the backend's library takes most of the time, and leaves the interpreter free meanwhile.
         with ThreadPoolExecutor(1) as beside:
             prepared = beside.submit(prepare)
             try:
@@ -188,7 +189,7 @@ class Recognizer:
                     min_frames=2 * _fit_windows(features, factor, None).overlap_frames,
                 )
             except EdgeAsrError:
-                prepared.result()  # an altered file is the better reason
+                prepared.result()  # an altered file is the better explanation
                 raise
         try:
             prepared.result()
@@ -215,8 +216,9 @@ class Recognizer:
             sample_rate: Hz, any from 1 kHz to 768 kHz.
 
         Raises:
-            AudioError: NaN, infinity, another rank or dtype, or an impossible sample rate.
-            BackendError: the model failed, or gave what its bundle does not describe.
+            AudioError: the waveform holds NaN or infinity, has another rank or dtype, or the sample rate is
+                impossible.
+            BackendError: the model failed, or its output differs from what its bundle describes.
         """
         lap = self._start_laps()
         samples = mono_from_waveform(waveform)
@@ -233,12 +235,12 @@ class Recognizer:
         """Transcribe a sound file of any length, reading it in blocks.
 
         Args:
-            source: a path, or a binary file object such as `sys.stdin.buffer`; or an open `AudioFile`, which
+            source: a path, a binary file object such as `sys.stdin.buffer`, or an open `AudioFile`, which
                 stays open.
-            progress: called with the seconds of sound taken in so far.
+            progress: called with the seconds of sound read so far.
 
         Raises:
-            AudioError: not a file, not sound, or damaged.
+            AudioError: the source is not a file, not sound, or damaged.
             BackendError: as `transcribe`.
         """
         lap = self._start_laps()
@@ -251,7 +253,7 @@ class Recognizer:
         """Transcribe many waveforms; short ones share runs of the model.
 
         Clips are sorted by length and padded to batches of at most `MAX_BATCH_S` seconds; longer
-        ones than a window run by themselves. Log-probs can differ from `transcribe` by rounding.
+        ones than a window run alone. Log-probs can differ from `transcribe` by rounding.
 
         Args:
             clips: (waveform, sample_rate) pairs as `transcribe` takes them.
@@ -300,19 +302,19 @@ class Recognizer:
         return self._transcribe_whole([resample(*clip, rate) for clip in checked], durations, lap)
 
     def new_decoder(self) -> Decoder:
-        """A decoder that has heard nothing, of the kind the recognizer was made with."""
+        """Return a fresh decoder, of the kind that the recognizer was made with."""
         return self._decoder.fork()
 
     def streaming_model(self, *, num_threads: int | None = None) -> StreamingModel:
-        """The bundle's streaming graph, for partials: loaded at the first call, closed with the recognizer.
+        """Return the bundle's streaming graph, for partials, loaded at the first call and closed with this.
 
-        It runs on CUDA where the recognizer does, else on the CPU.
+        It runs on CUDA if the recognizer does, else on the CPU.
 
         Args:
-            num_threads: of the first call's graph on the CPU; None takes the recognizer's.
+            num_threads: threads of the graph on the CPU, for the first call; None takes the recognizer's.
 
         Raises:
-            BundleError: there is no bundle, or it has no streaming graph.
+            BundleError: there is no bundle, or it lacks a streaming graph.
             BackendError: the graph cannot be loaded.
         """
         from edge_asr.runtime.streaming_model import StreamingModel
@@ -349,7 +351,7 @@ class Recognizer:
     def _transcribe_whole(
         self, waveforms: Sequence[F32Array], durations_s: Sequence[float], lap: _Laps
     ) -> list[Transcript]:
-        """Waveforms at the model's rate, each at most a window, in one run of the model."""
+        """Transcribe waveforms at the model's rate, each at most a window, in one run of the model."""
         transcripts = []
         features = [self._extractor(waveform) for waveform in waveforms]
         for log_probs, duration_s in zip(self._encode(features, lap), durations_s, strict=True):
@@ -366,7 +368,7 @@ class Recognizer:
         lap: _Laps,
         progress: Callable[[float], None] | None = None,
     ) -> Transcript:
-        """Blocks of any lengths at their own rate, a window at a time."""
+        """Transcribe blocks of any lengths at their own rate, a window at a time."""
         n_samples = 0
 
         def count(blocks: Iterable[F32Array]) -> Iterator[F32Array]:
@@ -390,7 +392,7 @@ class Recognizer:
         return transcript
 
     def _feature_pieces(self, blocks: Iterable[F32Array], sample_rate: int, lap: _Laps) -> Iterator[F32Array]:
-        """Features [t, n_mels] of native-rate blocks, not normalized."""
+        """Yield features [t, n_mels] of native-rate blocks, not normalized."""
         resampler = ResampleStream(sample_rate, self.features.sample_rate)
         stream = self._extractor.stream()
         for block in blocks:
@@ -403,7 +405,7 @@ class Recognizer:
         yield from last
 
     def _encode(self, clips: list[F32Array], lap: _Laps) -> list[F32Array]:
-        """Valid log-probs [T', V] of each clip's features [T, n_mels]; one run of the model."""
+        """Compute valid log-probs [T', V] of each clip's features [T, n_mels], in one run of the model."""
         lens = np.array([len(clip) for clip in clips], np.int64)
         n_frames, n_classes = int(lens.max()), len(self.vocabulary)
         if self.output_frames.n_valid(n_frames) == 0:
@@ -417,7 +419,7 @@ class Recognizer:
                 row[: len(clip)] = clip
                 normalize_features(row[: len(clip)], self.features.normalize)
         lap("features")
-        # A row without frames would be all padding; the model sees one frame, the result is dropped.
+        # A row without frames would be all padding, so the model sees one frame and the result is dropped.
         log_probs = self.backend.log_probs(batch, np.maximum(lens, 1))
         n_valid = [self.output_frames.n_valid(n) for n in lens.tolist()]
         expected = (len(clips), self.output_frames.n_graph(n_frames), n_classes)
@@ -438,7 +440,7 @@ class Recognizer:
 
 
 class _Laps:
-    """Tells an observer how long each stage took, from the end of the one before; silent without one."""
+    """Tells an observer how long each stage took, from the end of the previous one."""
 
     __slots__ = ("_began", "_on_stage")
 
@@ -459,7 +461,7 @@ _NO_LAPS = _Laps(None)
 
 
 def _fit_windows(features: FeatureConfig, subsampling_factor: int, max_frames: int | None) -> WindowGeometry:
-    """The default windows, no longer than the backend takes."""
+    """Return the default windows, no longer than the backend accepts."""
     windows = WindowGeometry.from_seconds(
         feature_frame_s=features.hop_length / features.sample_rate, subsampling_factor=subsampling_factor
     )
@@ -481,7 +483,7 @@ def _check_clips(clips: Sequence[tuple[npt.ArrayLike, int]]) -> list[tuple[F32Ar
 
 @functools.lru_cache(maxsize=4)
 def _extractor(features: FeatureConfig) -> FeatureExtractor:
-    """The extractor of a front end without its normalization; shared, for it does not change."""
+    """Return the extractor of a front end without its normalization; it is shared, as it never changes."""
     return FeatureExtractor(dataclasses.replace(features, normalize="none"))
 
 
@@ -492,7 +494,7 @@ def _split_blocks(samples: F32Array, sample_rate: int) -> Iterator[F32Array]:
 
 
 def _group_by_length(durations: Sequence[float], window_s: float) -> list[list[int]]:
-    """Indexes in groups of similar length; a group padded to its longest has <= MAX_BATCH_S."""
+    """Group indexes by similar length; a group padded to its longest has at most MAX_BATCH_S."""
     groups: list[list[int]] = []
     for index in sorted(range(len(durations)), key=lambda i: durations[i]):
         longest = durations[index]

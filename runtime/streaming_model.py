@@ -1,11 +1,11 @@
-"""A streaming graph run chunk by chunk: features in pieces of any size, log-probs out, state in one object.
+"""Runs a streaming graph chunk by chunk: features in pieces of any size, log-probs out, state in one object.
 
-The windows are the geometry's (edge_asr.stream_geometry), so however the features are cut, the same windows
-are run and the log-probs are the same bits. `flush` gives what is left, the end padded as the offline graph
-pads it: every frame that the offline graph gives comes out. (NeMo's own buffer drops a rest that is shorter
-than one encoder frame, and with it up to one output.)
+The geometry decides the windows (edge_asr.stream_geometry). So however the features are cut, the same windows
+are run and the log-probs are the same bits. `flush` gives what is left, with the end padded as in the offline
+graph, so every frame of the offline graph comes out. (NeMo's own buffer drops a remainder that is shorter
+than one encoder frame, and with it up to one output.) It imports neither PyTorch nor onnx.
 
-What this file does not do: features, decoding, microphones; it imports neither PyTorch nor onnx.
+What this file does not do: features, decoding, microphones.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ I64Array = npt.NDArray[np.int64]
 
 @dataclass(slots=True, kw_only=True)
 class StreamState:
-    """What one stream is between two pushes; made by `StreamingModel.start`, changed by `push` and `flush`.
+    """The state of one stream between two pushes, from `StreamingModel.start`; `push` and `flush` change it.
 
     Attributes:
         caches: the graph's own state: [1, L, left, width] and [1, L, D, k - 1] float32, [1] int64.
-        features: [t, n_mels] float32, feature frames that a window to come still reads.
+        features: [t, n_mels] float32, feature frames that a later window still reads.
         first_feature: number of the first of them in the stream.
         n_features: feature frames pushed so far.
         step: number of the next step.
         n_frames: log-prob frames given so far.
-        flushed: nothing more can be pushed.
+        flushed: whether nothing more can be pushed.
     """
 
     caches: tuple[F32Array, F32Array, I64Array]
@@ -50,25 +50,25 @@ class StreamState:
     flushed: bool = False
 
     def fork(self) -> StreamState:
-        """A stream that has heard the same; what one of the two hears later, the other does not.
+        """Return a copy that has heard the same; what one hears later, the other does not.
 
-        The arrays are shared: `push` and `flush` replace them and never write into them.
+        The arrays are shared, because `push` and `flush` replace them and never write into them.
         """
         return dataclasses.replace(self)
 
 
 class StreamingModel:
-    """A stream.onnx. It holds no stream's state, so it may serve many, from several threads.
+    """A loaded stream.onnx. It holds no state of a stream, so it may serve many, from several threads.
 
     Args:
         path: the file.
-        geometry: what it was exported with.
+        geometry: the geometry that it was exported with.
         n_mels, vocab_size: bands of the features, and outputs, the blank included.
         num_threads, device: see `OnnxRuntimeBackend`.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
-        BackendError: the device cannot be had, or the file cannot be loaded.
+        BackendError: the device is not available, or the file cannot be loaded.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class StreamingModel:
         num_threads: int | None = None,
         device: str = "cpu",
     ) -> StreamingModel:
-        """The streaming graph of a bundle.
+        """Load the streaming graph of a bundle.
 
         Raises:
-            BundleError: no bundle, or it has no streaming graph.
+            BundleError: there is no bundle, or it lacks a streaming graph.
             MissingDependencyError, BackendError: see the class.
         """
         if not isinstance(bundle, Bundle):
@@ -112,21 +112,21 @@ class StreamingModel:
         )
 
     def start(self) -> StreamState:
-        """A stream that has heard nothing."""
+        """Return the state of a new stream."""
         return StreamState(caches=self.initial_caches(), features=np.zeros((0, self.n_mels), np.float32))
 
     def push(self, state: StreamState, features: F32Array) -> F32Array:
-        """Take [t, n_mels] more feature frames; return the log-probs they complete.
+        """Take [t, n_mels] more feature frames; return the log-probs that they complete.
 
         Args:
-            state: of the stream; moves on.
+            state: state of the stream, which is updated.
             features: float32, t >= 0.
 
         Returns:
             [n, V] float32, natural log: a whole number of chunks.
 
         Raises:
-            AudioError: not [t, n_mels], or the stream was flushed.
+            AudioError: the shape is not [t, n_mels], or the stream was flushed.
             BackendError: the run failed.
         """
         self._check_open(state)
@@ -140,9 +140,9 @@ class StreamingModel:
         return self._join(outputs)
 
     def flush(self, state: StreamState) -> F32Array:
-        """End the stream; return the log-probs of its rest, [n, V], n >= 0.
+        """End the stream; return the remaining log-probs, [n, V], n >= 0.
 
-        With it the stream has given as many frames as the offline graph gives for all its features.
+        With them the stream has given as many frames as the offline graph gives for all its features.
 
         Raises:
             AudioError: the stream was flushed before.
@@ -156,7 +156,7 @@ class StreamingModel:
         return self._join(outputs)
 
     def initial_caches(self, batch: int = 1) -> tuple[F32Array, F32Array, I64Array]:
-        """The graph's state for streams that have heard nothing."""
+        """Return the graph's state for new streams."""
         return (
             np.zeros((batch, *self.geometry.cache_last_channel), np.float32),
             np.zeros((batch, *self.geometry.cache_last_time), np.float32),
@@ -166,12 +166,12 @@ class StreamingModel:
     def run_step(
         self, features: F32Array, feature_lens: I64Array, caches: tuple[F32Array, F32Array, I64Array]
     ) -> tuple[F32Array, I64Array, tuple[F32Array, F32Array, I64Array]]:
-        """One run of the graph, for a batch of streams at the same step or, behind the first ones, at any.
+        """Run the graph once, for a batch of streams at the same step or, after the first steps, at any.
 
         Args:
-            features: [B, T, n_mels] float32, a window each, padded behind its end.
+            features: [B, T, n_mels] float32, a window each, padded at its end.
             feature_lens: [B] int64, valid frames of each window; a row of 0 keeps its state.
-            caches: from the step before.
+            caches: those of the step before.
 
         Returns:
             log-probs [B, chunk, V], how many of each row are valid [B], the next caches.
@@ -192,7 +192,7 @@ class StreamingModel:
         self._backend.close()
 
     def _advance(self, state: StreamState) -> F32Array:
-        """Run the next step on what is there of its window."""
+        """Run the next step on the available part of its window."""
         start, stop = self.geometry.window(state.step)
         n_there = min(stop, state.n_features) - start
         window = np.zeros((1, stop - start, self.n_mels), np.float32)

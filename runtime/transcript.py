@@ -1,8 +1,8 @@
-"""What recognition gives back: text, words, tokens and segments, as plain data made of what a decoder gives.
+"""The result of recognition: text, words, tokens and segments, as plain data made from a decoder's output.
 
-Here frames become seconds and tokens become words. A word is as sure as its least sure token. A segment is a
-stretch of speech between pauses. What this file does not do: subtitle layout (`edge_asr.cli.formats`),
-decoding (`decoding/`).
+Here frames become seconds and tokens become words. The confidence of a word is that of its least certain
+token. A segment is a stretch of speech between pauses.
+What this file does not do: subtitle layout (`edge_asr.cli.formats`), decoding (decoding/).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Token:
     """A token and when it was spoken.
 
     Attributes:
-        text: as written, a word boundary as a space (" go", "o", " ").
+        text: the token as written, with a word boundary as a space (" go", "o", " ").
         id: index in the vocabulary.
-        start_s, end_s: from the first to behind the last frame of its run, seconds.
-        confidence: 0 to 1, as the decoder means it (greedy: the highest probability in the run).
+        start_s, end_s: from the first frame of its run to the end of the last, seconds.
+        confidence: 0 to 1, as the decoder defines it (greedy: the highest probability in the run).
     """
 
     text: str
@@ -41,7 +41,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Word:
-    """A word: from its first token's start to its last token's end; its lowest token confidence."""
+    """A word, from its first token's start to its last token's end, with the lowest token confidence."""
 
     text: str
     start_s: float
@@ -69,12 +69,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcript:
-    """A recognized recording.
+    """The transcript of a recording.
 
     Attributes:
-        text: all words, joined by spaces; "" when nothing was said.
-        tokens: with times and confidences.
-        words: with times and confidences.
+        text: all words, joined by spaces; "" if nothing was said.
+        tokens: all tokens, with times and confidences.
+        words: all words, with times and confidences.
         segments: words grouped at pauses of `SEGMENT_PAUSE_S`.
         duration_s: length of the recording, seconds.
     """
@@ -86,7 +86,7 @@ class Transcript:
     duration_s: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON; a segment's words are not repeated inside it."""
+        """Return a dict ready for JSON; the words of a segment are not repeated inside it."""
         return {
             "text": self.text,
             "duration_s": self.duration_s,
@@ -107,11 +107,11 @@ def tokens_from_runs(
     offset_s: float = 0.0,
     end_s: float | None = None,
 ) -> tuple[Token, ...]:
-    """Tokens with times in seconds from tokens with frames.
+    """Convert tokens with frames to tokens with times in seconds.
 
     Args:
         runs: decoded runs.
-        vocabulary: of the model.
+        vocabulary: the model's vocabulary.
         frame_s: length of an output frame: hop_length * subsampling_factor / sample_rate.
         offset_s: time of frame 0.
         end_s: no time is later than this (an output frame can reach past the audio).
@@ -138,7 +138,7 @@ def tokens_from_runs(
 
 
 def shift_tokens(tokens: tuple[Token, ...], offset_s: float) -> tuple[Token, ...]:
-    """Tokens of a segment with the times of the stream in which it begins at `offset_s`."""
+    """Shift the tokens of a segment to the times of the stream, in which it begins at `offset_s`."""
     return tuple(
         dataclasses.replace(token, start_s=token.start_s + offset_s, end_s=token.end_s + offset_s)
         for token in tokens
@@ -146,7 +146,7 @@ def shift_tokens(tokens: tuple[Token, ...], offset_s: float) -> tuple[Token, ...
 
 
 def words_from_tokens(tokens: Sequence[Token], vocabulary: Vocabulary) -> tuple[Word, ...]:
-    """Tokens as words: a word boundary (U+2581, or a space in the text) begins a new one.
+    """Join tokens to words; a word boundary (U+2581, or a space in the text) begins a new one.
 
     Joined by spaces, the words are `vocabulary.decode` of the ids.
     """
@@ -177,7 +177,7 @@ def words_from_tokens(tokens: Sequence[Token], vocabulary: Vocabulary) -> tuple[
 
 
 def split_segments(words: Sequence[Word], pause_s: float = SEGMENT_PAUSE_S) -> tuple[Segment, ...]:
-    """Words grouped at pauses of at least `pause_s` seconds."""
+    """Group words at pauses of at least `pause_s` seconds."""
     groups: list[list[Word]] = []
     for word in words:
         if not groups or word.start_s - groups[-1][-1].end_s >= pause_s:

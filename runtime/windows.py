@@ -1,15 +1,15 @@
-"""Long recordings in bounded memory: overlapping windows, stitched where both are silent.
+"""Handles long recordings in bounded memory: overlapping windows, stitched where both are silent.
 
 A window begins every `step_frames` of features and reaches `overlap_frames` into the next one.
-Inside an overlap both windows have log-probs on the same grid of output frames; near its own edge
-each lacks context, so `margin` frames there are not trusted. In the part that is left, the cut goes
-into the middle of a stretch where both windows' best token is blank: of those around which both have
-read the same tokens, the longest. Then no token is cut apart, doubled or lost. Where no frame is
-blank in both, the cut is the frame that is most nearly so.
+Inside an overlap both windows have log-probs on the same grid of output frames. Near its own edge each window
+lacks context, so `margin` frames there are not trusted. In the rest, the cut goes into the middle of a
+stretch where the best token of both windows is blank: the longest of those around which both have read the
+same tokens. Then no token is cut apart, doubled or lost. If no frame is blank in both, the cut is the frame
+that comes closest to it.
 
-A recording of at most one window takes one pass. Where windows lie depends on the number of frames
-only, never on how they arrived. The last window is always longer than the overlap.
-What this file does not do: run models or decode.
+A recording of at most one window takes one pass. The positions of windows depend only on the number of
+frames, never on how they arrived. The last window is always longer than the overlap.
+What this file does not do: run models, decode.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class WindowGeometry:
         subsampling_factor: feature frames per output frame.
 
     Raises:
-        ConfigError: numbers that leave no room for a cut, or no step.
+        ConfigError: the numbers leave no room for a cut, or no step.
     """
 
     window_frames: int
@@ -67,7 +67,7 @@ class WindowGeometry:
 
     @property
     def step_frames(self) -> int:
-        """Feature frames from one window's begin to the next."""
+        """Count the feature frames from the beginning of one window to that of the next."""
         return self.window_frames - self.overlap_frames
 
     @classmethod
@@ -80,7 +80,7 @@ class WindowGeometry:
         overlap_s: float = OVERLAP_S,
         margin_s: float = MARGIN_S,
     ) -> WindowGeometry:
-        """Geometry nearest to the given seconds on the grid of output frames."""
+        """Return the geometry nearest to the given seconds on the grid of output frames."""
         frame_s = feature_frame_s * subsampling_factor
         return cls(
             window_frames=round(window_s / frame_s) * subsampling_factor,
@@ -96,7 +96,7 @@ def stitch_log_probs(
     geometry: WindowGeometry,
     blank_id: int,
 ) -> Iterator[F32Array]:
-    """Log-probs of a recording whose features arrive in pieces.
+    """Compute log-probs of a recording whose features arrive in pieces.
 
     Args:
         features: pieces [t, n_mels], any lengths.
@@ -115,7 +115,8 @@ def stitch_log_probs(
             continue
         waiting.append(piece)
         n_waiting += len(piece)
-        # Strictly more than a window: whether a window is the last is known before it runs.
+        # Strictly more than a window must wait, so that it is known before a run whether the window is the
+        # last.
         while n_waiting > geometry.window_frames:
             frames = np.concatenate(waiting)
             yield from stitcher.add(encode(frames[: geometry.window_frames]), is_last=False)
@@ -150,7 +151,7 @@ class _Stitcher:
 
 
 def choose_cut(left: F32Array, right: F32Array, *, blank_id: int, margin: int) -> int:
-    """Where to go over from one window to the next inside their overlap.
+    """Choose where to switch from one window to the next inside their overlap.
 
     Args:
         left, right: log-probs [n, V] of the same n frames by the earlier and the later window.
@@ -158,7 +159,7 @@ def choose_cut(left: F32Array, right: F32Array, *, blank_id: int, margin: int) -
         margin: frames at both ends where no cut may be; 2 * margin < n.
 
     Returns:
-        c in [margin, n - margin]: frames before c are taken from `left`, c and later from `right`.
+        c in [margin, n - margin]: frames before c come from `left`, c and later ones from `right`.
     """
     inner = slice(margin, len(left) - margin)
     left_best, right_best = np.argmax(left[inner], axis=1), np.argmax(right[inner], axis=1)
@@ -170,12 +171,12 @@ def choose_cut(left: F32Array, right: F32Array, *, blank_id: int, margin: int) -
 
     def rate(silence: tuple[int, int]) -> tuple[int, int, float]:
         begin, end = silence
-        # Windows place a token a frame apart at times; between its two places both are blank, and a
-        # cut there would lose it. What was said before and after the cut tells such gaps apart.
+        # Windows sometimes place a token a frame apart. Between its two places both are blank, and a cut
+        # there would lose it. The tokens before and after the cut reveal such gaps.
         agreement = _agreement(
             _collapse(left_best[:begin], blank_id)[::-1], _collapse(right_best[:begin], blank_id)[::-1]
         ) + _agreement(_collapse(left_best[end:], blank_id), _collapse(right_best[end:], blank_id))
-        # Of equally long ones, that which is most surely blank: there the speaker is most likely silent.
+        # Among equally long ones, the most certain blank is where the speaker is most likely silent.
         return agreement, end - begin, float(blank[begin:end].mean())
 
     begin, end = max(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True), key=rate)
@@ -183,14 +184,14 @@ def choose_cut(left: F32Array, right: F32Array, *, blank_id: int, margin: int) -
 
 
 def _collapse(best: npt.NDArray[np.int64], blank_id: int) -> list[int]:
-    """Tokens of a best path, repeats merged and blanks dropped."""
+    """Merge the repeats of a best path and drop its blanks."""
     is_first = np.concatenate([[True], best[1:] != best[:-1]])[: len(best)]
     tokens: list[int] = best[is_first & (best != blank_id)].tolist()
     return tokens
 
 
 def _agreement(left: list[int], right: list[int]) -> int:
-    """2: the same tokens, going away from the cut; 1: but for one more at the far end; 0: others."""
+    """Return 2 if both have the same tokens, 1 if one has one more at the far end, else 0."""
     n_common = min(len(left), len(right))
     if abs(len(left) - len(right)) > 1 or left[:n_common] != right[:n_common]:
         return 0

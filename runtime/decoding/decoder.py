@@ -1,9 +1,10 @@
 """The seam between log-probs and tokens: a `Decoder` takes log-probs as they come and gives a hypothesis.
 
-Greedy search (greedy.py) is the first; what knows more of the application (a grammar, hotwords, a language
-model) implements the same four methods and is given to `Recognizer.load(decoder=...)`. One pass, windows,
-batches, live finals and streaming partials all decode through it. What this file does not do: decode, or turn
-frames into seconds and tokens into words (`edge_asr.runtime.transcript`).
+Greedy search (greedy.py) is the first one. A decoder that knows more about the application (a grammar,
+hotwords, a language model) implements the same four methods and goes to `Recognizer.load(decoder=...)`.
+Single clips, windows, batches, live finals and streaming partials all decode through it.
+What this file does not do: decode, turn frames into seconds and tokens into words
+(`edge_asr.runtime.transcript`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ I64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRuns:
-    """Tokens and the frames that each was heard in, four arrays of one length [n], in order of time.
+    """Tokens and the frames in which each was heard, four arrays of one length [n], in order of time.
 
     Attributes:
         ids: token ids, int64, never blank.
         first_frames, last_frames: first and last output frame of each token, int64.
-        confidences: of each token, float32 in (0, 1].
+        confidences: confidence of each token, float32 in (0, 1].
     """
 
     ids: I64Array
@@ -41,7 +42,7 @@ class TokenRuns:
 
     @classmethod
     def concatenate(cls, parts: Iterable[TokenRuns]) -> TokenRuns:
-        """Runs in order, as one."""
+        """Concatenate runs in order."""
         runs = [part for part in parts if len(part)]
         if len(runs) < 2:
             return runs[0] if runs else EMPTY_RUNS
@@ -53,7 +54,7 @@ class TokenRuns:
         )
 
     def select(self, which: slice) -> TokenRuns:
-        """Some of the runs, in order."""
+        """Select some of the runs, in order."""
         return TokenRuns(
             ids=self.ids[which],
             first_frames=self.first_frames[which],
@@ -72,10 +73,10 @@ EMPTY_RUNS = TokenRuns(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hypothesis:
-    """What a decoder makes of an utterance, or of its beginning.
+    """What a decoder has recognized in an utterance, or in its beginning.
 
     Attributes:
-        tokens: frames are counted from the first one pushed.
+        tokens: the tokens, with frames counted from the first one pushed.
     """
 
     tokens: TokenRuns
@@ -84,16 +85,16 @@ class Hypothesis:
 class Decoder(Protocol):
     """Decodes one utterance, pushed in pieces; however it is cut, the hypothesis is the same.
 
-    One thread at a time. What several utterances share (a compiled grammar, a language model) belongs to the
-    first decoder and is shared by its forks: a fork of a decoder that has heard nothing is the next
-    utterance's, so `fork` must be cheap then.
+    It is used by one thread at a time. What several utterances share (a compiled grammar, a language model)
+    belongs to the first decoder, and its forks share it. Each utterance gets a fork of a decoder that has
+    heard nothing, so `fork` must be cheap then.
     """
 
     def push(self, log_probs: F32Array) -> None:
         """Take the next frames.
 
         Args:
-            log_probs: [t, V] float32, natural log, t >= 0; not kept.
+            log_probs: [t, V] float32, natural log, t >= 0; they are not kept.
 
         Raises:
             ConfigError: the decoder was flushed before.
@@ -101,17 +102,17 @@ class Decoder(Protocol):
         ...
 
     def peek(self) -> Hypothesis:
-        """What `flush` would give now, while the utterance goes on."""
+        """Return what `flush` would give now, while the utterance goes on."""
         ...
 
     def flush(self) -> Hypothesis:
-        """End the utterance; its hypothesis. Nothing can be pushed any more."""
+        """End the utterance and return its hypothesis. Nothing more can be pushed."""
         ...
 
     def fork(self) -> Decoder:
-        """A decoder that has heard the same; what one of the two hears later, the other does not."""
+        """Return a decoder that has heard the same; what one hears later, the other does not."""
         ...
 
 
-#: Makes the decoder of a model, once, when a recognizer is made; every utterance gets a fork of it.
+#: Makes the decoder of a model once, when a recognizer is made; every utterance gets a fork of it.
 DecoderFactory = Callable[[Vocabulary], Decoder]

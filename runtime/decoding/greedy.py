@@ -1,9 +1,10 @@
 """Greedy CTC: the best token of each frame, with times and confidences, in one go or in pieces.
 
 A run is a stretch of frames with the same best token that is not blank. Each run is one token
-(Graves et al. 2006, section 3.2, with best path decoding): its time is that of its frames, its
-confidence the highest probability within the run (the spike; a run's other frames say how long the
-model hesitated, not how sure it is). What this file does not do: beam search, language models.
+(Graves et al. 2006, section 3.2, with best path decoding): its time is that of its frames, and its
+confidence is the highest probability within the run (the spike; the other frames of a run show how long the
+model hesitated, not how certain it is).
+What this file does not do: beam search, language models.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from edge_asr.vocabulary import Vocabulary
 
 
 def greedy_decode(log_probs: F32Array, blank_id: int) -> TokenRuns:
-    """Tokens of a whole utterance.
+    """Decode a whole utterance.
 
     Args:
         log_probs: [T', V] float32, natural log.
@@ -40,13 +41,13 @@ class GreedyDecoder:
     def __init__(self, blank_id: int) -> None:
         self.blank_id = blank_id
         self.n_frames = 0
-        self._parts: list[TokenRuns] = []  # none of them empty, none changed in place
-        self._is_open = False  # the next frame may prolong the last run
+        self._parts: list[TokenRuns] = []  # none is empty, and none is changed in place
+        self._is_open = False  # whether the next frame may prolong the last run
         self._is_flushed = False
 
     @classmethod
     def for_vocabulary(cls, vocabulary: Vocabulary) -> GreedyDecoder:
-        """The decoder of a model: a `DecoderFactory`."""
+        """Make the decoder of a model: a `DecoderFactory`."""
         return cls(vocabulary.blank_id)
 
     def push(self, log_probs: F32Array) -> None:
@@ -96,7 +97,7 @@ class GreedyDecoder:
         return twin
 
     def _prolong(self, fresh: TokenRuns) -> TokenRuns:
-        """`fresh`, its first run merged with the open one before it, which is taken out of the parts."""
+        """Merge the first run of `fresh` with the open run before it, which is removed from the parts."""
         part = self._parts.pop()
         before, open_run = part.select(slice(0, -1)), part.select(slice(-1, None))
         if len(before):
