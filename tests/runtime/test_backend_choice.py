@@ -397,12 +397,12 @@ def test_fake_tensorrt_an_engine_too_short_for_windows(
 ) -> None:
     bundle = make_bundle()
     add_engine(bundle, gpu, profiles=PROFILES[:1])
-    told = r"takes 200 feature frames at most, 800 are needed; .* edge-asr build .* --force"
+    told = r"takes at most 200 feature frames, 800 are needed; .* edge-asr build .* --force"
     with pytest.raises(EngineError, match=told):
         create_recognizer(bundle, backend="tensorrt")
     gpu.assert_all_released()
     with create_recognizer(bundle, num_threads=1) as recognizer:
-        assert "200 feature frames at most" in recognizer.backend_reason
+        assert "at most 200 feature frames" in recognizer.backend_reason
         assert recognizer.backend.name != "tensorrt"
 
 
