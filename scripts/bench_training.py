@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers.machine import machine_name, versions
 
+from edge_asr.benchmark.provenance import describe_cpu, package_versions
+from edge_asr.diagnostics.machine import Machine
 from edge_asr.model import ConformerCTC
 from edge_asr.model.subsampling.striding import FullPrecisionConv2d
 from edge_asr.training.config import TrainConfig
@@ -81,8 +82,8 @@ def main() -> None:
         )
     result = {
         "bench": "training",
-        "machine": machine_name(),
-        "versions": versions(("torch", "numpy")),
+        "machine": describe_cpu(Machine()),
+        "versions": package_versions(("torch", "numpy")),
         "variants": results,
     }
     print(json.dumps(result))

@@ -12,6 +12,7 @@ from edge_asr.errors import TrainingError, require
 COLUMNS = (
     "step",
     "minutes",
+    "audio_hours",
     "epoch",
     "loss",
     "ctc_loss",

@@ -94,6 +94,7 @@ def train(
         "run_dir": str(run_dir),
         "step": trainer.step,
         "minutes": round(trainer.minutes, 2),
+        "audio_hours": round(trainer.audio_s / 3600, 2),
         "best_wer": trainer.best_wer,
         "skipped_steps": trainer.n_skipped,
         "dev": {name: {"wer": rate.wer, "cer": rate.cer} for name, rate in rates.items()},

@@ -91,7 +91,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optim)
         self.objective, self.optimizer = fabric.setup(objective, self.optimizer)
         self.ema = ExponentialAverage(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
-        self.step, self.n_skipped, self.minutes_before = 0, 0, 0.0
+        self.step, self.n_skipped, self.minutes_before, self.audio_s = 0, 0, 0.0, 0.0
         self.position = Position(0, 0)
         self.best_wer: float | None = None
         self._stop_signal = False
@@ -149,6 +149,7 @@ class Trainer:
                 break
             skipped_in_a_row = 0 if math.isfinite(result["grad_norm"]) else skipped_in_a_row + 1
             self.step += 1
+            self.audio_s += result["audio_s"]
             if skipped_in_a_row >= (MAX_BAD_STEPS_AT_END if self._limit_reached() else MAX_BAD_STEPS):
                 raise TrainingError(
                     f"the training diverged: up to step {self.step} the gradient was not finite for "
@@ -282,8 +283,7 @@ class Trainer:
     ) -> dict[str, float | int]:
         seconds = sum(entry[0] for entry in recent)
         return {
-            "step": self.step,
-            "minutes": round(self.minutes, 3),
+            **self._progress(),
             "epoch": self.position.epoch,
             "loss": result["loss"],
             "ctc_loss": result["ctc_loss"],
@@ -292,6 +292,13 @@ class Trainer:
             "utterances_per_s": round(sum(entry[1] for entry in recent) / seconds, 2),
             "audio_s_per_s": round(sum(entry[2] for entry in recent) / seconds, 2),
             "skipped_steps": self.n_skipped,
+        }
+
+    def _progress(self) -> dict[str, float | int]:
+        return {
+            "step": self.step,
+            "minutes": round(self.minutes, 3),
+            "audio_hours": round(self.audio_s / 3600, 4),
         }
 
     def _saved_model(self) -> ConformerCTC:
@@ -306,7 +313,7 @@ class Trainer:
         assert self.outputs is not None
         model = self._saved_model()
         rates = self.outputs.evaluate(model)
-        full_row = dict(row) if row is not None else {"step": self.step, "minutes": round(self.minutes, 3)}
+        full_row = dict(row or self._progress())
         for name, rate in rates.items():
             full_row[f"{name}_wer"], full_row[f"{name}_cer"] = round(rate.wer, 6), round(rate.cer, 6)
         self.outputs.metrics.write(full_row)
@@ -319,6 +326,7 @@ class Trainer:
         return {
             "step": self.step,
             "minutes": round(self.minutes, 2),
+            "audio_hours": round(self.audio_s / 3600, 2),
             "epoch": self.position.epoch,
             "ema_decay": self.config.optim.ema_decay,
             # Only the last two parts, because a checkpoint travels and the folders of this machine are
@@ -337,6 +345,7 @@ class Trainer:
             "epoch": self.position.epoch,
             "index": self.position.index,
             "minutes": self.minutes,
+            "audio_s": self.audio_s,
             "n_skipped": self.n_skipped,
             "best_wer": self.best_wer,
         }
@@ -351,6 +360,7 @@ class Trainer:
         self.step, self.n_skipped = int(meta["step"]), int(meta["n_skipped"])
         self.position = Position(int(meta["epoch"]), int(meta["index"]))
         self.minutes_before, self.best_wer = float(meta["minutes"]), meta["best_wer"]
+        self.audio_s = float(meta.get("audio_s", 0.0))
 
     def _limit_reached(self) -> bool:
         steps = self.config.optim.max_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import signal
@@ -88,6 +89,9 @@ def test_run_folder_and_logs(make_config: MakeConfig) -> None:
     assert summary["step"] == 5
     rows = read_metrics(run_dir / "metrics.csv")
     assert [int(row["step"]) for row in rows if row["loss"]] == [1, 2, 3, 4, 5]
+    hours = [float(row["audio_hours"]) for row in rows]
+    assert hours[-1] == pytest.approx(summary["audio_hours"], abs=0.01)
+    assert all(later >= earlier for earlier, later in itertools.pairwise(hours))
     evaluated = [int(row["step"]) for row in rows if row["tones_dev_wer"]]
     assert evaluated == [2, 4, 5]
     assert all(
