@@ -48,10 +48,11 @@ class CTCHead(nn.Module):
         self.projection = nn.Linear(config.d_model, config.vocab_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> float32 (B, T, V)."""
+        """(B, T, D) -> float32 (B, T, V); float64 where the network runs in float64."""
         if self.lstm is not None:
             x, _ = self.lstm(x)
-        return torch.log_softmax(self.projection(x).float(), dim=-1)
+        logits = self.projection(x)
+        return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
 class ConformerCTC(nn.Module):

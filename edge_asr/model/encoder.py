@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.model.attention.absolute import AbsolutePositions
-from edge_asr.model.attention.choose import attention_from_config, check_chunking, positions_from_config
+from edge_asr.model.attention.choose import (
+    attention_from_config,
+    check_chunking,
+    positions_as,
+    positions_from_config,
+)
 from edge_asr.model.config import ConformerConfig
 from edge_asr.model.convolution.choose import convolution_from_config
 from edge_asr.model.feed_forward import FeedForward
@@ -131,7 +136,7 @@ class ConformerEncoder(nn.Module):
         valid = valid_frames(feature_lens, n_frames, frames.factor, frames.first)
         context = context_mask(self.config, n_frames, valid.device)
         bias = attention_bias(valid, chunk_frames, left_chunks, context)
-        positions = self.positions(n_frames)
+        positions = positions_as(x.dtype, self.positions(n_frames))
         wanted = {*self.config.intermediate_ctc_layers, self.config.n_layers}
         outputs = []
         for number, layer in enumerate(self.layers, start=1):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from edge_asr.model.attention.choose import positions_as
 from edge_asr.model.ctc import ConformerCTC
 from edge_asr.model.encoder import ConformerBlock
 from edge_asr.model.masks import MASKED_SCORE, valid_frames
@@ -84,7 +85,9 @@ class StreamingStep(nn.Module):
         x, n_valid = self._subsample(features, lens, n_new)
         valid = valid_frames(n_valid, n_new)
         bias = self._bias(valid, state.channel_len)
-        positions = cast(Any, encoder.positions).stream(n_new, geometry.left_frames, state.channel_len)
+        positions = positions_as(
+            x.dtype, cast(Any, encoder.positions).stream(n_new, geometry.left_frames, state.channel_len)
+        )
         memories, caches = [], []
         for number, layer in enumerate(encoder.layers):
             block = cast(ConformerBlock, layer)

@@ -1,5 +1,7 @@
 """The attention module and the position encoding that a configuration asks for."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,16 @@ def positions_from_config(config: ConformerConfig) -> nn.Module:
     if config.attention == "rotary":
         return RotaryPositions(config)
     return NoPositions()
+
+
+def positions_as(dtype: torch.dtype, positions: Any) -> Any:
+    """Position encodings in the dtype of the frames.
+
+    Encodings are computed in float32, as every source project does, also where the network runs in float64.
+    """
+    if isinstance(positions, tuple):
+        return tuple(positions_as(dtype, part) for part in positions)
+    return positions.to(dtype) if positions.is_floating_point() else positions
 
 
 def attention_from_config(config: ConformerConfig) -> nn.Module:
