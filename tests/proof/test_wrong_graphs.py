@@ -1,0 +1,183 @@
+"""Wrong graphs that a proof must tell from rounding, and right ones that it must let pass.
+
+Each fault is planted in a copy of the network, which then stands for the exported graph: float32, in padded
+batches, against the original in float64. Models are random, their norm statistics and biases away from the
+defaults. The errors of these faults begin at 1e-5, below the bar of 1e-4 that no longer exists and that
+refused right graphs of other models.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edge_asr.model import ConformerConfig, ConformerCTC
+from edge_asr.model.attention.relative import RelativePositions
+from edge_asr.model.convolution.base import Convolution
+from edge_asr.model.masks import valid_frames
+from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
+from edge_asr.proof.compare import (
+    ProofStep,
+    RoundingBar,
+    TorchModel,
+    compare_to_truth,
+    reference_cases,
+    run_cases,
+)
+from edge_asr.feature_config import FeatureConfig
+from edge_asr.vocabulary import Vocabulary
+
+PLAN = CasePlan(random_lengths=2, max_random_s=4.0, max_batch=2)
+VOCABULARY = Vocabulary(kind="char", tokens=(*"▁abcdefghijklmnopqrstuvwxyz'", "<blk>"), blank_id=28)
+SHAPES: dict[str, dict[str, Any]] = {
+    "conformer": {"subsampling": "striding", "subsampling_factor": 4, "conv_kernel_size": 15},
+    "fastconformer": {"subsampling": "dw_striding", "subsampling_factor": 8, "conv_kernel_size": 9},
+}
+
+
+def make_network(shape: str) -> ConformerCTC:
+    """Random weights, seed 0, with outputs that depend on the input as a trained network's do."""
+    generator = torch.Generator().manual_seed(0)
+    config = ConformerConfig(
+        vocab_size=len(VOCABULARY),
+        d_model=64,
+        n_layers=2,
+        n_heads=4,
+        subsampling_channels=24,
+        conv_context="symmetric",
+        **SHAPES[shape],
+    )
+    model = ConformerCTC(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1 and name.endswith("weight"):
+                parameter.copy_(noise * (2 * parameter.shape[0] / parameter.numel()) ** 0.5)
+            else:
+                parameter.add_(0.3 * noise)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.running_mean.copy_(0.3 * torch.randn(module.running_mean.shape, generator=generator))
+                module.running_var.copy_(0.1 + torch.rand(module.running_var.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def network(request: pytest.FixtureRequest) -> ConformerCTC:
+    return make_network(request.param)
+
+
+def prove(original: ConformerCTC, candidate: ConformerCTC) -> ProofStep:
+    """The proof of an export, with a network in place of the graph."""
+    frames = original.config.output_frames
+    generator = np.random.default_rng(0)
+    waveforms = {"noise": (0.05 * generator.standard_normal(48_000)).astype(np.float32)}
+    cases = build_cases(waveforms, FeatureConfig.from_preset("nemo"), frames, PLAN)
+    scale = reference_cases(cases)
+    own = run_cases(TorchModel(original), [cases[n] for n in scale], frames, rows_alone=True)
+    return compare_to_truth(
+        run_cases(TorchModel(copy.deepcopy(original).double()), cases, frames, rows_alone=True),
+        {n: rows for n, rows in zip(scale, own, strict=True) if not isinstance(rows, str)},
+        run_cases(candidate if not isinstance(candidate, nn.Module) else TorchModel(candidate), cases, frames),
+        cases,
+        VOCABULARY,
+        candidate_name="graph",
+    )
+
+
+def test_the_same_network_in_padded_batches_passes(network: ConformerCTC) -> None:
+    step = prove(network, network)
+    assert step.passed, step.failure_message()
+    assert step.rounding is not None
+    assert 0 < step.rounding.reference_max < 1e-3
+    assert step.rounding.candidate_rms < 1.5 * step.rounding.reference_rms
+
+
+def test_equal_arithmetic_written_differently_passes(network: ConformerCTC) -> None:
+    """What the export does: BatchNorm inside the convolution, another order of sums."""
+    from edge_asr.export.inference_form import to_inference_form
+
+    step = prove(network, to_inference_form(copy.deepcopy(network)))
+    assert step.passed, step.failure_message()
+
+
+def scale_one_matrix(model: ConformerCTC) -> None:
+    weight = model.encoder.layers[0].attention.position.weight
+    weight.mul_(1 + 1e-3)
+
+
+def scale_one_number(model: ConformerCTC) -> None:
+    weight = model.encoder.layers[1].feed_forward_in.project.weight
+    weight.view(-1)[weight.abs().argmax()] *= 1 + 1e-3
+
+
+def move_the_padding(model: ConformerCTC) -> None:
+    convolution = next(m for m in model.modules() if isinstance(m, Convolution))
+    left, right = convolution.context
+    convolution.context = (left - 1, right + 1)
+
+
+def shift_positions(model: ConformerCTC) -> None:
+    class OffByOne(RelativePositions):
+        def forward(self, n_frames: int) -> torch.Tensor:
+            return self._encode(n_frames - 1, 2 * n_frames)
+
+    model.encoder.positions = OffByOne(model.config.d_model)
+
+
+def swap_two_heads(model: ConformerCTC) -> None:
+    attention = model.encoder.layers[0].attention
+    order = [1, 0, 2, 3]
+    attention.pos_bias_u.copy_(attention.pos_bias_u[order])
+
+
+def forget_epsilon(model: ConformerCTC) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eps = 0.0
+
+
+FAULTS: dict[str, Callable[[ConformerCTC], None]] = {
+    "a weight matrix 1e-3 of its size off": scale_one_matrix,
+    "one number of a matrix 1e-3 of its size off": scale_one_number,
+    "padding off by one": move_the_padding,
+    "positions off by one": shift_positions,
+    "two heads swapped": swap_two_heads,
+    "BatchNorm without its epsilon": forget_epsilon,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_graph_fails(network: ConformerCTC, fault: str) -> None:
+    wrong = copy.deepcopy(network)
+    with torch.no_grad():
+        FAULTS[fault](wrong)
+    step = prove(network, wrong)
+    assert not step.passed
+    assert "PyTorch float32's own is" in step.failure_message()
+
+
+def test_a_mask_that_misses_the_last_frame_fails(
+    network: ConformerCTC, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last frame of each row is taken for padding, by the attention of a batch that has padding."""
+    import edge_asr.model.encoder as encoder
+
+    def shorter(lens: torch.Tensor, n_frames: int, stride: int = 1, first: int = 1) -> torch.Tensor:
+        return valid_frames(torch.clamp(lens - stride, min=1), n_frames, stride, first)
+
+    class Wrong:
+        def log_probs(self, features: Any, feature_lens: Any) -> Any:
+            with monkeypatch.context() as patch:
+                if len(set(feature_lens.tolist())) > 1:
+                    patch.setattr(encoder, "valid_frames", shorter)
+                return TorchModel(network).log_probs(features, feature_lens)
+
+    step = prove(network, Wrong())  # type: ignore[arg-type]
+    assert {row.family for row in step.failures} == {"padded"}
