@@ -5,17 +5,14 @@ model, an onnxruntime backend, an engine. The reference runs every row alone and
 candidate that lets padding or a neighbor leak into a row fails, not only one that differs from a
 reference with the same fault.
 
-A float32 graph is judged against the truth, which is the PyTorch model in float64 (`compare_to_truth`).
-It passes where its error is what float32 rounding explains: within a small factor of the error that
-PyTorch itself makes in float32. A fixed bar cannot tell a wrong graph of a shallow model, where rounding
-is 1e-6, from a right graph of a deep one, where it is 1e-4. Everything after float32 (FP16, INT8,
-engines) is compared with the graph before it (`compare_outputs`).
+A float32 graph is judged by the PyTorch model in float64 (truth.py). Everything after float32 (FP16, INT8,
+engines) is compared with the graph before it, by `compare_outputs`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -266,108 +263,28 @@ def compare_outputs(
     Raises:
         GateError: the reference itself failed or gave a value that is not finite.
     """
-    _check_reference(reference, cases, reference_name)
+    check_reference(reference, cases, reference_name)
     results = []
     for case, expected, given in zip(cases, reference, candidate, strict=True):
-        found = _measure_case(case, expected, given, vocabulary, margin=0.0)
+        found = measure_case(case, expected, given, vocabulary, margin=0.0)
         failure = found.result.failure
-        worst = found.result.max_error
-        if failure is None and tolerance.max_error is not None and not _within(worst, tolerance.max_error):
+        worst = found.errors.largest
+        if failure is None and tolerance.max_error is not None and worst > tolerance.max_error:
             failure = f"log-prob error {worst:.2e} is above {tolerance.max_error:.1e}"
         if failure is None and found.texts is not None and case.family in tolerance.text_families:
-            failure = _text_failure(found.texts)
+            failure = text_failure(found.texts)
         results.append(replace(found.result, failure=failure))
     return ProofStep(
         reference=reference_name, candidate=candidate_name, tolerance=tolerance, results=tuple(results)
     )
 
 
-def reference_cases(cases: Sequence[ProofCase]) -> list[int]:
-    """Indices of the cases that set the scale of rounding: those that do not only repeat or join others' rows."""
-    return [n for n, case in enumerate(cases) if case.family not in ("random_length", "batch", "padded")]
-
-
-def compare_to_truth(
-    truth: Outputs,
-    reference: Mapping[int, tuple[LogProbs, ...]],
-    candidate: Outputs,
-    cases: Sequence[ProofCase],
-    vocabulary: Vocabulary,
-    *,
-    candidate_name: str,
-    reference_name: str = "PyTorch",
-    bar: RoundingBar | None = None,
-) -> ProofStep:
-    """Judge a float32 graph by the PyTorch model in float64; what rounding explains passes.
-
-    Args:
-        truth: of the model in float64, from `run_cases(..., rows_alone=True)`.
-        reference: of the model in float32, by index of the case; the cases that set the scale of rounding.
-        candidate: of the graph.
-        cases: what they were run on.
-        vocabulary: for the greedy text.
-        candidate_name, reference_name: for the report.
-        bar: what counts as rounding.
+def check_reference(reference: Outputs, cases: Sequence[ProofCase], name: str) -> None:
+    """Refuse a reference that failed itself, or gave a value that is not finite.
 
     Raises:
-        GateError: the reference itself failed or gave a value that is not finite.
+        GateError: it names the case.
     """
-    bar = bar or RoundingBar()
-    _check_reference(truth, cases, reference_name)
-    own = {index: _errors(truth[index], rows) for index, rows in reference.items()}
-    everything = np.concatenate(list(own.values()))
-    reference_max, reference_rms = float(everything.max(initial=0.0)), _rms(everything)
-    largest = min(max(bar.max_factor * reference_max, bar.floor), bar.ceiling)
-    found = [
-        # Two rounded values stand on either side of a tie when each is off by the largest error.
-        _measure_case(case, expected, given, vocabulary, margin=2 * largest)
-        for case, expected, given in zip(cases, truth, candidate, strict=True)
-    ]
-    results = []
-    for case, one in zip(cases, found, strict=True):
-        failure, worst = one.result.failure, one.result.max_error
-        if failure is None and not _within(worst, largest):
-            failure = (
-                f"log-prob error {worst:.2e} to the float64 model is above {largest:.1e}: "
-                f"PyTorch float32's own is at most {reference_max:.1e}"
-            )
-        if failure is None and one.texts is not None and case.family in bar.text_families:
-            failure = _text_failure(one.texts)
-        results.append(replace(one.result, failure=failure))
-    for family in dict.fromkeys(case.family for case in cases):
-        members = [n for n, case in enumerate(cases) if case.family == family]
-        theirs = _rms(np.concatenate([own[n] for n in members if n in own] or [np.zeros(0)]))
-        allowed = max(bar.rms_factor * max(reference_rms, theirs), bar.floor / 4)
-        rms = _rms(np.concatenate([found[n].errors for n in members]))
-        if rms > allowed and all(results[n].failure is None for n in members):
-            worst_of = max(members, key=lambda n: results[n].rms_error or 0.0)
-            results[worst_of] = replace(
-                results[worst_of],
-                failure=f"root mean square error {rms:.2e} of the {family} cases is above "
-                f"{allowed:.1e}: PyTorch float32's own is {max(reference_rms, theirs):.1e}",
-            )
-    given = np.concatenate([one.errors for one in found])
-    between = [
-        _errors(rows, got).max(initial=0.0)
-        for rows, got in ((rows, candidate[index]) for index, rows in reference.items())
-        if not isinstance(got, str) and [r.shape for r in rows] == [g.shape for g in got]
-    ]
-    return ProofStep(
-        reference=reference_name,
-        candidate=candidate_name,
-        tolerance=bar,
-        results=tuple(results),
-        rounding=Rounding(
-            reference_max=reference_max,
-            reference_rms=reference_rms,
-            candidate_max=float(given.max(initial=0.0)),
-            candidate_rms=_rms(given),
-            difference_max=float(max(between, default=0.0)),
-        ),
-    )
-
-
-def _check_reference(reference: Outputs, cases: Sequence[ProofCase], name: str) -> None:
     for case, expected in zip(cases, reference, strict=True):
         if isinstance(expected, str):
             raise GateError(f"{name} itself fails on {case.family} / {case.name}: {expected}")
@@ -379,24 +296,59 @@ def _check_reference(reference: Outputs, cases: Sequence[ProofCase], name: str) 
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
-    """A case's numbers, its errors one by one, and its texts (wanted, got) where they differ."""
+class Errors:
+    """Absolute log-prob errors of some frames: number of values, their sum, sum of squares, the largest."""
+
+    n: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    largest: float = 0.0
+
+    @classmethod
+    def between(cls, expected: Sequence[LogProbs], given: Sequence[LogProbs]) -> Errors:
+        """Of rows of equal shapes."""
+        return sum((cls._of_row(e, g) for e, g in zip(expected, given, strict=True)), cls())
+
+    @classmethod
+    def _of_row(cls, expected: LogProbs, given: LogProbs) -> Errors:
+        errors = np.abs(expected.astype(np.float64) - given)
+        flat = errors.ravel()
+        return cls(errors.size, float(flat.sum()), float(flat @ flat), float(flat.max(initial=0.0)))
+
+    def __add__(self, other: Errors) -> Errors:
+        largest = max(self.largest, other.largest)
+        return Errors(self.n + other.n, self.total + other.total, self.squares + other.squares, largest)
+
+    @property
+    def mean(self) -> float:
+        """0 without values."""
+        return self.total / max(self.n, 1)
+
+    @property
+    def rms(self) -> float:
+        """Root mean square; 0 without values."""
+        return math.sqrt(self.squares / max(self.n, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A case's numbers, its errors, and its texts (wanted, got) where they differ."""
 
     result: CaseResult
-    errors: npt.NDArray[np.float64]
+    errors: Errors = Errors()
     texts: tuple[str, str] | None = None
 
 
-def _measure_case(
+def measure_case(
     case: ProofCase,
     expected: tuple[LogProbs, ...] | str,
     given: tuple[LogProbs, ...] | str,
     vocabulary: Vocabulary,
     *,
     margin: float,
-) -> _Measured:
+) -> Measured:
     """Compare one case. Frames whose best token leads by `margin` at most do not make texts different."""
-    assert not isinstance(expected, str)  # _check_reference
+    assert not isinstance(expected, str)  # check_reference
     shape: dict[str, Any] = {
         "family": case.family,
         "name": case.name,
@@ -410,17 +362,16 @@ def _measure_case(
         "frame_agreement": None,
         "same_text": False,
     }
-    nothing = np.zeros(0)
     if isinstance(given, str):
-        return _Measured(CaseResult(**shape, **incomparable, failure=given), nothing)
+        return Measured(CaseResult(**shape, **incomparable, failure=given))
     wrong = [(e.shape, g.shape) for e, g in zip(expected, given, strict=True) if e.shape != g.shape]
     if wrong:
         failure = f"output is {wrong[0][1]}, expected {wrong[0][0]}"
-        return _Measured(CaseResult(**shape, **incomparable, failure=failure), nothing)
+        return Measured(CaseResult(**shape, **incomparable, failure=failure))
     if not all(np.isfinite(row).all() for row in given):
         failure = "the output holds NaN or infinity"
-        return _Measured(CaseResult(**shape, **incomparable, failure=failure), nothing)
-    errors = _errors(expected, given)
+        return Measured(CaseResult(**shape, **incomparable, failure=failure))
+    errors = Errors.between(expected, given)
     agrees = [e.argmax(axis=1) == g.argmax(axis=1) for e, g in zip(expected, given, strict=True)]
     # Rows too short for an output frame have nothing to differ in.
     frames = np.concatenate(agrees)
@@ -435,24 +386,14 @@ def _measure_case(
     ]
     result = CaseResult(
         **shape,
-        max_error=float(errors.max(initial=0.0)),
-        mean_error=float(errors.mean()) if errors.size else 0.0,
-        rms_error=_rms(errors),
+        max_error=errors.largest,
+        mean_error=errors.mean,
+        rms_error=errors.rms,
         frame_agreement=float(frames.mean()) if frames.size else 1.0,
         same_text=not different,
         failure=None,
     )
-    return _Measured(result, errors, different[0] if different else None)
-
-
-def _errors(expected: Sequence[LogProbs], given: Sequence[LogProbs]) -> npt.NDArray[np.float64]:
-    """Absolute differences of the valid frames, one after the other: float64 [n]."""
-    parts = [np.abs(e.astype(np.float64) - g).ravel() for e, g in zip(expected, given, strict=True)]
-    return np.concatenate(parts)
-
-
-def _rms(errors: npt.NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.square(errors).mean())) if errors.size else 0.0
+    return Measured(result, errors, different[0] if different else None)
 
 
 def _leads(row: LogProbs) -> npt.NDArray[np.floating[Any]]:
@@ -462,11 +403,8 @@ def _leads(row: LogProbs) -> npt.NDArray[np.floating[Any]]:
     return lead
 
 
-def _within(error: float | None, bar: float) -> bool:
-    return error is None or error <= bar
-
-
-def _text_failure(texts: tuple[str, str]) -> str:
+def text_failure(texts: tuple[str, str]) -> str:
+    """What is said about different texts (wanted, got)."""
     wanted, got = texts
     return f"greedy text {got!r} differs from the reference's {wanted!r}"
 

@@ -1,9 +1,8 @@
-"""The proof of a streaming graph: chunk by chunk, against the step in PyTorch and against the offline model.
+"""The proof of a streaming graph: chunk by chunk, against the offline model of the same context.
 
-The offline model has the same context, sees whole clips and its own padding, and every one of its frames is
-compared: the stream loses none. The stream gets the clip's features in uneven pieces (StreamingModel), and,
-against the step in PyTorch, in padded batches too, whose rows end at different steps. Lengths lie around
-every edge of the first windows.
+The offline model sees whole clips and its own padding, and every one of its frames is compared: the stream
+loses none. The stream gets the features of a clip in uneven pieces (StreamingModel), and also in padded
+batches whose rows end at different steps. Lengths lie around every edge of the first windows.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from edge_asr.export.streaming.graph import make_stream_graph, stream_metadata
 from edge_asr.graph.mapped import MappedGraph
 from edge_asr.model.streamable import geometry_from_config
 from edge_asr.proof.cases import ProofCase
-from edge_asr.proof.compare import Outputs, ProofStep, TorchModel, compare_outputs, run_cases
+from edge_asr.proof.compare import ProofStep, run_cases
 from edge_asr.proof.inputs import ProofInputs
 from edge_asr.proof.stages import Progress, Stages
+from edge_asr.proof.truth import compare_to_truth, run_truth
 from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.stream_geometry import StreamingGeometry
 from edge_asr.vocabulary import Vocabulary
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edge_asr.checkpoints import Checkpoint
-    from edge_asr.model import ConformerConfig
+    from edge_asr.model import ConformerConfig, ConformerCTC
     from edge_asr.model.streaming import StreamingStep
 
 F32Array = npt.NDArray[np.float32]
@@ -225,8 +225,6 @@ def make_stream(
     Raises:
         GateError: the graph is not what it must be, or a reference itself failed.
     """
-    from edge_asr.model.streaming import StreamingStep  # imports torch
-
     geometry = geometry_from_config(config, inputs.features)
     model = dataclasses.replace(checkpoint, model_config=config).build_model()
     with stages.stage("export: streaming"):
@@ -235,57 +233,45 @@ def make_stream(
         set_metadata(graph, {**metadata, **stream_metadata(geometry)})
     with stages.stage("prove: streaming") as progress:
         chosen = stream_cases(inputs.cases, geometry)
-        steps = prove_stream(StreamingStep(model, geometry), graph, chosen, inputs.vocabulary, progress)
+        steps = prove_stream(model, graph, geometry, chosen, inputs.vocabulary, progress)
     return StreamGraph(model=graph, geometry=geometry, steps=tuple(steps))
 
 
 def prove_stream(
-    step: StreamingStep,
-    model: onnx.ModelProto,
+    model: ConformerCTC,
+    graph: onnx.ModelProto,
+    geometry: StreamingGeometry,
     cases: Sequence[ProofCase],
     vocabulary: Vocabulary,
     progress: Progress | None = None,
 ) -> list[ProofStep]:
-    """Compare a streaming graph with the step in PyTorch, and with the offline model of the same context.
+    """Judge a streaming graph by the offline model of the same context, which sees each clip whole.
 
     Args:
-        step: the step, of the original modules; its model, each row alone and whole, is the offline one.
-        model: the streaming graph.
+        model: the model in PyTorch with the stream's context; it stays float64.
+        graph: the streaming graph, run in padded batches and, clip by clip, on features in uneven pieces.
+        geometry: of the stream.
         cases: from `stream_cases`.
         vocabulary: for the greedy text.
-        progress: called after each case of each of the four runs.
+        progress: called after each case of each run.
 
     Raises:
-        GateError: a reference itself failed.
+        GateError: the model itself failed.
     """
-    rule = step.geometry.output_frames
-    n_mels = step.acoustic_model.config.n_mels
-    n_runs = 4
+    rule = geometry.output_frames
+    n_cases, n_runs = len(cases), 3
 
     def report(run: int) -> Progress | None:
         if progress is None:
             return None
-        return lambda done, total: progress(run * total + done, n_runs * total)
+        return lambda done, total: progress(run * n_cases + done * n_cases // total, n_runs * n_cases)
 
-    with open_stream(model, step.geometry, n_mels=n_mels, vocab_size=len(vocabulary)) as stream:
-        chunks = LockstepStreams(TorchStep(step))
-        stepwise: Outputs = run_cases(chunks, cases, rule, progress=report(0))
-        batched: Outputs = run_cases(LockstepStreams(stream), cases, rule, progress=report(1))
-        whole: Outputs = run_cases(
-            TorchModel(step.acoustic_model), cases, rule, rows_alone=True, progress=report(2)
-        )
-        pushed: Outputs = run_cases(PushedStream(stream), cases, rule, rows_alone=True, progress=report(3))
+    truth = run_truth(model, cases, rule, name="PyTorch with the stream's context", progress=report(0))
+    n_mels = model.config.n_mels
+    with open_stream(graph, geometry, n_mels=n_mels, vocab_size=len(vocabulary)) as stream:
+        batched = run_cases(LockstepStreams(stream), cases, rule, progress=report(1))
+        pushed = run_cases(PushedStream(stream), cases, rule, rows_alone=True, progress=report(2))
     return [
-        compare_outputs(
-            reference,
-            candidate,
-            cases,
-            vocabulary,
-            reference_name=reference_name,
-            candidate_name=candidate_name,
-        )
-        for reference, candidate, reference_name, candidate_name in (
-            (stepwise, batched, "PyTorch, chunk by chunk", "streaming ONNX"),
-            (whole, pushed, "PyTorch with the stream's context", "streaming ONNX in pieces"),
-        )
+        compare_to_truth(truth, outputs, cases, vocabulary, name=name)
+        for outputs, name in ((batched, "streaming ONNX"), (pushed, "streaming ONNX in pieces"))
     ]

@@ -17,20 +17,16 @@ import pytest
 import torch
 from torch import nn
 
+import edge_asr.model.encoder as encoder
+from edge_asr.export.inference_form import to_inference_form
+from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.model.attention.relative import RelativePositions
 from edge_asr.model.convolution.base import Convolution
 from edge_asr.model.masks import valid_frames
-from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
-from edge_asr.proof.compare import (
-    ProofStep,
-    RoundingBar,
-    TorchModel,
-    compare_to_truth,
-    reference_cases,
-    run_cases,
-)
-from edge_asr.feature_config import FeatureConfig
+from edge_asr.proof.cases import CasePlan, build_cases
+from edge_asr.proof.compare import LogProbModel, ProofStep, TorchModel, run_cases
+from edge_asr.proof.truth import compare_to_truth, run_truth
 from edge_asr.vocabulary import Vocabulary
 
 PLAN = CasePlan(random_lengths=2, max_random_s=4.0, max_batch=2)
@@ -73,26 +69,18 @@ def network(request: pytest.FixtureRequest) -> ConformerCTC:
     return make_network(request.param)
 
 
-def prove(original: ConformerCTC, candidate: ConformerCTC) -> ProofStep:
+def prove(original: ConformerCTC, candidate: LogProbModel) -> ProofStep:
     """The proof of an export, with a network in place of the graph."""
     frames = original.config.output_frames
     generator = np.random.default_rng(0)
     waveforms = {"noise": (0.05 * generator.standard_normal(48_000)).astype(np.float32)}
     cases = build_cases(waveforms, FeatureConfig.from_preset("nemo"), frames, PLAN)
-    scale = reference_cases(cases)
-    own = run_cases(TorchModel(original), [cases[n] for n in scale], frames, rows_alone=True)
-    return compare_to_truth(
-        run_cases(TorchModel(copy.deepcopy(original).double()), cases, frames, rows_alone=True),
-        {n: rows for n, rows in zip(scale, own, strict=True) if not isinstance(rows, str)},
-        run_cases(candidate if not isinstance(candidate, nn.Module) else TorchModel(candidate), cases, frames),
-        cases,
-        VOCABULARY,
-        candidate_name="graph",
-    )
+    truth = run_truth(copy.deepcopy(original), cases, frames)
+    return compare_to_truth(truth, run_cases(candidate, cases, frames), cases, VOCABULARY, name="graph")
 
 
 def test_the_same_network_in_padded_batches_passes(network: ConformerCTC) -> None:
-    step = prove(network, network)
+    step = prove(network, TorchModel(network))
     assert step.passed, step.failure_message()
     assert step.rounding is not None
     assert 0 < step.rounding.reference_max < 1e-3
@@ -101,9 +89,7 @@ def test_the_same_network_in_padded_batches_passes(network: ConformerCTC) -> Non
 
 def test_equal_arithmetic_written_differently_passes(network: ConformerCTC) -> None:
     """What the export does: BatchNorm inside the convolution, another order of sums."""
-    from edge_asr.export.inference_form import to_inference_form
-
-    step = prove(network, to_inference_form(copy.deepcopy(network)))
+    step = prove(network, TorchModel(to_inference_form(copy.deepcopy(network))))
     assert step.passed, step.failure_message()
 
 
@@ -158,16 +144,15 @@ def test_a_wrong_graph_fails(network: ConformerCTC, fault: str) -> None:
     wrong = copy.deepcopy(network)
     with torch.no_grad():
         FAULTS[fault](wrong)
-    step = prove(network, wrong)
+    step = prove(network, TorchModel(wrong))
     assert not step.passed
-    assert "PyTorch float32's own is" in step.failure_message()
+    assert "PyTorch in float32" in step.failure_message()
 
 
 def test_a_mask_that_misses_the_last_frame_fails(
     network: ConformerCTC, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last frame of each row is taken for padding, by the attention of a batch that has padding."""
-    import edge_asr.model.encoder as encoder
 
     def shorter(lens: torch.Tensor, n_frames: int, stride: int = 1, first: int = 1) -> torch.Tensor:
         return valid_frames(torch.clamp(lens - stride, min=1), n_frames, stride, first)
@@ -179,5 +164,5 @@ def test_a_mask_that_misses_the_last_frame_fails(
                     patch.setattr(encoder, "valid_frames", shorter)
                 return TorchModel(network).log_probs(features, feature_lens)
 
-    step = prove(network, Wrong())  # type: ignore[arg-type]
+    step = prove(network, Wrong())
     assert {row.family for row in step.failures} == {"padded"}
