@@ -1,4 +1,4 @@
-"""The float32 graph of a checkpoint: exported, simplified, checked, and each form proven against PyTorch."""
+"""The float32 graph of a checkpoint: exported, simplified, checked, and proven against PyTorch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from edge_asr.export.onnx_export import export_onnx
 from edge_asr.export.optimize import count_operators, set_metadata, simplify_graph
 from edge_asr.graph.check import check_graph
 from edge_asr.graph.weights import store_weights_as_float16
-from edge_asr.proof.compare import Outputs, ProofStep, Tolerance, TorchModel
+from edge_asr.proof.compare import Outputs, ProofStep, Tolerance
 from edge_asr.proof.inputs import FLOAT32_NAME, ProofInputs
 from edge_asr.proof.stages import Stages
+from edge_asr.proof.truth import compare_to_truth, run_truth
 
 if TYPE_CHECKING:
     import onnx
@@ -31,14 +32,14 @@ class Float32Graph:
     Attributes:
         model: the simplified graph.
         outputs: what it gave for the cases, the reference of the other precisions.
-        steps: the comparisons, in order.
+        step: the comparison with PyTorch.
         n_parameters: trained parameters of the PyTorch model.
         exported_operators: node counts before the simplification.
     """
 
     model: onnx.ModelProto
     outputs: Outputs
-    steps: tuple[ProofStep, ...]
+    step: ProofStep
     n_parameters: int
     exported_operators: Mapping[str, int]
 
@@ -54,7 +55,7 @@ class StoredGraph:
 def make_float32(
     checkpoint: Checkpoint, inputs: ProofInputs, stages: Stages, *, name: str, opset: int
 ) -> Float32Graph:
-    """Export a checkpoint, simplify the graph and prove it; look at the `steps` of what it gives.
+    """Export a checkpoint, simplify the graph and prove it; look at the `step` of what it gives.
 
     Args:
         checkpoint: what to export.
@@ -78,10 +79,9 @@ def make_float32(
         exported_operators = count_operators(exported)
     # Each copy of a large model is half a gigabyte: what is no longer needed goes.
     del rewritten
-    torch_outputs = inputs.run(TorchModel(model), stages, "prove: PyTorch", rows_alone=True)
+    with stages.stage("prove: PyTorch") as progress:
+        truth = run_truth(model, inputs.cases, inputs.output_frames, progress=progress)
     del model
-    exported_outputs = inputs.run_graph(exported, stages, "prove: ONNX as exported")
-    steps = [inputs.compare(torch_outputs, exported_outputs, "PyTorch", "ONNX as exported")]
     with stages.stage("simplify"):
         simplified = simplify_graph(exported, inputs.features.n_mels)
         factor = checkpoint.model_config.subsampling_factor
@@ -90,13 +90,11 @@ def make_float32(
     with stages.stage("check"):
         check_graph(simplified)
     outputs = inputs.run_graph(simplified, stages, "prove: ONNX simplified")
-    if steps[0].passed:  # a graph that failed is no reference
-        steps.append(inputs.compare(exported_outputs, outputs, "ONNX as exported", FLOAT32_NAME))
-    steps.append(inputs.compare(torch_outputs, outputs, "PyTorch", FLOAT32_NAME))
+    step = compare_to_truth(truth, outputs, inputs.cases, inputs.vocabulary, name=FLOAT32_NAME)
     return Float32Graph(
         model=simplified,
         outputs=outputs,
-        steps=tuple(steps),
+        step=step,
         n_parameters=n_parameters,
         exported_operators=exported_operators,
     )

@@ -67,7 +67,7 @@ class ExportedGraphs:
     def steps(self) -> tuple[ProofStep, ...]:
         """The comparisons, in the order of the chain."""
         return (
-            *self.float32.steps,
+            self.float32.step,
             *(() if self.stream is None else self.stream.steps),
             *(() if self.stored is None else (self.stored.step,)),
             *(() if self.int8 is None else (self.int8.step,)),

@@ -60,7 +60,7 @@ class ProofInputs:
         candidate: Outputs,
         reference_name: str,
         candidate_name: str,
-        tolerance: Tolerance | None = None,
+        tolerance: Tolerance,
     ) -> ProofStep:
         """One step of the proof, from what two models gave for the cases; see `compare_outputs`."""
         return compare_outputs(

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from edge_asr.bundle.folder import Bundle
 from edge_asr.cli.main import cli
 from edge_asr.export import pipeline
-from edge_asr.proof.compare import Tolerance
+from edge_asr.proof.compare import RoundingBar
 
 
 @pytest.fixture
@@ -78,9 +78,8 @@ def test_existing_output_is_exit_1_in_one_line(invoke: Callable[..., Result], tm
 def test_failed_proof_is_exit_3(
     invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "edge_asr.proof.compare.Tolerance", lambda: Tolerance(max_error=1e-12, max_relative_error=0.0)
-    )
+    strict = RoundingBar(max_factor=1e-6, floor=0.0)
+    monkeypatch.setattr("edge_asr.proof.truth.RoundingBar", lambda: strict)
     result = invoke("-o", tmp_path / "b", "--keep-failed", tmp_path / "kept")
     assert result.exit_code == 3
     assert "cases failed" in result.stderr.splitlines()[-1]

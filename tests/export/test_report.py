@@ -13,7 +13,7 @@ from edge_asr.calibration.proof import INT8_TOLERANCE
 from edge_asr.errors import BundleError
 from edge_asr.export.float32 import FP16_WEIGHTS_TOLERANCE
 from edge_asr.export.report import ExportReport, collect_versions
-from edge_asr.proof.compare import CaseResult, ProofStep, Tolerance, summarize_step
+from edge_asr.proof.compare import CaseResult, ProofStep, Rounding, RoundingBar, Tolerance, summarize_step
 from edge_asr.proof.report import read_report, render_report
 
 
@@ -27,6 +27,7 @@ def make_result(
         max_frames=10,
         max_error=error,
         mean_error=None if error is None else error / 4,
+        rms_error=None if error is None else error / 2,
         frame_agreement=None if error is None else 1.0,
         same_text=failure is None,
         failure=failure,
@@ -34,7 +35,7 @@ def make_result(
 
 
 def make_report(*results: CaseResult) -> ExportReport:
-    step = ProofStep(reference="PyTorch", candidate="ONNX", tolerance=Tolerance(), results=results)
+    step = ProofStep(reference="PyTorch", candidate="ONNX", tolerance=RoundingBar(), results=results)
     return ExportReport(
         name="tiny",
         output=Path("out"),
@@ -80,9 +81,14 @@ def test_markdown_groups_families_and_names_the_worst() -> None:
     ("tolerance", "asked"),
     [
         (
-            Tolerance(),
-            "Asked: finite values, log-prob error at most 1e-04 (1e-05 of the value where that is more), "
-            "identical greedy text on all cases.",
+            RoundingBar(),
+            "Asked: log-prob error to the float64 model at most 4 times PyTorch float32's own, root mean "
+            "square at most 2 times, never above 1e-03; identical greedy text but for ties within the "
+            "rounding.",
+        ),
+        (
+            Tolerance(max_error=1e-4),
+            "Asked: finite values, log-prob error at most 1e-04, identical greedy text on all cases.",
         ),
         (
             FP16_WEIGHTS_TOLERANCE,
@@ -91,10 +97,24 @@ def test_markdown_groups_families_and_names_the_worst() -> None:
         (INT8_TOLERANCE, "Asked: finite values. The rest is only reported."),
     ],
 )
-def test_markdown_says_what_was_asked(tolerance: Tolerance, asked: str) -> None:
+def test_markdown_says_what_was_asked(tolerance: Tolerance | RoundingBar, asked: str) -> None:
     report = make_report(make_result("a", 1e-6))
     step = dataclasses.replace(report.steps[0], tolerance=tolerance)
     assert asked in dataclasses.replace(report, steps=(step,)).to_markdown().splitlines()
+
+
+def test_the_three_numbers_of_a_float32_proof_are_shown() -> None:
+    report = make_report(make_result("a", 1e-6))
+    rounding = Rounding(
+        reference_max=2e-5, reference_rms=3e-6, candidate_max=4e-5, candidate_rms=5e-6, difference_max=6e-5
+    )
+    step = dataclasses.replace(report.steps[0], rounding=rounding)
+    report = dataclasses.replace(report, steps=(step,))
+    lines = report.to_markdown().splitlines()
+    assert "| PyTorch float32 to float64 | 2.00e-05 | 3.00e-06 |" in lines
+    assert "| ONNX to PyTorch float64 | 4.00e-05 | 5.00e-06 |" in lines
+    assert "| ONNX to PyTorch float32 | 6.00e-05 | - |" in lines
+    assert json.loads(report.to_json())["steps"][0]["rounding"]["difference_max"] == 6e-5
 
 
 def test_markdown_of_a_failed_proof_says_so_and_lists_failures() -> None:

@@ -10,13 +10,16 @@ import pytest
 
 from edge_asr.errors import BackendError, GateError
 from edge_asr.proof.cases import ProofCase
-from edge_asr.proof.compare import ProofStep, Tolerance, compare_outputs, run_cases
+from edge_asr.proof.compare import Tolerance, compare_outputs, run_cases
 from edge_asr.vocabulary import Vocabulary
 
 F32Array = npt.NDArray[np.float32]
 Fault = Callable[[F32Array, F32Array, npt.NDArray[np.int64]], F32Array]
 FACTOR = 2
 VOCABULARY = Vocabulary(kind="char", tokens=("a", "b", "<blk>"), blank_id=2)
+
+
+STRICT = Tolerance(max_error=1e-4)
 
 
 class Fake:
@@ -48,7 +51,7 @@ CASES = [
 ]
 
 
-def prove(fault: Fault | None = None, tolerance: Tolerance | None = None):  # type: ignore[no-untyped-def]
+def prove(fault: Fault | None = None, tolerance: Tolerance = STRICT):  # type: ignore[no-untyped-def]
     reference = run_cases(Fake(), CASES, FACTOR, rows_alone=True)
     candidate = run_cases(Fake(fault), CASES, FACTOR)
     return compare_outputs(
@@ -83,36 +86,6 @@ def test_error_above_the_bar_fails_and_below_passes() -> None:
     assert failed_families(too_much) == {"real", "batch", "padded"}
     assert "log-prob error 2.00e-04 is above 1.0e-04" in too_much.failures[0].failure
     assert prove(lambda y, x, n: y + np.float32(5e-5)).passed
-
-
-def test_an_unlikely_token_may_be_off_by_a_share_of_its_log_prob() -> None:
-    """1e-5 of the value: 2e-4 at -20, where 1e-4 is 50 steps of float32 and changes nothing; not at -5."""
-
-    def shift(lowest: float, highest: float) -> Fault:
-        return lambda log_probs, features, lens: (
-            log_probs
-            + np.where((log_probs > lowest) & (log_probs < highest), np.float32(1.5e-4), np.float32(0.0))
-        )
-
-    cases = [
-        ProofCase(family="real", name="sure", features=(np.full((8, 3), 0.0, np.float32),), padding="zeros")
-    ]
-    cases[0].features[0][:] = [20.0, 15.0, 0.0]
-
-    def step(fault: Fault | None) -> ProofStep:
-        reference = run_cases(Fake(), cases, FACTOR, rows_alone=True)
-        return compare_outputs(
-            reference,
-            run_cases(Fake(fault), cases, FACTOR),
-            cases,
-            VOCABULARY,
-            reference_name="PyTorch",
-            candidate_name="fake",
-        )
-
-    assert step(shift(-30.0, -16.0)).passed  # the third token, at -20
-    likelier = step(shift(-16.0, -1.0))  # the second, at -5
-    assert "log-prob error 1.50e-04 is above 1.0e-04" in likelier.failure_message()
 
 
 def test_error_in_a_single_frame_of_a_single_row_is_found_and_named() -> None:
@@ -198,6 +171,7 @@ def test_reference_that_is_not_finite_is_an_error_of_its_own() -> None:
             VOCABULARY,
             reference_name="PyTorch",
             candidate_name="fake",
+            tolerance=Tolerance(),
         )
 
 
@@ -208,5 +182,7 @@ def test_progress_is_told_after_each_case() -> None:
 
 
 def test_no_cases_prove_nothing() -> None:
-    step = compare_outputs([], [], [], VOCABULARY, reference_name="a", candidate_name="b")
+    step = compare_outputs(
+        [], [], [], VOCABULARY, reference_name="a", candidate_name="b", tolerance=Tolerance()
+    )
     assert not step.passed
