@@ -167,9 +167,9 @@ def write_page(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     introduction = (
         f"# Ablations\n\nEach model here differs in one thing from a small base ({base}). All were trained "
         f"on {trained_on} for {arguments.steps} steps of 20 s of speech with seed {arguments.seed}, a flat "
-        f"start and no augmentation, and evaluated on {arguments.dev.stem}. `scripts/ablate.py` made this page "
-        f"({found}). With one seed, a difference of a point or two may be luck, and minutes of training do "
-        "not say what hours would.\n"
+        f"start and no augmentation, and evaluated on {arguments.dev.stem}. `scripts/ablate.py` made this "
+        f"page ({found}). With one seed, a difference of a point or two may be luck, and minutes of "
+        "training do not say what hours would.\n"
     )
     arguments.output.write_text("\n".join([introduction, *sections]), encoding="utf-8")
     return rows
