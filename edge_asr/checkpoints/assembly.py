@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edge_asr.checkpoints.native import Checkpoint
 from edge_asr.checkpoints.native_config import SourceFacts, check_agreement
+from edge_asr.checkpoints.vocabularies import move_blank_last
 from edge_asr.errors import CheckpointError, ConfigError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.model.config import ConformerConfig
@@ -93,6 +94,12 @@ class TensorMap:
         self.ours[f"{target}.weight"] = torch.cat(weights)
         biases = [self._bias(source, weight, bias) for source, weight in zip(sources, weights, strict=True)]
         self.ours[f"{target}.bias"] = torch.cat(biases)
+
+    def head(self, source: str, blank_id: int) -> None:
+        """Take the CTC layer, with the blank's row moved to the end."""
+        self.linear(source, "head.projection")
+        for name in ("head.projection.weight", "head.projection.bias"):
+            self.ours[name] = move_blank_last(self.ours[name], blank_id)
 
     def ignore(self, pattern: str) -> int:
         """Drop tensors whose whole name matches the regular expression; how many there were."""

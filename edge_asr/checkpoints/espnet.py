@@ -29,7 +29,7 @@ from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_archive import read_file
 from edge_asr.checkpoints.safe_torch import load_tensors
 from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_yaml
-from edge_asr.checkpoints.vocabularies import move_blank_last, vocabulary_from_tokens
+from edge_asr.checkpoints.vocabularies import vocabulary_from_tokens
 from edge_asr.errors import CheckpointError
 from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary, VocabularyKind
 
@@ -112,10 +112,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     )
     weights = TensorMap(load_tensors(folder.weights), str(folder.weights))
     move_encoder(weights, config, BlockForm(macaron=macaron))
-    weights.linear("ctc.ctc_lo", "head.projection")
-    for kind in ("weight", "bias"):
-        name = f"head.projection.{kind}"
-        weights.ours[name] = move_blank_last(weights.ours[name], 0)
+    weights.head("ctc.ctc_lo", 0)
     if config.cmvn:
         move_cmvn(weights, normalize_conf, features.n_mels, _statistics_reader(folder), notes)
     check_stored_filters(weights, features, str(folder.weights))

@@ -24,7 +24,7 @@ from edge_asr.checkpoints.native_config import SourceFacts
 from edge_asr.checkpoints.nemo_encoder import move_subsampling
 from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_yaml import Settings, load_json
-from edge_asr.checkpoints.vocabularies import move_blank_last, vocabulary_from_tokens
+from edge_asr.checkpoints.vocabularies import vocabulary_from_tokens
 from edge_asr.model.config import ConformerConfig
 
 _TRAINING = (
@@ -94,10 +94,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     tokens = tokens_from_tokenizer(path, vocab_size, blank_id)
     weights = TensorMap(load_weights(path), str(path))
     _move_encoder(weights, config, bias=bias, conv_bias=conv_bias)
-    weights.linear("ctc_head", "head.projection")
-    for kind in ("weight", "bias"):
-        name = f"head.projection.{kind}"
-        weights.ours[name] = move_blank_last(weights.ours[name], blank_id)
+    weights.head("ctc_head", blank_id)
     return build_checkpoint(
         path=path,
         config=config,

@@ -26,7 +26,7 @@ from edge_asr.checkpoints.native_config import SourceFacts
 from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_torch import load_tensors
 from edge_asr.checkpoints.safe_yaml import Settings, load_json
-from edge_asr.checkpoints.vocabularies import move_blank_last, vocabulary_from_tokens
+from edge_asr.checkpoints.vocabularies import vocabulary_from_tokens
 from edge_asr.errors import CheckpointError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.model.config import ConformerConfig
@@ -58,10 +58,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     config = _model_config(conformer, features, len(vocabulary))
     weights = TensorMap(load_tensors(path / WEIGHTS_NAME, f"{path.name}/{WEIGHTS_NAME}"), str(path))
     _move_layers(weights, config)
-    weights.linear("head", "head.projection")
-    for kind in ("weight", "bias"):
-        name = f"head.projection.{kind}"
-        weights.ours[name] = move_blank_last(weights.ours[name], blank_id)
+    weights.head("head", blank_id)
     group_norm = config.conv_norm == "group_norm"
     return build_checkpoint(
         path=path,

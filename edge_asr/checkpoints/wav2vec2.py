@@ -26,7 +26,6 @@ from edge_asr.checkpoints.native import Checkpoint
 from edge_asr.checkpoints.native_config import SourceFacts
 from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_yaml import Settings, load_json
-from edge_asr.checkpoints.vocabularies import move_blank_last
 from edge_asr.checkpoints.wav2vec2_tokenizer import load_vocabulary
 from edge_asr.errors import CheckpointError
 from edge_asr.feature_config import FeatureConfig
@@ -73,10 +72,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     _move_layers(weights, config)
     notes += _check_frequencies(weights, config, where)
     weights.norm(f"{_PREFIX}.encoder.layer_norm", "encoder.output_norm")
-    weights.linear("lm_head", "head.projection")
-    for kind in ("weight", "bias"):
-        name = f"head.projection.{kind}"
-        weights.ours[name] = move_blank_last(weights.ours[name], blank_id)
+    weights.head("lm_head", blank_id)
     weights.ignore(rf"{_PREFIX}\.(masked_spec_embed|encoder\.pos_conv_embed\..*)")
     return build_checkpoint(
         path=path,

@@ -20,7 +20,6 @@ from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_archive import inside, read_file
 from edge_asr.checkpoints.safe_torch import load_tensors
 from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_yaml
-from edge_asr.checkpoints.vocabularies import move_blank_last
 from edge_asr.checkpoints.wenet_features import features_from_settings, move_cmvn
 from edge_asr.checkpoints.wenet_units import UNITS_NAMES, vocabulary_from_units
 from edge_asr.errors import CheckpointError
@@ -84,10 +83,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     # Of versions before 2022, which have it without using it unless concat_after is set.
     weights.ignore(r"encoder\.encoders\.\d+\.concat_linear\..*")
     move_encoder(weights, config, form)
-    weights.linear("ctc.ctc_lo", "head.projection")
-    for kind in ("weight", "bias"):
-        name = f"head.projection.{kind}"
-        weights.ours[name] = move_blank_last(weights.ours[name], blank_id)
+    weights.head("ctc.ctc_lo", blank_id)
     if weights.ignore(r"(decoder|predictor|joint|criterion_att|lfmmi)\..*"):
         notes.append(f"The decoder ({decoder}) was left out; the CTC branch is exported.")
     if dynamic:

@@ -233,7 +233,7 @@ def _print_tables(description: Mapping[str, Any]) -> None:
     console = Console()
     main = Table(title=f"{description['kind']} {escape(printable(description['path']))}", show_header=False)
     for key, value in description.items():
-        if key in ("kind", "path", "artifacts", "tokens", "verification"):
+        if key in ("kind", "path", "artifacts", "tokens", "verification") or (key == "notes" and not value):
             continue
         if key == "streaming" and value and "geometry" in value:
             value = value["geometry"]  # the artefact has its row below
