@@ -1,4 +1,4 @@
-"""Fixtures that several test folders share: where things are, real dev clips, a random bundle.
+"""Fixtures that several test folders share: where things are, real dev clips, models exported once.
 
 Anything that needs speech from outside the repository asks for `shared_dir` (or a fixture built on
 it) and is skipped, with the reason, where that folder is missing. What is embedded in the package
@@ -7,8 +7,12 @@ is asserted on, never skipped.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +21,42 @@ from hypothesis import HealthCheck, settings
 from edge_asr.manifest import Utterance, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "scripts"))  # for scripts/golden, which judges fixtures of other projects
 
 # A deadline would judge how busy the machine is, not the code.
 settings.register_profile("edge-asr", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("edge-asr")
+
+
+#: Who asks for one of these waits for an export, a build, a sound server or minutes of real speech.
+SLOW_FIXTURES = frozenset(
+    {
+        "an4_dev",
+        "bare",
+        "distributions",
+        "exported",
+        "golden_bundle",
+        "librispeech_dev",
+        "needs_virtual_microphone",
+        "per_feature_bundle",
+        "quick_export",
+        "random_bundle",
+        "random_bundle_fp16",
+        "random_folder",
+        "rtx",
+        "simplified",
+        "streaming_bundle",
+        "tiny_en_amax",
+        "virtual_microphone",
+    }
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what needs a slow fixture; `scripts/test --fast` leaves it out."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +72,49 @@ def repository() -> Path:
     return REPOSITORY
 
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """`made_once(name, make)`: the path that `make(path)` filled, once for all processes of this run.
+
+    The first process that asks makes it, the others wait for it and find it done. What is in it must not be
+    changed: a test that writes works on a copy. A `make` that fails leaves nothing, so the next one tries
+    again and fails with its own traceback.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+    root.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        path, done = root / name, root / f"{name}.done"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                make(path)
+                done.touch()
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """The fixtures that other projects' own code made; its README.md says how."""
+    folder = REPOSITORY / "tests" / "data" / "golden"
+    if not folder.is_dir():
+        pytest.skip("needs tests/data/golden, which the sdist leaves out: take the repository")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """Folder of speech and golden files beside the repository (or $EDGE_ASR_SHARED)."""
+    """Folder of real speech beside the repository (or $EDGE_ASR_SHARED): data/an4_dev.jsonl and the like."""
     folder = Path(os.environ.get("EDGE_ASR_SHARED", REPOSITORY.parent / "shared"))
     if not (folder / "data").is_dir():
-        pytest.skip(f"needs the shared speech and golden files, and there is no folder {folder}/data")
+        pytest.skip(f"needs real speech, and there is no folder {folder}/data")
     return folder
 
 
@@ -66,8 +139,12 @@ def sample_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_checkpoint(made_once: MadeOnce) -> Path:
     """A checkpoint of a very small model with random weights (seed 0): its text means nothing."""
+    return made_once("random-checkpoint", _save_random_checkpoint)
+
+
+def _save_random_checkpoint(folder: Path) -> None:
     import torch
 
     from edge_asr.checkpoints.native import save_checkpoint
@@ -80,7 +157,6 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ConformerConfig.from_preset(
         "tiny", vocab_size=len(vocabulary), d_model=32, n_layers=2, subsampling_channels=16
     )
-    folder = tmp_path_factory.mktemp("random") / "checkpoint"
     save_checkpoint(
         folder,
         model=ConformerCTC(config).eval(),
@@ -88,11 +164,10 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocabulary=vocabulary,
         provenance={"what": "random weights for tests", "seed": 0},
     )
-    return folder
 
 
 @pytest.fixture(scope="session")
-def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_bundle(random_checkpoint: Path, made_once: MadeOnce) -> Path:
     """`random_checkpoint`, exported and proven once a test run by `edge-asr export`."""
     import numpy as np
     import soundfile
@@ -100,29 +175,48 @@ def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
     from edge_asr.cli.main import cli
 
-    folder = tmp_path_factory.mktemp("random")
-    (folder / "clips").mkdir()
-    noise = np.random.default_rng(0).normal(0.0, 0.1, 24_000).astype(np.float32)
-    soundfile.write(folder / "clips" / "noise.wav", noise, 16_000)
-    arguments = ["export", str(random_checkpoint), "-o", str(folder / "bundle")]
-    result = CliRunner().invoke(cli, [*arguments, "--clips", str(folder / "clips")])
-    assert result.exit_code == 0, result.output
-    return folder / "bundle"
+    def make(folder: Path) -> None:
+        (folder / "clips").mkdir(parents=True)
+        noise = np.random.default_rng(0).normal(0.0, 0.1, 24_000).astype(np.float32)
+        soundfile.write(folder / "clips" / "noise.wav", noise, 16_000)
+        arguments = ["export", str(random_checkpoint), "-o", str(folder / "bundle")]
+        result = CliRunner().invoke(cli, [*arguments, "--clips", str(folder / "clips")])
+        assert result.exit_code == 0, result.output
+
+    return made_once("random-bundle", make) / "bundle"
 
 
 @pytest.fixture(scope="session")
-def streaming_bundle(
-    random_checkpoint: Path, sample_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def streaming_bundle(random_checkpoint: Path, sample_path: Path, made_once: MadeOnce) -> Path:
     """`random_checkpoint`, exported once a test run with chunks of 320 ms and 640 ms to their left."""
     from edge_asr.export import CasePlan, StreamingOptions, export_bundle
 
-    folder = tmp_path_factory.mktemp("streaming") / "bundle"
-    export_bundle(
-        random_checkpoint,
-        folder,
-        streaming=StreamingOptions(chunk_ms=320, left_context_ms=640),
-        clips=[sample_path],
-        plan=CasePlan(random_lengths=1, max_random_s=2.0, max_batch=3),
-    )
-    return folder
+    def make(folder: Path) -> None:
+        export_bundle(
+            random_checkpoint,
+            folder,
+            streaming=StreamingOptions(chunk_ms=320, left_context_ms=640),
+            clips=[sample_path],
+            plan=CasePlan(random_lengths=1, max_random_s=2.0, max_batch=3),
+        )
+
+    return made_once("streaming-bundle", make)
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(golden_dir: Path, made_once: MadeOnce) -> Callable[[str], Path]:
+    """Name of a golden fixture -> its bundle, exported once a test run."""
+
+    def export(name: str) -> Path:
+        from golden.compare import QUICK_PLAN
+
+        from edge_asr.export import export_bundle
+
+        folder = golden_dir / name
+        model = folder / "model.nemo" if (folder / "model.nemo").exists() else folder
+        clips = sorted(golden_dir.glob("audio_*.flac"))
+        return made_once(
+            f"golden-{name}", lambda bundle: export_bundle(model, bundle, clips=clips, plan=QUICK_PLAN)
+        )
+
+    return export

@@ -58,7 +58,7 @@ class Bars:
 
 BARS = Bars()
 #: The proof inside the export is thorough elsewhere; here the original is the judge.
-QUICK_PLAN = CasePlan(random_lengths=1, max_random_s=8.0, max_batch=2)
+QUICK_PLAN = CasePlan(random_lengths=1, max_random_s=4.0, max_batch=2)
 
 
 @dataclass(slots=True)
@@ -111,12 +111,16 @@ def worst_of(*errors: float | None) -> float:
     return float(np.max([error for error in errors if error is not None], initial=0.0))
 
 
-def compare_fixture(fixture: Fixture, *, with_runtime: bool = True) -> Result:
+def compare_fixture(
+    fixture: Fixture, *, with_runtime: bool = True, with_streams: bool = True, bundle: Path | None = None
+) -> Result:
     """Run a fixture through our code.
 
     Args:
         fixture: the fixture.
         with_runtime: also export a bundle and run it.
+        with_streams: also run its streams, if it has any.
+        bundle: the fixture's bundle, where it was exported before.
 
     Raises:
         EdgeAsrError: the checkpoint, or its export, is refused.
@@ -135,8 +139,10 @@ def compare_fixture(fixture: Fixture, *, with_runtime: bool = True) -> Result:
     except ValueError as error:
         result.error = str(error)  # other shapes; what the runtime computes is dumped all the same
     if with_runtime:
-        _compare_runtime(result, fixture, checkpoint, golden, waveforms)
-    if has_streams(fixture):
+        with tempfile.TemporaryDirectory(prefix="edge-asr-golden-") as folder:
+            path = bundle or _export(fixture, checkpoint, Path(folder) / "bundle")
+            _compare_runtime(result, fixture, checkpoint, golden, waveforms, path)
+    if with_streams and has_streams(fixture):
         streams = compare_streams(fixture, checkpoint, with_runtime=with_runtime)
         for name in ("torch", "cache", "runtime", "whole"):
             setattr(result, f"stream_{name}", getattr(streams, name))
@@ -289,48 +295,45 @@ def _batch_is_a_target(golden: dict[str, Any], order: list[int]) -> bool:
     return True
 
 
+def _export(fixture: Fixture, checkpoint: Checkpoint, path: Path) -> Path:
+    offline = StreamingOptions(enabled=False)  # streams have comparisons of their own
+    clips = fixture.clip_paths()
+    export_bundle(checkpoint, path, name=fixture.name, streaming=offline, clips=clips, plan=QUICK_PLAN)
+    return path
+
+
 def _compare_runtime(
     result: Result,
     fixture: Fixture,
     checkpoint: Checkpoint,
     golden: dict[str, Any],
     waveforms: list[F32Array],
+    path: Path,
 ) -> None:
     result.tokens_runtime = True
-    with tempfile.TemporaryDirectory(prefix="edge-asr-golden-") as folder:
-        path = Path(folder) / "bundle"
-        offline = StreamingOptions(enabled=False)  # streams have comparisons of their own
-        export_bundle(
-            checkpoint,
-            path,
-            name=fixture.name,
-            streaming=offline,
-            clips=fixture.clip_paths(),
-            plan=QUICK_PLAN,
-        )
-        bundle = Bundle.load(path)
-        extractor = FeatureExtractor(bundle.info.features)
-        backend = OnnxRuntimeBackend(bundle.artifact_path("fp32"), precision="fp32", num_threads=1)
-        with Recognizer.load(path, precision="fp32", backend="cpu", num_threads=1) as recognizer:
-            for index, waveform in enumerate(waveforms):
-                features = extractor(waveform)
-                lengths = np.array([len(features)], np.int64)
-                log_probs = backend.log_probs(features[None], lengths)[0]
-                log_probs = log_probs[: bundle.info.output_frames.n_valid(len(features))]
-                tokens = recognizer.transcribe_file(fixture.clip_paths()[index]).tokens
-                ids = original_ids([token.id for token in tokens], checkpoint.source_blank_id)
-                stored = as_stored(checkpoint, features)
-                # A waveform is [S], not one feature a frame.
-                stored = stored[:, 0] if checkpoint.features.kind == "waveform" else stored
-                result.dumped[f"clip{index}_feat"] = stored
-                result.dumped[f"clip{index}_logp"] = original_order(log_probs, checkpoint.source_blank_id)
-                result.dumped[f"clip{index}_ids"] = np.array(ids, np.int64)
-                if result.error is not None:
-                    continue
-                error, same = _compare_log_probs(checkpoint, golden, f"clip{index}", log_probs)
-                result.runtime = worst_of(result.runtime, error)
-                expected = golden[f"clip{index}_logp"][0]
-                expected = expected[: _length(golden, f"clip{index}_len", len(expected))]
-                same = same and ids == _golden_ids(checkpoint, golden, f"clip{index}", expected)
-                result.tokens_runtime = result.tokens_runtime and same
-        backend.close()
+    bundle = Bundle.load(path)
+    extractor = FeatureExtractor(bundle.info.features)
+    backend = OnnxRuntimeBackend(bundle.artifact_path("fp32"), precision="fp32", num_threads=1)
+    with Recognizer.load(path, precision="fp32", backend="cpu", num_threads=1) as recognizer:
+        for index, waveform in enumerate(waveforms):
+            features = extractor(waveform)
+            lengths = np.array([len(features)], np.int64)
+            log_probs = backend.log_probs(features[None], lengths)[0]
+            log_probs = log_probs[: bundle.info.output_frames.n_valid(len(features))]
+            tokens = recognizer.transcribe_file(fixture.clip_paths()[index]).tokens
+            ids = original_ids([token.id for token in tokens], checkpoint.source_blank_id)
+            stored = as_stored(checkpoint, features)
+            # A waveform is [S], not one feature a frame.
+            stored = stored[:, 0] if checkpoint.features.kind == "waveform" else stored
+            result.dumped[f"clip{index}_feat"] = stored
+            result.dumped[f"clip{index}_logp"] = original_order(log_probs, checkpoint.source_blank_id)
+            result.dumped[f"clip{index}_ids"] = np.array(ids, np.int64)
+            if result.error is not None:
+                continue
+            error, same = _compare_log_probs(checkpoint, golden, f"clip{index}", log_probs)
+            result.runtime = worst_of(result.runtime, error)
+            expected = golden[f"clip{index}_logp"][0]
+            expected = expected[: _length(golden, f"clip{index}_len", len(expected))]
+            same = same and ids == _golden_ids(checkpoint, golden, f"clip{index}", expected)
+            result.tokens_runtime = result.tokens_runtime and same
+    backend.close()

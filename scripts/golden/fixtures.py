@@ -3,7 +3,8 @@
 It finds fixtures, the checkpoint inside each, and the arrays of golden.npz by clip.
 What this file does not do: run anything (compare.py).
 
-A fixture is a folder with golden.json, golden.npz and audio_<i>.flac, at any depth; its checkpoint is the
+A fixture is a folder with golden.json and golden.npz, at any depth, and audio_<i>.flac there or one folder
+up; its checkpoint is the
 folder itself or the one thing inside it that a loader recognizes. Keys of golden.npz: `clip<i>_feat`
 [1, T, F] (of waveform models the normalized wave [1, S]; `clip<i>_feat_raw` is the same before
 normalization, where it was kept), `clip<i>_feat_len`, `clip<i>_logp` [1, T', V], `clip<i>_len`,
@@ -14,6 +15,7 @@ tokens (they follow from the log-probs) and batches may be absent.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,17 +61,22 @@ class Fixture:
         return any(key.endswith("_logp") for key in self.arrays())
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """golden.npz."""
+        """golden.npz; where golden.json names another fixture in `features_of`, with that one's features."""
         with np.load(self.folder / "golden.npz") as archive:
-            return {key: archive[key] for key in archive.files}
+            arrays = {key: archive[key] for key in archive.files}
+        if "features_of" in self.info:
+            with np.load(self.folder.parent / self.info["features_of"] / "golden.npz") as archive:
+                arrays |= {k: archive[k] for k in archive.files if re.fullmatch(r"clip\d+_feat", k)}
+        return arrays
 
     def waveforms(self) -> list[F32Array]:
         """The clips, [S] float32, full scale 1.0."""
         return [soundfile.read(path, dtype="float32")[0] for path in self.clip_paths()]
 
     def clip_paths(self) -> list[Path]:
-        """The sound files in order."""
-        return sorted(self.folder.glob("audio_*.flac"), key=lambda path: int(path.stem.rpartition("_")[2]))
+        """The sound files in order: the fixture's own, or those it shares with the fixtures beside it."""
+        own = list(self.folder.glob("audio_*.flac")) or list(self.folder.parent.glob("audio_*.flac"))
+        return sorted(own, key=lambda path: int(path.stem.rpartition("_")[2]))
 
 
 def find_fixtures(root: Path) -> list[Fixture]:

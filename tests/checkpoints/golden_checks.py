@@ -1,6 +1,6 @@
 """For the tests of loaders: a golden fixture through scripts/golden, judged by its bars.
 
-The fixtures were made by the original projects' own code (shared/golden/README.md). Tolerances: float32
+The fixtures were made by the original projects' own code (tests/data/golden/README.md). Tolerances: float32
 rounding over a few layers, eager against fused kernels (golden/compare.py, `Bars`).
 """
 
@@ -13,27 +13,30 @@ from golden.compare import Result, compare_fixture
 from golden.fixtures import find_fixtures
 
 
-def run_fixture(folder: Path, *, with_runtime: bool = False) -> Result:
-    """What came of the fixture in a folder."""
+def run_fixture(folder: Path, bundle: Path | None = None) -> Result:
+    """What came of the fixture in a folder; with its bundle, through the runtime too."""
     (fixture,) = find_fixtures(folder)
     assert fixture.checkpoint is not None, f"no loader recognizes {folder}"
-    return compare_fixture(fixture, with_runtime=with_runtime)
+    # Streams through the runtime have a test of their own (test_streaming_golden.py).
+    return compare_fixture(
+        fixture, with_runtime=bundle is not None, with_streams=bundle is None, bundle=bundle
+    )
 
 
-def check_fixture(folder: Path, *, with_runtime: bool = False) -> Result:
-    """The fixture passes every bar; the runtime's take an export, half a minute."""
-    result = run_fixture(folder, with_runtime=with_runtime)
+def check_fixture(folder: Path, bundle: Path | None = None) -> Result:
+    """The fixture passes every bar; with its bundle, the runtime's too."""
+    result = run_fixture(folder, bundle)
     assert result.failures() == []
     assert result.tokens_torch
-    if with_runtime:
+    if bundle is not None:
         assert result.runtime is not None
         assert result.tokens_runtime
     return result
 
 
-def golden_folder(shared_dir: Path, name: str) -> Path:
+def golden_folder(golden_dir: Path, name: str) -> Path:
     """A fixture's folder."""
-    folder = shared_dir / "golden" / name
+    folder = golden_dir / name
     assert folder.is_dir(), f"{folder} is missing"
     return folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ from edge_asr.runtime.features.extractor import FeatureExtractor
 
 
 @pytest.mark.parametrize("name", ["espnet-conformer", "espnet-conformer-legacy"])
-def test_golden_outputs(shared_dir: Path, name: str) -> None:
-    check_fixture(golden_folder(shared_dir, name))
+def test_golden_outputs(golden_dir: Path, name: str) -> None:
+    check_fixture(golden_folder(golden_dir, name))
 
 
-def test_golden_outputs_through_the_runtime(shared_dir: Path) -> None:
-    check_fixture(golden_folder(shared_dir, "espnet-conformer-legacy"), with_runtime=True)
+def test_golden_outputs_through_the_runtime(golden_dir: Path, golden_bundle: Callable[[str], Path]) -> None:
+    check_fixture(
+        golden_folder(golden_dir, "espnet-conformer-legacy"), golden_bundle("espnet-conformer-legacy")
+    )
 
 
 def load(tmp_path: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ FIXTURES = (
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_golden_outputs(shared_dir: Path, name: str) -> None:
-    check_fixture(golden_folder(shared_dir, name))
+def test_golden_outputs(golden_dir: Path, name: str) -> None:
+    check_fixture(golden_folder(golden_dir, name))
 
 
-def test_golden_outputs_through_the_runtime(shared_dir: Path) -> None:
-    check_fixture(golden_folder(shared_dir, "nemo-conformer-char"), with_runtime=True)
+def test_golden_outputs_through_the_runtime(golden_dir: Path, golden_bundle: Callable[[str], Path]) -> None:
+    check_fixture(golden_folder(golden_dir, "nemo-conformer-char"), golden_bundle("nemo-conformer-char"))
 
 
 def run(checkpoint: Checkpoint, n_frames: int = 45, n_rows: int = 1) -> Tensor:

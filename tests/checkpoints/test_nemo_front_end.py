@@ -18,26 +18,26 @@ from edge_asr.runtime.features.extractor import FeatureExtractor
 
 
 @pytest.mark.parametrize("version", ["1.23.0", "2.4.0"])
-def test_the_older_front_end(shared_dir: Path, version: str) -> None:
-    folder = golden_folder(shared_dir, "nemo-features-old")
+def test_the_older_front_end(golden_dir: Path, version: str) -> None:
+    folder = golden_folder(golden_dir, "nemo-features-old")
     golden = arrays_of(folder)
     extractor = FeatureExtractor(FeatureConfig.from_preset("nemo-2.4", normalize="per_feature"))
     for index in range(3):
         expected = golden[f"v{version}_norm_clip{index}"]
-        waveform, _ = soundfile.read(folder / f"audio_{index}.flac", dtype="float32")
+        waveform, _ = soundfile.read(folder.parent / f"audio_{index}.flac", dtype="float32")
         errors = np.abs(extractor(waveform) - expected)
         assert errors.max() <= 5e-4
         assert errors.mean() <= 1e-5
 
 
-def test_log_probs_on_the_older_front_end(shared_dir: Path) -> None:
+def test_log_probs_on_the_older_front_end(golden_dir: Path) -> None:
     """NeMo 1.23 and 2.4 with the weights of a newer file: its front end is asked for."""
-    folder = golden_folder(shared_dir, "nemo-fastconformer-bpe")
-    golden = arrays_of(golden_folder(shared_dir, "nemo-features-old"))
+    folder = golden_folder(golden_dir, "nemo-fastconformer-bpe")
+    golden = arrays_of(golden_folder(golden_dir, "nemo-features-old"))
     checkpoint = load_any(folder / "model.nemo", LoadOptions(feature_preset="nemo-2.4"))
     model, extractor = checkpoint.build_model(), FeatureExtractor(checkpoint.features)
     for index in range(3):
-        waveform, _ = soundfile.read(folder / f"audio_{index}.flac", dtype="float32")
+        waveform, _ = soundfile.read(folder.parent / f"audio_{index}.flac", dtype="float32")
         features = torch.from_numpy(extractor(waveform))[None]
         with torch.no_grad():
             log_probs = model(features, torch.tensor([features.shape[1]]))[0][0].numpy()

@@ -82,8 +82,8 @@ def write_folder(
     return folder
 
 
-def test_golden_outputs(shared_dir: Path) -> None:
-    check_fixture(golden_folder(shared_dir, "hf-parakeet"))
+def test_golden_outputs(golden_dir: Path) -> None:
+    check_fixture(golden_folder(golden_dir, "hf-parakeet"))
 
 
 @pytest.mark.parametrize(

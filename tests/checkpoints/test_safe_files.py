@@ -374,9 +374,9 @@ def test_json_of_anything_else(tmp_path: Path) -> None:
 # SentencePiece models.
 
 
-def test_pieces_against_the_library(shared_dir: Path) -> None:
+def test_pieces_against_the_library(golden_dir: Path) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
-    model = shared_dir / "golden" / "wenet-conformer" / "bpe.model"
+    model = golden_dir / "espnet-conformer" / "data" / "en_token_list" / "bpe_unigram44" / "bpe.model"
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     pieces = read_pieces(model.read_bytes(), "bpe.model")
     assert [piece.text for piece in pieces] == [

@@ -21,16 +21,16 @@ from edge_asr.model.streamable import geometry_from_config
 from edge_asr.model.streaming import StreamingStep
 
 
-def stream(shared_dir: Path, name: str, *, with_runtime: bool) -> StreamResult:
-    (fixture,) = find_fixtures(golden_folder(shared_dir, name))
+def stream(golden_dir: Path, name: str, *, with_runtime: bool) -> StreamResult:
+    (fixture,) = find_fixtures(golden_folder(golden_dir, name))
     assert fixture.checkpoint is not None
     assert has_streams(fixture)
     return compare_streams(fixture, load_any(fixture.checkpoint), with_runtime=with_runtime)
 
 
 @pytest.mark.parametrize("name", ["nemo-fastconformer-streaming", "wenet-u2pp"])
-def test_steps_and_caches_in_pytorch(shared_dir: Path, name: str) -> None:
-    result = stream(shared_dir, name, with_runtime=False)
+def test_steps_and_caches_in_pytorch(golden_dir: Path, name: str) -> None:
+    result = stream(golden_dir, name, with_runtime=False)
     assert result.torch is not None
     assert result.cache is not None
     assert result.torch < BARS.stream_torch
@@ -40,8 +40,8 @@ def test_steps_and_caches_in_pytorch(shared_dir: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["nemo-fastconformer-streaming", pytest.param("wenet-u2pp", marks=pytest.mark.slow)]
 )
-def test_steps_of_the_exported_graph_from_the_sound_file(shared_dir: Path, name: str) -> None:
-    result = stream(shared_dir, name, with_runtime=True)
+def test_steps_of_the_exported_graph_from_the_sound_file(golden_dir: Path, name: str) -> None:
+    result = stream(golden_dir, name, with_runtime=True)
     assert result.runtime is not None
     assert result.whole is not None
     assert result.runtime < BARS.stream_runtime
@@ -51,15 +51,15 @@ def test_steps_of_the_exported_graph_from_the_sound_file(shared_dir: Path, name:
 
 
 @torch.inference_mode()
-def test_without_look_ahead_nemos_second_window_is_not_the_clips(shared_dir: Path) -> None:
+def test_without_look_ahead_nemos_second_window_is_not_the_clips(golden_dir: Path) -> None:
     """Why ours begins where the clip does: NeMo puts 8 frames of zeros there, the offline model pads.
 
     The golden weights with look-ahead 0. Fed as NeMo feeds it, the step differs from the offline model until
     those frames have left the left context of every layer; fed with our windows it never does.
     """
-    folder = golden_folder(shared_dir, "nemo-fastconformer-streaming")
+    folder = golden_folder(golden_dir, "nemo-fastconformer-streaming")
     checkpoint = load_any(folder / "model.nemo")
-    config = dataclasses.replace(checkpoint.model_config, attention_context=(28, 0))
+    config = dataclasses.replace(checkpoint.model_config, attention_context=(7, 0))
     model = dataclasses.replace(checkpoint, model_config=config).build_model()
     step = StreamingStep(model, geometry_from_config(config, checkpoint.features))
     features = torch.from_numpy(arrays_of(folder)["clip2_feat"][0])
@@ -77,10 +77,10 @@ def test_without_look_ahead_nemos_second_window_is_not_the_clips(shared_dir: Pat
             found.append(float((log_probs[0, 0] - whole[number]).abs().max()))
     assert max(errors["ours"]) < 1e-4
     assert errors["NeMo"][0] < 1e-4
-    assert errors["NeMo"][1] == max(errors["NeMo"]) > 0.1
+    assert errors["NeMo"][1] == max(errors["NeMo"]) > 0.05
     assert errors["NeMo"][-1] < 1e-4
 
 
-def test_fixtures_without_streams_are_told_apart(shared_dir: Path) -> None:
-    (fixture,) = find_fixtures(golden_folder(shared_dir, "nemo-fastconformer-bpe"))
+def test_fixtures_without_streams_are_told_apart(golden_dir: Path) -> None:
+    (fixture,) = find_fixtures(golden_folder(golden_dir, "nemo-fastconformer-bpe"))
     assert not has_streams(fixture)

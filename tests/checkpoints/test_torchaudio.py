@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,15 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_golden_outputs(shared_dir: Path, name: str) -> None:
-    check_fixture(golden_folder(shared_dir, name))
+def test_golden_outputs(golden_dir: Path, name: str) -> None:
+    check_fixture(golden_folder(golden_dir, name))
 
 
 @pytest.mark.slow
-def test_golden_outputs_through_the_runtime(shared_dir: Path) -> None:
-    check_fixture(golden_folder(shared_dir, "torchaudio-conformer-norm"), with_runtime=True)
+def test_golden_outputs_through_the_runtime(golden_dir: Path, golden_bundle: Callable[[str], Path]) -> None:
+    check_fixture(
+        golden_folder(golden_dir, "torchaudio-conformer-norm"), golden_bundle("torchaudio-conformer-norm")
+    )
 
 
 def random_weights(*, group_norm: bool = False) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,15 @@ P = "wav2vec2_conformer"
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_golden_outputs(shared_dir: Path, name: str) -> None:
-    check_fixture(golden_folder(shared_dir, name))
+def test_golden_outputs(golden_dir: Path, name: str) -> None:
+    check_fixture(golden_folder(golden_dir, name))
 
 
 @pytest.mark.slow
-def test_golden_outputs_through_the_runtime(shared_dir: Path) -> None:
-    check_fixture(golden_folder(shared_dir, "hf-wav2vec2conformer-rotary"), with_runtime=True)
+def test_golden_outputs_through_the_runtime(golden_dir: Path, golden_bundle: Callable[[str], Path]) -> None:
+    check_fixture(
+        golden_folder(golden_dir, "hf-wav2vec2conformer-rotary"), golden_bundle("hf-wav2vec2conformer-rotary")
+    )
 
 
 def random_weights(config: dict[str, Any]) -> dict[str, Tensor]:

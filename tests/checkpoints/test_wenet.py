@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +36,28 @@ FIXTURES = ("wenet-conformer", "wenet-u2pp")
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_golden_outputs(shared_dir: Path, name: str) -> None:
-    check_with_weak_bands(golden_folder(shared_dir, name))
+def test_golden_outputs(golden_dir: Path, name: str) -> None:
+    check_with_weak_bands(golden_folder(golden_dir, name))
 
 
-def test_golden_outputs_through_the_runtime(shared_dir: Path) -> None:
-    check_with_weak_bands(golden_folder(shared_dir, "wenet-u2pp"), with_runtime=True)
+def test_golden_outputs_through_the_runtime(golden_dir: Path, golden_bundle: Callable[[str], Path]) -> None:
+    check_with_weak_bands(golden_folder(golden_dir, "wenet-u2pp"), golden_bundle("wenet-u2pp"))
 
 
-def check_with_weak_bands(folder: Path, *, with_runtime: bool = False) -> None:
+def check_with_weak_bands(folder: Path, bundle: Path | None = None) -> None:
     """Every bar, and the bands that the largest error leaves to their amplitude one by one.
 
     There torchaudio's float32 transform is rounding noise (up to 1.6e-3 in the logarithm, as its own float64
     result shows), and which noise depends on the FFT library.
     """
-    result = check_fixture(folder, with_runtime=with_runtime)
+    result = check_fixture(folder, bundle)
     assert result.feature_unweighted is not None
     assert result.feature_unweighted <= 2e-3
     checkpoint, golden = load_any(folder), arrays_of(folder)
     import soundfile
 
     for index in range(3):
-        waveform, _ = soundfile.read(folder / f"audio_{index}.flac", dtype="float32")
+        waveform, _ = soundfile.read(folder.parent / f"audio_{index}.flac", dtype="float32")
         expected = golden[f"clip{index}_feat"][0]
         errors = np.abs(FeatureExtractor(checkpoint.features)(waveform) - expected)
         loud = expected > expected.max(axis=1, keepdims=True) - 16.0
@@ -66,9 +67,9 @@ def check_with_weak_bands(folder: Path, *, with_runtime: bool = False) -> None:
 
 
 @pytest.mark.parametrize(("key", "left_chunks"), [("stream_16_all", None), ("stream_16_2", 2)])
-def test_golden_chunks(shared_dir: Path, key: str, left_chunks: int | None) -> None:
+def test_golden_chunks(golden_dir: Path, key: str, left_chunks: int | None) -> None:
     """A pass with chunk masks gives WeNet's masked pass and, chunk by chunk, its streaming outputs."""
-    folder = golden_folder(shared_dir, "wenet-u2pp")
+    folder = golden_folder(golden_dir, "wenet-u2pp")
     checkpoint, golden = load_any(folder), arrays_of(folder)
     assert checkpoint.has_dynamic_chunks is True
     features = torch.from_numpy(golden["clip2_feat"])

@@ -121,11 +121,11 @@ def test_neither_one_nor_the_other(run, tmp_path) -> None:
     assert "no bundle at" in result.stderr
 
 
-def test_another_projects_checkpoint(run, shared_dir) -> None:
-    file = shared_dir / "golden" / "nemo-fastconformer-streaming" / "model.nemo"
+def test_another_projects_checkpoint(run, golden_dir) -> None:
+    file = golden_dir / "nemo-fastconformer-streaming" / "model.nemo"
     found = json.loads(run("inspect", file, "--json").stdout)
-    assert (found["kind"], found["format"], found["blank_id"]) == ("checkpoint", "nemo", 128)
-    assert found["model"]["attention_context"] == [28, 6]
+    assert (found["kind"], found["format"], found["blank_id"]) == ("checkpoint", "nemo", 48)
+    assert found["model"]["attention_context"] == [7, 6]
     assert found["output_frames"] == {"factor": 8, "first": -6}
     assert found["streaming"] == {"lookahead_ms": [480.0]}
     assert found["size_bytes"] == file.stat().st_size
@@ -136,7 +136,7 @@ def test_another_projects_checkpoint(run, shared_dir) -> None:
     assert asked["features"]["framing"] == "center_reflect"
 
 
-def test_what_streams(run, streaming_bundle, random_checkpoint, shared_dir) -> None:
+def test_what_streams(run, streaming_bundle, random_checkpoint, golden_dir) -> None:
     """Of a bundle the geometry and the file, of a checkpoint what can be asked of `export`."""
     found = json.loads(run("inspect", streaming_bundle, "--json").stdout)
     assert found["streaming"]["geometry"]["chunk_frames"] == 8
@@ -145,7 +145,7 @@ def test_what_streams(run, streaming_bundle, random_checkpoint, shared_dir) -> N
         assert expected in text
     found = json.loads(run("inspect", random_checkpoint, "--json").stdout)
     assert found["streaming"] == {"chunk_ms": "any (when asked, for models trained with chunk masks)"}
-    golden = shared_dir / "golden"
+    golden = golden_dir
     for name, expected in (
         ("wenet-u2pp", {"chunk_ms": "any (by default)"}),
         ("wenet-conformer", {"impossible": "its convolutions look 15 frames ahead, past the end of a chunk"}),
@@ -156,6 +156,6 @@ def test_what_streams(run, streaming_bundle, random_checkpoint, shared_dir) -> N
         assert streaming == expected or expected in streaming["impossible"]
 
 
-def test_a_hugging_face_folder_is_not_taken_for_ours(run, shared_dir) -> None:
-    found = json.loads(run("inspect", shared_dir / "golden" / "hf-parakeet", "--json").stdout)
-    assert (found["format"], found["vocabulary_size"]) == ("parakeet", 129)
+def test_a_hugging_face_folder_is_not_taken_for_ours(run, golden_dir) -> None:
+    found = json.loads(run("inspect", golden_dir / "hf-parakeet", "--json").stdout)
+    assert (found["format"], found["vocabulary_size"]) == ("parakeet", 49)

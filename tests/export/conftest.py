@@ -26,6 +26,7 @@ from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.vocabulary import Vocabulary
 
 F32Array = npt.NDArray[np.float32]
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]  # the fixture of tests/conftest.py
 SMALL_PLAN = CasePlan(random_lengths=2, max_random_s=4.0, max_batch=3)
 
 
@@ -96,15 +97,22 @@ def model() -> ConformerCTC:
 
 
 @pytest.fixture(scope="session")
-def exported(model: ConformerCTC) -> onnx.ModelProto:
+def exported(made_once: MadeOnce) -> onnx.ModelProto:
     """`model` as the exporter wrote it; do not change it."""
-    return export_onnx(fold_batch_norm(model), 80)
+    return onnx.load(
+        made_once(
+            "export-exported.onnx",
+            lambda path: onnx.save(export_onnx(fold_batch_norm(make_model()), 80), path),
+        )
+    )
 
 
 @pytest.fixture(scope="session")
-def simplified(exported: onnx.ModelProto) -> onnx.ModelProto:
+def simplified(exported: onnx.ModelProto, made_once: MadeOnce) -> onnx.ModelProto:
     """`exported` after onnxsim; do not change it."""
-    return simplify_graph(exported, 80)
+    return onnx.load(
+        made_once("export-simplified.onnx", lambda path: onnx.save(simplify_graph(exported, 80), path))
+    )
 
 
 @pytest.fixture(scope="session")

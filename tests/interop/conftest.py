@@ -64,27 +64,13 @@ def per_feature_checkpoint(repository: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def per_feature_bundle(
-    per_feature_checkpoint: Path, sample_path: Path, tmp_path_factory: pytest.TempPathFactory
+    per_feature_checkpoint: Path,
+    sample_path: Path,
+    made_once: Callable[[str, Callable[[Path], object]], Path],
 ) -> Path:
     """It, exported and proven."""
-    folder = tmp_path_factory.mktemp("interop") / "per_feature_an4"
     plan = CasePlan(random_lengths=3, max_random_s=10.0, max_batch=4)
-    export_bundle(per_feature_checkpoint, folder, clips=[sample_path], plan=plan)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def exported(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Name of a golden fixture -> its bundle, exported once."""
-    known: dict[str, Path] = {}
-
-    def export(name: str) -> Path:
-        if name not in known:
-            folder = shared_dir / "golden" / name
-            model = folder / "model.nemo" if (folder / "model.nemo").exists() else folder
-            known[name] = tmp_path_factory.mktemp("golden") / name
-            plan = CasePlan(random_lengths=1, max_random_s=4.0, max_batch=2)
-            export_bundle(model, known[name], clips=sorted(folder.glob("audio_*.flac")), plan=plan)
-        return known[name]
-
-    return export
+    return made_once(
+        "per-feature-an4",
+        lambda folder: export_bundle(per_feature_checkpoint, folder, clips=[sample_path], plan=plan),
+    )

@@ -30,34 +30,34 @@ PER_FEATURE = (
 )
 
 
-def golden_clips(shared_dir: Path, name: str) -> list[tuple[np.ndarray, list[int]]]:
+def golden_clips(golden_dir: Path, name: str) -> list[tuple[np.ndarray, list[int]]]:
     """Waveforms and greedy ids of a fixture's clips."""
-    folder = shared_dir / "golden" / name
+    folder = golden_dir / name
     with np.load(folder / "golden.npz") as golden:
         return [
             (soundfile.read(path, dtype="float32")[0], golden[f"clip{i}_ids0"].ravel().tolist())
-            for i, path in enumerate(sorted(folder.glob("audio_*.flac")))
+            for i, path in enumerate(sorted(golden_dir.glob("audio_*.flac")))
         ]
 
 
 @pytest.mark.parametrize("name", PER_FEATURE)
-def test_onnx_asr_gives_the_golden_tokens(exported, shared_dir: Path, name: str) -> None:
-    bundle = Bundle.load(exported(name))
+def test_onnx_asr_gives_the_golden_tokens(golden_bundle, golden_dir: Path, name: str) -> None:
+    bundle = Bundle.load(golden_bundle(name))
     assert json.loads((bundle.path / "config.json").read_text())["features_size"] == 80
     model = onnx_asr.load_model("nemo-conformer-ctc", bundle.path).with_timestamps()
-    for waveform, expected in golden_clips(shared_dir, name):
+    for waveform, expected in golden_clips(golden_dir, name):
         result = model.recognize(waveform, sample_rate=16_000)
         assert ids_of(result.tokens, bundle.vocabulary) == expected
 
 
 @pytest.mark.parametrize("name", [*PER_FEATURE, "nemo-fastconformer-streaming"])
-def test_sherpa_onnx_runs_them(exported, shared_dir: Path, name: str) -> None:
-    bundle = Bundle.load(exported(name))
+def test_sherpa_onnx_runs_them(golden_bundle, golden_dir: Path, name: str) -> None:
+    bundle = Bundle.load(golden_bundle(name))
     recognizer = sherpa_onnx.OfflineRecognizer.from_nemo_ctc(
         model=str(bundle.artifact_path("fp32")), tokens=str(bundle.path / "tokens.txt"), num_threads=1
     )
     n_errors = n_tokens = 0
-    for waveform, expected in golden_clips(shared_dir, name):
+    for waveform, expected in golden_clips(golden_dir, name):
         stream = recognizer.create_stream()
         stream.accept_waveform(16_000, waveform)
         recognizer.decode_stream(stream)

@@ -41,14 +41,14 @@ FAMILIES = (
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rtx_builder_on_cpu_execution_not_tested_parses_every_precision(
-    exported: Callable[[str], Path], shared_dir: Path, name: str
+    golden_bundle: Callable[[str], Path], golden_dir: Path, name: str
 ) -> None:
     rtx: Any = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX's parser (tensorrt-rtx-cu13)")
-    bundle = Bundle.load(exported(name))
+    bundle = Bundle.load(golden_bundle(name))
     extractor = FeatureExtractor(bundle.info.features)
     clips = [
         MeasuredClip(name=path.stem, features=extractor(read_audio(path)), text=None)
-        for path in sorted((shared_dir / "golden" / name).glob("audio_*.flac"))
+        for path in sorted(golden_dir.glob("audio_*.flac"))
     ]
     feeds = [
         {"audio_signal": c.features.T[None], "length": np.array([len(c.features)], np.int64)} for c in clips

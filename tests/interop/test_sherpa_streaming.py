@@ -85,9 +85,9 @@ def sherpa_tokens(model: StreamingModel, waveform: F32Array, blank_id: int) -> l
     return ids
 
 
-def test_nemo_model_in_the_online_recognizer(exported: Callable[[str], Path], shared_dir: Path) -> None:
-    folder = exported("nemo-fastconformer-streaming")
-    clips = sorted((shared_dir / "golden" / "nemo-fastconformer-streaming").glob("audio_*.flac"))
+def test_nemo_model_in_the_online_recognizer(golden_bundle: Callable[[str], Path], golden_dir: Path) -> None:
+    folder = golden_bundle("nemo-fastconformer-streaming")
+    clips = sorted(golden_dir.glob("audio_*.flac"))
     bundle = Bundle.load(folder)
     model = StreamingModel.load(bundle, num_threads=1)
     extractor = FeatureExtractor(bundle.info.features)

@@ -32,6 +32,9 @@ EMBEDDED = (
 )
 MAX_MODEL_BYTES = 25_000_000
 MAX_CHECKPOINT_BYTES = 12_000_000
+#: Fixtures of other projects, in the repository only.
+GOLDEN = "tests/data/golden/"
+MAX_GOLDEN_BYTES = 8_000_000
 
 
 def check_output(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -111,11 +114,17 @@ def test_sdist_builds_the_same_wheel_as_the_tree(distributions) -> None:
     assert contents(distributions["wheel"]) == contents(distributions["direct"])
 
 
-def test_sdist_holds_every_module_model_test_and_document(distributions, source_files) -> None:
+def test_sdist_holds_every_module_model_test_and_document(
+    distributions, source_files, repository: Path
+) -> None:
     with tarfile.open(distributions["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     shipped = ("edge_asr/", "export/", "runtime/", "calibration/", "tests/", "scripts/", "docs/")
-    expected = {name for name in source_files if name.startswith(shipped)}
+    golden = {name for name in source_files if name.startswith(GOLDEN)}
+    assert sum((repository / name).stat().st_size for name in golden) <= MAX_GOLDEN_BYTES
+    assert golden
+    assert golden & names == set()
+    expected = {name for name in source_files if name.startswith(shipped)} - golden
     expected |= {
         "pyproject.toml",
         "LICENSE",
