@@ -20,6 +20,7 @@ from edge_asr.bundle.manifest import PRECISIONS, BundleInfo, Precision, Streamin
 from edge_asr.bundle.names import STREAM_NAME
 from edge_asr.bundle.writer import write_manifest, write_model, write_token_files
 from edge_asr.calibration.int8 import Int8Options
+from edge_asr.checkpoints import load_any
 from edge_asr.errors import ConfigError, GateError, require
 from edge_asr.export.graphs import (
     ExportedGraphs,
@@ -160,8 +161,6 @@ def _load(
     stages: Stages,
 ) -> _Source:
     """Read the checkpoint, plan the stream, and make the inputs of the proof."""
-    from edge_asr.checkpoints import load_any  # imports torch
-
     with stages.stage("load"):
         loaded = load_any(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
         planned = plan_streaming(loaded, streaming)

@@ -54,7 +54,6 @@ DEFERRED: Mapping[tuple[str, str], str] = {
     ("runtime", "edge_asr.runtime.engine.lookup"): COLD_START,
     ("runtime", "edge_asr.runtime.streaming_model"): COLD_START,
     ("bundle", "edge_asr.stream_geometry"): COLD_START,
-    ("export", "edge_asr.checkpoints"): TORCH,
     ("export", "edge_asr.export.inference_form"): TORCH,
     ("export", "edge_asr.model.streaming"): TORCH,
     ("benchmark", "edge_asr.benchmark.accuracy"): OPTIONAL,
