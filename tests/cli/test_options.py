@@ -1,0 +1,74 @@
+"""Groups of options: each value arrives once, under the name of the argument that it becomes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from edge_asr.cli import options
+from edge_asr.runtime.recognizer import Recognizer
+
+
+def values_of(group: Any, *arguments: str) -> dict[str, Any]:
+    """What a command with one group of options gets."""
+    seen: dict[str, Any] = {}
+
+    @click.command()
+    @click.option("--other")
+    @group
+    def command(**values: Any) -> None:
+        seen.update(values)
+
+    result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert seen.pop("other") is None
+    ((_, values),) = seen.items()
+    assert isinstance(values, dict)
+    return values
+
+
+@pytest.mark.parametrize("group", [options.recognizer_options, options.bundle_options])
+def test_what_loads_a_recognizer_are_its_arguments(group: Any) -> None:
+    parameters = inspect.signature(Recognizer.load).parameters
+    values = values_of(group, "-m", "mine", "--threads", "2")
+    assert set(values) <= set(parameters)
+    assert (values["path_or_name"], values["num_threads"]) == ("mine", 2)
+    for name, value in values_of(group).items():
+        assert value == parameters[name].default, name
+
+
+def test_int8_without_options_is_the_default_of_the_library() -> None:
+    from edge_asr.calibration import Budget, Int8Options
+
+    assert options.make_int8_options(values_of(options.int8_options)) == Int8Options()
+    values = values_of(options.int8_options, "--no-smoothing", "--max-wer-loss", "0.01", "--percentile", "99")
+    made = options.make_int8_options(values)
+    assert made == Int8Options(smoothing=None, percentile=99.0, budget=Budget(max_wer_loss=0.01))
+
+
+def test_streaming_without_options_is_the_default_of_the_library() -> None:
+    from edge_asr.export import StreamingOptions
+
+    assert StreamingOptions(**values_of(options.streaming_options)) == StreamingOptions()
+    values = values_of(options.streaming_options, "--streaming", "--chunk-ms", "320")
+    assert StreamingOptions(**values) == StreamingOptions(enabled=True, chunk_ms=320.0)
+
+
+def test_two_groups_keep_apart() -> None:
+    seen: dict[str, Any] = {}
+
+    @click.command()
+    @options.streaming_options
+    @options.recognizer_options
+    def command(streaming: dict[str, Any], recognizer: dict[str, Any]) -> None:
+        seen.update(streaming=streaming, recognizer=recognizer)
+
+    result = CliRunner().invoke(command, ["--chunk-ms", "80", "--backend", "cpu"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert seen["streaming"]["chunk_ms"] == 80
+    assert seen["recognizer"]["backend"] == "cpu"
+    assert set(seen["streaming"]).isdisjoint(seen["recognizer"])
