@@ -29,12 +29,12 @@ def read_whole_manifest(path: Path) -> Manifest:
         row = manifest.bad_rows[0]
         raise ManifestError(
             f"{path} has {len(manifest.bad_rows)} unusable rows, the first is row {row.row} "
-            f"({row.reason}: {row.detail}); mend the manifest, so that the rate is one of the whole set"
+            f"({row.reason}: {row.detail}); fix the manifest, so that the rate is one of the whole set"
         )
     for utterance in manifest.utterances:
         if not utterance.audio_path.is_file():
             raise ManifestError(
-                f"{path}, row {utterance.row}: no sound file at {utterance.audio_path}; mend the manifest, "
+                f"{path}, row {utterance.row}: no sound file at {utterance.audio_path}; fix the manifest, "
                 "so that the rate is one of the whole set"
             )
     return manifest

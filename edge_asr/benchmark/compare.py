@@ -6,9 +6,9 @@ single runs would make the interval too narrow. It is then widened to reach from
 the slowest of A to the reverse, for a machine drifts from one minute to the next by more than its runs
 differ. A ratio whose interval holds 1 is "within noise". With five sessions each, equal benchmarks are told
 apart by chance in less than one of a hundred cases: in 2 of the 252 orders of ten sessions all of one lie
-    before all of
-the other. What differs between two occasions as a whole (another job on the machine, another temperature) is
-not in the interval; what is known to differ is listed. Benchmarks on other audio are not compared at all.
+before all of the other. What differs between two occasions as a whole (another job on the machine, another
+temperature) is not in the interval; what is known to differ is listed. Benchmarks on other audio are not
+compared at all.
 """
 
 from __future__ import annotations

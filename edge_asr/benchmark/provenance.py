@@ -63,7 +63,7 @@ ENVIRONMENT = (
 
 
 BUSY_LOAD = 0.5
-"""Load average a processor above which times say more about the neighbours than about the model."""
+"""Load average a processor above which times say more about the neighbors than about the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

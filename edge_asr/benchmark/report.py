@@ -105,7 +105,7 @@ def provenance_lines(report: BenchReport) -> Iterator[str]:
     yield (
         f"runs: at least {settings.min_runs} and {settings.min_duration_s:g} s of each in "
         f"{settings.sessions} sessions, {settings.warmup} before each to warm up; the text of every run was "
-        "that of a plain recogniser in a process of its own"
+        "that of a plain recognizer in a process of its own"
     )
     yield from _machine_lines(report.machine)
     yield f"{report.created}, {report.seconds_taken:.0f} s, edge-asr {report.machine.edge_asr}"

@@ -97,7 +97,7 @@ class PowerReading:
         watts: mean over that time; null when the sensor has parts only.
         reason: why null.
         idle_watts: mean of two seconds in which nothing ran; the model was loaded.
-        joules_per_audio_s: energy in that time over seconds of audio recognised in it.
+        joules_per_audio_s: energy in that time over seconds of audio recognized in it.
         parts_watts: mean of each rail or zone.
     """
 
@@ -120,7 +120,7 @@ class Cell:
         mode: "transcribe" or "transcribe_batch".
         n_warmup, n_runs: runs before each session, and measured in all.
         passes: [rows, feature frames] of each pass of the model in one run.
-        text_sha256: of the text of every run, and of that of a plain recogniser in a process of its own.
+        text_sha256: of the text of every run, and of that of a plain recognizer in a process of its own.
         text_is_empty: then the proof says little.
         stages: times by stage, `STAGES`; copies are also inside "encode".
         processor: processor time of all threads in a run; it leaves out the turns of other programs.
@@ -166,7 +166,7 @@ class ColdStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
-    """N recognisers that hear speech at real-time pace.
+    """N recognizers that hear speech at real-time pace.
 
     Attributes:
         mode: "streaming": every update is a step or more of the streaming graph; "windowed": it encodes the
@@ -176,7 +176,7 @@ class Streams:
         update_interval_s: audio between two updates.
         sustained: p99 of `update_compute` is below the update interval, and nothing was lost.
         why_not: when it is not.
-        update_compute: one call of the recogniser, partials and finals alike.
+        update_compute: one call of the recognizer, partials and finals alike.
         first_partial: from the true onset of speech to the first partial text.
         partial_interval: between two partials of an utterance.
         partial_lag: from the newest audio that a partial covers to the partial.
@@ -228,12 +228,12 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """One artefact on one backend.
+    """One artifact on one backend.
 
     Attributes:
         precision, backend: as chosen; backend_reason: how.
         threads: of the model; null where the backend has none of its own.
-        file, sha256, size_bytes: the artefact, or the plan of the engine.
+        file, sha256, size_bytes: the artifact, or the plan of the engine.
         cold: fresh processes.
         cells: one for each length and batch size.
         streams: one for each number of streams that was tried; streams_reason says why none.

@@ -131,7 +131,7 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     type=click.Choice(["none", "basic"]),
     default="none",
     show_default=True,
-    help="Of both texts, for --manifest.",
+    help="Applied to both texts of --manifest before comparing.",
 )
 @click.option(
     "--random",

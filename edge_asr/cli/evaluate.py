@@ -65,7 +65,8 @@ class _Decoded:
     type=click.Choice(["none", "basic"]),
     default="none",
     show_default=True,
-    help="Of both texts before comparing; basic: NFKC, lower case, only letters, digits and apostrophes.",
+    help="Applied to both texts before comparing; basic: NFKC, lower case, only letters, digits and "
+    "apostrophes.",
 )
 @recognizer_options
 def command(

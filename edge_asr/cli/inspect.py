@@ -35,7 +35,7 @@ _SAFETENSORS_MAX_HEADER = 100_000_000  # huggingface/safetensors, MAX_HEADER_SIZ
 def command(path: str, as_json: bool, feature_preset: str | None) -> None:
     """Show what BUNDLE or CHECKPOINT holds: a folder, a .nemo file, or an embedded model such as tiny-en.
 
-    Checkpoints may be edge-asr's, NeMo's, Hugging Face's, ESPnet's, WeNet's or torchaudio's. Every artefact
+    Checkpoints may be edge-asr's, NeMo's, Hugging Face's, ESPnet's, WeNet's or torchaudio's. Every artifact
     of a bundle is compared with its hash; one that is missing or altered is an error.
     """
     description = describe(path, feature_preset=feature_preset)
@@ -236,7 +236,7 @@ def _print_tables(description: Mapping[str, Any]) -> None:
         if key in ("kind", "path", "artifacts", "tokens", "verification") or (key == "notes" and not value):
             continue
         if key == "streaming" and value and "geometry" in value:
-            value = value["geometry"]  # the artefact has its row below
+            value = value["geometry"]  # the artifact has its row below
         main.add_row(key, _cell(_text(key, value)))
     main.add_row("tokens", _cell(" ".join(description["tokens"])))
     console.print(main)
@@ -249,7 +249,7 @@ def _print_tables(description: Mapping[str, Any]) -> None:
             proof.add_row(*(_cell(_short(step.get(key, ""))) for key in _STEP_COLUMNS))
         console.print(proof)
     if "artifacts" in description:
-        artifacts = Table(title="artefacts (hashes compared)")
+        artifacts = Table(title="artifacts (hashes compared)")
         for column in _ARTIFACT_COLUMNS:
             artifacts.add_column(column)
         streaming = description.get("streaming")

@@ -2,7 +2,7 @@
 
 It finds the files, hands them to the recognizer (several at a time on a CPU) and writes each transcript as
 soon as it and those before it are there. A file that cannot be read is reported on stderr and the rest go on;
-the exit code is then 1. What this file does not do: recognise (edge_asr.runtime), lay out subtitles
+the exit code is then 1. What this file does not do: recognize (edge_asr.runtime), lay out subtitles
 (formats.py).
 """
 
@@ -71,7 +71,7 @@ class _Summary:
     type=click.Choice(FORMATS),
     default="txt",
     show_default=True,
-    help="Of each transcript; json is one object with token and word times.",
+    help="Format of each transcript; json is one object with token and word times.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document of all files on stdout.")
 @click.option(
@@ -176,9 +176,10 @@ class _Delivery:
 
 @contextmanager
 def _no_garbage() -> Iterator[None]:
-    """For imports and loading, whose objects stay until the command ends.
+    """Switch the garbage collector off for the block, then freeze what the block made until the command ends.
 
-    Looking for garbage among them took a twentieth of the time from the start to the first text.
+    The block imports and loads, so its objects stay anyway; looking for garbage among them took a twentieth
+    of the time from the start to the first text.
     """
     enabled = gc.isenabled()
     gc.disable()

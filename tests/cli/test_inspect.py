@@ -30,7 +30,7 @@ def test_bundle_tables(run, random_bundle) -> None:
         assert expected in text
 
 
-def test_an_altered_artefact_is_named(run, random_bundle, tmp_path) -> None:
+def test_an_altered_artifact_is_named(run, random_bundle, tmp_path) -> None:
     copy = shutil.copytree(random_bundle, tmp_path / "bundle")
     model = copy / "model.onnx"
     data = bytearray(model.read_bytes())
