@@ -56,6 +56,7 @@ def test_without_torch_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         save_random("tiny", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_random_bundle_is_proven_and_the_same_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,8 @@ from edge_asr.graph.check import check_graph
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 from small_models import N_MELS, build_model
 
+pytestmark = pytest.mark.slow  # exports or trains
+
 
 def export(n_heads: int) -> onnx.ModelProto:
     model = build_model(n_heads=n_heads)  # two layers, u and v far from 0

@@ -61,6 +61,7 @@ def rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any
     return document
 
 
+@pytest.mark.slow
 def test_a_row_passes_through_the_runtime_and_is_dumped(tmp_path: Path) -> None:
     arrays = write_fixture(tmp_path / "set" / "small")
     assert check_golden.main([str(tmp_path / "set"), "--dump", str(tmp_path / "out")]) == 0

@@ -37,9 +37,8 @@ def test_steps_and_caches_in_pytorch(golden_dir: Path, name: str) -> None:
     assert result.cache < BARS.stream_cache
 
 
-@pytest.mark.parametrize(
-    "name", ["nemo-fastconformer-streaming", pytest.param("wenet-u2pp", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nemo-fastconformer-streaming", "wenet-u2pp"])
 def test_steps_of_the_exported_graph_from_the_sound_file(golden_dir: Path, name: str) -> None:
     result = stream(golden_dir, name, with_runtime=True)
     assert result.runtime is not None

@@ -16,6 +16,8 @@ from edge_asr.cli.main import cli
 from edge_asr.export import pipeline
 from edge_asr.proof.compare import RoundingBar
 
+pytestmark = pytest.mark.slow  # exports or trains
+
 
 @pytest.fixture
 def invoke(

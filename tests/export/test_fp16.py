@@ -141,6 +141,7 @@ def test_shapes_that_were_not_stored_change_nothing(
     assert list(convert_to_fp16(bare).graph.node) == list(fp16.graph.node)
 
 
+@pytest.mark.slow
 def test_other_members_of_the_family_are_valid_and_keep_their_numbers_with_half_rounding(
     build_model: Callable[..., Any],
 ) -> None:
@@ -162,6 +163,7 @@ def test_other_members_of_the_family_are_valid_and_keep_their_numbers_with_half_
     assert np.mean(given[0].argmax(1) == expected[0].argmax(1)) > 0.97
 
 
+@pytest.mark.slow
 def test_linear_attention_sums_beyond_half_range_stay_float32(build_model: Callable[..., Any]) -> None:
     import torch
 

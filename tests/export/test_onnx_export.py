@@ -108,6 +108,7 @@ def test_opset_out_of_range_is_refused(opset: int, model: ConformerCTC) -> None:
         export_onnx(model, 80, opset=opset)
 
 
+@pytest.mark.slow
 def test_exporter_leaves_stdout_and_warnings_alone(
     build_model: Callable[..., ConformerCTC], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_exporter_leaves_stdout_and_warnings_alone(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_an_exported_model_can_be_freed(build_model: Callable[..., ConformerCTC]) -> None:
     model = build_model(n_layers=1)
     parameters = [weakref.ref(parameter) for parameter in model.parameters()]

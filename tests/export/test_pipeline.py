@@ -24,6 +24,8 @@ from edge_asr.model import ConformerCTC
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.runtime.recognizer import Recognizer
 
+pytestmark = pytest.mark.slow  # exports or trains
+
 Arguments = Callable[..., dict[str, Any]]
 FILES = {
     "bundle.json",

@@ -19,6 +19,8 @@ from edge_asr.export.fp16 import proof as fp16_proof
 from edge_asr.proof.int8_report import int8_summary_lines
 from edge_asr.runtime.recognizer import Recognizer
 
+pytestmark = pytest.mark.slow  # exports or trains
+
 Arguments = Callable[..., dict[str, Any]]
 # Random weights: what is lost means nothing, so anything may be.
 ANYTHING = Int8Options(minutes=1.0, range_method="minmax", budget=Budget(max_wer_loss=1.0, min_agreement=0.0))

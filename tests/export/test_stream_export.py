@@ -37,6 +37,8 @@ from edge_asr.proof.cases import CasePlan, build_cases
 from edge_asr.runtime.engine.api import create_logger
 from edge_asr.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.slow  # exports or trains
+
 F32Array = npt.NDArray[np.float32]
 FEATURES = FeatureConfig.from_preset("nemo")
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from click.testing import CliRunner
 
@@ -43,6 +44,7 @@ def test_usage_and_expected_errors(tmp_path: Path) -> None:
     assert "data.train is empty" in run(str(file)).stderr
 
 
+@pytest.mark.slow
 def test_train_and_average(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     config = make_config(run={"checkpoint_every_steps": 1})
     file = tmp_path / "train.yaml"

@@ -121,6 +121,7 @@ def test_divergence_is_that_of_torch_and_zero_at_the_teacher() -> None:
     assert collate_targets([None, None]) is None
 
 
+@pytest.mark.slow
 def test_a_student_follows_its_teacher(make_config: MakeConfig, tmp_path: Path) -> None:
     base = make_config(optim={"max_steps": 1})
     train(base, quiet=True)

@@ -30,6 +30,8 @@ from edge_asr.training.setup import initialize_subsampling
 from edge_asr.training.state import load_state
 from edge_asr.training.trainer import MAX_BAD_STEPS, MAX_BAD_STEPS_AT_END
 
+pytestmark = pytest.mark.slow  # exports or trains
+
 MakeConfig = Callable[..., TrainConfig]
 
 
