@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,7 @@ from hypothesis import HealthCheck, settings
 from edge_asr.manifest import Utterance, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests" / "helpers"))
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # for scripts/golden, which judges fixtures of other projects
 
 # A deadline would judge how busy the machine is, not the code.
@@ -128,6 +130,14 @@ def an4_dev(shared_dir: Path) -> tuple[Utterance, ...]:
 def librispeech_dev(shared_dir: Path) -> tuple[Utterance, ...]:
     """The 25 utterances of LibriSpeech dev: read sentences (5.0 minutes)."""
     return read_manifest(shared_dir / "data" / "librispeech_dev.jsonl").utterances
+
+
+@pytest.fixture(scope="session")
+def speechlike() -> Callable[..., Any]:
+    """`make_speechlike(duration_s, seed)`: [S] float32 at 16 kHz."""
+    from speechlike import make_speechlike
+
+    return make_speechlike
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import soundfile
 import torch
+from speechlike import make_speechlike
 
 from edge_asr.checkpoints import load_checkpoint, save_checkpoint
 from edge_asr.export import CasePlan, float32
@@ -28,21 +29,6 @@ from edge_asr.vocabulary import Vocabulary
 F32Array = npt.NDArray[np.float32]
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]  # the fixture of tests/conftest.py
 SMALL_PLAN = CasePlan(random_lengths=2, max_random_s=4.0, max_batch=3)
-
-
-def make_speechlike(duration_s: float, seed: int = 0) -> F32Array:
-    """Harmonics of a gliding pitch in syllables of 0.2 s, over faint noise; [S] float32 at 16 kHz."""
-    generator = np.random.default_rng(seed)
-    time = np.arange(int(duration_s * 16_000)) / 16_000
-    syllable = (time / 0.2).astype(int)
-    pitch = generator.uniform(90, 220, syllable[-1] + 1)[syllable]
-    tilt = generator.uniform(0.3, 2.0, syllable[-1] + 1)[syllable]
-    phase = 2 * np.pi * np.cumsum(pitch) / 16_000
-    voiced = sum(np.sin(k * phase) / k**tilt for k in range(1, 16))
-    waveform = 0.1 * voiced * np.abs(np.sin(np.pi * time / 0.2)) + 0.003 * generator.standard_normal(
-        len(time)
-    )
-    return waveform.astype(np.float32)
 
 
 def make_model(**overrides: Any) -> ConformerCTC:
@@ -76,12 +62,6 @@ def make_model(**overrides: Any) -> ConformerCTC:
 def build_model() -> Callable[..., ConformerCTC]:
     """`make_model`, for tests that need another shape."""
     return make_model
-
-
-@pytest.fixture(scope="session")
-def speechlike() -> Callable[..., F32Array]:
-    """`make_speechlike`."""
-    return make_speechlike
 
 
 @pytest.fixture(scope="session")
