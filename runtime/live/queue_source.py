@@ -105,7 +105,7 @@ class QueueSource:
         Args:
             samples: [n] or [n, channels], float with full scale 1.0, int16 or int32. They are checked when
                 they are read: what is no sound ends the stream with an `AudioError`.
-            overflowed: whoever delivers it says that something before it was lost.
+            overflowed: the driver that delivers it says that something before it was lost.
 
         Returns:
             Whether it was taken: not when the queue is full, nor after the end.
@@ -162,7 +162,7 @@ class QueueSource:
         return self._ready.popleft()
 
     def _take(self, pushed: _Pushed) -> None:
-        """Turn what was pushed into blocks of the 16 kHz stream, losses told before what follows them."""
+        """Turn what was pushed into blocks of the 16 kHz stream, losses before what follows them."""
         n_samples = len(pushed.samples)
         self._n_taken += n_samples
         losses = self._dropped(pushed.dropped_before)

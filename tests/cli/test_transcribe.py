@@ -10,11 +10,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import soundfile
+from rich.progress import Progress
 
+from edge_asr.cli import transcribe
 from edge_asr.runtime.recognizer import Recognizer
 
 #: All that one clip takes; what is imported besides counts in the time from the start to the text.
@@ -202,3 +205,27 @@ def test_a_closed_stdout_ends_quietly(random_bundle, sounds) -> None:
     os.close(write_end)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_bar_estimates_what_is_not_open_yet_and_comes_only_when_it_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Progress] = []
+
+    def silent_bar() -> Progress:
+        drawn.append(Progress(disable=True))
+        return drawn[-1]
+
+    monkeypatch.setattr(transcribe, "progress_bar", silent_bar)
+    with ExitStack() as stack:
+        short = transcribe._Bar(["a.wav", "b.wav"], stack)
+        short.show(0, 0.0, 4.0)
+        short.show(0, 4.0, 4.0)
+        assert drawn == []
+        bar = transcribe._Bar(["[a].wav", "b.wav", "c.wav", "d.wav"], stack)
+        bar.show(0, 0.0, 10.0)  # 40 s, if the others are like this one
+        (progress,) = drawn
+        bar.show(1, 0.0, 20.0)
+        bar.show(0, 5.0, 10.0)
+        (task,) = progress.tasks
+        assert (task.completed, task.total, task.description) == (5.0, 60.0, "\\[a].wav")

@@ -69,7 +69,7 @@ def test_a_signal_flushes_the_last_words(number: signal.Signals, code: int) -> N
     assert finals[0]["text"] == "alpha bravo charlie"
     # It was interrupted within the sentence: whatever had been said is in the final.
     assert finals[1]["text"].startswith("alpha")
-    assert messages.splitlines()[0] == "listening to tones"
+    assert messages.splitlines()[0] == "edge-asr: listening to tones"
     assert "2 finals; 0 gaps (0.00 s lost), 0 overflows" in messages.splitlines()[-1]
     assert "Traceback" not in messages
 
@@ -78,7 +78,7 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
     """The fake needs 20 s for the last words; nobody has to wait for them."""
     process = start(["--json", "--slowness", "20", "alpha", "bravo", "charlie"])
     assert process.stderr is not None
-    assert process.stderr.readline() == "listening to tones\n"
+    assert process.stderr.readline() == "edge-asr: listening to tones\n"
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
