@@ -135,7 +135,8 @@ class LiveRecognizer:
         on_event: Callable[[Event], None] | None = None,
         partial_decoder: PartialDecoder | None = None,
     ) -> None:
-        self.config = config or LiveConfig()
+        config = config or LiveConfig()
+        self.config = replace(config, partials=config.partials and partials != "off")
         self.stats = LiveStats()
         self.error: EdgeAsrError | None = None
         self.hearing = threading.Event()
@@ -143,9 +144,8 @@ class LiveRecognizer:
         self._recognizer = recognizer
         self._source = source
         self._recorder = recorder
-        self._shows_partials = self.config.partials and partials != "off"
         self._decoder = partial_decoder or _make_partial_decoder(
-            recognizer, partials if self._shows_partials else "off", self.config.partial_window_s
+            recognizer, partials if self.config.partials else "off", self.config.partial_window_s
         )
         self._on_event = on_event
         self._events: SimpleQueue[Event | None] = SimpleQueue()
@@ -383,7 +383,7 @@ class LiveRecognizer:
     def _partial_is_due(self, now: int, utterance: _Utterance) -> bool:
         new_s = (now - utterance.hypothesis.end) / STREAM_SAMPLE_RATE
         return (
-            self._shows_partials
+            self.config.partials
             and new_s >= self.config.partial_interval_s
             and time.monotonic() >= self._next_partial_at
         )
@@ -394,7 +394,7 @@ class LiveRecognizer:
         ended = time.monotonic()
         self.stats = replace(self.stats, compute_s=self.stats.compute_s + ended - began)
         self._next_partial_at = ended + (ended - began) * (1 / self.config.partial_load - 1)
-        if self._shows_partials and utterance.hypothesis.text:
+        if self.config.partials and utterance.hypothesis.text:
             self._show(utterance, utterance.hypothesis.text)
 
     def _show(self, utterance: _Utterance, text: str) -> None:
