@@ -23,6 +23,12 @@ from edge_asr.records import json_from_record, read_json, record_from_json
 
 STATE_VERSION = 1
 
+MAX_BAD_STEPS = 20
+"""Steps in a row without a finite gradient that end a run; a rare one alone does no harm."""
+
+MAX_BAD_STEPS_AT_END = 3
+"""The same for the last steps of a run, which would otherwise end as if it had succeeded."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPosition:
@@ -33,6 +39,7 @@ class RunPosition:
         epoch, index: the next batch.
         minutes: wall clock of training.
         n_skipped: steps whose gradient was not finite.
+        audio_s: sound that was trained on, seconds.
         best_wer: the lowest so far; None before the first evaluation.
     """
 
@@ -42,6 +49,7 @@ class RunPosition:
     index: int = 0
     minutes: float = 0.0
     n_skipped: int = 0
+    audio_s: float = 0.0
     best_wer: float | None = None
 
 
@@ -70,6 +78,26 @@ def save_state(
     for old in find_states(run_dir)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def check_divergence(n_bad: int, step: int, rate: float, *, at_end: bool) -> None:
+    """End a run whose gradient is no longer finite.
+
+    Args:
+        n_bad: steps in a row without a finite gradient, the latest included.
+        step: the latest.
+        rate: its learning rate.
+        at_end: it is the last of the run.
+
+    Raises:
+        TrainingError: there are `MAX_BAD_STEPS` of them, or `MAX_BAD_STEPS_AT_END` at the end.
+    """
+    if n_bad >= (MAX_BAD_STEPS_AT_END if at_end else MAX_BAD_STEPS):
+        raise TrainingError(
+            f"the training diverged: up to step {step} the gradient was not finite for {n_bad} steps in a "
+            f"row; lower optim.lr (now {rate:g}) or use precision 32-true, and go on from the last good "
+            "state with --resume"
+        )
 
 
 def find_states(run_dir: Path) -> list[Path]:

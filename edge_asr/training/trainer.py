@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from edge_asr.errors import TrainingError, require
+from edge_asr.errors import require
 from edge_asr.metrics import ErrorRates
 from edge_asr.model import ConformerCTC
 from edge_asr.training.alignment import load_spans
@@ -37,7 +37,12 @@ from edge_asr.training.pipeline import Batch, BatchBuilder, FlatStart, load_batc
 from edge_asr.training.plan import Position, iterate_batches
 from edge_asr.training.schedule import build_optimizer, draw_chunk, learning_rate
 from edge_asr.training.setup import Prepared
-from edge_asr.training.state import ExponentialAverage, load_optimizer, tensors_from_optimizer
+from edge_asr.training.state import (
+    ExponentialAverage,
+    check_divergence,
+    load_optimizer,
+    tensors_from_optimizer,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,13 +61,6 @@ def launch_fabric(config: TrainConfig) -> Any:
     )
     fabric.launch()
     return fabric
-
-
-MAX_BAD_STEPS = 20
-"""Steps in a row without a finite gradient that end a run; a rare one alone does no harm."""
-
-MAX_BAD_STEPS_AT_END = 3
-"""The same for the last steps of a run, which would otherwise end as if it had succeeded."""
 
 
 class Trainer:
@@ -123,8 +121,7 @@ class Trainer:
         """Train; returns the final dev error rates (empty without dev sets, or on ranks other than 0).
 
         Raises:
-            TrainingError: the training diverged: the gradient was not finite for `MAX_BAD_STEPS` steps in a
-                row, or for the last `MAX_BAD_STEPS_AT_END`; the last good state stays.
+            TrainingError: it diverged (`check_divergence`); the last good state stays.
         """
         previous = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
@@ -150,12 +147,7 @@ class Trainer:
             skipped_in_a_row = 0 if math.isfinite(result["grad_norm"]) else skipped_in_a_row + 1
             self.step += 1
             self.audio_s += result["audio_s"]
-            if skipped_in_a_row >= (MAX_BAD_STEPS_AT_END if self._limit_reached() else MAX_BAD_STEPS):
-                raise TrainingError(
-                    f"the training diverged: up to step {self.step} the gradient was not finite for "
-                    f"{skipped_in_a_row} steps in a row; lower optim.lr (now {result['lr']:g}) or use "
-                    "precision 32-true, and go on from the last good state with --resume"
-                )
+            check_divergence(skipped_in_a_row, self.step, result["lr"], at_end=self._limit_reached())
             last = micro[-1].position
             self.position = Position(last.epoch, last.index + 1)
             recent.append((time.monotonic() - begun, int(result["n_utterances"]), result["audio_s"]))

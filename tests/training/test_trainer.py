@@ -27,8 +27,7 @@ from edge_asr.training.pipeline import Batch
 from edge_asr.training.run import train
 from edge_asr.training.schedule import draw_chunk, learning_rate
 from edge_asr.training.setup import initialize_subsampling
-from edge_asr.training.state import load_state
-from edge_asr.training.trainer import MAX_BAD_STEPS, MAX_BAD_STEPS_AT_END
+from edge_asr.training.state import MAX_BAD_STEPS, MAX_BAD_STEPS_AT_END, load_state
 
 pytestmark = pytest.mark.slow  # exports or trains
 
