@@ -162,13 +162,12 @@ class Trainer:
                 self.outputs.metrics.write(row)
             if self.outputs.is_due("checkpoint", self.step, self.minutes):
                 self.outputs.save_numbered(self._saved_model(), self.step, self._provenance(rates))
-            # States of a run that may be diverging would push out the last good one.
             if not skipped_in_a_row and self.outputs.is_due("state", self.step, self.minutes):
                 self._save_state()
         if self.outputs is not None:
             if evaluated_at != self.step:
                 rates = self._evaluate(None)
-            if not skipped_in_a_row:
+            if not skipped_in_a_row:  # a state of a run that diverges would push out the last good one
                 self._save_state()
         return rates
 
