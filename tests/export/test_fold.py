@@ -49,7 +49,7 @@ def test_no_batch_norm_is_left_and_the_original_is_untouched(model: ConformerCTC
 
 
 def test_batch_norm_that_no_convolution_feeds_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="no depthwise convolution feeds: 1"):
+    with pytest.raises(CheckpointError, match="feeds these BatchNorm layers: 1"):
         fold_batch_norm(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)))
 
 
