@@ -1,1 +1,1 @@
-"""Live recognition: sources of sound, end-pointing, partials, events."""
+"""Live recognition: sources of sound, endpointing, partials, events."""

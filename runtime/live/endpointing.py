@@ -1,10 +1,10 @@
-"""When an utterance begins and ends: level against an adaptive noise floor, and the recognizer's blanks.
+"""Detects when an utterance begins and ends, by level over an adaptive noise floor and by blanks.
 
-Level alone opens an utterance, because it costs nothing to watch. Level and blanks together close
-it: a pause counts when it is quiet and the last token lies far enough back, or when only blanks
-came for longer although it is loud (noise, music). Silence therefore never reaches the recognizer.
-The noise floor follows minimum statistics (Martin 2001, without its bias compensation): the
-quietest 100 ms of the last seconds. What this file does not do: run a recognizer, or keep audio.
+Level alone opens an utterance, because it costs nothing to watch. Level and blanks together close it: a pause
+counts if it is quiet and the last token lies far enough back, or if only blanks came for longer although it
+is loud (noise, music). So silence never reaches the recognizer. The noise floor follows minimum statistics
+(Martin 2001, without its bias compensation): the quietest 100 ms of the last seconds.
+What this file does not do: run a recognizer, keep audio.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class EndpointConfig:
     """When an utterance begins and ends. Times in seconds, levels in dB re full scale (RMS of 10 ms).
 
     Attributes:
-        pause_s: quiet after the last sound and the last token that ends an utterance.
-        blank_pause_s: the same while it is not quiet: blanks only.
+        pause_s: how long it must be quiet after the last sound and the last token to end an utterance.
+        blank_pause_s: how long only blanks must come to end an utterance while it is not quiet.
         tail_s: how much of the pause belongs to the utterance; the rest can begin the next one.
         pre_roll_s: audio before the level rises that belongs to the utterance.
         onset_s: how long the level must be up to begin an utterance.
-        max_utterance_s: the longest utterance; it is cut at the quietest place between words.
-        cut_search_s: how far back from its end that place is searched for.
-        margin_db: how far above the noise floor sound is.
-        min_level_dbfs: below this nothing is sound.
-        initial_noise_dbfs: noise floor taken until it has been observed.
+        max_utterance_s: the longest utterance; a longer one is cut at the quietest place between words.
+        cut_search_s: how far back from its end the search for that place goes.
+        margin_db: how far above the noise floor a level counts as sound.
+        min_level_dbfs: below this level nothing counts as sound.
+        initial_noise_dbfs: noise floor that is assumed until it has been observed.
         noise_window_s: how far back the noise floor looks.
     """
 
@@ -64,8 +64,8 @@ class EndpointConfig:
                 raise ConfigError(f"{field.name} is {value}; it must be a positive number of seconds")
         if not self.tail_s <= self.pause_s <= self.blank_pause_s:
             raise ConfigError(
-                f"tail_s {self.tail_s}, pause_s {self.pause_s} and blank_pause_s {self.blank_pause_s} "
-                "must not fall in this order"
+                f"need tail_s <= pause_s <= blank_pause_s, got {self.tail_s}, {self.pause_s} and "
+                f"{self.blank_pause_s}"
             )
         if not self.cut_search_s + self.blank_pause_s <= self.max_utterance_s:
             raise ConfigError(
@@ -77,8 +77,8 @@ class EndpointConfig:
 class LevelMeter:
     """Level of the stream in frames of 10 ms, the noise floor, and which frames are sound.
 
-    Cutting the stream into other pushes changes nothing. Frames are counted from the first sample
-    pushed; a frame is `active` when it and most of its neighbors before it are above the threshold.
+    However the stream is cut into pushes, the result is the same. Frames are counted from the first sample
+    pushed. A frame is `active` if it and most of its neighbors before it are above the threshold.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -97,7 +97,7 @@ class LevelMeter:
 
     @property
     def threshold_dbfs(self) -> float:
-        """Level above which a frame is loud."""
+        """Return the level above which a frame is loud."""
         return max(self.noise_dbfs + self._config.margin_db, self._config.min_level_dbfs)
 
     def push(self, samples: npt.NDArray[np.float32]) -> None:
@@ -110,7 +110,7 @@ class LevelMeter:
             self._push_frame(float(power))
 
     def quietest_sample(self, start: int, end: int, width_s: float = 0.1) -> int:
-        """Middle of the quietest `width_s` within stream samples [start, end); they must be recent."""
+        """Find the middle of the quietest `width_s` within recent stream samples [start, end)."""
         oldest = self.n_frames - len(self._levels)
         first = max(oldest, -(-start // FRAME_SAMPLES))
         last = min(self.n_frames, end // FRAME_SAMPLES)
@@ -141,7 +141,7 @@ class LevelMeter:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where and why the utterance ends; `speech_end` is the sample where its sound ended."""
+    """Where and why an utterance ends; `speech_end` is the sample where its sound ended."""
 
     sample: int
     speech_end: int
@@ -149,9 +149,9 @@ class Endpoint:
 
 
 class Endpointer:
-    """Begins and ends utterances. Positions are samples of the 16 kHz stream; one thread.
+    """Begins and ends utterances, in one thread. Positions are samples of the 16 kHz stream.
 
-    Push audio, then ask `onset` while no utterance is open, or `endpoint` while one is.
+    Push audio, then ask `onset` while no utterance is open, or `endpoint` while one is open.
     """
 
     def __init__(self, config: EndpointConfig | None = None) -> None:
@@ -163,7 +163,7 @@ class Endpointer:
         self.meter.push(samples)
 
     def onset(self, earliest: int) -> int | None:
-        """Where an utterance begins that is being heard now, not before `earliest`; None in silence."""
+        """Find where the utterance being heard begins, not before `earliest`; None in silence."""
         run = self.meter.active_run_frames
         if run < round(self.config.onset_s / _FRAME_S):
             return None
@@ -171,14 +171,14 @@ class Endpointer:
         return max(earliest, rise - _samples(self.config.pre_roll_s))
 
     def endpoint(self, start: int, now: int, last_token_end: int | None) -> Endpoint | None:
-        """Where the utterance that began at `start` ends; None while it goes on.
+        """Find where the utterance that began at `start` ends; None while it goes on.
 
-        The answer is only as good as `last_token_end` is fresh: ask, decode again, ask again.
+        The answer is only as good as `last_token_end` is recent: ask, decode again, ask again.
 
         Args:
-            start: its first sample.
+            start: first sample of the utterance.
             now: one past the newest sample.
-            last_token_end: where the last token the recognizer found ends; None when it found none.
+            last_token_end: where the last recognized token ends; None if there is none.
         """
         config = self.config
         token_end = start if last_token_end is None else last_token_end
@@ -197,17 +197,17 @@ class Endpointer:
         return None
 
     def cut(self, gaps: list[tuple[int, int]], end: int) -> int:
-        """Where to cut an utterance that is too long: the quietest place between two words.
+        """Choose where to cut an utterance that is too long: the quietest place between two words.
 
         Args:
-            gaps: [start, end) in samples between words, as the recognizer heard them.
+            gaps: [start, end) in samples between recognized words.
             end: one past the last sample of the utterance.
         """
         first = end - _samples(self.config.cut_search_s)
         last = end - _samples(self.config.tail_s)
         near = [(max(a, first), min(b, last)) for a, b in gaps if b > first and a < last]
         if near:
-            # The widest gap is the surest word boundary; several of equal width: the latest.
+            # The widest gap is the most certain word boundary; among equals the latest one.
             start, stop = max(near, key=lambda gap: (gap[1] - gap[0], gap[1]))
             return self.meter.quietest_sample(start, stop)
         return self.meter.quietest_sample(first, last)

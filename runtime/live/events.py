@@ -1,10 +1,10 @@
-"""The small language in which live recognition speaks: partial, final, gap, error.
+"""The events of live recognition: partial, final, gap, error.
 
-One event is one frozen object in Python and one JSON line on the wire (`to_dict`). Times are
+An event is one frozen object in Python and one line of JSON (`to_dict`). Times are
 seconds of the 16 kHz stream since listening began, so they are also positions in the recording.
-What this file does not do: decide when an event happens (`live`), or print it (`cli/listen`).
+What this file does not do: decide when an event happens (recognizer.py), print it (edge_asr/cli/listen.py).
 
-    partial  what the utterance in progress sounds like so far; the next one replaces it
+    partial  the text of the utterance in progress so far; the next one replaces it
     final    the text of one utterance; immutable, never followed by another of the same id
     gap      audio was lost: how much and why
     error    listening ended, and why
@@ -30,13 +30,13 @@ _GAP_WORDS: dict[GapReason, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partial:
-    """The utterance in progress. An empty text takes back an earlier partial of the same id.
+    """The utterance in progress. An empty text withdraws an earlier partial of the same id.
 
     Attributes:
         id: number of the utterance; its final will carry the same.
         text: the whole text so far.
         start_s: where the utterance begins.
-        end_s: up to where audio has been looked at.
+        end_s: how far the audio has been decoded.
     """
 
     id: int
@@ -45,7 +45,7 @@ class Partial:
     end_s: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return {
             "type": "partial",
             "id": self.id,
@@ -69,7 +69,7 @@ class Final:
         segment_start_samples: first sample of the stream that was transcribed.
         segment_end_samples: one past the last; the next segment begins here or later.
         reason: what ended the utterance: a "pause", the "max_length", a "gap", the "end" of listening.
-        endpoint_wait_s: audio waited for after the end of speech before it counted as ended.
+        endpoint_wait_s: audio between the end of speech and the decision that the utterance had ended.
         compute_s: wall time from that decision to this event.
     """
 
@@ -87,16 +87,16 @@ class Final:
 
     @property
     def segment_start_s(self) -> float:
-        """Start of the transcribed segment; exact, samples / 16000 has at most seven decimals."""
+        """Start of the transcribed segment, exact, because samples / 16000 has at most seven decimals."""
         return self.segment_start_samples / STREAM_SAMPLE_RATE
 
     @property
     def segment_end_s(self) -> float:
-        """End of the transcribed segment; exact."""
+        """End of the transcribed segment, exact."""
         return self.segment_end_samples / STREAM_SAMPLE_RATE
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `segment_*_s` are not rounded, so `round(x * 16000)` gives the samples back."""
+        """Return the JSON form; `segment_*_s` are not rounded, so `round(x * 16000)` gives the samples."""
         return {
             "type": "final",
             "id": self.id,
@@ -118,7 +118,7 @@ class Gap:
     """Audio that was lost. The stream goes on right after it; its times do not count the loss.
 
     Attributes:
-        at_s: place in the stream where the audio is missing, or where its absence was noticed.
+        at_s: where in the stream the audio is missing, or where its absence was noticed.
         lost_s: how much was lost.
         reason: "queue_overflow", "device_overflow" or "missing".
         estimated: whether `lost_s` comes from the clock rather than from counted samples.
@@ -130,7 +130,7 @@ class Gap:
     estimated: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return {
             "type": "gap",
             "at_s": round(self.at_s, 3),
@@ -149,7 +149,7 @@ class Error:
     """Listening ended because of this; the last event of a stream.
 
     Attributes:
-        message: one sentence: what, the value seen, how to fix it.
+        message: one sentence: what is wrong, the value seen, how to fix it.
         kind: name of the exception class, such as "DeviceError".
         at_s: how much of the stream had been heard.
     """
@@ -159,7 +159,7 @@ class Error:
     at_s: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return {"type": "error", "message": self.message, "kind": self.kind, "at_s": round(self.at_s, 3)}
 
 

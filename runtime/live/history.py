@@ -1,6 +1,6 @@
-"""The recent sound of a live stream, addressed by sample number: finals and partials read the same samples.
+"""Keeps the recent sound of a live stream by sample number, so that finals and partials read the same.
 
-What this file does not do: read sources, or decide what is still needed.
+What this file does not do: read sources, decide what is still needed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class AudioHistory:
         self._n_buffered = needed
 
     def read(self, start: int, end: int) -> npt.NDArray[np.float32]:
-        """A copy of samples [start, end), f32."""
+        """Return a copy of samples [start, end), f32."""
         assert self.start <= start <= end <= self.end, f"[{start}, {end}) of [{self.start}, {self.end})"
         return np.array(self._buffer[start - self.start : end - self.start], dtype=np.float32)
 
     def discard_before(self, sample: int) -> None:
-        """Forget what is older; done in steps of a second, so that it costs little."""
+        """Discard older samples, in steps of a second, so that it costs little."""
         n_old = min(sample, self.end) - self.start
         if n_old < STREAM_SAMPLE_RATE:
             return

@@ -1,8 +1,8 @@
-"""Finds audio that vanished without a flag: what arrived, against the time that passed.
+"""Detects audio that vanished without a flag, by comparing what arrived with the time that passed.
 
-A sound server whose client was not read in time drops its oldest data and says nothing (pulseaudio
-16 behind ALSA loses 15 s of a 40 s standstill so). What this file does not do: say where in the
-stream the audio is missing; it notices about a second later.
+A sound server whose client did not read in time drops its oldest data and says nothing: pulseaudio 16 behind
+ALSA loses 15 s of a 40 s standstill. A loss is noticed about a second later.
+What this file does not do: say where in the stream the audio is missing.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections import deque
 
 
 class LossClock:
-    """Finds audio that vanished without a word, by comparing what arrived with the time that passed.
+    """Detects audio that vanished without a flag.
 
-    The lateness of a block is its arrival time minus the length of all audio before its end. It
-    jitters upward (blocks come in bursts, a busy machine delays them) but its minimum over a second
-    is steady to milliseconds, whatever the buffers: a late block is followed by others that catch
-    up. When the minimum stays up, audio is missing. The reference may rise by `drift` to follow
-    the sound card's crystal, far more than any has, far less than a loss.
+    The lateness of a block is its arrival time minus the length of all audio before its end. It jitters
+    upward (blocks come in bursts, a busy machine delays them), but its minimum over a second is steady to
+    milliseconds, whatever the buffers, because the blocks after a late one catch up. If the minimum stays
+    high, audio is missing. The reference may rise by `drift` to follow the crystal of the sound card: far
+    more than any crystal drifts, and far less than a loss.
 
     Args:
         threshold_s: smallest loss that is reported.
@@ -34,7 +34,7 @@ class LossClock:
         self._reference: tuple[float, float] | None = None
 
     def observe(self, arrival_s: float, duration_s: float) -> float:
-        """A block of `duration_s` arrived at monotonic time `arrival_s`; returns seconds found lost, or 0."""
+        """Note a block of `duration_s` that arrived at monotonic `arrival_s`; return seconds lost, or 0."""
         self._heard_s += duration_s
         self._recent.append((arrival_s, arrival_s - self._heard_s))
         while self._recent[0][0] < arrival_s - self._window_s:
@@ -54,12 +54,12 @@ class LossClock:
         return 0.0
 
     def account(self, lost_s: float) -> None:
-        """Count `lost_s` as heard: its loss is known already."""
+        """Count `lost_s` as heard, because its loss is already known."""
         self._heard_s += lost_s
         self._recent = deque((at, late - lost_s) for at, late in self._recent)
 
     def lateness_now(self) -> float:
-        """How much later than usual the newest block came: what an overflow has cost at most."""
+        """Return how much later than usual the newest block came, which is the most an overflow has cost."""
         if self._reference is None or not self._recent:
             return 0.0
         return max(0.0, self._recent[-1][1] - self._reference[1])

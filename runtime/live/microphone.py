@@ -1,10 +1,10 @@
 """A microphone through PortAudio: its callback fills a `QueueSource`.
 
-The device is opened at its own rate (many refuse 16 kHz or resample badly) and soxr brings it to
-16 kHz in the reading thread. Lost audio is found in three ways: the bounded queue counts what it
-refused, PortAudio flags what the driver dropped, and a clock finds what vanished without a flag
-(a sound server that drops its oldest data says nothing). What this file does not do: recognize,
-or choose what to do about a loss; it reports. sounddevice, and with it PortAudio, is imported on use.
+The device is opened at its own rate (many refuse 16 kHz or resample badly), and soxr resamples to 16 kHz in
+the reading thread. Lost audio is detected in three ways: the bounded queue counts what it refused, PortAudio
+flags what the driver dropped, and a clock detects what vanished without a flag (a sound server that drops its
+oldest data says nothing). sounddevice, and with it PortAudio, is imported on use.
+What this file does not do: recognize, decide what to do about a loss.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class InputDevice:
     is_default: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return {
             "index": self.index,
             "name": self.name,
@@ -61,13 +61,13 @@ class MicrophoneConfig:
 
     Attributes:
         device: index, or part of a name; None is the system's default input.
-        sample_rate: rate to open the device at in Hz; None is the device's own. Set it where the
-            device is a sound server that reports any rate (ALSA's `pulse` says 44100 always).
+        sample_rate: rate to open the device at, in Hz; None is the device's own. Set it if the device is a
+            sound server that reports an arbitrary rate (ALSA's `pulse` always says 44100).
         mix: what to do with a device that cannot open a single channel: its "first", or the "mean".
         block_s: length of a callback's block.
-        latency_s: what the driver buffers, so how late a callback may be before audio is lost.
-        queue_s: what waits for a busy recognizer at most; more is dropped, and reported.
-        stall_timeout_s: no audio for this long is a DeviceError.
+        latency_s: how much the driver buffers, which is how late a callback may be before audio is lost.
+        queue_s: the most audio that waits for a busy recognizer; more is dropped and reported.
+        stall_timeout_s: how long without audio becomes a DeviceError.
     """
 
     device: int | str | None = None
@@ -89,10 +89,10 @@ class MicrophoneConfig:
 
 
 def import_sounddevice() -> ModuleType:
-    """The sounddevice module.
+    """Import the sounddevice module.
 
     Raises:
-        DeviceError: it or the PortAudio library is missing.
+        DeviceError: sounddevice or the PortAudio library is missing.
     """
     try:
         return importlib.import_module("sounddevice")
@@ -109,7 +109,7 @@ def import_sounddevice() -> ModuleType:
 
 
 def list_devices() -> list[InputDevice]:
-    """All devices that can record, in PortAudio's order.
+    """List all devices that can record, in PortAudio's order.
 
     Raises:
         DeviceError: PortAudio is missing or fails.
@@ -119,7 +119,9 @@ def list_devices() -> list[InputDevice]:
         devices, apis = sd.query_devices(), sd.query_hostapis()
         default = sd.default.device[0]
     except sd.PortAudioError as error:
-        raise DeviceError(f"PortAudio cannot list the devices ({error}); is the sound system up?") from error
+        raise DeviceError(
+            f"PortAudio cannot list the devices ({error}); is the sound system running?"
+        ) from error
     return [
         InputDevice(
             index=index,
@@ -135,10 +137,10 @@ def list_devices() -> list[InputDevice]:
 
 
 def find_device(wanted: int | str | None) -> InputDevice:
-    """The device of an index or a name; a whole name wins over a part of one, case does not matter.
+    """Find a device by index or name; a whole name wins over a part of one, and case does not matter.
 
     Raises:
-        DeviceError: none fits, or several do; the message lists what there is.
+        DeviceError: none fits, or several do; the message lists the devices.
     """
     devices = list_devices()
     if not devices:
@@ -204,20 +206,20 @@ class MicrophoneSource:
 
     @property
     def n_dropped_frames(self) -> int:
-        """Frames that the full queue refused."""
+        """Count the frames that the full queue refused."""
         return 0 if self._queue is None else self._queue.n_dropped_samples
 
     @property
     def queued_s(self) -> float:
-        """Audio that waits for the reader."""
+        """Return the seconds of audio that wait for the reader."""
         return 0.0 if self._queue is None else self._queue.queued_s
 
     def stop(self) -> None:
-        """End soon; what the driver still holds is heard first."""
+        """End soon, after what the driver still holds has been heard."""
         self._stopping.set()
 
     def read(self) -> AudioBlock | None:
-        """Wait for the next block; None after `stop`, when all that was heard has been given.
+        """Wait for the next block; None after `stop`, once all that was heard has been returned.
 
         Raises:
             DeviceError: the device went away, or no audio came for `stall_timeout_s`.
@@ -259,7 +261,7 @@ class MicrophoneSource:
         )
 
     def _callback(self, data: npt.NDArray[np.float32], n_frames: int, when: Any, status: Any) -> None:
-        """PortAudio's thread: copy, enqueue, return. No locks, no arithmetic on the audio, no waiting."""
+        """Copy, enqueue and return, in PortAudio's thread: no locks, no arithmetic, no waiting."""
         assert self._queue is not None
         self._last_arrival_s = time.monotonic()
         self.n_overflows += bool(status.input_overflow)
@@ -278,7 +280,7 @@ class MicrophoneSource:
             self._queue.end()
 
     def _end_stream(self, how: Literal["stop", "close"]) -> None:
-        """Stop or close the stream; one that does not answer is left behind, with a warning.
+        """Stop or close the stream; if it does not answer, leave it open with a warning.
 
         PortAudio waits forever for a sound server that hangs, and for libpulse (16.1), two threads of which
         can wait for each other when the server dies.
@@ -290,14 +292,14 @@ class MicrophoneSource:
         def call() -> None:
             getattr(self._stream, how)()
             if how == "stop" and self._is_left_behind:
-                self._stream.close()  # slow, not dead: later than anybody waits for it
+                self._stream.close()  # slow but not dead: it ended after the timeout
 
         calling = Thread(target=call, name="edge-asr-microphone", daemon=True)
         calling.start()
         calling.join(_DRIVER_ANSWERS_S)
         if calling.is_alive():
             self._is_left_behind = True
-            # At exit sounddevice (0.5.6) would close all streams of the process, and wait as well.
+            # At exit sounddevice (0.5.6) would close all streams of the process, and wait too.
             if (at_exit := getattr(import_sounddevice(), "_exit_handler", None)) is not None:
                 atexit.unregister(at_exit)
             _log.warning(

@@ -1,9 +1,9 @@
-"""What the utterance in progress sounds like so far, at a bounded cost.
+"""Decodes the utterance in progress, at a bounded cost.
 
-`PartialDecoder` is the seam: `WindowedDecoder`, for any model, encodes the last seconds of the
-utterance again at each call and keeps what it decided about older audio; `StreamingDecoder`
-(streaming_decoder.py) needs a streaming graph and encodes what is new. Finals do not pass through
-here: they are transcribed whole. What this file does not do: decide when to decode, or when an
+`PartialDecoder` is the seam. `WindowedDecoder` works with any model: it encodes the last seconds of the
+utterance again at each call, and keeps what it decided about older audio. `StreamingDecoder`
+(streaming_decoder.py) needs a streaming graph and encodes only what is new.
+What this file does not do: decode finals (they are transcribed whole), decide when to decode or when an
 utterance ends.
 """
 
@@ -21,7 +21,7 @@ from edge_asr.runtime.live.history import AudioHistory
 from edge_asr.runtime.transcript import Token, Transcript, shift_tokens
 from edge_asr.vocabulary import join_pieces
 
-# Windows move in whole output frames for any subsampling up to x8 of a 10 ms hop.
+# Steps of whole output frames, for any subsampling up to x8 of a 10 ms hop.
 _ALIGN_SAMPLES = 1280
 
 
@@ -29,30 +29,30 @@ class Transcriber(Protocol):
     """The part of `Recognizer` that live recognition uses."""
 
     def transcribe(self, waveform: npt.NDArray[np.float32], sample_rate: int) -> Transcript:
-        """Text of a waveform f32 [S]."""
+        """Transcribe a waveform f32 [S]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PartialHypothesis:
-    """Tokens of the utterance so far, with stream times; `end` is one past the last sample looked at."""
+    """Tokens of the utterance so far, with stream times; `end` is one past the last sample decoded."""
 
     tokens: tuple[Token, ...]
     end: int
 
     @property
     def text(self) -> str:
-        """The text, spaces normalized as `Vocabulary.decode` does."""
+        """Return the text, with spaces normalized as by `Vocabulary.decode`."""
         return " ".join(join_pieces(token.text for token in self.tokens).split())
 
     @property
     def last_token_end(self) -> int | None:
-        """Sample where the last token ends; None without tokens."""
+        """Return the sample where the last token ends; None without tokens."""
         spoken = [token.end_s for token in self.tokens if token.text.strip()]
         return round(spoken[-1] * STREAM_SAMPLE_RATE) if spoken else None
 
     def word_gaps(self) -> list[tuple[int, int]]:
-        """Stretches [start, end) in samples between the end of a word and the start of the next."""
+        """Return the stretches [start, end) in samples between one word and the next."""
         gaps: list[tuple[int, int]] = []
         word_end: float | None = None
         at_boundary = False
@@ -71,27 +71,27 @@ class PartialDecoder(Protocol):
     """Follows one utterance after the other."""
 
     def begin(self, start: int) -> None:
-        """A new utterance begins at this sample."""
+        """Begin a new utterance at this sample."""
         ...
 
     def decode(self, history: AudioHistory) -> PartialHypothesis:
-        """The utterance from its beginning to the end of `history`."""
+        """Decode the utterance from its beginning to the end of `history`."""
         ...
 
 
 class WindowedDecoder:
     """Encodes at most the last `window_s` of the utterance at each call.
 
-    While the utterance is shorter, the hypothesis is that of the whole of it. Later, tokens older
-    than the window are kept as they were, and the two are joined in the widest gap between tokens
-    within the second quarter of the window, where both have context on both sides.
+    While the utterance is shorter, the hypothesis covers all of it. Later, tokens older than the window are
+    kept, and the two are joined in the widest gap between tokens within the second quarter of the window,
+    where both have context on both sides.
 
     Args:
         transcriber: a `Recognizer`.
         window_s: longest stretch to encode, at least 2 s.
 
     Raises:
-        ConfigError: a shorter window.
+        ConfigError: the window is shorter.
     """
 
     def __init__(self, transcriber: Transcriber, window_s: float = 8.0) -> None:
@@ -124,7 +124,7 @@ class WindowedDecoder:
         return PartialHypothesis(tokens, end)
 
     def _seam_s(self, start: int) -> float:
-        """Where the kept tokens end and those of the window that begins at `start` take over."""
+        """Choose where the kept tokens end and those of the window that begins at `start` take over."""
         first_s = (start + self._window // 4) / STREAM_SAMPLE_RATE
         last_s = (start + self._window // 2) / STREAM_SAMPLE_RATE
         inside = [t for t in self._tokens if first_s <= t.start_s <= last_s]

@@ -4,10 +4,10 @@
     robot.on_audio(source.push)              # float32 or int16, one or more channels, blocks of any length
     with LiveRecognizer(recognizer, source) as live: ...
 
-`push` copies and enqueues and never waits, so it may be called from a driver's thread. What does not fit is
-dropped and reported as lost before the next block; nothing is smeared across the hole. The reading thread
-mixes and resamples. `MicrophoneSource` is such a source with a device in front of it. What this file does not
-do: open devices, recognize.
+`push` copies and enqueues and never waits, so it may be called from a driver's thread. Samples that do not
+fit are dropped and reported as lost before the next block; nothing is smeared across the gap. The reading
+thread mixes and resamples. `MicrophoneSource` is such a source with a device in front of it.
+What this file does not do: open devices, recognize.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class QueueSource:
 
     Args:
         sample_rate: Hz of what is pushed.
-        queue_s: what waits for a busy recognizer at most; more is dropped, and reported.
-        mix: what is made of several channels: the "mean", or the "first".
-        is_live: what is pushed comes at the pace of a clock, as from a sound card. Then a lack of sound is
-            found, by the time that passed, and reported as missing.
+        queue_s: the most sound that waits for a busy recognizer; more is dropped and reported.
+        mix: how several channels become one: the "mean", or the "first".
+        is_live: whether sound is pushed at the pace of a clock, as from a sound card. Then missing sound is
+            detected by the time that passed, and reported.
 
     Attributes:
-        n_dropped_samples: what the full queue refused, so far.
+        n_dropped_samples: samples that the full queue has refused so far.
 
     Raises:
-        AudioError: an impossible rate.
-        ConfigError: no room at all, or another mix.
+        AudioError: the rate is impossible.
+        ConfigError: the queue has no room, or the mix is unknown.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class QueueSource:
         self._limit = round(queue_s * self.sample_rate)
         self._mix = mix
         self._queue: SimpleQueue[_Pushed | _End] = SimpleQueue()
-        # One writer each, who pushes and who reads: their difference is what waits in the queue.
+        # Each counter has one writer, the pusher and the reader; their difference is what waits in the queue.
         self._n_enqueued = 0
         self._n_taken = 0
         self._n_dropped_reported = 0
@@ -96,7 +96,7 @@ class QueueSource:
 
     @property
     def queued_s(self) -> float:
-        """Sound that waits for the reader, in seconds."""
+        """Return the seconds of sound that wait for the reader."""
         return (self._n_enqueued - self._n_taken) / self.sample_rate
 
     def push(self, samples: npt.NDArray[Any], *, overflowed: bool = False) -> bool:
@@ -104,11 +104,11 @@ class QueueSource:
 
         Args:
             samples: [n] or [n, channels], float with full scale 1.0, int16 or int32. They are checked when
-                they are read: what is no sound ends the stream with an `AudioError`.
-            overflowed: the driver that delivers it says that something before it was lost.
+                they are read; if they are not sound, the stream ends with an `AudioError`.
+            overflowed: whether the caller knows that something before this block was lost.
 
         Returns:
-            Whether it was taken: not when the queue is full, nor after the end.
+            Whether the block was taken; it is refused if the queue is full, or after the end.
         """
         if self._is_ended:
             return False
@@ -122,7 +122,7 @@ class QueueSource:
         return True
 
     def end(self, error: EdgeAsrError | None = None) -> None:
-        """Nothing more will come; `read` gives what waits, then None, or raises `error`. From any thread."""
+        """End the source from any thread; `read` returns what waits, then None, or raises `error`."""
         self._is_ended = True
         self._queue.put(_End(error))
 
@@ -134,13 +134,13 @@ class QueueSource:
         """Wait for the next block; None at the end.
 
         Raises:
-            AudioError: what was pushed is no sound.
-            EdgeAsrError: the one that `end` was given.
+            AudioError: a pushed block is not sound.
+            EdgeAsrError: the error that `end` was given.
         """
         return self._read(None)
 
     def read_within(self, timeout_s: float) -> AudioBlock | None:
-        """As `read`, but waits for so many seconds at most.
+        """Read, but wait at most `timeout_s` seconds.
 
         Raises:
             queue.Empty: nothing came.
@@ -162,7 +162,7 @@ class QueueSource:
         return self._ready.popleft()
 
     def _take(self, pushed: _Pushed) -> None:
-        """Turn what was pushed into blocks of the 16 kHz stream, losses before what follows them."""
+        """Turn a pushed block into blocks of the 16 kHz stream, reporting losses before what follows them."""
         n_samples = len(pushed.samples)
         self._n_taken += n_samples
         losses = self._dropped(pushed.dropped_before)
@@ -199,7 +199,7 @@ class QueueSource:
         return [Loss(lost_s=lost_s, reason="queue_overflow", estimated=False)]
 
     def _finish(self) -> None:
-        """Nothing will come: give what the resampler holds, and the last loss."""
+        """Give what the resampler holds, and the last loss, at the end."""
         losses = tuple(self._dropped(self.n_dropped_samples))
         self._give(self._resampler.flush())
         self._give(np.zeros(0, np.float32), losses)

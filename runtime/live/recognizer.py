@@ -1,11 +1,11 @@
 """Live recognition: an audio source in, events out, in a thread of its own.
 
-Three threads never wait for each other: the driver's (copies and enqueues, in `microphone`), the
-recognition thread (here: endpointing, partials, finals, recording) and the caller's, who iterates
-over events or is called with them. A final is `Recognizer.transcribe` of exactly the samples
-[segment_start, segment_end) of the stream, so a recording can always be checked against it.
-The state of a stream belongs to the recognition thread alone, which is why this file is long.
-What this file does not do: open devices (`microphone`), judge pauses (`endpointing`), print.
+Three threads never wait for each other: that of the driver (copies and enqueues, in microphone.py), the
+recognition thread (here: endpointing, partials, finals, recording), and that of the caller, who iterates over
+events or is called with them. A final is `Recognizer.transcribe` of exactly the samples [segment_start,
+segment_end) of the stream, so a recording can always be checked against it. The state of a stream belongs to
+the recognition thread alone, which is why this file is long.
+What this file does not do: open devices (microphone.py), detect pauses (endpointing.py), print.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _Result = TypeVar("_Result")
 
 _STEP_SAMPLES = 320
 _STOP_ANSWERS_S = 10.0
-"""A source that was stopped gives what it has; one that lets wait for longer in all is left behind."""
+"""How long a stopped source may take in all to give what it has; after that it is abandoned."""
 _STOP_AUDIO_S = 120.0
-"""And so is one that gives more sound than any queue holds."""
+"""How much sound a stopped source may still give, more than any queue holds; after that it is abandoned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +49,10 @@ class LiveConfig:
     Attributes:
         endpoint: when utterances begin and end.
         partials: whether to show the utterance in progress.
-        partial_interval_s: audio between two partials at least.
-        partial_window_s: audio that a partial encodes at most.
+        partial_interval_s: least audio between two partials.
+        partial_window_s: most audio that a partial encodes.
         partial_load: share of the time that partials may take; on a slow machine they become rarer.
-        max_audio_s: stop after exactly so much audio; None goes on until stopped.
+        max_audio_s: stop after exactly this much audio; None continues until stopped.
     """
 
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
@@ -81,7 +81,7 @@ class LiveStats:
         audio_s: audio heard.
         n_finals, n_partials: events given.
         n_gaps: losses of audio; lost_s: their sum.
-        n_overflows: those among them that the driver or our queue reported as an overflow.
+        n_overflows: how many of them the driver or our queue reported as an overflow.
         compute_s: wall time spent in the recognizer.
     """
 
@@ -101,25 +101,26 @@ class LiveRecognizer:
             for event in live:
                 ...
 
-    Leaving the block stops, flushes the last words and waits. Without `on_event` the events wait in
-    the iterator; with it they are given to that function in the recognition thread instead, and
-    `join` waits for the end. An expected error (device gone, backend failed) is the last event, an
-    `Error`, and stands in `error`; any other exception is a bug and is raised by the iterator and `join`.
-    A source that does not end when it is stopped is left behind after a while, with a `DeviceError`.
+    Leaving the block stops listening, flushes the last words and waits. Without `on_event` the events wait in
+    the iterator. With it, that function gets them in the recognition thread, and `join` waits for the end. An
+    expected error (device gone, backend failed) is the last event, an `Error`, and is kept in `error`. Any
+    other exception is a bug, which the iterator and `join` raise. A source that does not end after `stop` is
+    abandoned after a while, with a `DeviceError`.
 
     Args:
         recognizer: a loaded `Recognizer`.
-        source: where the audio comes from; opened and closed here.
+        source: where the audio comes from; it is opened and closed here.
         config: None for the defaults.
-        partials: how the utterance in progress is followed. "auto" takes the bundle's streaming graph where
-            that is the cheaper way, else "windowed", which encodes the last seconds again and again and works
-            with every model; "streaming" insists; "off" gives finals only, as `LiveConfig(partials=False)`.
-        recorder: keeps the stream; closed here.
+        partials: how the utterance in progress is followed. "auto" takes the bundle's streaming graph if that
+            is cheaper, else "windowed", which encodes the last seconds again and again and works with every
+            model. "streaming" requires the streaming graph. "off" gives finals only, like
+            `LiveConfig(partials=False)`.
+        recorder: keeps the stream; it is closed here.
         on_event: called with each event.
-        partial_decoder: follows the utterance in the place of what `partials` names.
+        partial_decoder: follows the utterance instead of what `partials` names.
 
     Raises:
-        ConfigError: no such way to follow an utterance.
+        ConfigError: `partials` is unknown.
         BundleError: `partials` is "streaming" and the recognizer has no streaming graph.
         BackendError: the streaming graph cannot be loaded.
     """
@@ -159,7 +160,7 @@ class LiveRecognizer:
         self._is_started = False
         self._ended = threading.Event()
         self._stopped_at: float | None = None
-        # Who holds it decides whether the state still belongs to the recognition thread.
+        # The holder decides whether the state still belongs to the recognition thread.
         self._handover = threading.Lock()
         self._waiting_since: float | None = None
         self._is_left_behind = False
@@ -178,7 +179,7 @@ class LiveRecognizer:
             self._ended.wait()
 
     def __iter__(self) -> Iterator[Event]:
-        """Events as they happen, until listening has ended.
+        """Yield events as they happen, until listening has ended.
 
         Raises:
             ConfigError: listening has not begun, or the events go to `on_event`.
@@ -188,16 +189,16 @@ class LiveRecognizer:
         self._check_started()
         while (event := self._events.get()) is not None:
             yield event
-        self._events.put(None)  # another iteration ends at once
+        self._events.put(None)  # so that another iteration ends at once
         self.join()
 
     def start(self) -> None:
-        """Begin to listen; at once, without waiting for the device."""
+        """Begin to listen; return at once, without waiting for the device."""
         self._is_started = True
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop listening, from any thread; what was heard is still recognized. Does not wait."""
+        """Stop listening, from any thread, without waiting; what was heard is still recognized."""
         is_first = self._stopped_at is None
         self._stopped_at = self._stopped_at or time.monotonic()
         self._source.stop()
@@ -205,7 +206,7 @@ class LiveRecognizer:
             threading.Thread(target=self._watch_source, name="edge-asr-live-stop", daemon=True).start()
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end; whether it has come.
+        """Wait for the end; return whether it has come.
 
         Raises:
             ConfigError: listening has not begun.
@@ -232,7 +233,7 @@ class LiveRecognizer:
                 exception = sys.exc_info()
                 self._ask_source(lambda: self._source.__exit__(*exception))
         except _LeftBehindError:
-            return  # whoever left the source behind has ended listening
+            return  # the thread that abandoned the source has ended listening
         except EdgeAsrError as error:
             failure = error
         except BaseException as bug:  # noqa: BLE001 - raised again in the caller's thread by join
@@ -240,7 +241,7 @@ class LiveRecognizer:
         self._conclude(failure)
 
     def _conclude(self, failure: EdgeAsrError | None) -> None:
-        """The last words, the error if there was one, and the end."""
+        """Emit the last words, the error if there was one, and the end."""
         self.error = failure
         try:
             try:
@@ -260,11 +261,11 @@ class LiveRecognizer:
             self._ended.set()
 
     def _ask_source(self, call: Callable[[], _Result]) -> _Result:
-        """Call a method of the source, which may take its time.
+        """Call a method of the source, which may block.
 
         Raises:
             DeviceError: the source raised an OSError.
-            _LeftBehindError: it took too long after `stop`, so that the state is no longer ours.
+            _LeftBehindError: the source took too long after `stop`, so the state is no longer ours.
         """
         with self._handover:
             self._waiting_since = time.monotonic()
@@ -281,7 +282,7 @@ class LiveRecognizer:
                     raise _LeftBehindError
 
     def _watch_source(self) -> None:
-        """End listening from here when the source, once stopped, keeps the recognition thread waiting."""
+        """End listening from this thread if the stopped source keeps the recognition thread waiting."""
         while not self._ended.wait(0.05):
             with self._handover:
                 assert self._stopped_at is not None
@@ -303,7 +304,7 @@ class LiveRecognizer:
     def _listen(self) -> None:
         limit_s = self.config.max_audio_s
         limit = None if limit_s is None else round(limit_s * STREAM_SAMPLE_RATE)
-        waited_s, heard_s = 0.0, 0.0  # since stop was called
+        waited_s, heard_s = 0.0, 0.0  # counted since stop was called
         began = time.monotonic()
         while (block := self._read()) is not None:
             self.hearing.set()
@@ -346,7 +347,7 @@ class LiveRecognizer:
         if self._utterance is None:
             start = self._endpointer.onset(max(self._earliest, self._history.start))
             if start is None:
-                # Twice the longest way back to an onset.
+                # twice the farthest that an onset can lie back
                 kept_s = 2 * (self.config.endpoint.pre_roll_s + self.config.endpoint.pause_s)
                 self._history.discard_before(now - round(kept_s * STREAM_SAMPLE_RATE))
                 return
@@ -412,7 +413,7 @@ class LiveRecognizer:
         )
 
     def _drop_utterance(self, now: int) -> None:
-        """Sound without words: nothing to tell, and what may be the next word's onset is kept."""
+        """Drop sound without words, and keep what may be the onset of the next word."""
         assert self._utterance is not None
         self._show(self._utterance, "")
         self._utterance = None
@@ -462,7 +463,7 @@ class LiveRecognizer:
 
 @dataclass(slots=True)
 class _Utterance:
-    """The utterance in progress: where it began, what it sounds like, what was shown of it."""
+    """The utterance in progress: where it began, its hypothesis, and what was shown of it."""
 
     start: int
     hypothesis: PartialHypothesis
@@ -481,7 +482,7 @@ def _does_not_end(how: str) -> str:
 
 
 def _make_partial_decoder(recognizer: Transcriber, partials: Partials, window_s: float) -> PartialDecoder:
-    """See `LiveRecognizer`; with "off" it is still asked whether words came before a pause."""
+    """Make the decoder of `partials`; with "off", endpointing still asks it for words before a pause."""
     if partials not in ("auto", "streaming", "windowed", "off"):
         raise ConfigError(f"partials is {partials!r}; it must be auto, streaming, windowed or off")
     if partials == "auto" or partials == "streaming":

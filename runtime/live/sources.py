@@ -1,8 +1,8 @@
-"""Where the 16 kHz stream comes from and where a copy of it goes: sources, recorder.
+"""Where the 16 kHz stream comes from, and where a copy of it goes: sources, recorder.
 
-`AudioSource` is the seam between hearing and recognizing: a microphone, a file played at real
-time, a robot's own audio bus. A source delivers mono float32 at 16 kHz and says what it lost.
-What this file does not do: talk to a sound card (`microphone`) or recognize anything (`live`).
+`AudioSource` is the seam between hearing and recognizing: a microphone, a file played in real time, a robot's
+own audio bus. A source delivers mono float32 at 16 kHz and reports what it lost.
+What this file does not do: talk to a sound card (microphone.py), recognize (recognizer.py).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class AudioBlock:
-    """The next piece of the stream: what was lost before it, then samples f32 [n] at 16 kHz, n >= 0."""
+    """The next piece of the stream: losses before it, and samples f32 [n] at 16 kHz, n >= 0."""
 
     samples: Waveform
     losses: tuple[Loss, ...] = field(default=())
@@ -56,7 +56,7 @@ class AudioSource(Protocol):
         """Open the source; audio begins to flow.
 
         Raises:
-            DeviceError, AudioError: it cannot be opened; the message says why and how to fix it.
+            DeviceError, AudioError: the source cannot be opened; the message says why and how to fix it.
         """
         ...
 
@@ -75,20 +75,20 @@ class AudioSource(Protocol):
         ...
 
     def stop(self) -> None:
-        """End the stream soon, from any thread: `read` gives what was already heard, then None."""
+        """End the stream soon, from any thread; `read` returns what was already heard, then None."""
         ...
 
 
 class FileSource:
-    """A sound file, or a waveform, as if it were spoken now.
+    """Plays a sound file, or a waveform, as if it were spoken now.
 
     Args:
         audio: path of a file that libsndfile reads, or a waveform [S] or [S, channels].
         sample_rate: rate of a waveform in Hz; None for a file, which knows its own.
-        pace: 1.0 is real time, 2.0 twice as fast, 0 as fast as it is read.
+        pace: 1.0 is real time, 2.0 is twice as fast, 0 is as fast as it is read.
         block_s: length of a block in seconds.
 
-    Several channels are averaged. Nothing is ever lost: a slow reader delays the file.
+    Several channels are averaged. Nothing is ever lost, because a slow reader delays the file.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class FileSource:
         return None if samples is None else AudioBlock(samples)
 
     def stop(self) -> None:
-        """End after the block being read."""
+        """End after the current block."""
         self._stopping.set()
 
     def _paced(self, blocks: Iterator[Waveform], rate: int) -> Iterator[Waveform]:
@@ -161,11 +161,11 @@ def check_recording_path(path: Path | str, *, overwrite: bool = False) -> None:
     """Refuse a recording that `Recorder` would refuse, before anything costly is done.
 
     Raises:
-        AudioError: a name that does not end in .wav, or an existing file without `overwrite`.
+        AudioError: the name does not end in .wav, or the file exists and `overwrite` is false.
     """
     if Path(path).suffix.lower() != ".wav":
         raise AudioError(
-            f"{path} does not end in .wav; the recording is a WAV file of 32-bit floats, name it so"
+            f"{path} does not end in .wav; the recording is a WAV file of 32-bit floats, so name it .wav"
         )
     if Path(path).exists() and not overwrite:
         raise AudioError(f"{path} exists already; name another file, or allow overwriting (--force)")
@@ -174,14 +174,14 @@ def check_recording_path(path: Path | str, *, overwrite: bool = False) -> None:
 class Recorder:
     """Keeps the 16 kHz stream in a WAV file of 32-bit floats: bit for bit what the recognizer heard.
 
-    One hour is 230 MB; WAV ends at 4 GB, 18 hours.
+    One hour takes 230 MB; a WAV file ends at 4 GB, which is 18 hours.
 
     Args:
         path: a name that ends in .wav.
         overwrite: replace an existing file.
 
     Raises:
-        AudioError: another suffix, an existing file without `overwrite`, or a folder that cannot be
+        AudioError: the suffix is not .wav, the file exists and `overwrite` is false, or the folder cannot be
             written.
     """
 
@@ -193,7 +193,9 @@ class Recorder:
                 str(self.path), "w", STREAM_SAMPLE_RATE, 1, subtype="FLOAT", format="WAV"
             )
         except (soundfile.SoundFileError, OSError) as error:
-            raise AudioError(f"{self.path} cannot be written ({error}); check folder and rights") from error
+            raise AudioError(
+                f"{self.path} cannot be written ({error}); check the folder and its permissions"
+            ) from error
 
     def write(self, samples: Waveform) -> None:
         """Append samples f32 [n].

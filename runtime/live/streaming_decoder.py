@@ -1,10 +1,10 @@
-"""The utterance in progress through a streaming graph: each partial costs what is new, and a step more.
+"""Decodes the utterance in progress with a streaming graph; a partial costs the new sound and one more step.
 
-The graph's steps are run as their windows fill, and their log-probs decoded for good. What does not fill one
-yet, less than a chunk with its look-ahead, is run on a fork of the state as if the utterance ended there: so
-the hypothesis reaches to the newest sound (but for half a window, and what a resampler to 8 kHz holds, up to
-0.12 s), endpointing never waits for a chunk, and short words are not missed. That tail is computed again
-at the next call. What this file does not do: finals; they are transcribed whole (`live`).
+A step runs as soon as its window is full, and its log-probs are decoded once. The rest, which is less than a
+chunk with its look-ahead, runs on a fork of the state as if the utterance ended there, and is computed again
+at the next call. So the hypothesis reaches the newest sound (except half a window, and up to 0.12 s in a
+resampler to 8 kHz), endpointing never waits for a chunk, and short words are not missed.
+What this file does not do: decode finals (they are transcribed whole).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ Partials = Literal["auto", "streaming", "windowed", "off"]
 
 
 class StreamingDecoder:
-    """A `PartialDecoder` that encodes no sound twice but the tail. One stream, one thread at a time.
+    """A `PartialDecoder` that encodes only the tail twice. It serves one stream, one thread at a time.
 
     Args:
-        model: of the bundle; many decoders may share it.
-        features: the bundle's, without normalization over the clip.
-        vocabulary: the bundle's.
-        decoder: one that has heard nothing, such as `Recognizer.new_decoder` gives; None is greedy search.
+        model: the bundle's streaming model; many decoders may share it.
+        features: the bundle's front end, without normalization over the clip.
+        vocabulary: the bundle's vocabulary.
+        decoder: a fresh decoder, such as from `Recognizer.new_decoder`; None is greedy search.
 
     Raises:
-        ConfigError: features that cannot stream.
+        ConfigError: the features cannot stream.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class StreamingDecoder:
         self._decoder = self._unused_decoder.fork()
 
     def decode(self, history: AudioHistory) -> PartialHypothesis:
-        """Take what came since the last call; the hypothesis reaches to the end of `history`.
+        """Decode what came since the last call; the hypothesis reaches the end of `history`.
 
         Raises:
             BackendError: the run failed.
@@ -97,21 +97,24 @@ def streaming_decoders(
     *,
     num_threads: int | None = None,
 ) -> Callable[[], StreamingDecoder] | None:
-    """A function that makes partial decoders on a bundle's streaming graph; None where windows are better.
+    """Return a function that makes decoders on a bundle's streaming graph; None if windows are better.
 
-    The graph is loaded once for a recognizer, however often this is called, and closed with it; it is float32
-    whatever the recognizer runs. `LiveRecognizer(partials=...)` calls this by itself.
+    The graph is loaded once for a recognizer, however often this is called, and closed with it. It is
+    float32, whatever the recognizer runs. `LiveRecognizer(partials=...)` calls this function.
 
     Args:
-        recognizer: a loaded one. Where it runs on CUDA the graph does, else on the CPU; its decoder decodes.
-        partials: "auto" takes the streaming graph where there is one that computes no frame twice (a context
-            that reaches to the right of every frame, "regular", costs more than windows do) and onnxruntime
-            runs the recognizer: there are no TensorRT engines of it, and windows run on the recognizer's.
-        num_threads: of a graph on the CPU; None takes the recognizer's. A graph that is loaded keeps its own.
+        recognizer: a loaded recognizer. The graph runs on CUDA if the recognizer does, else on the CPU, and
+            the recognizer's decoder decodes.
+        partials: "auto" takes the streaming graph if there is one, if it computes no frame twice (a "regular"
+            context, which looks ahead from every frame, costs more than windows do), and if onnxruntime runs
+            the recognizer. No TensorRT engine is built of the graph, while windows run on the recognizer's
+            engine.
+        num_threads: threads of the graph on the CPU; None takes the recognizer's. A loaded graph keeps its
+            own.
 
     Raises:
-        ConfigError: no such way.
-        BundleError: "streaming", and there is no bundle or it has no streaming graph.
+        ConfigError: `partials` is unknown.
+        BundleError: `partials` is "streaming", but there is no bundle or it lacks a streaming graph.
         BackendError: the graph cannot be loaded.
     """
     bundle, backend = recognizer.bundle, recognizer.backend
@@ -123,7 +126,7 @@ def streaming_decoders(
         if bundle is None or bundle.info.streaming is None or not isinstance(backend, OnnxRuntimeBackend):
             return None
         if bundle.info.streaming.geometry.ahead_frames:
-            logger.info("partials: windowed, for the streaming graph computes what lies ahead each time")
+            logger.info("partials: windowed, as the streaming graph repeats its look-ahead in every step")
             return None
     model = recognizer.streaming_model(num_threads=num_threads)
     logger.info("partials: streaming, %s", model.geometry.describe())
