@@ -1,7 +1,7 @@
 """`edge-asr bench`: latency, throughput, memory and power of a bundle on this machine, proven.
 
-It parses, shows progress on stderr, prints tables and writes files. What this file does not do: measure
-(edge_asr.benchmark).
+It parses, shows progress on stderr, prints tables and writes files.
+What this file does not do: measure (edge_asr.benchmark).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _List(click.ParamType):  # type: ignore[type-arg]
-    """Values between commas, each of a kind."""
+    """Comma-separated values of one kind."""
 
     def __init__(self, name: str, convert: Callable[[str], Any], choices: tuple[str, ...] = ()) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class _List(click.ParamType):  # type: ignore[type-arg]
         try:
             values = tuple(self._convert(item) for item in items)
         except ValueError:
-            self.fail(f"{value!r} is not a list of {self.name} between commas", param, ctx)
+            self.fail(f"{value!r} is not a comma-separated list of {self.name}", param, ctx)
         unknown = [item for item in items if self._choices and item not in self._choices]
         if unknown:
             self.fail(f"{unknown[0]!r} is not one of {', '.join(self._choices)}", param, ctx)
@@ -63,7 +63,7 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     default="auto",
     show_default=True,
     metavar="P[,P...]",
-    help="Models of the bundle to measure, taking turns: auto, fp32, fp16, int8.",
+    help="Models of the bundle to measure, in turns: auto, fp32, fp16, int8.",
 )
 @click.option(
     "--seconds",
@@ -71,7 +71,7 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     default="1,5,10,30",
     show_default=True,
     metavar="S[,S...]",
-    help="Lengths of clips.",
+    help="Lengths of the clips.",
 )
 @click.option(
     "--batch",
@@ -80,13 +80,13 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     default="1,8",
     show_default=True,
     metavar="N[,N...]",
-    help="Clips at once; 1 is transcribe, more is transcribe_batch.",
+    help="Clips at once: 1 measures transcribe, more measure transcribe_batch.",
 )
 @click.option(
     "--streams",
     type=_Streams(),
     metavar="N|max",
-    help="Also 1 and N live streams at real-time pace; max looks for the most that can be sustained.",
+    help="Also measure 1 and N live streams at real-time pace; max finds how many can be sustained.",
 )
 @click.option(
     "--utterances",
@@ -94,7 +94,7 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     default=6,
     show_default=True,
     metavar="N",
-    help="What each stream hears: N phrases with pauses, about 3 s each.",
+    help="Each stream hears N phrases with pauses, about 3 s each.",
 )
 @click.option(
     "--warmup",
@@ -111,7 +111,7 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     default=2.0,
     show_default=True,
     metavar="S",
-    help="Measure each clip and batch at least so long, sessions together, and at least 10 runs.",
+    help="Measure each clip and batch for at least S seconds, sessions together, and at least 10 runs.",
 )
 @click.option(
     "--audio",
@@ -123,7 +123,7 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     "--manifest",
     type=click.Path(path_type=Path),
     metavar="MANIFEST",
-    help="Also error rates on this manifest, beside the speed.",
+    help="Also measure error rates on this manifest.",
 )
 @click.option(
     "--normalize",
@@ -131,20 +131,20 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     type=click.Choice(["none", "basic"]),
     default="none",
     show_default=True,
-    help="Applied to both texts of --manifest before comparing.",
+    help="How to normalize both texts, for --manifest.",
 )
 @click.option(
     "--random",
     metavar="SIZE",
-    help="A model of random weights instead of a bundle: a preset of `train`, conformer-ctc-s, -m, -l, "
-    "fastconformer-l or parakeet-ctc-0.6b.",
+    help="Measure a model with random weights instead of a bundle: a preset of `train`, conformer-ctc-s, "
+    "-m, -l, fastconformer-l or parakeet-ctc-0.6b.",
 )
 @click.option(
     "--compare",
     nargs=2,
     type=click.Path(exists=True, path_type=Path),
     metavar="A.json B.json",
-    help="Measure nothing; compare two results: B over A.",
+    help="Compare two results, B over A, and measure nothing.",
 )
 @click.option(
     "-o",
@@ -154,9 +154,7 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
     help="Write bench.json, bench.md and plots there.",
 )
 @click.option("--force", is_flag=True, help="Overwrite results that exist.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="The content of bench.json on stdout instead of tables."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print the content of bench.json instead of tables.")
 @bundle_options
 def command(
     compare: tuple[Path, Path] | None,
@@ -168,8 +166,8 @@ def command(
 ) -> None:
     """Measure a bundle here: time by stage, cold start, memory, power, streams, error rates.
 
-    Every measured run's text is compared with that of a plain recognizer in a process of its own; when one
-    differs the exit code is 3 and there is no number. docs/bench.md explains every field.
+    The text of every measured run is compared with that of a plain recognizer in a process of its own. If one
+    differs, the exit code is 3 and no number is printed. docs/bench.md explains every field.
 
     \b
     edge-asr bench -m bundle/ --precision fp32,int8 -o result/
@@ -182,7 +180,7 @@ def command(
         return
     source = click.get_current_context().get_parameter_source("path_or_name")
     if options["random"] is not None and source is not click.core.ParameterSource.DEFAULT:
-        raise click.UsageError("--random is a model of its own; leave -m out")
+        raise click.UsageError("--random measures a model of its own; leave -m out")
     from edge_asr.benchmark.options import BenchOptions
     from edge_asr.benchmark.report import check_folder, print_report, write_folder
     from edge_asr.benchmark.run import run_benchmark
@@ -219,7 +217,7 @@ def _compare(a: Path, b: Path, *, as_json: bool) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar on a terminal; else a line on stderr as each stage begins."""
+    """Show a bar on a terminal, else a line on stderr as each stage begins."""
     import sys
 
     with progress_bar() as bar:

@@ -1,7 +1,7 @@
 """`edge-asr build`: TensorRT engines of a bundle, for this device, proven on it.
 
-It parses, shows the stages on stderr and prints one line an engine or, with --json, the reports. What this
-file does not do: build or prove anything (edge_asr.export.engine.builder).
+It parses, shows the stages on stderr, and prints one line per engine or, with --json, the reports.
+What this file does not do: build or prove anything (edge_asr.export.engine.builder).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _NumberList(click.ParamType):  # type: ignore[type-arg]
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int | float, ...]:
-        """The numbers, or a usage error."""
+        """Return the numbers, or fail with a usage error."""
         if not isinstance(value, str):
             return tuple(value)
         try:
@@ -49,8 +49,8 @@ class _NumberList(click.ParamType):  # type: ignore[type-arg]
     "precisions",
     multiple=True,
     metavar="LIST",
-    help="fp32, fp16, int8: a comma-separated list, may be repeated. By default the smaller precisions that "
-    "the bundle has, else fp32.",
+    help="fp32, fp16, int8: a comma-separated list, may be repeated. The default is the smaller precisions "
+    "that the bundle has, else fp32.",
 )
 @click.option(
     "--profile-seconds",
@@ -58,7 +58,8 @@ class _NumberList(click.ParamType):  # type: ignore[type-arg]
     default="0.1,2,8,30",
     show_default=True,
     metavar="EDGES",
-    help="Lengths of sound; each neighboring pair is one optimization profile, tuned for its upper edge.",
+    help="Lengths of sound in seconds. Each neighboring pair is one optimization profile, tuned for its "
+    "upper edge.",
 )
 @click.option(
     "--batch",
@@ -66,41 +67,41 @@ class _NumberList(click.ParamType):  # type: ignore[type-arg]
     default="1,1,8",
     show_default=True,
     metavar="MIN,OPT,MAX",
-    help="Rows of a batch.",
+    help="Smallest, best and largest number of rows in a batch.",
 )
 @click.option(
     "--workspace-mb",
     type=click.IntRange(min=1),
     metavar="MB",
-    help="Limit of the builder's scratch memory; by default TensorRT's own, all of the GPU.",
+    help="Limit of the builder's scratch memory. The default is TensorRT's own, all of the GPU.",
 )
 @click.option(
     "--timing-cache",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Timings to start from and to add to; by default those beside the engine.",
+    help="Timing cache to read and to update. The default is the one beside the engine.",
 )
 @click.option(
     "--flavor",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
     default="tensorrt",
     show_default=True,
-    help="Which TensorRT; TensorRT-RTX builds without a GPU, and does not serve Jetson.",
+    help="Which TensorRT. TensorRT-RTX builds without a GPU, but does not support Jetson.",
 )
 @click.option(
     "--clips",
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
     metavar="MANIFEST|FILE|DIR",
-    help="Real speech for the proof, may be repeated; by default the embedded samples.",
+    help="Real speech for the proof; may be repeated. The default is the embedded samples.",
 )
 @click.option(
     "--manifest",
     type=click.Path(exists=True, path_type=Path),
-    help="Speech with its text: the proof compares word errors too.",
+    help="Speech with its text, on which the proof also compares word errors.",
 )
 @click.option("--force", is_flag=True, help="Replace existing engines, once the new ones are proven.")
-@click.option("--json", "as_json", is_flag=True, help="The reports as one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as one JSON document.")
 def command(
     bundle: str,
     precisions: tuple[str, ...],
@@ -117,8 +118,8 @@ def command(
     """Build TensorRT engines of BUNDLE for this device and prove them on it.
 
     BUNDLE is a folder that `edge-asr export` wrote. Engines go into its folder engines/, each with a
-    JSON file that says for which device, library and model it is. The proof compares each engine with the
-    fp32 model on onnxruntime; when it fails the exit code is 3 and the engine is deleted. The first build
+    JSON file that says for which device, library and model it was built. The proof compares each engine with
+    the fp32 model on onnxruntime. If it fails, the exit code is 3 and the engine is deleted. The first build
     of a model can take many minutes on a Jetson.
 
     \b
@@ -147,13 +148,13 @@ def build_engines(
     document: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> None:
-    """Build the engines of several precisions, by default those that suit, and print what came of it.
+    """Build the engines of several precisions, and print the results.
 
     Args:
-        bundle: folder or name.
-        precisions: none for the smaller ones that the bundle has.
-        document: print one JSON document, of this and "engines"; None prints lines.
-        options: of `edge_asr.export.engine.builder.build_engine`.
+        bundle: folder or name of a bundle.
+        precisions: what to build; empty for the smaller precisions that the bundle has.
+        document: print one JSON document, this one plus "engines"; None prints lines.
+        options: options of `edge_asr.export.engine.builder.build_engine`.
     """
     from edge_asr.bundle.folder import Bundle
     from edge_asr.export.engine.builder import build_engine, default_precisions
@@ -164,7 +165,7 @@ def build_engines(
         with stage_display() as progress:
             for precision in precisions or default_precisions(loaded):
                 reports.append(build_engine(loaded, precision, progress=progress, **options))
-    finally:  # what is built stays built, whatever happens to the next
+    finally:  # report what was built, whatever happens to the next one
         _print_reports(reports, document)
 
 

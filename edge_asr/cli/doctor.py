@@ -1,7 +1,7 @@
 """`edge-asr doctor`: what this machine can run, what is missing or broken, and how to fix it.
 
-It prints what `edge_asr.diagnostics` finds. The exit code is 0 when sound files can be transcribed here with
-the embedded model and nothing is broken, else 1; a missing extra, GPU or microphone is no failure.
+It prints what `edge_asr.diagnostics` finds. The exit code is 0 if sound files can be transcribed here with
+the embedded model and nothing is broken, else 1. A missing extra, GPU or microphone is no failure.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @click.command(name="doctor")
 @click.option(
-    "-m", "--model", metavar="BUNDLE", help="Look at this bundle and its engines; else the embedded model."
+    "-m", "--model", metavar="BUNDLE", help="Check this bundle and its engines instead of the embedded model."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def command(model: str | None, as_json: bool) -> None:
     """Check what this machine can run; each line that is not ok says how to fix it.
 
-    The exit code is 0 when sound files can be transcribed here and nothing is broken, else 1.
-    Missing extras, TensorRT and microphones are no failure; what does not belong on this machine,
-    such as JetPack on a PC, is not shown.
+    The exit code is 0 if sound files can be transcribed here and nothing is broken, else 1. A missing extra,
+    TensorRT or microphone is no failure. Things that do not belong on this machine, such as JetPack on a PC,
+    are not shown.
     """
     from edge_asr.diagnostics.check import is_healthy
     from edge_asr.diagnostics.report import run_checks

@@ -1,8 +1,8 @@
 """`edge-asr evaluate`: word and character error rates of a bundle on a manifest.
 
-Rates are fractions and are computed by edge_asr.metrics over the whole set. An utterance that
-cannot be read is reported on stderr, left out of the rates and makes the exit code 1: a rate over
-fewer utterances than asked for must not pass for the real one.
+edge_asr.metrics computes the rates, as fractions, over the whole set. An utterance that cannot be read is
+reported on stderr and left out of the rates, and makes the exit code 1: a rate over fewer utterances than
+requested must not pass for the real one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ JSON_KEYS = (
 
 @dataclass(slots=True)
 class _Decoded:
-    """Hypotheses of the utterances that could be read, and what it took."""
+    """Hypotheses of the utterances that could be read, and the time they took."""
 
     utterances: list[Utterance]
     hypotheses: list[str]
@@ -55,9 +55,13 @@ class _Decoded:
 
 @click.command(name="evaluate")
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on one line.")
 @click.option(
-    "--worst", type=click.IntRange(min=0), default=0, metavar="N", help="Also list the N worst, aligned."
+    "--worst",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also list the N worst utterances, aligned.",
 )
 @click.option(
     "--normalize",
@@ -65,8 +69,7 @@ class _Decoded:
     type=click.Choice(["none", "basic"]),
     default="none",
     show_default=True,
-    help="Applied to both texts before comparing; basic: NFKC, lower case, only letters, digits and "
-    "apostrophes.",
+    help="How to normalize both texts; basic: NFKC, lower case, only letters, digits and apostrophes.",
 )
 @recognizer_options
 def command(
@@ -79,7 +82,7 @@ def command(
     """Transcribe the utterances of MANIFEST and compare with its texts.
 
     MANIFEST is a JSON Lines file (audio_filepath, text), an LJSpeech folder or a LibriSpeech folder.
-    Rates are fractions: 0.05 is five percent. With --json, what --worst lists goes to stderr.
+    Rates are fractions: 0.05 is five percent. With --json, the list of --worst goes to stderr.
     """
     require("jiwer", extra="eval")
     from edge_asr.manifest import read_manifest

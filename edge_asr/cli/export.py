@@ -1,7 +1,7 @@
 """`edge-asr export`: a checkpoint becomes a proven bundle.
 
-It parses, shows the stages on stderr and prints a summary or, with --json, the whole report. What
-this file does not do: export or prove anything (edge_asr.export).
+It parses, shows the stages on stderr, and prints a summary or, with --json, the whole report.
+What this file does not do: export or prove anything (edge_asr.export).
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     metavar="BUNDLE",
-    help="Folder of the bundle.",
+    help="Folder of the bundle to write.",
 )
-@click.option("--name", metavar="NAME", help="Name of the model; by default that of the folder.")
+@click.option("--name", metavar="NAME", help="Name of the model. The default is that of the folder.")
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
     metavar="LIST",
-    help="fp32, fp16, int8: a comma-separated list, may be repeated; fp32 is always written.",
+    help="fp32, fp16, int8: a comma-separated list; may be repeated. fp32 is always written.",
 )
 @click.option(
     "--weights",
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
     show_default=True,
-    help="How the fp32 file stores weights; fp16 halves it, the graph still computes in float32.",
+    help="How the fp32 file stores weights. fp16 halves its size; the graph still computes in float32.",
 )
 @click.option("--opset", type=click.IntRange(18, 22), default=18, show_default=True, help="ONNX opset.")
 @click.option(
@@ -58,31 +58,31 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
     metavar="MANIFEST|FILE|DIR",
-    help="Real speech for the proof, may be repeated; by default the embedded samples.",
+    help="Real speech for the proof; may be repeated. The default is the embedded samples.",
 )
 @click.option(
     "--feature-preset",
     metavar="NAME",
-    help="Front end of a NeMo checkpoint where its file does not say: nemo (2.5 and later) or nemo-2.4.",
+    help="Front end of a NeMo checkpoint whose file does not say: nemo (2.5 and later) or nemo-2.4.",
 )
 @streaming_options
 @int8_options
-@click.option("--engine", is_flag=True, help="Then build TensorRT engines for this device, as `build` does.")
+@click.option("--engine", is_flag=True, help="Also build TensorRT engines for this device, as `build` does.")
 @click.option(
     "--flavor",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
     default="tensorrt",
     show_default=True,
-    help="Which TensorRT, for --engine.",
+    help="Which TensorRT to use for --engine.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is proven.")
 @click.option(
     "--keep-failed",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Keep a bundle that failed its proof there, marked as not verified.",
+    help="Keep a bundle that failed its proof in DIR, marked as not verified.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as one JSON document.")
 def command(
     checkpoint: str,
     output: Path,
@@ -105,9 +105,9 @@ def command(
     CHECKPOINT is a folder that `edge-asr train` wrote, the name of an embedded model (tiny-en), or a
     checkpoint of NeMo, Hugging Face, ESPnet, WeNet or torchaudio (docs/checkpoints.md).
     The proof compares log-probs on real clips, at lengths around every edge, in padded batches, on
-    silence and noise; when it fails the exit code is 3 and nothing is written. sherpa-onnx and
-    onnx-asr load the folder too. A model trained with limited context also gets stream.onnx, which
-    runs chunk by chunk (docs/streaming.md) and is proven against the same model run at once.
+    silence and noise. If it fails, the exit code is 3 and nothing is written. sherpa-onnx and onnx-asr load
+    the folder too. A model trained with limited context also gets stream.onnx, which runs chunk by chunk
+    (docs/streaming.md) and is proven against the same model run at once.
 
     \b
     edge-asr export runs/mine/best -o mine

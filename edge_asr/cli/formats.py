@@ -1,9 +1,10 @@
 """Writes a transcript as plain text, JSON, SRT or WebVTT.
 
 `split_into_cues` turns words with times into subtitle cues: at most two lines of 42 characters and
-7 s, a new cue at a pause, as broadcasters' subtitle guidelines ask (BBC Subtitle Guidelines;
-Netflix Timed Text Style Guide: 42 characters, two lines, 7 s, 5/6 s at least). It needs words only,
-so it works on any word timing. What this file does not do: read audio, choose file names.
+7 s, and a new cue at a pause, as subtitle guidelines of broadcasters require (BBC Subtitle Guidelines;
+Netflix Timed Text Style Guide: 42 characters, two lines, 7 s, at least 5/6 s). It needs only words, so it
+works with any word timing.
+What this file does not do: read audio, choose file names.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class TimedWord(Protocol):
 
 
 class TimedTranscript(Protocol):
-    """What the writers need of `edge_asr.runtime.Transcript`."""
+    """The part of `edge_asr.runtime.Transcript` that the writers need."""
 
     @property
     def text(self) -> str: ...
@@ -54,14 +55,14 @@ class Cue:
 
 
 def format_transcript(transcript: TimedTranscript, output_format: str) -> str:
-    """The content of a transcript file, ending in a line break (an SRT file of silence is empty).
+    """Format the content of a transcript file, ending in a line break (an SRT file of silence is empty).
 
     Args:
         transcript: text, words with times, and `to_dict()` for JSON.
         output_format: one of `FORMATS`.
 
     Raises:
-        ValueError: an unknown format.
+        ValueError: the format is unknown.
     """
     if output_format == "txt":
         return transcript.text + "\n"
@@ -75,7 +76,7 @@ def format_transcript(transcript: TimedTranscript, output_format: str) -> str:
 
 
 def format_srt(cues: Sequence[Cue]) -> str:
-    """SubRip text: numbered cues, `HH:MM:SS,mmm --> HH:MM:SS,mmm`, a blank line after each."""
+    """Format SubRip text: numbered cues, `HH:MM:SS,mmm --> HH:MM:SS,mmm`, a blank line after each."""
     return "".join(
         f"{number}\n{_timestamp(cue.start_s, ',')} --> {_timestamp(cue.end_s, ',')}\n"
         + "".join(line + "\n" for line in cue.lines)
@@ -85,7 +86,7 @@ def format_srt(cues: Sequence[Cue]) -> str:
 
 
 def format_vtt(cues: Sequence[Cue]) -> str:
-    """WebVTT text (W3C WebVTT: Candidate Recommendation, section 4), with `&`, `<` and `>` escaped."""
+    """Format WebVTT text (W3C WebVTT: Candidate Recommendation, section 4), with `&`, `<` and `>` escaped."""
     blocks = ["WEBVTT\n"]
     for cue in cues:
         times = f"{_timestamp(cue.start_s, '.')} --> {_timestamp(cue.end_s, '.')}\n"
@@ -97,14 +98,14 @@ def split_into_cues(words: Sequence[TimedWord]) -> list[Cue]:
     """Group words into cues that can be read.
 
     A cue ends before the word that would need a third line, make it longer than 7 s, or follow a
-    pause of more than 0.8 s. A short cue stays up for 5/6 s where the next one leaves room. Cues
-    never overlap, and each lasts a millisecond at least.
+    pause of more than 0.8 s. A short cue stays up for 5/6 s if the next one leaves room. Cues
+    never overlap, and each lasts at least a millisecond.
 
     Args:
         words: in the order spoken.
 
     Returns:
-        Cues in order; the words of all lines together are the words given (a word of more than 42
+        Cues in order. The words of all lines together are the given words (a word of more than 42
         characters is cut where the line ends).
     """
     groups: list[list[TimedWord]] = []
@@ -137,7 +138,7 @@ def _begins_cue(group: Sequence[TimedWord], word: TimedWord) -> bool:
 
 
 def _share_time(lines: Sequence[str], start_s: float, end_s: float) -> list[Cue]:
-    """One cue, or for a single word of more than two lines as many as it takes, in equal shares."""
+    """Return one cue or, for a single word of more than two lines, several with equal shares of time."""
     n_cues = -(-len(lines) // MAX_LINES)
     step_s = (end_s - start_s) / max(n_cues, 1)
     return [
@@ -151,7 +152,7 @@ def _share_time(lines: Sequence[str], start_s: float, end_s: float) -> list[Cue]
 
 
 def _break_lines(text: str) -> list[str]:
-    """Lines of at most 42 characters; two lines are made about equally long."""
+    """Break a text into lines of at most 42 characters; two lines get about equal lengths."""
     lines: list[str] = []
     for word in text.split():
         if lines and len(lines[-1]) + 1 + len(word) <= MAX_LINE_CHARACTERS:

@@ -2,8 +2,8 @@
 
 A bundle is loaded with all its checks, file hashes included. Our own checkpoint is read without PyTorch:
 its config.json is validated and the header of its safetensors file is compared with the file's size; the
-weights themselves are not read. Another project's checkpoint is loaded, for only that tells whether
-edge-asr has its network; one that it does not have is an error that says why. Nothing is run.
+weights themselves are not read. Another project's checkpoint is loaded, because only that shows whether
+edge-asr supports its network; if not, the error says why. Nothing is run.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _SAFETENSORS_MAX_HEADER = 100_000_000  # huggingface/safetensors, MAX_HEADER_SIZ
 
 @click.command(name="inspect")
 @click.argument("path", metavar="BUNDLE|CHECKPOINT")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
     "--feature-preset",
-    help="Front end of a NeMo checkpoint, where its file does not say: nemo (2.5 and later) or nemo-2.4.",
+    help="Front end of a NeMo checkpoint whose file does not say: nemo (2.5 and later) or nemo-2.4.",
 )
 def command(path: str, as_json: bool, feature_preset: str | None) -> None:
     """Show what BUNDLE or CHECKPOINT holds: a folder, a .nemo file, or an embedded model such as tiny-en.
 
     Checkpoints may be edge-asr's, NeMo's, Hugging Face's, ESPnet's, WeNet's or torchaudio's. Every artifact
-    of a bundle is compared with its hash; one that is missing or altered is an error.
+    of a bundle is compared with its hash; a missing or altered one is an error.
     """
     description = describe(path, feature_preset=feature_preset)
     if as_json:
@@ -46,7 +46,7 @@ def command(path: str, as_json: bool, feature_preset: str | None) -> None:
 
 
 def describe(path_or_name: str | Path, *, feature_preset: str | None = None) -> dict[str, Any]:
-    """A JSON-ready description of a bundle or checkpoint; key "kind" tells which it is.
+    """Describe a bundle or checkpoint, ready for JSON; the key "kind" says which it is.
 
     Args:
         path_or_name: a bundle, a checkpoint of any known project, or an embedded model's name.
@@ -54,7 +54,7 @@ def describe(path_or_name: str | Path, *, feature_preset: str | None = None) -> 
 
     Raises:
         BundleError, CheckpointError: it is neither, not whole, or not supported; the message says why.
-        MissingDependencyError: another project's checkpoint, and PyTorch is not installed.
+        MissingDependencyError: it is another project's checkpoint, and PyTorch is not installed.
     """
     from edge_asr.checkpoints import find_loader
 
@@ -77,7 +77,7 @@ def describe(path_or_name: str | Path, *, feature_preset: str | None = None) -> 
 
 def _refuse_preset(path: Path, feature_preset: str | None) -> None:
     if feature_preset is not None:
-        raise CheckpointError(f"{path} says its front end itself; leave --feature-preset out")
+        raise CheckpointError(f"{path} states its front end itself; leave --feature-preset out")
 
 
 def _describe_foreign(path: Path, loader: str, feature_preset: str | None) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     weights_file = path / WEIGHTS_NAME
     for file in (path / CONFIG_NAME, weights_file):
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing, so {path} is no whole checkpoint; copy it again")
+            raise CheckpointError(f"{file} is missing, so {path} is not a whole checkpoint; copy it again")
     config = read_config(path)
     model, vocabulary, facts = config.model, config.vocabulary, config.facts
     default = () if model.attention_context is None else (model.attention_context,)
@@ -173,17 +173,17 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     }
 
 
-#: What a state dict holds besides parameters: BatchNorm statistics (torch.nn.modules.batchnorm).
+#: Entries of a state dict that are not parameters: BatchNorm statistics (torch.nn.modules.batchnorm).
 _BUFFERS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 
 
 def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Name -> {"dtype", "shape", "data_offsets"} of a safetensors file, its length checked.
+    """Read name -> {"dtype", "shape", "data_offsets"} of a safetensors file, and check its length.
 
     Format: 8 bytes little-endian header length, JSON header, data (huggingface/safetensors, README).
 
     Raises:
-        CheckpointError: not a safetensors file, or shorter or longer than its header says.
+        CheckpointError: it is not a safetensors file, or shorter or longer than its header says.
     """
     size = file.stat().st_size
     try:
@@ -196,7 +196,7 @@ def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
         end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     except (struct.error, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(
-            f"{file} is no safetensors file ({error}); copy the checkpoint again"
+            f"{file} is not a safetensors file ({error}); copy the checkpoint again"
         ) from error
     if 8 + n_header + end != size:
         raise CheckpointError(
@@ -210,7 +210,7 @@ def _folder_bytes(path: Path) -> int:
 
 
 def _token_sample(tokens: tuple[str, ...]) -> list[str]:
-    """All tokens of a small vocabulary, else the first 16 and the last two around an ellipsis."""
+    """Return all tokens of a small vocabulary, else the first 16 and the last two around an ellipsis."""
     return list(tokens) if len(tokens) <= 64 else [*tokens[:16], "…", *tokens[-2:]]
 
 

@@ -1,7 +1,7 @@
 """`edge-asr listen`: a live microphone to text, as a live line for people or JSON Lines for programs.
 
-It parses, connects a microphone to a `LiveRecognizer` and prints its events. What this file does
-not do: hear, recognize or judge pauses; that is `edge_asr.runtime`.
+It parses, connects a microphone to a `LiveRecognizer` and prints its events.
+What this file does not do: record, recognize, detect pauses (edge_asr.runtime.live).
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ _SIGNAL_EXIT = 128
 @click.command()
 @recognizer_options
 @click.option("--device", metavar="NAME|INDEX", help="Input device; part of a name is enough.")
-@click.option("--list-devices", is_flag=True, help="Show the input devices and leave.")
+@click.option("--list-devices", is_flag=True, help="Show the input devices and exit.")
 @click.option(
     "--rate",
     type=click.IntRange(8_000, 768_000),
     metavar="HZ",
-    help="Rate to open the device at; by default what it reports (a sound server may report any).",
+    help="Rate to open the device at. The default is what it reports (a sound server may report any).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Events as JSON Lines on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
 @click.option(
-    "--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after N s of audio."
+    "--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after N seconds of audio."
 )
 @click.option(
     "--partials",
     type=click.Choice(["auto", "streaming", "windowed", "off"]),
     default="auto",
     show_default=True,
-    help="How the utterance in progress is followed: by the bundle's streaming model, or by encoding its "
-    "last seconds again and again; auto streams where the bundle can.",
+    help="How to follow the utterance in progress: with the bundle's streaming model, or by encoding its "
+    "last seconds again and again. auto streams if the bundle can.",
 )
 @click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Keep what was heard: a WAV file, 16 kHz, bit for bit what was recognized.",
+    help="Keep what was heard in a WAV file at 16 kHz, bit for bit what was recognized.",
 )
-@click.option("--force", is_flag=True, help="Let --record replace an existing file.")
+@click.option("--force", is_flag=True, help="Let --record overwrite an existing file.")
 def command(
     device: str | None,
     list_devices: bool,
@@ -71,8 +71,8 @@ def command(
     """Transcribe a live microphone.
 
     Finals go to stdout at each pause; the utterance in progress is a live line on a terminal.
-    Silence prints nothing. Ctrl-C stops listening, still recognizes the last words, and exits with
-    130 (SIGTERM likewise, with 143); --seconds exits with 0. A second Ctrl-C stops at once.
+    Silence prints nothing. Ctrl-C stops listening, still recognizes the last words, and exits with 130
+    (SIGTERM does the same with 143); --seconds exits with 0. A second Ctrl-C stops at once.
 
     \b
     edge-asr listen
@@ -90,7 +90,7 @@ def command(
     from edge_asr.runtime.recognizer import Recognizer
 
     wanted = int(device) if device is not None and device.isdecimal() else device
-    # Before the model is loaded: what can be refused at once.
+    # Refuse what can be refused at once, before the model is loaded.
     microphone.find_device(wanted)
     if record is not None:
         check_recording_path(record, overwrite=force)
@@ -109,7 +109,7 @@ def command(
 
 
 class Greeting(Protocol):
-    """Says, once audio flows, what is being heard."""
+    """Says what is being heard, once audio flows."""
 
     def __call__(self) -> str: ...
 
@@ -121,7 +121,7 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
         The exit code: 0, or 128 + the signal that ended listening.
 
     Raises:
-        EdgeAsrError: what ended listening, after its `error` event and the summary.
+        EdgeAsrError: the error that ended listening, after its `error` event and the summary.
     """
     with _stop_on_signals(live) as received, live:
         live.hearing.wait()
@@ -132,7 +132,7 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
                 for event in live:
                     printer.show(event)
         except BrokenPipeError:
-            # Whoever read us has left; nothing more may reach the broken stdout, not even at exit.
+            # The reader has left, so nothing more may reach the broken stdout, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
     say(_summary(live))
@@ -143,7 +143,7 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
 
 @contextmanager
 def _stop_on_signals(live: LiveRecognizer) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM stop listening and are noted; a second one ends the process at once."""
+    """Let SIGINT and SIGTERM stop listening, and note them; a second one ends the process at once."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -162,7 +162,7 @@ def _stop_on_signals(live: LiveRecognizer) -> Iterator[list[int]]:
 
 
 class _JsonPrinter:
-    """One event a line, flushed, so that a program hears of it at once."""
+    """Prints one event per line, flushed, so that a program gets it at once."""
 
     def __enter__(self) -> _JsonPrinter:
         return self
@@ -175,7 +175,7 @@ class _JsonPrinter:
 
 
 class _TextPrinter:
-    """Finals as lines; the utterance in progress as a dim live line where there is a terminal."""
+    """Prints finals as lines, and the utterance in progress as a dim live line on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console

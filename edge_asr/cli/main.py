@@ -1,8 +1,8 @@
 """The `edge-asr` command: a click group that imports a command only when it is used.
 
 It owns what all commands share: exit codes, one-line errors, logging and `--version`.
-`COMMANDS` holds each command's one-line help, so that `edge-asr --help` imports none of them.
-What this file does not do: anything of the commands themselves.
+`COMMANDS` holds each command's one-line help, so `edge-asr --help` imports none of them.
+What this file does not do: the work of any command.
 
 Exit codes: 0 ok; 1 an expected error, in one line on stderr; 2 usage; 3 a gate failed; 130 Ctrl-C.
 """
@@ -27,16 +27,19 @@ from edge_asr.cli.terminal import describe_os_error, prepare_streams, say
 from edge_asr.errors import EdgeAsrError, GateError
 from edge_asr.printable import printable
 
-#: Name of a command -> (module that has it as `command`, one-line help); in the order of the help.
+#: Name of a command -> (module that has it as `command`, one-line help), in the order of the help.
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("edge_asr.cli.train", "Train a model: manifests -> checkpoint."),
     "export": ("edge_asr.cli.export", "Export and prove a model: checkpoint -> bundle."),
-    "quantize": ("edge_asr.cli.quantize", "INT8 for a bundle, calibrated on speech, its loss bounded."),
+    "quantize": ("edge_asr.cli.quantize", "Add INT8 to a bundle, calibrated on speech, with bounded loss."),
     "build": ("edge_asr.cli.build", "Build and prove TensorRT engines of a bundle for this device."),
     "transcribe": ("edge_asr.cli.transcribe", "Transcribe sound files to text, JSON, SRT or VTT."),
     "listen": ("edge_asr.cli.listen", "Transcribe a live microphone."),
-    "bench": ("edge_asr.cli.bench", "Latency, throughput, memory and power of a bundle on this machine."),
-    "evaluate": ("edge_asr.cli.evaluate", "Word and character error rates of a bundle on a manifest."),
+    "bench": ("edge_asr.cli.bench", "Measure latency, throughput, memory and power of a bundle here."),
+    "evaluate": (
+        "edge_asr.cli.evaluate",
+        "Measure word and character error rates of a bundle on a manifest.",
+    ),
     "inspect": ("edge_asr.cli.inspect", "Show what is in a bundle or a checkpoint."),
     "doctor": ("edge_asr.cli.doctor", "Show what this machine can run, and how to fix what it cannot."),
 }
@@ -50,7 +53,7 @@ class LazyGroup(click.Group):
     """A click group whose commands are imported on use, and whose errors become exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands, in the order of `COMMANDS`."""
+        """List the names of all commands, in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -63,7 +66,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's, with the nearest known name in the message for a misspelled command."""
+        """Resolve as click does, and name the nearest known command in the message for a misspelled one."""
         near = difflib.get_close_matches(args[0], COMMANDS, n=1)
         if near and args[0] not in COMMANDS:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
@@ -91,7 +94,7 @@ class LazyGroup(click.Group):
         except click.exceptions.Abort:
             code = EXIT_INTERRUPTED
         except click.ClickException as error:
-            object.__setattr__(error, "message", printable(error.message))  # names are in it
+            object.__setattr__(error, "message", printable(error.message))  # the message holds names
             error.show()
             code = error.exit_code
         except EdgeAsrError as error:
@@ -105,7 +108,7 @@ class LazyGroup(click.Group):
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Refuse "": it would be read as the current folder, and mostly is an unset variable of a script."""
+    """Refuse "", which would mean the current folder; mostly it is an unset variable of a script."""
     for argument in arguments:
         if not argument or re.fullmatch(r"--[\w-]+=", argument):
             what = argument or "an argument"
@@ -119,7 +122,7 @@ def _report(error: Exception, message: str, code: int) -> int:
 
 
 class _Formatter(logging.Formatter):
-    """A record on one line; its traceback, if any, below."""
+    """Formats a record on one line, with its traceback, if any, below."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(record.message)
@@ -128,7 +131,7 @@ class _Formatter(logging.Formatter):
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     # StreamHandler[TextIO] would need Python 3.11 at run time.
-    """Writes to what sys.stderr is now, so that a progress bar can lift the line above itself."""
+    """Writes to the current sys.stderr, so that a progress bar can lift the line above itself."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -153,7 +156,9 @@ def configure_logging(verbosity: int) -> None:
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edge-asr")
-@click.option("-v", "--verbose", count=True, help="More log lines on stderr; -vv for all, with tracebacks.")
+@click.option(
+    "-v", "--verbose", count=True, help="Show more log lines on stderr; -vv shows all, with tracebacks."
+)
 def cli(verbose: int) -> None:
     """Conformer-CTC speech recognition for the edge: train, export, prove, run.
 
@@ -166,27 +171,29 @@ def cli(verbose: int) -> None:
 def main() -> NoReturn:
     """Entry point of the `edge-asr` script.
 
-    It ends the process without taking the interpreter and its libraries apart object by object, which after
+    It ends the process without freeing the interpreter and its libraries object by object, which after
     `transcribe` took longer than the recognition of a short clip. All exit handlers run first.
     """
     codes: list[int] = []
-    atexit.register(_end_at_once, codes)  # the last registered run first: this one last
+    atexit.register(_end_at_once, codes)  # handlers run in reverse order, so this one runs last
     try:
         cli.main()
     except SystemExit as end:
         if isinstance(end.code, int):
             codes.append(end.code)
         raise
-    except KeyboardInterrupt:  # outside of click, which knows it too
+    except KeyboardInterrupt:  # raised outside of click, which handles its own
         codes.append(EXIT_INTERRUPTED)
         sys.exit(EXIT_INTERRUPTED)
     finally:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on Ctrl-C ends it without a traceback
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # from now on Ctrl-C ends the process without a traceback
 
 
 def _end_at_once(codes: list[int]) -> None:
-    if not codes:  # a traceback or a message is to come; Python ends as it does
+    if not codes:  # Python still has to print a traceback or a message
         return
     code = codes[0]
     logging.shutdown()
@@ -194,7 +201,7 @@ def _end_at_once(codes: list[int]) -> None:
         try:
             if stream is not None and not stream.closed:
                 stream.flush()
-        except BrokenPipeError:  # nobody reads any more
+        except BrokenPipeError:  # the reader has left
             code = code or EXIT_ERROR
         except OSError as error:
             if not code:

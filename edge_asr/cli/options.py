@@ -1,7 +1,7 @@
 """The options that several commands share, and how progress is shown.
 
-An option stands here once: its parameter is called as the argument it becomes, so that the values of a group
-go into a call or a dataclass as they are (`Recognizer.load(**recognizer)`). Heavy imports stand inside the
+Each option is defined once. Its parameter has the name of the argument that it becomes, so the values of a
+group go directly into a call or a dataclass (`Recognizer.load(**recognizer)`). Heavy imports are inside the
 functions, as in the commands.
 """
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Decorator = Callable[[Any], Any]
 
-#: Those of edge_asr.runtime.backends, which is not imported for `--help`; a test compares them.
+#: The same as in edge_asr.runtime.backends, which is not imported for `--help`; a test compares them.
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
 
 
 class FiniteRange(click.FloatRange):
-    """A number within bounds; infinity and NaN, which Python reads as numbers, are a usage error."""
+    """A number within bounds; infinity and NaN, which Python accepts as numbers, are a usage error."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number, or a usage error."""
+        """Return the number, or fail with a usage error."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -46,7 +46,7 @@ class FiniteRange(click.FloatRange):
 
 
 def option_group(name: str, options: Sequence[_Decorator]) -> Callable[[_Function], _Function]:
-    """Add options to a command, which gets their values as one dictionary, the argument `name`."""
+    """Add options to a command, which gets their values as a dictionary in the argument `name`."""
 
     def decorate(function: _Function) -> _Function:
         @functools.wraps(function)
@@ -78,7 +78,7 @@ _PRECISION = click.option(
     type=click.Choice(["auto", *PRECISION_NAMES]),
     default="auto",
     show_default=True,
-    help="Which model of the bundle to run; auto takes the best for this device.",
+    help="Which model of the bundle to run; auto takes the best one for this device.",
 )
 _DEVICE = (
     click.option(
@@ -93,7 +93,7 @@ _DEVICE = (
         "num_threads",
         type=click.IntRange(min=1, max=1024),
         metavar="N",
-        help="CPU threads of the model; by default what the backend chooses.",
+        help="CPU threads of the model. The default is the backend's choice.",
     ),
     click.option(
         "--allow-unverified",
@@ -102,15 +102,15 @@ _DEVICE = (
     ),
 )
 
-#: Adds -m, --precision, --backend, --threads and --allow-unverified; `recognizer` holds what
-#: `Recognizer.load` takes.
+#: Adds -m, --precision, --backend, --threads and --allow-unverified; `recognizer` holds the arguments of
+#: `Recognizer.load`.
 recognizer_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE))
-#: The same for a command that has a --precision of its own.
+#: The same for a command with a --precision of its own.
 bundle_options = option_group("bundle", (_MODEL, *_DEVICE))
 
 _MANIFEST = click.Path(exists=True, path_type=Path)
 
-#: Adds how to quantize; `int8` goes to `make_int8_options`.
+#: Adds the options of quantization; `int8` goes to `make_int8_options`.
 int8_options = option_group(
     "int8",
     (
@@ -119,8 +119,8 @@ int8_options = option_group(
             multiple=True,
             type=_MANIFEST,
             metavar="MANIFEST",
-            help="Speech for the ranges and for choosing what becomes INT8 (and for the magnitudes of fp16), "
-            "never that of --evaluate; may be repeated. By default the embedded, synthetic speech is used.",
+            help="Speech to measure ranges and choose what becomes INT8 (and to measure fp16's magnitudes), "
+            "not that of --evaluate; may be repeated. The default is the embedded, synthetic speech.",
         ),
         click.option(
             "--evaluate",
@@ -128,22 +128,22 @@ int8_options = option_group(
             multiple=True,
             type=_MANIFEST,
             metavar="MANIFEST",
-            help="Speech for the gate, all of it; may be repeated. By default half of the calibration speech "
-            "is used.",
+            help="Speech for the final check, all of it; may be repeated. The default is half of the "
+            "calibration speech.",
         ),
         click.option(
             "--calibration-minutes",
             "minutes",
             type=FiniteRange(min=1),
             metavar="MIN",
-            help="Length of the calibration set; by default 10, or all that is embedded.",
+            help="Length of the calibration set. The default is 10, or all that is embedded.",
         ),
         click.option(
             "--range-method",
             type=click.Choice(["auto", "mse", "percentile", "entropy", "minmax"]),
             default="auto",
             show_default=True,
-            help="How the range of a tensor is found from its values; auto takes what diverges least.",
+            help="How to choose the range of a tensor from its values; auto takes what diverges least.",
         ),
         click.option(
             "--percentile",
@@ -158,16 +158,16 @@ int8_options = option_group(
             default=0.7,
             show_default=True,
             metavar="ALPHA",
-            help="SmoothQuant's alpha: how much of the spread of activations moves into weights.",
+            help="SmoothQuant's alpha: how much of the spread of activations moves into the weights.",
         ),
-        click.option("--no-smoothing", is_flag=True, help="Leave the scales where they are."),
+        click.option("--no-smoothing", is_flag=True, help="Do not apply SmoothQuant."),
         click.option(
             "--max-wer-loss",
             type=FiniteRange(min=0),
             default=0.003,
             show_default=True,
             metavar="FRACTION",
-            help="What INT8 may add to the WER; over it, the exit code is 3 and nothing is written.",
+            help="How much INT8 may add to the WER. Above it, the exit code is 3 and nothing is written.",
         ),
         click.option(
             "--min-agreement",
@@ -175,14 +175,14 @@ int8_options = option_group(
             default=0.985,
             show_default=True,
             metavar="FRACTION",
-            help="How many frames must keep their most likely token.",
+            help="Share of the frames that must keep their most likely token.",
         ),
     ),
 )
 
 
 def make_int8_options(values: dict[str, Any]) -> Int8Options:
-    """The values of `int8_options` as one object."""
+    """Turn the values of `int8_options` into one object."""
     from edge_asr.calibration import Budget, Int8Options
 
     rest = dict(values)
@@ -192,7 +192,7 @@ def make_int8_options(values: dict[str, Any]) -> Int8Options:
     return Int8Options(budget=budget, **rest)
 
 
-#: Adds whether and how an exported model streams; `streaming` holds the fields of `StreamingOptions`.
+#: Adds the options of streaming; `streaming` holds the fields of `StreamingOptions`.
 streaming_options = option_group(
     "streaming",
     (
@@ -200,34 +200,33 @@ streaming_options = option_group(
             "--streaming/--no-streaming",
             "enabled",
             default=None,
-            help="Also write stream.onnx, which runs chunk by chunk, or leave it out; by default it is "
-            "written when the checkpoint was trained with limited context.",
+            help="Also write stream.onnx, which runs chunk by chunk, or leave it out. By default it is "
+            "written if the checkpoint was trained with limited context.",
         ),
         click.option(
             "--lookahead-ms",
             type=FiniteRange(min=0),
             metavar="MS",
-            help="Look-ahead to use, of a checkpoint trained with several; by default the checkpoint's own "
-            "default.",
+            help="Look-ahead to use, for a checkpoint trained with several. By default the checkpoint's own.",
         ),
         click.option(
             "--chunk-ms",
             type=FiniteRange(min=1),
             metavar="MS",
-            help="Chunk of stream.onnx, for a model trained with chunks of many sizes; by default 640.",
+            help="Chunk of stream.onnx, for a model trained with chunks of many sizes. The default is 640.",
         ),
         click.option(
             "--left-context-ms",
             type=FiniteRange(min=1),
             metavar="MS",
-            help="What attention sees before the chunk, where training left it open; by default 2560.",
+            help="How far attention sees before the chunk, if training left it open. The default is 2560.",
         ),
     ),
 )
 
 
 def progress_bar(*, enabled: bool = True) -> Progress:
-    """A bar on stderr that vanishes when done; silent unless `enabled` and stderr is a terminal."""
+    """Return a bar on stderr that vanishes when done; silent unless `enabled` and stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -244,10 +243,10 @@ def progress_bar(*, enabled: bool = True) -> Progress:
 
 
 def parse_precisions(values: tuple[str, ...]) -> list[Precision]:
-    """The precisions of a comma-separated, repeatable option, each once.
+    """Parse the precisions of a comma-separated, repeatable option, each once.
 
     Raises:
-        click.BadParameter: an unknown one.
+        click.BadParameter: a precision is unknown.
     """
     found: list[Precision] = []
     for name in (name.strip() for value in values for name in value.split(",")):
@@ -261,7 +260,7 @@ def parse_precisions(values: tuple[str, ...]) -> list[Precision]:
 
 @contextmanager
 def stage_display() -> Iterator[StageProgress]:
-    """Stages on stderr: a live bar on a terminal, one line a stage elsewhere."""
+    """Show stages on stderr: a live bar on a terminal, else one line per stage."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 

@@ -1,7 +1,7 @@
-"""`edge-asr quantize`: INT8 for a bundle that exists, within a budget.
+"""`edge-asr quantize`: adds INT8 to an existing bundle, within a budget.
 
-It parses, shows the stages on stderr and prints a summary or, with --json, all that was measured. What this
-file does not do: quantize or measure anything (edge_asr.calibration).
+It parses, shows the stages on stderr, and prints a summary or, with --json, all that was measured.
+What this file does not do: quantize or measure anything (edge_asr.calibration).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edge_asr.cli.terminal import print_json, print_line
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Folder of the new bundle; by default BUNDLE itself is replaced, once the gate is passed.",
+    help="Folder of the new bundle. By default BUNDLE itself is replaced, once the check has passed.",
 )
 @int8_options
 @click.option(
@@ -30,16 +30,16 @@ from edge_asr.cli.terminal import print_json, print_line
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
     metavar="MANIFEST|FILE|DIR",
-    help="Real speech that the INT8 graph must run on, may be repeated; by default the embedded samples.",
+    help="Real speech that the INT8 graph must run on; may be repeated. The default is the embedded samples.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle at --output.")
 @click.option(
     "--keep-failed",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Keep a bundle that is over the budget there, marked as not verified, for its tables.",
+    help="Keep a bundle that is over the budget in DIR, marked as not verified, for its tables.",
 )
-@click.option("--json", "as_json", is_flag=True, help="All that was measured, as one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that was measured as one JSON document.")
 def command(
     bundle: str,
     output: Path | None,
@@ -51,8 +51,9 @@ def command(
 ) -> None:
     """Add an INT8 model to BUNDLE, calibrated on speech, its loss measured and bounded.
 
-    Each group of layers is measured alone; then as few as the budget demands stay in float32. The tables
-    and the plot are in the bundle's report.md. Over the budget the exit code is 3 and BUNDLE is as it was.
+    Each group of layers is measured alone; then as few groups as the budget demands stay in float32. The
+    tables and the plot are in the bundle's report.md. If the result is over the budget, the exit code is 3
+    and BUNDLE does not change.
 
     \b
     edge-asr quantize mine --calibration train.jsonl

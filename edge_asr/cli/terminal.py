@@ -1,7 +1,7 @@
-"""Standard streams: closed ones, full ones, narrow encodings, and what may be written to them.
+"""Writes safely to the standard streams, even if they are closed, full, or of a narrow encoding.
 
-Results go to standard output, messages to standard error, one line each, whatever is in them. What this file
-does not do: exit codes (`main.py`).
+Results go to standard output, messages to standard error, one line each, whatever they contain.
+What this file does not do: exit codes (main.py).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import click
 
 from edge_asr.printable import json_line, printable
 
-#: The device or its room is at fault, so nothing more can be written there.
+#: Errors of the device or its free space, after which nothing more can be written there.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EBADF})
 
 
 def say(message: str) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     click.echo(f"edge-asr: {printable(message)}", err=True)
 
 
 def print_text(text: str) -> None:
-    """Text on standard output as it is, flushed.
+    """Print text on standard output, unchanged and flushed.
 
     Raises:
-        OSError: it cannot be written, by the name of "standard output".
+        OSError: it cannot be written; the file name is "standard output".
     """
     try:
         click.echo(text, nl=False)
@@ -41,12 +41,12 @@ def print_text(text: str) -> None:
 
 
 def print_line(text: str) -> None:
-    """One line on standard output, whatever is in the text."""
+    """Print one line on standard output, whatever the text contains."""
     print_text(printable(text) + "\n")
 
 
 def print_json(document: Any) -> None:
-    """One line of JSON on standard output; in ASCII where the output cannot have more."""
+    """Print one line of JSON on standard output, in ASCII if the output cannot encode more."""
     text = json_line(document)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -56,23 +56,23 @@ def print_json(document: Any) -> None:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person watches this stream."""
+    """Tell whether the stream is a terminal."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
 def prepare_streams() -> None:
     """Make the standard streams safe to write to.
 
-    A daemon may have closed the numbers 0 to 2. The next file that is opened, a model perhaps, would take the
-    number, and what a library writes to "standard error" would go into it; so the null device takes it, for
-    the direction in which nothing is lost silently: results into a closed output are an error. What an output
-    cannot encode is written as a Python escape.
+    A daemon may have closed file descriptors 0 to 2. The next file to be opened, perhaps a model, would get
+    the number, and what a library writes to "standard error" would go into it. So the null device takes the
+    number, opened so that nothing is lost silently: writing results to a closed output is an error.
+    Characters that an output cannot encode are written as Python escapes.
     """
     for number, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, flags)  # takes the lowest number that is free, which is this one
+            os.open(os.devnull, flags)  # takes the lowest free number, which is this one
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - ends with the process
     if sys.stderr is None:
@@ -83,7 +83,7 @@ def prepare_streams() -> None:
 
 
 def describe_os_error(error: OSError) -> str | None:
-    """What the system refused, in one line; None when the error says too little to be an expected one."""
+    """Describe what the system refused in one line; None if the error says too little to be expected."""
     if error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if error.errno == errno.ENOENT and "temporary directory" in str(error.strerror):

@@ -12,19 +12,19 @@ from edge_asr.errors import ConfigError, require
 
 @click.command(name="train")
 @click.argument("config", required=False, type=click.Path(path_type=Path))
-@click.option("--resume", is_flag=True, help="Go on from the newest state of the run.")
-@click.option("--strict", is_flag=True, help="Refuse to start when any row is bad, instead of skipping it.")
+@click.option("--resume", is_flag=True, help="Continue from the newest state of the run.")
+@click.option("--strict", is_flag=True, help="Refuse to start if any row is bad, instead of skipping it.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. optim.lr=5e-4."
 )
 @click.option(
-    "--print-config", is_flag=True, help="Print the default YAML with every key explained, and end."
+    "--print-config", is_flag=True, help="Print the default YAML with every key explained, and exit."
 )
 @click.option(
     "--average",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Average the last N checkpoints of CONFIG, here a run folder, into -o.",
+    help="Average the last N checkpoints of CONFIG, which is then a run folder, into -o.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Checkpoint folder to write, for --average."
@@ -44,8 +44,8 @@ def command(
 ) -> None:
     """Train a Conformer-CTC as the YAML file CONFIG says: manifests -> checkpoint.
 
-    Ctrl-C, SIGTERM or a file STOP in the run folder stop it cleanly; --resume goes on exactly.
-    Several processes: torchrun --nproc-per-node N -m edge_asr train CONFIG.
+    Ctrl-C, SIGTERM or a file STOP in the run folder stop it cleanly; --resume continues exactly there. To use
+    several processes: torchrun --nproc-per-node N -m edge_asr train CONFIG.
     """
     if print_config:
         from edge_asr.training.config_io import format_default_config
@@ -65,7 +65,7 @@ def command(
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator:
-            raise ConfigError(f"--set wants KEY=VALUE, got {item!r}")
+            raise ConfigError(f"--set needs KEY=VALUE, got {item!r}")
         values[key] = parse_value(text, f"--set {item}")
     loaded = load_config(config, values)
 

@@ -1,9 +1,9 @@
 """`edge-asr transcribe`: sound files to text, JSON, SRT or WebVTT.
 
-It finds the files, hands them to the recognizer (several at a time on a CPU) and writes each transcript as
-soon as it and those before it are there. A file that cannot be read is reported on stderr and the rest go on;
-the exit code is then 1. What this file does not do: recognize (edge_asr.runtime), lay out subtitles
-(formats.py).
+It finds the files, hands them to the recognizer (several at a time on a CPU), and writes each transcript as
+soon as it and those before it are ready. A file that cannot be read is reported on stderr, the others are
+transcribed, and the exit code is 1.
+What this file does not do: recognize (edge_asr.runtime), lay out subtitles (formats.py).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 STDIN = "-"
 _PROGRESS_FROM_S = 20.0
-#: What a file system says of one name; anything else would meet the next file as well.
+#: Errors that concern one file name; any other would hit the next file too.
 _BAD_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR})
 
 
@@ -73,15 +73,15 @@ class _Summary:
     show_default=True,
     help="Format of each transcript; json is one object with token and word times.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document of all files on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document of all files.")
 @click.option(
     "-o",
     "--output-dir",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write one file for each sound there instead of printing.",
+    help="Write one file per sound to DIR instead of printing.",
 )
-@click.option("--force", is_flag=True, help="Overwrite transcripts that exist.")
+@click.option("--force", is_flag=True, help="Overwrite existing transcripts.")
 @recognizer_options
 def command(
     files: tuple[str, ...],
@@ -93,8 +93,8 @@ def command(
 ) -> None:
     """Transcribe sound files, all those in folders, or `-` for a sound on stdin.
 
-    With no -m the embedded model tiny-en is used. Any sample rate, mono or stereo. A file that cannot
-    be read is reported and the others go on; the exit code is then 1.
+    Without -m the embedded model tiny-en is used. Files may have any sample rate and any number of channels.
+    A file that cannot be read is reported, the others are transcribed, and the exit code is 1.
 
     \b
     edge-asr transcribe meeting.wav
@@ -121,7 +121,7 @@ def command(
             from edge_asr.runtime.backends import default_num_threads
             from edge_asr.runtime.recognizer import Recognizer
 
-            # Files side by side on one thread each are faster than one file on all threads.
+            # Several files on one thread each are faster than one file on all threads.
             n_threads = recognizer["num_threads"] or default_num_threads()
             n_workers = min(n_threads, len(sources))
             loaded = Recognizer.load(**{**recognizer, "num_threads": n_threads // n_workers})
@@ -154,11 +154,11 @@ class _Delivery:
     several: bool
 
     def output(self, source: _Source) -> Path | None:
-        """The file of a transcript; None where it is printed."""
+        """Return the file of a transcript; None if it is printed."""
         return None if self.output_dir is None else _output(source, self.output_dir, self.output_format)
 
     def write(self, source: _Source, transcript: Transcript) -> dict[str, Any]:
-        """Write or print one transcript; its entry in the JSON document."""
+        """Write or print one transcript, and return its entry in the JSON document."""
         entry = {"file": source.path, **transcript.to_dict()}
         output = self.output(source)
         if output is not None:
@@ -176,10 +176,10 @@ class _Delivery:
 
 @contextmanager
 def _no_garbage() -> Iterator[None]:
-    """Switch the garbage collector off for the block, then freeze what the block made until the command ends.
+    """Disable garbage collection during imports and loading, then freeze their objects.
 
-    The block imports and loads, so its objects stay anyway; looking for garbage among them took a twentieth
-    of the time from the start to the first text.
+    They stay until the command ends, and searching them for garbage took a twentieth of the time to the first
+    text.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -204,7 +204,7 @@ def _transcribe(
     sounds = [sys.stdin.buffer if source.path == STDIN else source.path for source in sources]
     started = time.perf_counter()
     with ExitStack() as stack:
-        # Without a terminal rich, which draws the bar, is not even loaded.
+        # Without a terminal, rich, which draws the bar, is not even loaded.
         heard = _Bar([source.path for source in sources], stack).show if is_terminal(sys.stderr) else None
         for result in transcribe_files(recognizer, sounds, num_workers=n_workers, heard=heard):
             source = sources[result.index]
@@ -234,9 +234,9 @@ def _transcribe(
 
 
 class _Bar:
-    """Progress in seconds of sound, on a terminal, once there is enough of it to be waited for.
+    """Shows progress in seconds of sound, on a terminal, once there is enough sound to wait for.
 
-    Files are opened as their turn comes, so how much there is in all is an estimate until the last is open.
+    Files are opened in turn, so the total is an estimate until the last one is open.
     """
 
     def __init__(self, paths: Sequence[str], stack: ExitStack) -> None:
@@ -250,7 +250,7 @@ class _Bar:
         self._lock = threading.Lock()
 
     def show(self, index: int, heard_s: float, length_s: float) -> None:
-        """A file was opened, or so much of it was heard; see `edge_asr.runtime.bulk.Heard`."""
+        """Note that a file was opened, or how much of it was read; see `edge_asr.runtime.bulk.Heard`."""
         with self._lock:
             self._lengths_s[index], self._heard_s[index] = length_s, heard_s
             total_s = sum(self._lengths_s.values()) / len(self._lengths_s) * len(self._names)
@@ -265,7 +265,7 @@ class _Bar:
 
 
 def _find_sources(arguments: Sequence[str]) -> tuple[list[_Source], list[tuple[str, str]]]:
-    """The sounds that the arguments name, in order, and (name, what is wrong) of what cannot be used."""
+    """List the sounds that the arguments name, in order, and (name, problem) of what cannot be used."""
     if arguments.count(STDIN) > 1:
         raise click.UsageError("- (stdin) can be given once only")
     sources: list[_Source] = []
@@ -303,7 +303,7 @@ def _describe_missing(path: Path, error: OSError) -> str:
 
 
 def _search(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
-    """The sound files below a folder, sorted, and what there could not be looked at."""
+    """List the sound files below a folder, sorted, and what could not be searched."""
     from edge_asr.audio import has_sound_suffix
 
     found: list[Path] = []
@@ -329,7 +329,7 @@ def _output(source: _Source, folder: Path, output_format: str) -> Path:
 
 
 def _check_outputs(sources: Sequence[_Source], folder: Path, output_format: str, *, force: bool) -> None:
-    """Refuse, before any work, two sounds with one output, and outputs that exist."""
+    """Refuse two sounds with one output, and existing outputs, before any work."""
     taken: dict[Path, str] = {}
     for source in sources:
         output = _output(source, folder, output_format)

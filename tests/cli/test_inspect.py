@@ -80,8 +80,8 @@ def broken_checkpoints(folder: Path) -> dict[str, str]:
     """Name of a way to break `folder` -> what the message must say; breaks it."""
     return {
         "truncated": "copy the checkpoint again",
-        "not safetensors": "is no safetensors file",
-        "huge header": "is no safetensors file",
+        "not safetensors": "is not a safetensors file",
+        "huge header": "is not a safetensors file",
         "no weights": "model.safetensors is missing",
         "config": "config.json is []; it must be an object",
         "model key": "config.json",

@@ -134,7 +134,7 @@ def test_cut_prefers_the_widest_gap_between_words() -> None:
     [
         ({"pause_s": 0.0}, "pause_s is 0.0"),
         ({"margin_db": float("nan")}, "margin_db is nan"),
-        ({"tail_s": 0.7}, "tail_s 0.7"),
+        ({"tail_s": 0.7}, "got 0.7"),
         ({"max_utterance_s": 3.0}, "max_utterance_s is 3.0"),
     ],
 )
