@@ -174,7 +174,7 @@ def test_manifest_with_a_bad_row_is_refused_before_any_work(
     ("arguments", "code", "words"),
     [
         (["--precision", "fp64"], 2, "'fp64' is not one of"),
-        (["--seconds", "1,x"], 2, "not a list of numbers"),
+        (["--seconds", "1,x"], 2, "not a comma-separated list of numbers"),
         (["--seconds", "0"], 1, "from 0.1 to 3600"),
         (["--batch", "0"], 1, "1 is the least"),
         (["--streams", "0"], 2, "nor max"),
