@@ -1,8 +1,9 @@
-"""The recipe's command: stages in order, stopped and gone on with, skipped when finished, and its table."""
+"""The recipe: stages in order, stopped and continued, skipped when finished; and the ablations."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -52,3 +53,31 @@ def test_stages_are_resumed_and_skipped(make_config: Callable[..., TrainConfig],
     states = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/state/*")}
     assert make().stdout.splitlines()[-4:] == [header, rule, one, two]
     assert states == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/state/*")}
+
+
+@pytest.mark.slow
+def test_ablations_share_the_base_and_make_a_page(tone_manifests: tuple[Path, Path], tmp_path: Path) -> None:
+    train, dev = tone_manifests
+    command = [
+        sys.executable,
+        REPOSITORY / "scripts" / "ablate.py",
+        "--train",
+        train,
+        "--dev",
+        dev,
+        "--steps",
+        "2",
+    ]
+    command += ["--runs", tmp_path / "runs", "-o", tmp_path / "page.md", "--only", "head", "norm"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if "->" in line]) == 3  # the base is trained once
+    result = json.loads(done.stdout.splitlines()[-1])
+    variants = [(row["family"], row["variant"]) for row in result["rows"]]
+    assert variants == [("head", "linear"), ("head", "LSTM"), ("norm", "BatchNorm"), ("norm", "LayerNorm")]
+    page = (tmp_path / "page.md").read_text()
+    for family in ("head", "norm"):
+        assert f"(page/{family}.png)" in page
+        assert (tmp_path / "page" / f"{family}.png").read_bytes().startswith(b"\x89PNG")
