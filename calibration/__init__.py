@@ -1,6 +1,6 @@
 """INT8: the calibration set, activation ranges, the choice of what to quantize, and the gate.
 
-`quantize_bundle` adds INT8 to a bundle that exists; `edge_asr.export.export_bundle` makes it with the bundle.
+`quantize_bundle` adds INT8 to an existing bundle; `edge_asr.export.export_bundle` makes it with the bundle.
 Names are imported when first used.
 """
 

@@ -1,12 +1,12 @@
-"""Scores by distance without the relative shift: the better form for INT8.
+"""Computes scores by distance without the relative shift, which is the better form for INT8.
 
 The score (q_i + v) . W_pos r(i - j) is linear in r = [sin(w m), cos(w m)] of m = i - j: with
 [a, b] = (q_i + v) W_pos it is the sum over the frequencies w of a sin(w (i - j)) + b cos(w (i - j)), and
 by sin(x - y) = sin x cos y - cos x sin y, cos(x - y) = cos x cos y + sin x sin y that is
 (a sin wi + b cos wi) cos wj + (b sin wi - a cos wi) sin wj: a product with one table of cosines and sines
 that all heads and layers share. In INT8 that takes a third of the time and loses the least of all groups
-(docs/log.md, 2026-11-23). In float32 the shift is faster, so what is exported has the shift
-(edge_asr.export.inference_form) and only a graph on its way to INT8 is rewritten.
+(docs/log.md, 2026-11-23). In float32 the shift is faster, so exported graphs have the shift
+(edge_asr.export.inference_form), and only a graph that becomes INT8 is rewritten.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from edge_asr.graph.part_names import (
 if TYPE_CHECKING:
     import onnx
 
-# A score by distance costs d_model multiplications this way and 2 * d_head with the shift, whose two
-# copies of the scores cost about as much as 200 more in INT8.
+# A score by distance costs d_model multiplications this way, and 2 * d_head with the shift, whose two
+# copies of the scores cost about as much as 200 more multiplications in INT8.
 MAX_HEADS = 4
 
 _ODD, _EVEN = f".{DISTANCE_TABLE}.{ODD_WEIGHT}", f".{DISTANCE_TABLE}.{EVEN_WEIGHT}"
 
 
 def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function, with `attention.by_distance` instead of `attention.position` and `.by_shift`.
+    """Rewrite `attention.position` and `.by_shift` as `attention.by_distance`, which is the same function.
 
     Args:
-        model: float32 graph with its weights inside, as exported by edge-asr.
+        model: a float32 graph with its weights inside, as exported by edge-asr.
 
     Returns:
-        A copy; `model` itself where there is no such attention, or one of more than `MAX_HEADS` heads.
+        A copy, or `model` itself if there is no such attention, or one with more than `MAX_HEADS` heads.
     """
     from onnx import numpy_helper
 
@@ -68,7 +68,7 @@ def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
         _, n_heads, d_head = numpy_helper.to_array(weights[split.input[1]])
         if n_heads > MAX_HEADS:
             return model
-        shifted = [product]  # and on, until the scores leave the module
+        shifted = [product]  # followed until the scores leave the module
         while (reader := readers[shifted[-1].output[0]][0]).name.startswith(shift):
             shifted.append(reader)
         table = [] if replaced else _table_nodes(by_odd.input[0], by_even.input[0])
@@ -90,9 +90,9 @@ def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _table_nodes(sine: str, cosine: str) -> list[onnx.NodeProto]:
-    """From (T + 1, D / 2) of either: (T, D) of [sin, sin] and [cos, cos], and (D, T) of [cos; sin].
+    """Make (T, D) of [sin, sin] and [cos, cos], and (D, T) of [cos; sin], from (T + 1, D / 2) of each.
 
-    From frame 0, whatever the length: in INT8 the table is rounded, and padding must not move that rounding.
+    They start at frame 0 whatever the length, because INT8 rounds the table and padding must not change that.
     """
     scope = "encoder.positions"
     nodes = []
@@ -107,7 +107,7 @@ def _table_nodes(sine: str, cosine: str) -> list[onnx.NodeProto]:
 
 
 def _score_nodes(scope: str, query: str, scores: str) -> list[onnx.NodeProto]:
-    """From (B, H, T, d) to the tensor `scores` (B, H, T, T)."""
+    """Compute the tensor `scores` (B, H, T, T) from queries (B, H, T, d)."""
     nodes = []
     for name in ("sine", "cosine"):
         nodes.append(_node("MatMul", scope, f"query_{name}", [query, f"{scope}.by_{name}"]))
@@ -119,14 +119,14 @@ def _score_nodes(scope: str, query: str, scores: str) -> list[onnx.NodeProto]:
 
 
 def _node(operator: str, scope: str, name: str, inputs: list[str], **attributes: Any) -> onnx.NodeProto:
-    """Its one output is named `scope`.`name`."""
+    """Make a node whose one output is named `scope`.`name`."""
     from onnx import helper
 
     return helper.make_node(operator, inputs, [f"{scope}.{name}"], f"{scope}/{name}", **attributes)
 
 
 def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Give the graph those of `nodes` that its outputs need, and no other weight or value."""
+    """Keep in the graph those of `nodes` that its outputs need, and no other weight or value."""
     read = {output.name for output in graph.output}
     needed = []
     for node in reversed(nodes):

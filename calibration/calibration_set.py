@@ -1,14 +1,14 @@
 """Chooses the sound that ranges are measured on, and says exactly what was chosen.
 
-Speech comes from manifests, stratified by duration and by level, so that no kind of clip that the
-corpus has is left out. Some of it is joined to clips of 25 to 30 s, because activations of long
-inputs are larger, and what a microphone gives besides is added: digital silence, a noise floor,
-room noise, full-scale noise, a clip far too quiet and one driven into clipping.
+Speech comes from manifests, stratified by duration and level, so that no kind of clip in the corpus is left
+out. Some of it is joined to clips of 25 to 30 s, because activations of long inputs are larger. Other sounds
+of a microphone are added: digital silence, a noise floor, room noise, full-scale noise, a clip far too quiet
+and one driven into clipping.
 
-The choice depends on the manifests, their sound and the seed only. Rows are dealt by a hash, not
-by a random generator, so it is the same on every machine. Without a manifest,
-`embedded_calibration_set` gives speech that we synthesized. What this file does not do: run a
-model, measure ranges, or look at texts (they are only carried along).
+The choice depends only on the manifests, their sound and the seed. Rows are dealt by a hash, not by a random
+generator, so the choice is the same on every machine. Without a manifest, `embedded_calibration_set` gives
+speech that we synthesized.
+What this file does not do: run a model, measure ranges, use texts (they are only carried along).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from edge_asr.runtime.features.extractor import FeatureExtractor
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-"""Part of the identity: raise it when the same parts and settings come to mean other samples."""
+"""Part of the identity; raise it if the same parts and settings come to mean other samples."""
 
 EMBEDDED_MANIFEST = EMBEDDED_MODELS / "calibration" / "manifest.jsonl"
 EMBEDDED_MINUTES = 3.5
@@ -54,15 +54,15 @@ MIN_MINUTES = 1.0
 JOINED_SHARE, JOINED_MIN_S, JOINED_MAX_S = 0.2, 25.0, 30.0
 
 _MEASURED_OVER_ASKED = 3.0
-"""Seconds decoded to learn their level, over seconds asked for."""
+"""Seconds decoded to measure their level, over seconds requested."""
 _LOOK_AHEAD = 20
-"""Clips among which one is sought that fits a joined clip whole."""
+"""Clips that are searched for one that fits into a joined clip whole."""
 
-# Speech peaks about 15 dB above its RMS, so the second is driven 9 dB over full scale.
+# Speech peaks about 15 dB above its RMS, so the second clip is driven 9 dB over full scale.
 _ALTERED = (("quiet", -50.0), ("clipped", -6.0))
 _ALTERED_S = 4.0
 QUIETEST_ALTERED_DBFS = -60.0
-"""Below it a recording is noise rather than speech, and gain would only show that."""
+"""Least level of an altered recording; below it, it is noise rather than speech."""
 # Name, kind, RMS in dBFS, color, seconds. -4.77 dBFS is uniform noise that just reaches full scale.
 _ADDED: tuple[tuple[str, ClipKind, float, Color, float], ...] = (
     ("digital silence", "silence", -math.inf, "none", 2.0),
@@ -74,7 +74,7 @@ _ADDED: tuple[tuple[str, ClipKind, float, Color, float], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceManifest:
-    """A manifest chosen from: its name, rows, and the SHA-256 of the file (of the rows of a folder)."""
+    """A manifest to choose from: its name, rows, and the SHA-256 of the file (of the rows of a folder)."""
 
     name: str
     sha256: str
@@ -83,16 +83,16 @@ class SourceManifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationSet:
-    """The clips in their order, and where they come from. Sound is read when iterated, clip by clip.
+    """The clips in their order, and where they come from. Sound is read clip by clip, on iteration.
 
     Attributes:
-        clips: what to calibrate on.
+        clips: the clips to calibrate on.
         sample_rate: Hz of the waveforms.
         seed, minutes_asked: the settings of the choice.
         manifests: where the speech comes from.
-        bad_rows: rows that were met and could not be used.
-        is_synthetic: the speech is the embedded, synthesized one; a report has to say so.
-        shortfall: why the set is shorter than asked for, or None.
+        bad_rows: rows that were found but could not be used.
+        is_synthetic: whether the speech is the embedded, synthesized one, which a report must say.
+        shortfall: why the set is shorter than requested, or None.
     """
 
     clips: tuple[CalibrationClip, ...]
@@ -106,14 +106,14 @@ class CalibrationSet:
 
     @property
     def minutes(self) -> float:
-        """Length of all clips together."""
+        """Sum the length of all clips."""
         return sum(clip.duration_s for clip in self.clips) / 60.0
 
     @property
     def sha256(self) -> str:
-        """Identity of the sound: bytes of the files, how much of each, order, gains, noise, sample rate.
+        """Hash the identity of the sound: bytes of the files, how much of each, order, gains, noise, rate.
 
-        Files are hashed as they lie on the disk, because decoders and resamplers may round
+        Files are hashed as stored, because decoders and resamplers may round
         differently from machine to machine. Names, texts and paths are not part of it.
         """
         described: list[list[Any]] = []
@@ -126,20 +126,20 @@ class CalibrationSet:
         return hashlib.sha256(identity.encode()).hexdigest()
 
     def waveforms(self) -> Iterator[tuple[str, F32Array]]:
-        """(name, [S] float32 at `sample_rate`) of each clip, decoded when asked for.
+        """Yield (name, [S] float32 at `sample_rate`) of each clip, decoded on demand.
 
         Raises:
-            AudioError: a file that has gone or changed since it was chosen.
+            AudioError: a file is gone, or has changed since it was chosen.
         """
         for clip in self.clips:
             yield clip.name, make_waveform(clip, self.sample_rate, self.seed)
 
     def features(self, config: FeatureConfig) -> Iterator[F32Array]:
-        """[T, n_mels] float32 of each clip, computed as the runtime does.
+        """Yield [T, n_mels] float32 of each clip, computed as in the runtime.
 
         Raises:
             ConfigError: `config` is for another sample rate.
-            AudioError: as `waveforms`.
+            AudioError: see `waveforms`.
         """
         if config.sample_rate != self.sample_rate:
             raise ConfigError(
@@ -151,7 +151,7 @@ class CalibrationSet:
             yield extractor(waveform)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready description for report.json."""
+        """Describe the set for report.json."""
         return {
             "sha256": self.sha256,
             "is_synthetic": self.is_synthetic,
@@ -170,9 +170,9 @@ class CalibrationSet:
 def embedded_calibration_set(
     *, minutes: float = EMBEDDED_MINUTES, seed: int = 0, sample_rate: int = 16000
 ) -> CalibrationSet:
-    """The set for those who bring no speech: English that we synthesized, shipped with the package.
+    """Return the set for users without speech of their own: English that we synthesized, in the package.
 
-    Args and errors as `select_calibration_set`; there are 3.4 minutes of speech to choose from.
+    Args and errors are those of `select_calibration_set`; there are 3.4 minutes of speech to choose from.
     """
     chosen = select_calibration_set(EMBEDDED_MANIFEST, minutes=minutes, seed=seed, sample_rate=sample_rate)
     return dataclasses.replace(chosen, is_synthetic=True)
@@ -188,19 +188,19 @@ def select_calibration_set(
     """Choose a calibration set from one or several manifests.
 
     Durations are taken from the manifest (or the file's header) and split into strata of equal
-    total length; about three times what is asked for is then decoded to measure levels, which
+    total length. About three times the requested length is then decoded to measure levels, which
     are split in the same way. Clips are drawn so that each stratum gives about the same seconds.
 
     Args:
         manifest: JSON Lines file or corpus folder (`edge_asr.manifest.read_manifest`), or several.
-        minutes: length of the set, everything included, at least 1; never exceeded.
-        seed: another seed is another choice.
+        minutes: length of the set, everything included, at least 1; it is never exceeded.
+        seed: another seed gives another choice.
         sample_rate: Hz of the waveforms.
 
     Raises:
-        ConfigError: `minutes` out of range, or no manifest named.
-        AudioError: `sample_rate` out of range.
-        ManifestError: a manifest that cannot be read, or not one usable row.
+        ConfigError: `minutes` is out of range, or no manifest is given.
+        AudioError: `sample_rate` is out of range.
+        ManifestError: a manifest cannot be read, or there is no usable row.
     """
     if not math.isfinite(minutes) or minutes < MIN_MINUTES:
         raise ConfigError(f"calibration minutes are {minutes:g}; give at least {MIN_MINUTES:g}")
@@ -214,13 +214,13 @@ def select_calibration_set(
     speech = measure_levels(deal_rows(manifests, 2.0 * wanted_s, seed, bad), wanted_s, rate, bad)
     if not speech:
         first = f"; the first, row {bad[0].row}: {bad[0].reason} ({bad[0].detail})" if bad else ""
-        raise ManifestError(f"no usable row in {', '.join(map(str, paths))}{first}; mend the manifest")
+        raise ManifestError(f"no usable row in {', '.join(map(str, paths))}{first}; fix the manifest")
     clips, n_left = _compose(balance_strata(speech), math.floor(minutes * 60.0 * rate), rate, seed)
     minutes_chosen = sum(clip.duration_s for clip in clips) / 60.0
     shortfall = None
     if minutes_chosen < 0.95 * minutes:
         why = "no clip that is left is short enough" if n_left else "that is all the usable speech"
-        shortfall = f"{minutes:g} minutes asked for, {minutes_chosen:.1f} chosen: {why}"
+        shortfall = f"{minutes:g} minutes requested, {minutes_chosen:.1f} chosen: {why}"
         logger.warning("calibration set: %s", shortfall)
     if bad:
         logger.warning("calibration set: %d rows skipped, the first: %s", len(bad), bad[0].detail)
@@ -245,7 +245,7 @@ def _describe(path: Path, manifest: Manifest) -> SourceManifest:
 def _compose(
     order: Sequence[SpeechRow], n_total: int, sample_rate: int, seed: int
 ) -> tuple[tuple[CalibrationClip, ...], int]:
-    """Clips of at most `n_total` samples together, and how many rows of `order` were not used."""
+    """Compose clips of at most `n_total` samples together; also return how many rows were not used."""
     added = [*_alter(order, sample_rate, seed), *_add_silence_and_noise()]
     n_speech = n_total - sum(round(clip.duration_s * sample_rate) for clip in added)
     max_joined = round(JOINED_MAX_S * sample_rate)
@@ -262,7 +262,7 @@ def _compose(
         clip = _join(parts, f"joined {number}", sample_rate, seed)
         joined.append(clip)
         n_speech -= round(clip.duration_s * sample_rate)
-    more, left = _fill(left, n_speech)  # what the joined clips left, because they are seldom 30 s
+    more, left = _fill(left, n_speech)  # joined clips are seldom 30 s, so this uses what they left
     names: Counter[str] = Counter()
     speech: list[CalibrationClip] = []
     for row in [*single, *more]:
@@ -274,7 +274,7 @@ def _compose(
 
 
 def _fill(order: Sequence[SpeechRow], n_samples: int) -> tuple[list[SpeechRow], list[SpeechRow]]:
-    """The rows that fit, taken in order, and those that are left."""
+    """Take the rows that fit, in order; also return those that are left."""
     taken: list[SpeechRow] = []
     left: list[SpeechRow] = []
     for row in order:
@@ -289,9 +289,9 @@ def _fill(order: Sequence[SpeechRow], n_samples: int) -> tuple[list[SpeechRow], 
 def _draw_joined(
     left: Sequence[SpeechRow], order: Sequence[SpeechRow], sample_rate: int
 ) -> tuple[list[tuple[SpeechRow, int]], list[SpeechRow]]:
-    """Rows for one joined clip with the samples to use of each, and what is then left of `left`.
+    """Draw rows for one joined clip with the samples to use of each; also return what is left of `left`.
 
-    A corpus too small to have rows left gives some a second time: long inputs matter more.
+    If a small corpus has no rows left, some are used a second time, because long inputs matter more.
     """
     gap = round(JOINED_GAP_S * sample_rate)
     min_samples, max_samples = round(JOINED_MIN_S * sample_rate), round(JOINED_MAX_S * sample_rate)
@@ -343,7 +343,7 @@ def _join(parts: Sequence[tuple[SpeechRow, int]], name: str, sample_rate: int, s
 
 
 def _alter(order: Sequence[SpeechRow], sample_rate: int, seed: int) -> list[CalibrationClip]:
-    """Recordings as a microphone gives them when its gain is far too low, or far too high."""
+    """Imitate recordings of a microphone whose gain is far too low, or far too high."""
     audible = [row for row in order if row.rms_dbfs > QUIETEST_ALTERED_DBFS]
     clips: list[CalibrationClip] = []
     for row, (name, rms_dbfs) in zip(audible, _ALTERED, strict=False):

@@ -1,7 +1,7 @@
 """One input of the calibration, and the sound it stands for: recordings, joined recordings, noise.
 
-A clip is a recipe (which files, how much of each, what gain, which noise); `make_waveform` cooks
-it. What this file does not do: choose clips (`edge_asr.calibration.calibration_set`).
+A clip is a recipe: which files, how much of each, what gain, which noise. `make_waveform` follows it.
+What this file does not do: choose clips (calibration_set.py).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ClipKind = Literal["speech", "joined", "silence", "noise"]
 Color = Literal["none", "white", "low-passed"]
 
 MAX_CLIP_S = 30.0
-"""Only the beginning of longer files is used: it bounds memory."""
+"""Longest part of a file that is used, which bounds memory."""
 JOINED_GAP_S = 0.2
 GAP_DBFS = -70.0
-"""Noise between joined recordings; digital silence there would be heard in no room."""
+"""Level of the noise between joined recordings; no room is digitally silent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +44,13 @@ class CalibrationClip:
 
     Attributes:
         name: unique in its set.
-        kind: what it is; "speech" includes the quiet and the overdriven clip.
-        stratum: the duration and level group it stands for, or what it was added for.
+        kind: kind of clip; "speech" includes the quiet and the overdriven clip.
+        stratum: the duration and level group that it represents, or why it was added.
         duration_s: length, seconds.
         rms_dbfs: 20 log10 of the root mean square, full scale 1.0; -inf for digital silence.
-        text: what is said; None when nothing, unknown, or cut short.
-        parts: the recordings it is made of; none for synthetic sound.
-        gain_db: applied to the recordings; what then exceeds full scale is clipped.
+        text: what is said; None if nothing is said, or it is unknown or cut short.
+        parts: the recordings that it is made of; none for synthetic sound.
+        gain_db: gain applied to the recordings; samples beyond full scale are clipped.
         color: spectrum of synthetic noise.
     """
 
@@ -65,7 +65,7 @@ class CalibrationClip:
     color: Color = "none"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready and without paths; `rms_dbfs` is None for -inf, `files_sha256` in playing order."""
+        """Return a dict for JSON, without paths; `rms_dbfs` is None for -inf, hashes are in playing order."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -78,10 +78,10 @@ class CalibrationClip:
 
 
 def make_waveform(clip: CalibrationClip, sample_rate: int, seed: int) -> F32Array:
-    """The sound of a clip, [S] float32 at `sample_rate`.
+    """Make the sound of a clip, [S] float32 at `sample_rate`.
 
     Raises:
-        AudioError: a file that has gone, is damaged, or is shorter than it was.
+        AudioError: a file is gone, damaged, or shorter than before.
     """
     if not clip.parts:
         n_samples = round(clip.duration_s * sample_rate)
@@ -106,9 +106,9 @@ def make_waveform(clip: CalibrationClip, sample_rate: int, seed: int) -> F32Arra
 
 
 def make_noise(color: Color, rms_dbfs: float, n_samples: int, seed: int) -> F32Array:
-    """Noise of a level, [n_samples] float32. "white" is uniform; "low-passed" falls off like a room's.
+    """Make noise of a level, [n_samples] float32. "white" is uniform; "low-passed" falls off as in a room.
 
-    Only the bits of PCG64 are used: NumPy promises those for all versions, its distributions not.
+    Only the bits of PCG64 are used, which NumPy guarantees for all versions, unlike its distributions.
     """
     bits = np.random.PCG64(seed).random_raw(n_samples)
     noise = np.asarray(bits, np.uint64).astype(np.float64) / 2.0**63 - 1.0
@@ -122,10 +122,10 @@ def make_noise(color: Color, rms_dbfs: float, n_samples: int, seed: int) -> F32A
 
 
 def read_beginning(path: Path, sample_rate: int, max_samples: int) -> F32Array:
-    """The first samples of a sound file, [S <= max_samples] float32 at `sample_rate`.
+    """Read the first samples of a sound file, [S <= max_samples] float32 at `sample_rate`.
 
     Raises:
-        AudioError: as `edge_asr.audio.AudioFile`.
+        AudioError: see `edge_asr.audio.AudioFile`.
     """
     with AudioFile(path) as file:
         stream = ResampleStream(file.sample_rate, sample_rate)
@@ -142,13 +142,13 @@ def read_beginning(path: Path, sample_rate: int, max_samples: int) -> F32Array:
 
 
 def measure_rms_dbfs(waveform: F32Array) -> float:
-    """20 log10 of the root mean square of [S] samples, full scale 1.0; -inf for zeros or nothing."""
+    """Compute 20 log10 of the root mean square of [S] samples, full scale 1.0; -inf for zeros or nothing."""
     power = float(np.mean(np.square(waveform, dtype=np.float64))) if len(waveform) else 0.0
     return 10.0 * math.log10(power) if power else -math.inf
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Compute the SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,8 +1,8 @@
-"""An INT8 graph as onnxruntime's CPU provider rewrites it when it loads one, kept so that it need not again.
+"""Keeps an INT8 graph as onnxruntime's CPU provider rewrites it on loading, so that it need not do so again.
 
-Most of the time until a quantized model is loaded goes to looking for patterns of QuantizeLinear and
-DequantizeLinear and replacing them by integer operators. The rewritten graph has operators of onnxruntime's
-own (com.microsoft), which no other runtime and no TensorRT knows, so it stands beside the portable file and
+Most of the time to load a quantized model is spent on finding patterns of QuantizeLinear and DequantizeLinear
+and replacing them by integer operators. The rewritten graph has onnxruntime's own operators
+(com.microsoft), which no other runtime and no TensorRT knows. So it stands beside the portable file, and
 ships only if it gives the same bits on the machine that makes it; elsewhere (arm64) it gives the same words.
 Layouts that depend on the CPU's vector width are left to loading.
 """
@@ -42,13 +42,13 @@ def make_cpu_graph(
     output_frames: OutputFrames,
     progress: Progress | None = None,
 ) -> onnx.ModelProto | None:
-    """The graph as onnxruntime's CPU provider runs it; None, and a warning, where it does not give the same.
+    """Make the graph that onnxruntime's CPU provider runs; None, with a warning, if its outputs differ.
 
     Args:
         model: an INT8 graph.
         cases: inputs to compare on.
         outputs: what `model` gave for them.
-        output_frames: of the model.
+        output_frames: the model's rule for output frames.
         progress: called with (cases done, cases in all).
     """
     try:
@@ -83,7 +83,7 @@ def _rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
             disabled_optimizers=[*SLOW_OPTIMIZERS["cpu"], "NchwcTransformer"],  # blocks of a CPU's width
         )
         rewritten = onnx.load(target)
-    # It imports every domain that onnxruntime knows, which an older one may not.
+    # The file imports every domain that onnxruntime knows, which an older version may not know.
     used = {node.domain for node in rewritten.graph.node}
     kept = [entry for entry in rewritten.opset_import if entry.domain in used]
     del rewritten.opset_import[:]
@@ -93,7 +93,7 @@ def _rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _fuse_biases(graph: onnx.GraphProto) -> None:
-    """Give integer products the bias added to them, in place; onnxruntime itself leaves it in a node."""
+    """Move biases into the integer products before them, in place; onnxruntime leaves them in nodes."""
     shapes = {initializer.name: list(initializer.dims) for initializer in graph.initializer}
     readers = Counter(name for node in graph.node for name in node.input)
     products = {

@@ -1,10 +1,10 @@
-"""A histogram of magnitudes that merges exactly, and the thresholds that are read from it.
+"""A histogram of magnitudes that merges exactly, and the thresholds derived from it.
 
 One histogram gathers the |x| of one tensor over a whole calibration set in a fixed 32 KiB. Its bin
 width is always a power of two and doubles by merging neighbors when a larger value comes, so the counts
 depend neither on the order of the clips nor on how they are cut, and a silent first clip costs nothing
-(onnxruntime 1.32's HistogramCollector keeps the first width and grows in length instead). Running the
-model is ranges.py's; nothing here knows of ONNX.
+(onnxruntime 1.32's HistogramCollector keeps the first width and grows in length instead).
+What this file does not do: run the model (ranges.py). It knows nothing of ONNX.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy.typing as npt
 
 from edge_asr.errors import ConfigError
 
-#: At least half of the bins lie below the largest value seen: 2048 to 4096 of them resolve it.
+#: At least half of the bins lie below the largest value seen, so 2048 to 4096 bins resolve it.
 N_BINS = 4096
 #: Positive int8 levels; the symmetric scale is amax / 127.
 N_LEVELS = 128
-#: Never zero: a scale divides. What stays below this all through calibration is silence in any model.
+#: Never zero, because a scale divides. A tensor that stays below this in all of calibration is silent.
 MIN_AMAX = 1e-6
 
 _MIN_EXPONENT = math.frexp(MIN_AMAX)[1]
-_ENTROPY_STEP = 2  # bins between candidates: as fine as TensorRT's 2048 bins at every step
+_ENTROPY_STEP = 2  # bins between candidates, as fine as every step of TensorRT's 2048 bins
 _MSE_FRACTIONS = 0.98 ** np.arange(195)
-_BLOCK = 1 << 16  # values at a time: temporaries stay in the cache
+_BLOCK = 1 << 16  # values at a time, so that temporaries stay in the cache
 
 
 class MagnitudeHistogram:
@@ -40,11 +40,11 @@ class MagnitudeHistogram:
         self._exponent = _MIN_EXPONENT
         self.n_values = 0
         self.peak = 0.0
-        """Largest |x| seen; exact."""
+        """Largest |x| seen, exact."""
 
     @property
     def bin_width(self) -> float:
-        """Width of a bin: 2^k / 4096."""
+        """Return the width of a bin: 2^k / 4096."""
         return math.ldexp(1.0, self._exponent) / N_BINS
 
     @property
@@ -60,7 +60,7 @@ class MagnitudeHistogram:
             values: any shape, float32.
 
         Raises:
-            ValueError: an element is NaN or infinite; the histogram is left as it was.
+            ValueError: an element is NaN or infinite; the histogram does not change.
         """
         peak = peak_magnitude(values)
         if not math.isfinite(peak):
@@ -76,14 +76,14 @@ class MagnitudeHistogram:
             self._counts += np.bincount(magnitude.astype(np.int64), minlength=N_BINS)
 
     def entropy_amax(self) -> float:
-        """Threshold whose 128 levels lose the least information (Kullback-Leibler).
+        """Find the threshold whose 128 levels lose the least information (Kullback-Leibler).
 
-        The method of TensorRT's entropy calibrator (Migacz, "8-bit inference with TensorRT", GTC 2017,
-        s7310): for each threshold, the reference is the histogram below it with all that lies above
-        added to its last bin; the candidate is the histogram below it spread evenly over the occupied
-        bins of each of 128 levels. As in NVIDIA's pytorch-quantization (calib/histogram.py), the first bin is
-        replaced by the second, for the zeros of a ReLU are exact under any scale, and thresholds whose last
-        bin is empty are not considered, save the peak itself.
+        This is the method of TensorRT's entropy calibrator (Migacz, "8-bit inference with TensorRT", GTC
+        2017, s7310): for each threshold, the reference is the histogram below it with all that lies above
+        added to its last bin; the candidate is the histogram below it spread evenly over the occupied bins of
+        each of 128 levels. As in NVIDIA's pytorch-quantization (calib/histogram.py), the first bin is
+        replaced by the second, because the zeros of a ReLU are exact under any scale, and thresholds whose
+        last bin is empty are not considered, except the peak itself.
         """
         n_used = min(int(self.peak / self.bin_width) + 1, N_BINS)
         if n_used <= N_LEVELS:
@@ -96,10 +96,10 @@ class MagnitudeHistogram:
         return max(min(float(best) * self.bin_width, self.peak), MIN_AMAX)
 
     def percentile_amax(self, percentile: float) -> float:
-        """Magnitude that `percentile` per cent of the values do not exceed: the upper edge of its bin.
+        """Find the magnitude that `percentile` percent of the values do not exceed, as the edge of a bin.
 
         Raises:
-            ConfigError: not above 0 and at most 100.
+            ConfigError: the percentile is not above 0 and at most 100.
         """
         if not 0.0 < percentile <= 100.0:
             raise ConfigError(f"percentile is {percentile}; give one above 0 and at most 100, such as 99.99")
@@ -108,10 +108,10 @@ class MagnitudeHistogram:
         return max(min((index + 1) * self.bin_width, self.peak), MIN_AMAX)
 
     def mse_amax(self) -> float:
-        """Threshold whose int8 rounding and clipping together make the least squared error.
+        """Find the threshold whose int8 rounding and clipping together make the least squared error.
 
-        As `_compute_amax_mse` of NVIDIA's pytorch-quantization (calib/histogram.py): every bin counts with
-        its center. Thresholds go down from the peak in steps of 2 per cent, to a fiftieth of it.
+        It works like `_compute_amax_mse` of NVIDIA's pytorch-quantization (calib/histogram.py): every bin
+        counts with its center. Thresholds go down from the peak in steps of 2 percent, to a fiftieth of it.
         """
         n_used = min(int(self.peak / self.bin_width) + 1, N_BINS)
         counts = self._counts[:n_used].astype(np.float64)
@@ -137,15 +137,15 @@ class MagnitudeHistogram:
 
 
 def peak_magnitude(values: npt.NDArray[np.float32]) -> float:
-    """Largest |x|; NaN when any element is NaN, 0 of no elements."""
+    """Return the largest |x|; NaN if any element is NaN, 0 without elements."""
     if values.size == 0:
         return 0.0
-    # Both are NaN if one is: numpy's extremes propagate it (onnxruntime's reductions need not).
+    # If an element is NaN both are: numpy's extremes propagate it (onnxruntime's reductions need not).
     return max(float(values.max()), -float(values.min()))
 
 
 def _divergences(counts: npt.NDArray[np.float64], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """KL divergence of 128 levels from the histogram, clipped at each of `ends` bins.
+    """Compute the KL divergence of 128 levels from the histogram, clipped at each of `ends` bins.
 
     Every term is a sum over a run of bins, so cumulative sums give all thresholds at once.
 
@@ -164,7 +164,7 @@ def _divergences(counts: npt.NDArray[np.float64], ends: npt.NDArray[np.int64]) -
     edges = ends[:, None] * np.arange(N_LEVELS + 1) // N_LEVELS  # (C, 129)
     level_mass = np.diff(below[edges])  # (C, 128)
     level_bins = np.diff(occupied[edges])
-    # Log of what one occupied bin of a level gets; the mass of an empty level is never asked for.
+    # Log of what one occupied bin of a level gets; the mass of an empty level is never used.
     level_log = np.log(np.where(level_mass > 0, level_mass / np.maximum(level_bins, 1), 1.0))
 
     last = counts[ends - 1]
@@ -177,7 +177,7 @@ def _divergences(counts: npt.NDArray[np.float64], ends: npt.NDArray[np.int64]) -
 
 
 def _cumulative(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """[n + 1]: sum of the first i values."""
+    """Return [n + 1]: sums of the first i values."""
     return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
 
 

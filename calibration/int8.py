@@ -1,9 +1,9 @@
-"""A float32 graph becomes INT8: smooth, collect ranges, choose groups, quantize, and pass the gate.
+"""Turns a float32 graph into INT8: smooth, collect ranges, choose groups, quantize, and check the budget.
 
-The order of things and nothing else; each step has its file. Half of the speech of the calibration set
-gives the ranges, the other half measures the groups; the gate looks at manifests of the caller's, if any were
-named, else at that other half. A result that failed the gate says so (`Int8Result.failure`); not shipping it,
-and writing it into a bundle, are the affair of pipeline.py and of the export.
+This file only orders the steps; each step has its own file. Half of the speech of the calibration set gives
+the ranges, and the other half measures the groups. The final check uses the manifests of the caller, if any,
+else that other half. `Int8Result.failure` says whether a result failed.
+What this file does not do: ship the result or write it into a bundle (pipeline.py, edge_asr.export).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ F32Array = npt.NDArray[np.float32]
 logger = logging.getLogger(__name__)
 
 TIMED_S = 10.0
-#: Which of them is best depends on how much speech there is. Entropy never is: its search clips SiLU's tail.
+#: The best of them depends on how much speech there is. Entropy never is best: it clips SiLU's tail.
 AUTO_METHODS: tuple[RangeMethod, ...] = ("mse", "percentile", "minmax")
 
 
@@ -63,14 +63,14 @@ class Int8Options:
 
     Attributes:
         calibration: manifests to choose speech from; empty takes the embedded, synthesized one.
-        evaluation: manifests whose every utterance the gate looks at, none of those in `calibration`; empty:
-            half of the calibration speech.
+        evaluation: manifests whose every utterance the final check uses, none of those in `calibration`; if
+            empty, half of the calibration speech.
         minutes: length of the calibration set; None is 10, or all that is embedded.
-        seed: of its choice.
-        range_method: how a range is found from the values of a tensor; "auto" takes the method with the least
-            divergence, every group in INT8.
-        percentile: for the range method of that name.
-        smoothing: SmoothQuant's alpha, 0 to 1; None leaves the scales where they are.
+        seed: seed of its choice.
+        range_method: how to choose a range from the values of a tensor; "auto" takes the method with the
+            least divergence with every group in INT8.
+        percentile: the percentile of the range method of that name.
+        smoothing: SmoothQuant's alpha, 0 to 1; None does not move scales.
         budget: what may be lost.
     """
 
@@ -88,14 +88,14 @@ class Int8Options:
         for path in self.evaluation:
             if path.resolve() in calibrated_on:
                 raise ConfigError(
-                    f"{path} is to be calibrated on and evaluated on; a loss on the same speech says little: "
-                    "evaluate on other speech, or leave it out, and half of the calibration speech serves"
+                    f"{path} is given for calibration and evaluation; a loss on the same speech says little: "
+                    "evaluate on other speech, or leave it out to use half of the calibration speech"
                 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Result:
-    """The INT8 graph and all that led to it.
+    """The INT8 graph, and everything that led to it.
 
     Attributes:
         model: the Q/DQ graph.
@@ -104,7 +104,7 @@ class Int8Result:
         calibration: the set, `is_synthetic` included.
         calibrated_on, measured_on: names of its clips on either side.
         n_smoothed: tensors whose scales were moved.
-        methods: divergence by range method, every group in INT8; only the one used when it was named.
+        methods: divergence by range method, with every group in INT8; only one if the method was named.
         range_method: the one used.
         sensitivity: the groups, and the choice.
         evaluation: loss by manifest, and over all of them together under "pooled"; empty without manifests.
@@ -124,12 +124,12 @@ class Int8Result:
 
     @property
     def gate(self) -> Int8Loss:
-        """The loss that the gate looked at."""
+        """Return the loss that the final check used."""
         return self.evaluation.get("pooled", self.sensitivity.chosen.loss)
 
     @property
     def failure(self) -> str | None:
-        """Why it may not ship, in a sentence; None within the budget."""
+        """Say in a sentence why it may not ship; None within the budget."""
         budget, chosen = self.options.budget, self.sensitivity.chosen
         over = budget.exceeded_by(chosen.loss, if_significant=True)
         if over is None and self.evaluation:
@@ -137,17 +137,17 @@ class Int8Result:
         if over is None:
             return None
         return (
-            f"INT8 of {', '.join(chosen.int8)} is over the budget: {over}; calibrate on speech nearer to "
+            f"INT8 of {', '.join(chosen.int8)} is over the budget: {over}; calibrate on speech closer to "
             "yours, try another range method, or allow more with --max-wer-loss or --min-agreement"
         )
 
     @property
     def time_ratio(self) -> float:
-        """Encoder time over float32's, one thread, on the machine that quantized."""
+        """Return encoder time over float32's, on one thread of the machine that quantized."""
         return self.sensitivity.chosen.time_ratio
 
     def to_dict(self) -> dict[str, Any]:
-        """What report.json holds under "int8": all but the graph."""
+        """Return what report.json holds under "int8": all but the graph."""
         options = {
             name: getattr(self.options, name) for name in ("minutes", "seed", "percentile", "smoothing")
         }
@@ -177,21 +177,21 @@ def quantize_to_int8(
     output_frames: OutputFrames | None = None,
     chosen: CalibrationSet | None = None,
 ) -> Int8Result:
-    """Quantize a float32 graph, within a budget if that can be; look at `failure` of what it gives.
+    """Quantize a float32 graph, within a budget if possible; check `failure` of the result.
 
     Args:
-        model: with the bundle's inputs and outputs, its nodes named by edge-asr's exporter.
+        model: a graph with the bundle's inputs and outputs, its nodes named by edge-asr's exporter.
         features: front end of the model.
-        vocabulary: of the model.
+        vocabulary: the model's vocabulary.
         options: see `Int8Options`.
         progress: called as stages begin and advance.
         output_frames: how many output frames a clip gives; None takes all that the graph gives.
-        chosen: from `choose_calibration_set`, where that was done already.
+        chosen: from `choose_calibration_set`, if that was already called.
 
     Raises:
-        GateError: a value that is not finite.
-        ManifestError, AudioError, ConfigError: speech or options that cannot be used.
-        BundleError: the graph's nodes have no names to choose by.
+        GateError: a value is not finite.
+        ManifestError, AudioError, ConfigError: speech or options cannot be used.
+        BundleError: the nodes of the graph have no names to choose by.
     """
     stages = Stages(progress)
     with stages.stage("int8: choose speech"):
@@ -247,10 +247,10 @@ def quantize_to_int8(
 
 
 def choose_calibration_set(options: Int8Options, sample_rate: int) -> CalibrationSet:
-    """The calibration set that the options ask for: of their manifests, or the embedded speech.
+    """Choose the calibration set of the options: from their manifests, or the embedded speech.
 
     Raises:
-        ManifestError, AudioError, ConfigError: as `select_calibration_set`.
+        ManifestError, AudioError, ConfigError: see `select_calibration_set`.
     """
     arguments: dict[str, Any] = {"seed": options.seed, "sample_rate": sample_rate}
     if not options.calibration:
@@ -265,7 +265,7 @@ def choose_calibration_set(options: Int8Options, sample_rate: int) -> Calibratio
 def _halve(
     chosen: CalibrationSet, config: FeatureConfig
 ) -> tuple[tuple[MeasuredClip, ...], tuple[MeasuredClip, ...]]:
-    """Every other plain recording measures; all else, silence, noise and joined clips too, gives ranges."""
+    """Take every other plain recording to measure; all else, silence and noise too, gives ranges."""
     ranged: list[MeasuredClip] = []
     measured: list[MeasuredClip] = []
     n_plain = 0
@@ -276,20 +276,20 @@ def _halve(
         (measured if is_plain and n_plain % 2 == 0 else ranged).append(entry)
     if not measured:
         raise AudioError(
-            "the calibration set holds a single recording, and there is none left to measure the loss on; "
+            "the calibration set holds a single recording, so none is left to measure the loss on; "
             "give a manifest with more speech"
         )
     return tuple(ranged), tuple(measured)
 
 
 def _feeds(clips: Sequence[MeasuredClip]) -> list[Batch]:
-    """Views, so that a list costs nothing; the graph wants channels first."""
+    """Make inputs with channels first, as views, so that a list costs nothing."""
     audio, length = INPUT_NAMES
     return [{audio: c.features.T[None], length: np.asarray([len(c.features)], np.int64)} for c in clips]
 
 
 def _timed_clip(clips: Sequence[MeasuredClip], config: FeatureConfig) -> F32Array:
-    """Speech laid end to end and cut at ten seconds."""
+    """Lay speech end to end and cut it at ten seconds."""
     n_frames = round(TIMED_S * config.sample_rate / config.hop_length)
     speech = np.concatenate([clip.features for clip in clips])
     repeats = -(-n_frames // len(speech))
@@ -304,7 +304,7 @@ def _evaluate(
     vocabulary: Vocabulary,
     output_frames: OutputFrames | None,
 ) -> dict[str, Int8Loss]:
-    """Loss on every manifest and, when there are several, on all of them together."""
+    """Measure the loss on every manifest and, if there are several, on all of them together."""
     extractor = FeatureExtractor(config)
     clips: dict[str, list[MeasuredClip]] = {}
     for path in manifests:

@@ -1,8 +1,8 @@
 """The parts of a Conformer that quantize together, and the nodes of a graph that belong to each.
 
-A group is what sensitivity.py turns on and off. Nodes carry the path of the module that made them
-(edge_asr.export.onnx_export), so a group is a pattern over names (edge_asr.graph.part_names). Nothing is
-measured here.
+sensitivity.py turns a group on and off. Nodes carry the path of the module that made them
+(edge_asr.export.onnx_export), so a group is a pattern over names (edge_asr.graph.part_names).
+What this file does not do: measure anything.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 #: Operators that have an INT8 kernel on onnxruntime and TensorRT alike.
 QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 
-# The first convolution of the subsampling stays in floating point: one channel in, and a weight of -1e4 for
-# the mask (edge_asr.export.inference_form) that would leave the real ones a single step.
+# The first convolution of the subsampling stays in floating point: it has one input channel, and a weight of
+# -1e4 for the mask (edge_asr.export.inference_form) that would leave the real weights a single step.
 _FLOAT = re.compile(rf"^{re.escape(SUBSAMPLING)}\.{FIRST_CONVOLUTION}/")
 
 
 def _within(part: str, *names: str) -> re.Pattern[str]:
-    """The nodes of the named modules inside a part of a layer."""
+    """Match the nodes of the named modules inside a part of a layer."""
     return re.compile(rf"\.{part}\.({'|'.join(names)})/")
 
 
@@ -71,10 +71,10 @@ _PATTERNS: tuple[tuple[Group, re.Pattern[str]], ...] = (
 
 
 def group_nodes(model: onnx.ModelProto) -> dict[Group, tuple[str, ...]]:
-    """Names of the quantizable nodes of every group that the graph has, in the order of `GROUPS`.
+    """List the quantizable nodes of every group that the graph has, in the order of `GROUPS`.
 
     Raises:
-        BundleError: no node is named after a module of a Conformer: another exporter wrote the graph.
+        BundleError: no node is named after a module of a Conformer, so another exporter wrote the graph.
     """
     found: dict[Group, list[str]] = {group: [] for group in GROUPS}
     shapes = {initializer.name: tuple(initializer.dims) for initializer in model.graph.initializer}
@@ -96,13 +96,13 @@ def group_nodes(model: onnx.ModelProto) -> dict[Group, tuple[str, ...]]:
 
 
 def _reads_one_channel(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a node is a convolution over a single channel: features or samples as they come."""
+    """Tell whether a node is a convolution over a single channel, which is raw features or samples."""
     if node.op_type != "Conv" or shapes.get(node.input[1], (0, 0))[1] != 1:
         return False
     return all(attribute.name != "group" or attribute.i == 1 for attribute in node.attribute)
 
 
 def nodes_of(model: onnx.ModelProto, groups: Collection[Group]) -> list[str]:
-    """Names of the nodes of several groups, in the order of the graph."""
+    """List the nodes of several groups, in the order of the graph."""
     chosen = {name for group, names in group_nodes(model).items() if group in groups for name in names}
     return [node.name for node in model.graph.node if node.name in chosen]

@@ -1,7 +1,8 @@
-"""What quantization costs: divergence, agreement and WER against float32 on the same clips, and the time.
+"""Measures what quantization costs: divergence, agreement and WER against float32 on the same clips; time.
 
-A float32 run is the reference; the same clips go through each candidate, alone and unpadded. WER needs texts:
-clips without one count for divergence and agreement only. Nothing is decided here (sensitivity.py does).
+A float32 run is the reference; the same clips go through each candidate, alone and unpadded. WER needs texts,
+so clips without one count only for divergence and agreement.
+What this file does not do: decide anything (sensitivity.py).
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class Int8Loss:
     Attributes:
         divergence: Kullback-Leibler divergence of the reference from the candidate, mean nats per frame.
         agreement: fraction of frames with the same most likely token.
-        wer_reference, wer_candidate: word error rates as fractions; None when no clip has a text.
+        wer_reference, wer_candidate: word error rates as fractions; None if no clip has a text.
         wer_loss_low, wer_loss_high: 95 % interval of the WER loss, paired bootstrap over the clips.
-        n_frames, n_words: what was measured on.
+        n_frames, n_words: how many frames and words were measured.
     """
 
     divergence: float
@@ -63,7 +64,7 @@ class Int8Loss:
 
     @property
     def wer_loss(self) -> float | None:
-        """WER of the candidate less that of the reference, as a fraction; negative is better."""
+        """Return the WER of the candidate less that of the reference, as a fraction; negative is better."""
         if self.wer_candidate is None or self.wer_reference is None:
             return None
         return self.wer_candidate - self.wer_reference
@@ -73,13 +74,13 @@ class Reference:
     """The float32 run over the clips, to measure candidates against.
 
     Args:
-        model: float32 graph.
-        clips: at least one.
-        vocabulary: of the model.
+        model: the float32 graph.
+        clips: one clip or more.
+        vocabulary: the model's vocabulary.
         output_frames: how many output frames a clip gives; None takes all that the graph gives.
 
     Raises:
-        AudioError: no clip.
+        AudioError: there is no clip.
         GateError: the reference gives NaN or infinity.
     """
 
@@ -102,7 +103,7 @@ class Reference:
         """Run a candidate over the same clips.
 
         Raises:
-            GateError: it gives NaN or infinity.
+            GateError: the candidate gives NaN or infinity.
         """
         outputs = run_clips(candidate, self.clips, self._output_frames)
         pairs = list(zip(self.outputs, outputs, strict=True))
@@ -125,7 +126,7 @@ class Reference:
     def _count_errors(
         self, outputs: Sequence[F32Array]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Word errors and reference words of every clip that has a text."""
+        """Count word errors and reference words of every clip that has a text."""
         errors, n_words = [], []
         for clip, log_probs in zip(self.clips, outputs, strict=True):
             if clip.text is None:
@@ -142,10 +143,10 @@ def run_clips(
     clips: Sequence[MeasuredClip],
     output_frames: OutputFrames | None = None,
 ) -> list[F32Array]:
-    """Log-probs [T', V] of every clip, each run alone; of the valid frames, when the rule for them is given.
+    """Compute log-probs [T', V] of every clip alone; only of valid frames, if the rule for them is given.
 
     Raises:
-        GateError: a value that is not finite; names the clip.
+        GateError: a value is not finite; the message names the clip.
     """
     outputs = []
     with open_graph(model) as backend:
@@ -163,7 +164,9 @@ def run_clips(
 def bootstrap_difference(
     differences: npt.NDArray[np.int64], n_words: npt.NDArray[np.int64], *, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of sum(differences) / sum(n_words) over resampled clips (Bisani and Ney 2004, section 3).
+    """Estimate a 95 % interval of sum(differences) / sum(n_words) by a bootstrap over clips.
+
+    Source: Bisani and Ney 2004, section 3.
 
     Args:
         differences: [N] errors of the candidate less those of the reference, by clip.
@@ -180,12 +183,12 @@ def bootstrap_difference(
 def time_graphs(
     models: Sequence[onnx.ModelProto | MappedGraph], features: F32Array, *, repeats: int = 15
 ) -> list[list[float]]:
-    """Seconds of each run of each graph on one clip, one thread, the graphs taking turns.
+    """Time each run of each graph on one clip, in seconds, on one thread, with the graphs taking turns.
 
     Args:
-        models: what to compare, as for `open_graph`; only ratios of what one call returns mean something.
+        models: graphs as for `open_graph`; only ratios within one call are meaningful.
         features: [T, n_mels].
-        repeats: turns, fewer when they take longer than 20 s in all.
+        repeats: number of turns; fewer if they take longer than 20 s in all.
     """
     batch, lengths = features[None], np.asarray([len(features)], np.int64)
     times: list[list[float]] = [[] for _ in models]

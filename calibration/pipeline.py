@@ -1,6 +1,6 @@
-"""`edge-asr quantize` as a function: INT8 for a bundle that exists, from its fp32 file; no PyTorch needed.
+"""`edge-asr quantize` as a function: adds INT8 to an existing bundle, from its fp32 file, without PyTorch.
 
-The bundle is replaced whole, once the gate is passed; until then it stays as it was.
+The bundle is replaced whole, once the check has passed; until then it does not change.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def quantize_bundle(
     keep_failed: str | Path | None = None,
     progress: StageProgress | None = None,
 ) -> tuple[Bundle, Int8Result]:
-    """Add an INT8 model to a bundle, instead of an earlier one.
+    """Add an INT8 model to a bundle, replacing an earlier one.
 
     Args:
         bundle: folder with an fp32 model, or the name of an embedded one.
-        options: how to quantize; None is all defaults, on the embedded, synthetic speech.
-        output: folder of the new bundle; the old one's place when None.
-        clips: real recordings that the INT8 graph is run on: sound files, folders, manifests; the embedded
-            samples when None.
-        plan: what it is run on besides, to be finite everywhere.
+        options: how to quantize; None takes all defaults, on the embedded, synthetic speech.
+        output: folder of the new bundle; None replaces the old one.
+        clips: real recordings that the INT8 graph is run on: sound files, folders, manifests; None takes the
+            embedded samples.
+        plan: further cases that it is run on, to be finite everywhere.
         force: replace an existing `output`, or `keep_failed`.
         keep_failed: folder for a bundle that failed the gate, marked `"verified": false`.
         progress: called as stages begin and advance.
@@ -56,9 +56,9 @@ def quantize_bundle(
         The new bundle, and what was measured.
 
     Raises:
-        BundleError: the bundle lacks an fp32 model, or a place cannot be written.
-        GateError: over the budget, or not finite; nothing was changed, but `keep_failed` written.
-        ManifestError, AudioError, ConfigError: speech or options that cannot be used.
+        BundleError: the bundle lacks an fp32 model, or a folder cannot be written.
+        GateError: the result is over the budget, or not finite; only `keep_failed` was written.
+        ManifestError, AudioError, ConfigError: speech or options cannot be used.
         MissingDependencyError: onnx, onnxruntime, jiwer or matplotlib is not installed.
     """
     for module in ("onnx", "jiwer", "matplotlib"):
@@ -96,7 +96,7 @@ def quantize_bundle(
 
 
 def _write(folder: Path, source: Bundle, graph: Int8Graph, *, verified: bool) -> None:
-    """The old folder's files, engines too, with a new INT8 model and what belongs to it."""
+    """Write the files of the old folder, engines too, with a new INT8 model and what belongs to it."""
     stale = (MODEL_FILES["int8"], CPU_GRAPH_NAME, PLOT_NAME, "model.int8.plan", "model.int8.json")
     shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*stale))
     artifact = graph.write(folder)
@@ -119,5 +119,5 @@ def _write(folder: Path, source: Bundle, graph: Int8Graph, *, verified: bool) ->
 
 
 def _other_steps(record: Mapping[str, Any]) -> list[Any]:
-    """The steps of a report or a verification but those of an earlier INT8 graph."""
+    """Return the steps of a report or a verification, except those of an earlier INT8 graph."""
     return [step for step in record.get("steps", ()) if step.get("candidate") != INT8_NAME]

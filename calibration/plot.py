@@ -1,4 +1,4 @@
-"""The plot of the choice of INT8 groups: what is lost against time and size."""
+"""Plots the choice of INT8 groups: loss against time and size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_asr.errors import require
 
 
 def write_plot(found: Sensitivity, float32_bytes: int, path: Path) -> None:
-    """Divergence against encoder time and against size, PNG; steps of the choice joined by a line.
+    """Plot divergence against encoder time and against size as PNG, with the steps joined by a line.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -54,7 +54,7 @@ def write_plot(found: Sensitivity, float32_bytes: int, path: Path) -> None:
 
 
 def _step_names(steps: Iterable[Candidate]) -> list[str]:
-    """ "all", then the group that each step gives back to float32."""
+    """Name the steps: "all", then the group that each step gives back to float32."""
     names, before = [], frozenset[str]()
     for step in steps:
         names.append(f"- {', '.join(before.difference(step.int8))}" if before else "all")
@@ -63,7 +63,7 @@ def _step_names(steps: Iterable[Candidate]) -> list[str]:
 
 
 def _label_points(axes: Any, names: list[str], x: list[float], y: list[float], color: str, side: str) -> None:
-    """Names left or right of their points, moved up where they would lie on each other."""
+    """Put names left or right of their points, moved up where they would overlap."""
     least_apart = 0.075  # decades
     lowest = -math.inf
     for at, height, name in sorted(zip(x, y, names, strict=True), key=lambda point: point[1]):

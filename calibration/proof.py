@@ -1,8 +1,8 @@
-"""The one way to an INT8 graph that may ship: quantize, check, run on every case, keep a copy for the CPU.
+"""Makes an INT8 graph that may ship: quantize, check, run on every case, keep a copy for the CPU.
 
-`edge-asr export` and `edge-asr quantize` both come here. What is lost on speech is bounded by the budget
-(`int8.py`); a case fails only on an error, NaN or a wrong shape. Only a graph that passed both gets a copy
-for the CPU: no other is ever run from a bundle.
+`edge-asr export` and `edge-asr quantize` both use this file. The budget bounds the loss on speech (int8.py);
+a case fails only on an error, NaN or a wrong shape. Only a graph that passed both gets a copy for the CPU,
+because no other is ever run from a bundle.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from edge_asr.calibration.calibration_set import CalibrationSet
 
-#: What INT8 may lose is the budget's affair; a case fails only on an error, NaN or a wrong shape.
+#: The budget bounds what INT8 may lose; a case fails only on an error, NaN or a wrong shape.
 INT8_TOLERANCE = Tolerance(max_error=None, text_families=())
 INT8_NAME = "ONNX INT8"
 
@@ -37,10 +37,10 @@ class Int8Graph:
     """An INT8 graph and its proof.
 
     Attributes:
-        result: the graph, how it was made and what it loses.
+        result: the graph, how it was made, and what it loses.
         step: its run on every case, against float32.
-        cpu_graph: the graph for onnxruntime's CPU provider (`cpu_graph.py`); None where the proof failed, or
-            onnxruntime makes no graph that gives the same.
+        cpu_graph: the graph for onnxruntime's CPU provider (cpu_graph.py); None if the proof failed, or
+            onnxruntime makes no graph with the same outputs.
     """
 
     result: Int8Result
@@ -49,7 +49,7 @@ class Int8Graph:
 
     @property
     def failure(self) -> str | None:
-        """Why it may not ship, in a sentence; None when it passed."""
+        """Say in a sentence why it may not ship; None if it passed."""
         return find_failure(self.result, self.step)
 
     def write(self, folder: Path) -> Artifact:
@@ -75,19 +75,19 @@ def make_int8(
     reference: Outputs | None = None,
     calibration: CalibrationSet | None = None,
 ) -> Int8Graph:
-    """Quantize a float32 graph and prove the result; look at `failure` of what it gives.
+    """Quantize a float32 graph and prove the result; check `failure` of the result.
 
     Args:
         model: the float32 graph, its nodes named by edge-asr's exporter.
         options: how to quantize.
-        inputs: what the INT8 graph is run on.
-        stages: of the export or the quantization.
-        reference: what `model` gave for the cases; None runs it.
-        calibration: the speech of `options`, where it was chosen already.
+        inputs: inputs that the INT8 graph is run on.
+        stages: the stages of the export or the quantization.
+        reference: outputs of `model` for the cases; None runs it.
+        calibration: the speech of `options`, if it was already chosen.
 
     Raises:
         GateError: the quantized graph is not valid, or the float32 one itself fails.
-        ManifestError, AudioError, ConfigError: speech or options that cannot be used.
+        ManifestError, AudioError, ConfigError: speech or options cannot be used.
         BundleError: the nodes of the graph have no names to choose by.
     """
     with stages.stage("int8"):
@@ -113,5 +113,5 @@ def make_int8(
 
 
 def find_failure(result: Int8Result, step: ProofStep) -> str | None:
-    """Why an INT8 graph may not ship, in a sentence; None when it passed."""
+    """Say in a sentence why an INT8 graph may not ship; None if it passed."""
     return result.failure if step.passed else step.failure_message()

@@ -1,14 +1,14 @@
-"""Static INT8: explicit Q/DQ nodes around the chosen nodes of a float32 graph.
+"""Quantizes to static INT8: explicit Q/DQ nodes around the chosen nodes of a float32 graph.
 
-onnxruntime's QDQQuantizer inserts the nodes; what is quantized, where and with which ranges is decided here.
-Symmetric int8 (zero point 0) for activations and weights, one scale per output channel of a weight, biases in
-float32: what TensorRT's parser accepts, and what onnxruntime fuses into integer kernels on a CPU.
-- MatMul and Gemm keep a float32 output: onnxruntime then runs one kernel that scales as it writes.
-- Conv gets a quantized output, without which it has no integer kernel there.
+onnxruntime's QDQQuantizer inserts the nodes; this file decides what is quantized, where and with which
+ranges. Symmetric int8 (zero point 0) for activations and weights, one scale per output channel of a weight,
+biases in float32: what TensorRT's parser accepts, and what onnxruntime fuses into integer kernels on a CPU.
+- MatMul and Gemm keep a float32 output, so onnxruntime runs one kernel that scales as it writes.
+- Conv gets a quantized output, without which onnxruntime has no integer kernel for it.
 - Weights, and an activation on the right of a product, use 7 of the 8 bits. On x86 CPUs without VNNI
   onnxruntime adds pairs of products in signed 16-bit lanes that saturate (VPMADDUBSW): 2 * 255 * 127 is too
   much for them, 2 * 255 * 64 is not. So a file gives the same numbers on every machine.
-Ranges come from ranges.py, the choice of groups from sensitivity.py.
+What this file does not do: collect ranges (ranges.py), choose groups (sensitivity.py).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 _FLOAT_OUTPUT = ["MatMul", "Gemm"]
 _LEVELS = 127
-_RIGHT_LEVELS = 64  # of the right side of a product, see above
+_RIGHT_LEVELS = 64  # levels of the right side of a product, see above
 
 
 def activation_tensors(model: onnx.ModelProto, groups: Collection[Group]) -> list[str]:
-    """Names of the activations whose range the quantization of `groups` needs, in the order of the graph."""
+    """List the activations whose range the quantization of `groups` needs, in the order of the graph."""
     initializers = {initializer.name for initializer in model.graph.initializer}
     chosen = set(nodes_of(model, groups))
     tensors: dict[str, None] = {}
@@ -48,11 +48,11 @@ def activation_tensors(model: onnx.ModelProto, groups: Collection[Group]) -> lis
 def quantize_model(
     model: onnx.ModelProto, amax: Mapping[str, float], groups: Collection[Group]
 ) -> onnx.ModelProto:
-    """A copy of `model` in which the nodes of `groups` compute in INT8.
+    """Return a copy of `model` in which the nodes of `groups` compute in INT8.
 
     Args:
-        model: float32 graph with its weights inside, as exported by edge-asr.
-        amax: largest magnitude to represent of every tensor of `activation_tensors(model, groups)`, > 0.
+        model: a float32 graph with its weights inside, as exported by edge-asr.
+        amax: largest magnitude to represent, for every tensor of `activation_tensors(model, groups)`, > 0.
         groups: what to quantize; none gives an unchanged copy.
 
     Returns:
@@ -84,13 +84,13 @@ def quantize_model(
     bare = WeightlessGraph(model)
     chosen = set(nodes)
     read = {name for node in bare.model.graph.node if node.name in chosen for name in node.input}
-    working = onnx.shape_inference.infer_shapes(bare.model)  # it wants to know which values are float32
-    working.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # else it copies
+    working = onnx.shape_inference.infer_shapes(bare.model)  # it must know which values are float32
+    working.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # or it would copy the model
     bare.fill(working, read)
     quantizer = QDQQuantizer(
         working,
         per_channel=True,
-        reduce_range=True,  # of weights only
+        reduce_range=True,  # applies to weights only
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
@@ -108,25 +108,25 @@ def quantize_model(
     working = _quietly(quantizer.quantize_model)
     _free_other_readers(working, chosen)
     _separate_shared_inputs(working)
-    quantizer.model.topological_sort()  # it appends nodes; ONNX wants an order, though onnxruntime does not
+    quantizer.model.topological_sort()  # it appends nodes, but ONNX requires an order (onnxruntime does not)
     quantized = compacted(working)
     del quantizer, working
     bare.fill(quantized)
     quantized.ir_version = min(quantized.ir_version, MAX_IR_VERSION)
     _drop_unused_domains(quantized)
-    del quantized.metadata_props[:]  # it notes itself there
+    del quantized.metadata_props[:]  # the quantizer adds its own entries
     quantized.metadata_props.extend(model.metadata_props)
     return quantized
 
 
 def _right_sides(model: onnx.ModelProto, nodes: Iterable[str]) -> set[str]:
-    """Tensors, constant or not, on the right of the products among `nodes`."""
+    """List the tensors, constant or not, on the right of the products among `nodes`."""
     chosen = set(nodes)
     return {n.input[1] for n in model.graph.node if n.name in chosen and n.op_type in _FLOAT_OUTPUT}
 
 
 def _per_tensor_weights(model: onnx.ModelProto, rights: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """Batched weights (more than two axes) of a MatMul: onnxruntime's kernel takes one scale for them all."""
+    """List batched MatMul weights (more than two axes), for which onnxruntime's kernel takes one scale."""
     from onnxruntime.quantization import QuantType
 
     return {
@@ -137,9 +137,9 @@ def _per_tensor_weights(model: onnx.ModelProto, rights: Collection[str]) -> dict
 
 
 def _free_other_readers(model: onnx.ModelProto, chosen: Collection[str]) -> None:
-    """Nodes that stay in float32 read a value as it was, and not what a chosen product made of it.
+    """Let nodes that stay in float32 read the original value, and not its quantized form.
 
-    Not behind a convolution: its kernel is an integer one only where all that follows reads its INT8 output.
+    This does not apply after a convolution, whose kernel is integer only if all readers take its INT8 output.
     """
     producers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
@@ -149,7 +149,7 @@ def _free_other_readers(model: onnx.ModelProto, chosen: Collection[str]) -> None
             dequantize = producers.get(name)
             if dequantize is None or dequantize.op_type != "DequantizeLinear":
                 continue
-            quantize = producers.get(dequantize.input[0])  # none for a weight
+            quantize = producers.get(dequantize.input[0])  # a weight has none
             producer = producers.get(quantize.input[0]) if quantize is not None else None
             if quantize is not None and (producer is None or producer.name not in chosen):
                 node.input[index] = quantize.input[0]
@@ -158,8 +158,8 @@ def _free_other_readers(model: onnx.ModelProto, chosen: Collection[str]) -> None
 def _separate_shared_inputs(model: onnx.ModelProto) -> None:
     """Give each product a quantization of its own left input.
 
-    onnxruntime (1.32) leaves products in float32 that share one; and it merges equal nodes, so the scale of
-    each further one is the next float32 up, which changes nothing that int8 could hold.
+    onnxruntime (1.32) leaves products that share one in float32. It also merges equal nodes, so the scale of
+    each further one is the next larger float32, which changes nothing that int8 could hold.
     """
     import onnx
 
@@ -195,7 +195,7 @@ def _separate_shared_inputs(model: onnx.ModelProto) -> None:
 
 
 def _quietly(function: Any) -> Any:
-    """Call without onnxruntime's remarks about what it leaves alone, which is by choice here."""
+    """Call without onnxruntime's remarks about what it does not quantize, which is intended here."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -206,7 +206,7 @@ def _quietly(function: Any) -> Any:
 
 
 def _drop_unused_domains(model: onnx.ModelProto) -> None:
-    """onnxruntime adds its own operator set to every graph; other runtimes need not know it."""
+    """Drop operator sets that no node uses: onnxruntime adds its own, which other runtimes may not know."""
     used = {node.domain for node in model.graph.node}
     kept = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx") or entry.domain in used]
     del model.opset_import[:]

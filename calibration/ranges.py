@@ -1,13 +1,13 @@
-"""Ranges of activations: run a float32 graph over calibration clips and keep what INT8 needs to know.
+"""Collects ranges of activations: runs a float32 graph over calibration clips and keeps what INT8 needs.
 
-The graph gains an output for every tensor asked for; onnxruntime runs one clip at a time and each tensor
-goes straight into a fixed-size histogram (histogram.py). Memory is that of the asked tensors of one clip,
-whatever the number of clips, and grows with the square of a clip's length where attention scores are
-among them. One pass serves every method. Which tensors matter, choosing the clips and inserting Q/DQ
-nodes are elsewhere.
+The graph gains an output for every requested tensor. onnxruntime runs one clip at a time, and each tensor
+goes straight into a histogram of fixed size (histogram.py). Memory is that of the requested tensors of one
+clip, whatever the number of clips, and grows with the square of a clip's length if attention scores are among
+them. One pass serves every method.
+What this file does not do: decide which tensors matter, choose clips, insert Q/DQ nodes.
 
-onnxruntime's own calibrators were tried (1.32) and left: min-max drops NaN without a word, a quiet clip
-ahead of a loud one makes histograms of many thousands of bins or fails, and both steps are slower.
+onnxruntime's own calibrators (1.32) were tried and rejected: min-max drops NaN silently, a quiet clip before
+a loud one makes histograms of many thousands of bins or fails, and both steps are slower.
 """
 
 from __future__ import annotations
@@ -30,31 +30,32 @@ if TYPE_CHECKING:
 RangeMethod = Literal["minmax", "entropy", "percentile", "mse"]
 DEFAULT_PERCENTILE = 99.99
 
-#: One clip, unpadded: the graph's inputs by name.
+#: The graph's inputs by name, for one unpadded clip.
 Batch = Mapping[str, npt.NDArray[Any]]
 F32Array = npt.NDArray[np.float32]
 
 
 class ActivationStatistics:
-    """Histograms of |x| by tensor, over all clips. Made by `collect_statistics`."""
+    """Histograms of |x| by tensor, over all clips, made by `collect_statistics`."""
 
     def __init__(self, histograms: Mapping[str, MagnitudeHistogram], n_clips: int) -> None:
         self.histograms = dict(histograms)
         self.n_clips = n_clips
 
     def amax(self, method: RangeMethod, *, percentile: float = DEFAULT_PERCENTILE) -> dict[str, float]:
-        """Symmetric ranges: the int8 scale of a tensor is its amax / 127.
+        """Compute symmetric ranges; the int8 scale of a tensor is its amax / 127.
 
         Args:
             method: "minmax", the largest magnitude; "entropy", the least Kullback-Leibler divergence;
-                "percentile", what that share of the values stays within; "mse", the least squared error.
-            percentile: in per cent, for "percentile".
+                "percentile", the magnitude that this share of the values does not exceed; "mse", the least
+                squared error.
+            percentile: percentile in percent, for "percentile".
 
         Returns:
-            amax by tensor, in the order they were asked for; at least 1e-6.
+            amax by tensor, in the requested order; at least 1e-6.
 
         Raises:
-            ConfigError: an unknown method, or a percentile outside (0, 100].
+            ConfigError: the method is unknown, or the percentile is outside (0, 100].
         """
         if method not in get_args(RangeMethod):
             raise ConfigError(
@@ -81,14 +82,14 @@ def collect_statistics(
 
     Args:
         model: float32 graph with its weights inside.
-        tensors: activations: graph inputs or outputs of nodes, float32.
+        tensors: float32 activations, which are graph inputs or outputs of nodes.
         batches: the clips, each alone and unpadded; read once, one at a time.
-        num_threads: of onnxruntime.
+        num_threads: threads of onnxruntime.
         progress: called after each clip.
 
     Raises:
-        ConfigError: no clip, or a name that is no float32 activation of the graph.
-        GateError: a tensor has a NaN or infinite value; names the tensor and the clip.
+        ConfigError: there is no clip, or a name is not a float32 activation of the graph.
+        GateError: a tensor has a NaN or infinite value; the message names the tensor and the clip.
         MissingDependencyError: onnx or onnxruntime is not installed.
     """
     histograms = {name: MagnitudeHistogram() for name in tensors}
@@ -109,13 +110,13 @@ def collect_channel_amax(
     num_threads: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, F32Array]:
-    """Largest magnitude of every channel of the named tensors, the channels being the last axis.
+    """Collect the largest magnitude of every channel of the named tensors; channels are the last axis.
 
     Returns:
         [C] float32 by tensor; 0 for a channel that is always 0.
 
     Raises:
-        As `collect_statistics`.
+        See `collect_statistics`.
     """
     peaks: dict[str, F32Array] = {}
     for n_clips, name, values in _run(model, tensors, batches, num_threads, progress):
@@ -134,10 +135,10 @@ def _run(
     num_threads: int,
     progress: Progress | None,
 ) -> Iterator[tuple[int, str, F32Array]]:
-    """(clip counted from 1, tensor, values) for every clip and tensor."""
+    """Yield (clip counted from 1, tensor, values) for every clip and tensor."""
     names = list(dict.fromkeys(tensors))
     _check_tensors(model, names)
-    # Outputs that are also inputs come back broken (onnxruntime issue 21922): they are read from the feed.
+    # Outputs that are also inputs come back broken (onnxruntime issue 21922), so they are read from the feed.
     inputs = {value.name for value in model.graph.input}
     fetched = [name for name in names if name not in inputs]
     total = len(batches) if isinstance(batches, Sized) else 0
@@ -171,7 +172,7 @@ def _check_tensors(model: onnx.ModelProto, names: Sequence[str]) -> None:
     weights = {initializer.name for initializer in graph.initializer}
     for name in names:
         if name in weights or name not in known:
-            what = "a weight" if name in weights else "not there"
+            what = "a weight" if name in weights else "not in the graph"
             raise ConfigError(
                 f"tensor {name!r} is {what}; name outputs of nodes or inputs of this graph as it is now "
                 "(rewrites rename tensors)"

@@ -1,10 +1,10 @@
-"""Which groups of a model become INT8: each is measured alone, then as many as the budget allows.
+"""Chooses which groups of a model become INT8: each is measured alone, then as many as the budget allows.
 
-The rule, reproducible from the table in report.md: begin with every group in INT8; while the loss is over
+The rule can be reproduced from the table in report.md: begin with every group in INT8; while the loss is over
 the budget, the group that adds the most divergence per multiply-add goes back to float32. Loss is measured on
-clips that were not calibrated on. They are few, so a WER loss counts only when its 95 % interval is above 0,
-while of the frames that may change only four fifths are used, the rest being left for other speech.
-Divergence ranks the groups, because it moves long before a word does.
+clips outside the calibration. They are few, so a WER loss counts only if its 95 % interval is above 0, and
+only four fifths of the allowed frame changes are used, which leaves a margin for other speech. Divergence
+ranks the groups, because it changes long before a word does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Budget:
     """What INT8 may lose.
 
     Attributes:
-        max_wer_loss: absolute, as a fraction; looked at only where clips have texts.
+        max_wer_loss: allowed absolute loss, as a fraction; checked only if clips have texts.
         min_agreement: fraction of frames that must keep their most likely token.
     """
 
@@ -47,7 +47,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not self.max_wer_loss >= 0:
-            raise ConfigError(f"max_wer_loss is {self.max_wer_loss}; give a fraction of 0 or more, as 0.003")
+            raise ConfigError(
+                f"max_wer_loss is {self.max_wer_loss}; give a fraction of 0 or more, such as 0.003"
+            )
         if not 0 <= self.min_agreement <= 1:
             raise ConfigError(f"min_agreement is {self.min_agreement}; give a fraction from 0 to 1")
 
@@ -57,11 +59,11 @@ class Budget:
         return replace(self, min_agreement=0.2 + 0.8 * self.min_agreement)
 
     def exceeded_by(self, loss: Int8Loss, *, if_significant: bool = False) -> str | None:
-        """What is over the budget, in words; None when nothing is.
+        """Say what is over the budget, in words; None if nothing is.
 
         Args:
-            loss: what was measured.
-            if_significant: let a WER loss pass whose 95 % interval reaches down to 0: for few words.
+            loss: the measured loss.
+            if_significant: accept a WER loss whose 95 % interval reaches down to 0; for few words.
         """
         significant = loss.wer_loss_low is not None and loss.wer_loss_low > 0
         over = loss.wer_loss is not None and loss.wer_loss > self.max_wer_loss
@@ -71,7 +73,7 @@ class Budget:
         if loss.agreement < self.min_agreement:
             return (
                 f"{100 * loss.agreement:.2f} % of the frames keep their most likely token, "
-                f"at least {100 * self.min_agreement:.2f} % asked for"
+                f"at least {100 * self.min_agreement:.2f} % required"
             )
         return None
 
@@ -82,8 +84,8 @@ class Candidate:
 
     Attributes:
         int8: the groups in INT8; all others are float32.
-        loss: against float32.
-        size_bytes: of the graph's file.
+        loss: loss against float32.
+        size_bytes: size of the graph's file.
         time_ratio: median encoder time over that of float32, one thread, in the same run.
     """
 
@@ -99,10 +101,10 @@ class Sensitivity:
 
     Attributes:
         budget: what was allowed.
-        multiply_adds: by group, of a clip of `clip_s` seconds.
+        multiply_adds: multiply-adds of a clip of `clip_s` seconds, by group.
         clip_s: length of the clip that was timed.
-        alone: one candidate a group, with that group alone in INT8.
-        steps: all groups first, then one less each.
+        alone: one candidate per group, with that group alone in INT8.
+        steps: candidates with all groups first, then with one group less each.
     """
 
     budget: Budget
@@ -113,7 +115,7 @@ class Sensitivity:
 
     @property
     def chosen(self) -> Candidate:
-        """The first step that meets the aim, else the first within the budget, else the last."""
+        """Return the first step that meets the aim, else the first within the budget, else the last."""
         for budget in (self.budget.aim, self.budget):
             for step in self.steps:
                 if budget.exceeded_by(step.loss, if_significant=True) is None:
@@ -137,7 +139,7 @@ def choose_groups(
         quantize: makes a candidate.
         reference: the float32 run over clips outside the calibration set.
         timed: features [T, n_mels] of the clip that is timed.
-        clip_s: its length.
+        clip_s: length of that clip in seconds.
         budget: what may be lost.
         progress: called after each candidate.
     """
@@ -176,7 +178,7 @@ def choose_groups(
 
 
 def count_multiply_adds(model: onnx.ModelProto, features: F32Array) -> dict[Group, int]:
-    """Multiply-adds of every group on one clip, from the shapes that a run gives.
+    """Count the multiply-adds of every group on one clip, from the shapes of a run.
 
     Args:
         model: float32 graph.
@@ -191,7 +193,7 @@ def count_multiply_adds(model: onnx.ModelProto, features: F32Array) -> dict[Grou
     shaped.CopyFrom(model)
     del shaped.graph.output[:]
     wanted = dict.fromkeys(t for n in nodes for t in (*n.input[:2], n.output[0]) if t not in weights)
-    for tensor in wanted:  # the shape of each tensor, not the tensor, is what leaves the graph
+    for tensor in wanted:  # only the shape of each tensor leaves the graph, not the tensor
         shaped.graph.node.append(onnx.helper.make_node("Shape", [tensor], [f"{tensor}_shape"]))
         shaped.graph.output.append(
             onnx.helper.make_tensor_value_info(f"{tensor}_shape", onnx.TensorProto.INT64, [None])

@@ -1,11 +1,12 @@
-"""SmoothQuant: move the spread of activation channels into weights, where it can be done exactly.
+"""Applies SmoothQuant: moves the spread of activation channels into weights, where this is exact.
 
-Activations have a few large channels that spoil the one scale they share; weights have a scale a column.
+Activations have a few large channels that spoil the one scale they share; weights have a scale per column.
 Dividing channel j of a product's input by s_j and multiplying row j of its weight by s_j changes nothing
 in exact arithmetic (Xiao et al. 2023, "SmoothQuant", arXiv 2211.10438, equations 3 and 4). It costs nothing
-where a LayerNormalization makes that input: the division goes into gamma and beta. Behind a SiLU, whose
-tail is the longest in a Conformer, it is one more multiplication. Only these places are touched, found by
-the graph's structure. Ranges must be collected again on the smoothed graph; quantizing is elsewhere.
+if a LayerNormalization makes that input, because the division goes into gamma and beta. After a SiLU, whose
+tail is the longest in a Conformer, it costs one more multiplication. Only these places change; they are found
+by the structure of the graph. Ranges must be collected again on the smoothed graph.
+What this file does not do: quantize (quantizer.py).
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ class SmoothedLinear:
     """One tensor whose spread of channels moved into the products that read it."""
 
     tensor: str
-    """What the products read: the output of a LayerNormalization or of a SiLU."""
+    """The input of the products: the output of a LayerNormalization or of a SiLU."""
     producer: str
-    """Name of the node that makes it."""
+    """Name of the node that makes this tensor."""
     linears: tuple[str, ...]
     """Names of the MatMul and Gemm nodes whose weights took the scale."""
     spread_before: float
-    """Largest channel amax over the median one, in the calibration clips: what one scale has to bear."""
+    """Largest channel amax over the median one in the calibration clips, which one scale has to cover."""
     spread_after: float
     """The same after smoothing."""
 
@@ -56,9 +57,9 @@ class _Site:
 
 
 def find_smoothable_tensors(model: onnx.ModelProto) -> list[str]:
-    """Outputs of LayerNormalizations and SiLUs that only products with constant weights read, in graph order.
+    """List outputs of LayerNormalizations and SiLUs that only products with constant weights read, in order.
 
-    These are the tensors that `smooth_model` wants the channel ranges of (`collect_channel_amax`).
+    `smooth_model` needs the channel ranges of these tensors (`collect_channel_amax`).
     """
     return [site.tensor for site in _find_sites(model.graph)]
 
@@ -68,8 +69,8 @@ def smooth_model(
 ) -> tuple[onnx.ModelProto, list[SmoothedLinear]]:
     """Move s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) from activations into the products that read them.
 
-    max|W_j| is taken over row j of all the products that share the input, for they share s. A channel that
-    is always 0, or that no product reads, keeps s = 1.
+    max|W_j| is taken over row j of all the products that share the input, because they share s. A channel
+    that is always 0, or that no product reads, keeps s = 1.
 
     Args:
         model: float32 graph with its weights inside.
@@ -77,10 +78,11 @@ def smooth_model(
         alpha: 0 leaves all difficulty to the activations, 1 moves it all to the weights.
 
     Returns:
-        A new model, equal in exact arithmetic, and what was changed, in graph order.
+        A new model, equal in exact arithmetic, and the changes, in graph order.
 
     Raises:
-        ConfigError: alpha outside 0 to 1, or channel ranges of an unknown tensor, another size or not finite.
+        ConfigError: alpha is outside 0 to 1, or channel ranges are of an unknown tensor, another size, or not
+            finite.
         MissingDependencyError: onnx is not installed.
     """
     if not 0.0 <= alpha <= 1.0:
@@ -92,8 +94,8 @@ def smooth_model(
     unknown = [name for name in channel_amax if name not in sites]
     if unknown:
         raise ConfigError(
-            f"tensor {unknown[0]!r} is no output of a LayerNormalization or SiLU that only constant products "
-            "read; give ranges of find_smoothable_tensors(model)"
+            f"tensor {unknown[0]!r} is not an output of a LayerNormalization or SiLU that only constant "
+            "products read; give ranges of find_smoothable_tensors(model)"
         )
     weights = _Weights(copy.graph)
     smoothed = [
@@ -120,7 +122,7 @@ def _smooth_site(
 
     tensor = site.tensor
     if site.producer.op_type == "LayerNormalization":
-        for position in range(1, len(site.producer.input)):  # gamma and, where there is one, beta
+        for position in range(1, len(site.producer.input)):  # gamma and, if there is one, beta
             if site.producer.input[position]:
                 weights.scale(site.producer, position, 1.0 / scale)
     else:
@@ -137,13 +139,13 @@ def _smooth_site(
 
 
 def _spread(channel_amax: npt.NDArray[np.float64]) -> float:
-    """Largest over median; 1 where most channels are dead."""
+    """Divide the largest by the median; 1 if most channels are dead."""
     median = float(np.median(channel_amax))
     return float(channel_amax.max()) / median if median > 0 else 1.0
 
 
 class _Weights:
-    """The initializers of a graph, changed in place unless another node reads them too."""
+    """Changes the initializers of a graph in place, unless another node reads them too."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
@@ -185,7 +187,7 @@ class _Weights:
 
 
 def _find_sites(graph: onnx.GraphProto) -> list[_Site]:
-    """Every LayerNormalization over the last axis, and every SiLU, that only constant products read."""
+    """Find every LayerNormalization over the last axis, and every SiLU, that only constant products read."""
     from onnx import TensorProto
 
     dims = {i.name: tuple(i.dims) for i in graph.initializer if i.data_type == TensorProto.FLOAT}
@@ -215,7 +217,7 @@ def _find_sites(graph: onnx.GraphProto) -> list[_Site]:
 
 
 def _is_silu(node: onnx.NodeProto, sigmoids: Mapping[str, str]) -> bool:
-    """Whether `node` is x * sigmoid(x); `sigmoids` maps the output of each Sigmoid to its input."""
+    """Tell whether `node` is x * sigmoid(x); `sigmoids` maps the output of each Sigmoid to its input."""
     return node.op_type == "Mul" and any(
         sigmoids.get(gate) == x for x, gate in (node.input[:2], reversed(node.input[:2]))
     )
@@ -224,7 +226,7 @@ def _is_silu(node: onnx.NodeProto, sigmoids: Mapping[str, str]) -> bool:
 def _is_linear(
     node: onnx.NodeProto, tensor: str, n_channels: int, dims: Mapping[str, tuple[int, ...]]
 ) -> bool:
-    """Whether `node` multiplies `tensor` from the right by a constant matrix, and reads it nowhere else."""
+    """Tell whether `node` multiplies `tensor` from the right by a constant matrix, and reads it only there."""
     if node.op_type not in ("MatMul", "Gemm") or list(node.input).count(tensor) != 1:
         return False
     shape = dims.get(node.input[1], ())
@@ -234,7 +236,7 @@ def _is_linear(
 
 
 def _rows_first(node: onnx.NodeProto, weight: F32Array) -> F32Array:
-    """[C_in, C_out], however the node stores it."""
+    """Return the weight as [C_in, C_out], however the node stores it."""
     return weight.T if _is_transposed(node) else weight
 
 

@@ -1,9 +1,9 @@
-"""Speech of manifests in strata of duration and level, dealt in an order that is fair to each.
+"""Deals the speech of manifests in strata of duration and level, in an order that is fair to each.
 
 Rows are dealt by a hash of seed and row, not by a random generator, so the order is the same on
-every machine. Durations are believed as the manifest (or the file's header) tells them; levels are
-measured by decoding, and no more is decoded than a choice needs. What this file does not do:
-decide how much is taken, or what is added (`edge_asr.calibration.calibration_set`).
+every machine. Durations are taken from the manifest (or the file's header). Levels are measured by decoding,
+and no more is decoded than a choice needs.
+What this file does not do: decide how much is taken, or what is added (calibration_set.py).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MIN_CLIP_S = 0.1
 _TOO_SHORT = f"{{:.3f}} s; at least {MIN_CLIP_S:g} s are needed"
 
 _MIN_ROWS = 2000
-"""Rows whose duration is looked at, at least (if there are as many): enough for the quantiles."""
+"""Least number of rows whose duration is read, if there are as many: enough for the quantiles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeechRow:
-    """A row of known length, and later, decoded, of known level."""
+    """A row of known length and, once decoded, of known level."""
 
     source: str
     utterance: Utterance
@@ -44,7 +44,7 @@ class SpeechRow:
 def deal_rows(
     manifests: Sequence[Manifest], wanted_s: float, seed: int, bad: list[BadRow]
 ) -> list[SpeechRow]:
-    """Rows in an order that depends on `seed`, `wanted_s` of them or all; appends unusable ones to `bad`."""
+    """Deal `wanted_s` seconds of rows, or all, in an order given by `seed`; append unusable ones to `bad`."""
     keyed: list[tuple[str, str, Utterance]] = []
     for index, manifest in enumerate(manifests):
         for utterance in manifest.utterances:
@@ -89,7 +89,7 @@ def _bad_row(source: str, utterance: Utterance, problem: AudioError | str) -> Ba
 def measure_levels(
     rows: Sequence[SpeechRow], wanted_s: float, sample_rate: int, bad: list[BadRow]
 ) -> list[list[SpeechRow]]:
-    """Decoded rows, about `wanted_s` of them, one list a stratum (duration by level), each in dealt order."""
+    """Decode about `wanted_s` seconds of rows; return them by stratum (duration, level), in dealt order."""
     strata: list[list[SpeechRow]] = []
     for group in _split(rows, N_DURATION_STRATA, by=lambda row: row.duration_s):
         measured: list[SpeechRow] = []
@@ -107,7 +107,7 @@ def measure_levels(
                 continue
             measured.append(heard)
             total_s += heard.duration_s
-        # Rounded, so that what decoders round differently does not move a clip to another stratum.
+        # Rounded, so that differences between decoders do not move a clip to another stratum.
         for cell in _split(measured, N_LEVEL_STRATA, by=lambda row: round(row.rms_dbfs, 1)):
             seconds, levels = [row.duration_s for row in cell], [row.rms_dbfs for row in cell]
             label = f"{min(seconds):.1f} to {max(seconds):.1f} s, {min(levels):.1f} to {max(levels):.1f} dBFS"
@@ -130,7 +130,7 @@ def _measure(row: SpeechRow, sample_rate: int) -> SpeechRow:
 def _split(
     rows: Sequence[SpeechRow], n_groups: int, *, by: Callable[[SpeechRow], float]
 ) -> list[list[SpeechRow]]:
-    """Groups of rising `by` and of about equal seconds, none empty; the order of `rows` is kept in each."""
+    """Split rows into groups of rising `by` and about equal seconds, none empty, keeping their order."""
     total_s = sum(row.duration_s for row in rows)
     groups = [0] * len(rows)
     before_s = 0.0
@@ -143,7 +143,7 @@ def _split(
 
 
 def balance_strata(strata: Sequence[Sequence[SpeechRow]]) -> list[SpeechRow]:
-    """All rows in an order of which every beginning gives the strata about equal seconds."""
+    """Order all rows so that every beginning gives the strata about equal seconds."""
     given_s = [0.0] * len(strata)
     n_given = [0] * len(strata)
     order: list[SpeechRow] = []

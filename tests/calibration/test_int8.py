@@ -174,7 +174,7 @@ def test_manifests_of_one_name_are_all_evaluated(
 
 def test_speech_that_is_calibrated_on_is_not_evaluated_on(calibration_manifest: Path) -> None:
     indirect = calibration_manifest.parent / ".." / calibration_manifest.parent.name / "train.jsonl"
-    with pytest.raises(ConfigError, match=r"train\.jsonl is to be calibrated on and evaluated on"):
+    with pytest.raises(ConfigError, match=r"train\.jsonl is given for calibration and evaluation"):
         Int8Options(calibration=(calibration_manifest,), evaluation=(indirect,))
 
 

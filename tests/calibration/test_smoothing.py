@@ -218,7 +218,7 @@ def test_what_cannot_be_used_is_refused() -> None:
     good = np.ones(C, np.float32)
     with pytest.raises(ConfigError, match=r"alpha is 1\.5; give 0 to 1"):
         smooth_model(model, {"n": good}, 1.5)
-    with pytest.raises(ConfigError, match="tensor 'y' is no output of a LayerNormalization or SiLU"):
+    with pytest.raises(ConfigError, match="tensor 'y' is not an output of a LayerNormalization or SiLU"):
         smooth_model(model, {"y": good})
     for bad in (np.ones(3, np.float32), np.full(C, np.nan, np.float32)):
         with pytest.raises(ConfigError, match=r"channel ranges of 'n' .* must be 8 finite numbers"):
