@@ -226,7 +226,7 @@ def _is_silu(node: onnx.NodeProto, sigmoids: Mapping[str, str]) -> bool:
 def _is_linear(
     node: onnx.NodeProto, tensor: str, n_channels: int, dims: Mapping[str, tuple[int, ...]]
 ) -> bool:
-    """Tell whether `node` multiplies `tensor` from the right by a constant matrix, and reads it only there."""
+    """Tell if `node` multiplies `tensor` from the right by a constant matrix, and reads it nowhere else."""
     if node.op_type not in ("MatMul", "Gemm") or list(node.input).count(tensor) != 1:
         return False
     shape = dims.get(node.input[1], ())
