@@ -42,6 +42,7 @@ class Remembering:
 
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
         self.backend = backend
+        self.num_threads, self.max_frames = backend.num_threads, backend.max_frames
         self.known: dict[tuple[object, ...], F32Array] = {}
 
     def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
@@ -61,6 +62,7 @@ class StandIn:
 
     def __init__(self, backend: Remembering, fault: Fault | None = None) -> None:
         self.backend = backend
+        self.num_threads, self.max_frames = backend.num_threads, backend.max_frames
         self.fault = fault
 
     def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
