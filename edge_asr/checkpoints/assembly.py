@@ -53,7 +53,7 @@ class TensorMap:
         if name not in self._left:
             raise CheckpointError(
                 f"{self.where} lacks the tensor {name!r}, which its settings ask for; use the settings "
-                "and weights of one checkpoint."
+                "and weights of one checkpoint"
             )
         return self._left.pop(name)
 
@@ -119,7 +119,7 @@ class TensorMap:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise CheckpointError(
                 f"{self.where} has tensors that edge-asr does not know ({', '.join(names[:5])}{more}); "
-                "they may change the result, so this checkpoint is refused."
+                "they may change the result, so this checkpoint is refused"
             )
         return self.ours
 
@@ -172,7 +172,7 @@ def build_checkpoint(
         with torch.device("meta"):
             expected = ConformerCTC(config).state_dict()
     except (RuntimeError, TypeError, OverflowError) as error:  # sizes whose product has no integer
-        raise CheckpointError(f"{path}: its settings make no network ({error}).") from error
+        raise CheckpointError(f"{path}: its settings make no network ({error})") from error
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unexpected {name}" for name in sorted(set(tensors) - set(expected))]
     problems += [
@@ -182,7 +182,7 @@ def build_checkpoint(
     ]
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise CheckpointError(f"{path}: weights do not fit the settings: {'; '.join(problems[:5])}{more}.")
+        raise CheckpointError(f"{path}: weights do not fit the settings: {'; '.join(problems[:5])}{more}")
     check_agreement(config, features, vocabulary, path)
     return Checkpoint(
         model_config=config,

@@ -236,7 +236,7 @@ def _vocabulary(settings: Settings, folder: EspnetFolder, notes: list[str]) -> V
         )
         tokens = text.splitlines()
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise CheckpointError(f"{settings.where}.token_list must list tokens (texts); quote them in YAML.")
+        raise CheckpointError(f"{settings.where}.token_list must list tokens (texts); quote them in YAML")
     if not tokens or tokens[0] != _BLANK:
         raise settings.refusal(
             "token_list[0]", tokens[0] if tokens else None, f"{_BLANK} (CTC's blank) there"

@@ -45,7 +45,7 @@ def sample_rate_from_value(value: Any, where: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([km]?)(?:hz)?\s*", str(value).lower())
     if match is None or isinstance(value, bool):
-        raise CheckpointError(f"{where}.fs is {value!r}; edge-asr takes Hz, such as 16000 or '16k'.")
+        raise CheckpointError(f"{where}.fs is {value!r}; edge-asr takes Hz, such as 16000 or '16k'")
     return round(float(match.group(1)) * _UNITS[match.group(2)])
 
 
@@ -149,17 +149,17 @@ def move_cmvn(
         notes.append(f"Mean and deviation of the features were read from {name}.")
     else:
         raise CheckpointError(
-            f"{settings.where} names no stats_file and the weights hold none; copy it along."
+            f"{settings.where} names no stats_file and the weights hold none; copy it along"
         )
     for what, value in (("mean", mean), ("std", std)):
         if value.shape != (n_mels,) or not bool(torch.isfinite(value).all()):
             raise CheckpointError(
                 f"{settings.where}: the {what} of the features has shape {tuple(value.shape)}; {n_mels} "
-                "finite values are needed."
+                "finite values are needed"
             )
     if not bool((std > 0).all()):
         raise CheckpointError(
-            f"{settings.where}: a deviation of the features is not above 0; compute it again."
+            f"{settings.where}: a deviation of the features is not above 0; compute it again"
         )
     weights.ours["cmvn.mean"] = mean if means else torch.zeros(n_mels)
     weights.ours["cmvn.istd"] = (1.0 / std.double()).float() if variances else torch.ones(n_mels)
@@ -181,7 +181,7 @@ def statistics_from_file(content: bytes, where: str, eps: float) -> tuple[Tensor
         variance = np.asarray(squares, np.float64) / count - mean * mean
     except (ValueError, KeyError, IndexError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(
-            f"{where} is damaged or no statistics of ESPnet ({error}); it needs count, sum and sum_square."
+            f"{where} is damaged or no statistics of ESPnet ({error}); it needs count, sum and sum_square"
         ) from error
     std = np.sqrt(np.maximum(variance, eps))
     return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
@@ -209,5 +209,5 @@ def check_stored_filters(weights: TensorMap, features: FeatureConfig, where: str
     expected = expected.T
     if expected.shape != stored.shape or np.abs(expected - stored).max() > 1e-5 * np.abs(stored).max():
         raise CheckpointError(
-            f"{where}: the stored {name} is not what frontend_conf says; use these weights' own config.yaml."
+            f"{where}: the stored {name} is not what frontend_conf says; use these weights' own config.yaml"
         )

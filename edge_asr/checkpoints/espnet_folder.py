@@ -51,7 +51,7 @@ class EspnetFolder:
         ]
         if len(found) > 1:
             names = ", ".join(str(path.relative_to(self.root)) for path in found)
-            raise CheckpointError(f"{self.root} holds {relative.name} more than once ({names}); keep one.")
+            raise CheckpointError(f"{self.root} holds {relative.name} more than once ({names}); keep one")
         return inside(self.root, found[0].relative_to(self.root).as_posix()) if found else None
 
     def find(self, name: str) -> Path:
@@ -62,7 +62,7 @@ class EspnetFolder:
         """
         path = self.look_up(name)
         if path is None:
-            raise CheckpointError(f"{self.root} lacks {name}, which its config.yaml names; copy it along.")
+            raise CheckpointError(f"{self.root} lacks {name}, which its config.yaml names; copy it along")
         return path
 
 
@@ -82,13 +82,13 @@ def open_folder(path: Path) -> EspnetFolder:
         folder = EspnetFolder(root=path, config=inside(path, config), weights=inside(path, weights))
         for name, file in ((config, folder.config), (weights, folder.weights)):
             if not file.is_file():
-                raise CheckpointError(f"{path} lacks {name}, which its meta.yaml names; copy it along.")
+                raise CheckpointError(f"{path} lacks {name}, which its meta.yaml names; copy it along")
         return folder
     found = sorted(file.name for file in path.glob("*.pth"))
     chosen = found[0] if len(found) == 1 else next((name for name in _PREFERRED if name in found), None)
     if chosen is None:
         raise CheckpointError(
-            f"{path} holds {', '.join(found)}; name one of these files instead of the folder."
+            f"{path} holds {', '.join(found)}; name one of these files instead of the folder"
         )
     notes = (f"Of {len(found)} .pth files, {chosen} was taken.",) if len(found) > 1 else ()
     return EspnetFolder(root=path, config=path / "config.yaml", weights=inside(path, chosen), notes=notes)
@@ -98,5 +98,5 @@ def _named(meta: dict[str, object], section: str, key: str, where: str) -> str:
     names = meta.get(section)
     name = names.get(key) if isinstance(names, dict) else None
     if not isinstance(name, str):
-        raise CheckpointError(f"{where} names no {section}.{key}; edge-asr takes packed ASR models.")
+        raise CheckpointError(f"{where} names no {section}.{key}; edge-asr takes packed ASR models")
     return name

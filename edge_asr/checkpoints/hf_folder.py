@@ -41,7 +41,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if index.is_file():
         shards = load_json(index, f"{path.name}/{index.name}").get("weight_map")
         if not isinstance(shards, dict):
-            raise CheckpointError(f"{index} has no weight_map; copy the checkpoint again.")
+            raise CheckpointError(f"{index} has no weight_map; copy the checkpoint again")
         tensors: dict[str, Tensor] = {}
         for shard in sorted(set(map(str, shards.values()))):
             tensors.update(load_safetensors(inside(path, shard)))
@@ -68,7 +68,7 @@ def feature_extractor_settings(path: Path, expected: str) -> Settings:
         return settings
     raise CheckpointError(
         f"{path} has no preprocessor_config.json (or processor_config.json) with the feature extractor's "
-        "settings."
+        "settings"
     )
 
 
@@ -90,12 +90,12 @@ def tokens_from_tokenizer(path: Path, vocab_size: int, blank_id: int) -> list[st
         for entry in values.get("added_tokens") or []:
             tokens[int(entry["id"])] = str(entry["content"])
     except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{where} holds no vocabulary that edge-asr can read ({error!r}).") from error
+        raise CheckpointError(f"{where} holds no vocabulary that edge-asr can read ({error!r})") from error
     tokens.setdefault(blank_id, "<blk>")
     missing = [index for index in range(vocab_size) if index not in tokens]
     if missing or max(tokens) >= vocab_size:
         raise CheckpointError(
             f"{where} has tokens {min(tokens)} to {max(tokens)}, without {missing[:3] or 'none'}; the "
-            f"model has {vocab_size} outputs."
+            f"model has {vocab_size} outputs"
         )
     return [tokens[index] for index in range(vocab_size)]

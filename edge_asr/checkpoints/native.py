@@ -126,7 +126,7 @@ def save_checkpoint(
     """
     target = Path(path).resolve()  # the folder that a link points to, not the link
     if dtype not in _DTYPES:
-        raise CheckpointError(f"dtype must be float32 or float16, got {dtype!r}.")
+        raise CheckpointError(f"dtype must be float32 or float16, got {dtype!r}")
     _check_target(target)
     check_agreement(model.config, features, vocabulary, target)
     tensors = {
@@ -138,7 +138,7 @@ def save_checkpoint(
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
-                f"Tensor {name} is not finite as {dtype}; the model diverged, or needs float32."
+                f"tensor {name} is not finite as {dtype}; the model diverged, or needs float32"
             )
     config = NativeConfig(
         model=model.config,
@@ -151,7 +151,7 @@ def save_checkpoint(
         text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         content = text.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"The provenance must be plain JSON values: {error}.") from error
+        raise CheckpointError(f"the provenance must be plain JSON values: {error}") from error
     target.parent.mkdir(parents=True, exist_ok=True)
     with partial_folder(target) as partial:
         (partial / CONFIG_NAME).write_bytes(content)
@@ -174,7 +174,7 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     if not path.is_dir():
         names = list_embedded_models("checkpoint")
         hint = f"; embedded models: {', '.join(names)}" if names else ""
-        raise CheckpointError(f"{path_or_name} is not a checkpoint folder{hint}.")
+        raise CheckpointError(f"{path_or_name} is not a checkpoint folder{hint}")
     config = read_config(path)
     tokenizer = path / TOKENIZER_NAME
     return Checkpoint(
@@ -193,11 +193,11 @@ def _check_target(target: Path) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise CheckpointError(f"{target} is a file; give the name of a folder.")
+        raise CheckpointError(f"{target} is a file; give the name of a folder")
     others = sorted({entry.name for entry in target.iterdir()} - {CONFIG_NAME, WEIGHTS_NAME, TOKENIZER_NAME})
     if others:
         raise CheckpointError(
-            f"{target} holds files that are no checkpoint ({others[0]}); choose another folder."
+            f"{target} holds files that are no checkpoint ({others[0]}); choose another folder"
         )
 
 
@@ -205,7 +205,7 @@ def _read_tensors(file: Path, config: ConformerConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         expected = ConformerCTC(config).state_dict()
     if not file.is_file():
-        raise CheckpointError(f"{file} is missing; the checkpoint is incomplete.")
+        raise CheckpointError(f"{file} is missing; the checkpoint is incomplete")
     tensors: dict[str, Tensor] = {}
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
@@ -222,22 +222,22 @@ def _read_tensors(file: Path, config: ConformerConfig) -> dict[str, Tensor]:
                 more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
                 raise CheckpointError(
                     f"{file} does not fit its {CONFIG_NAME}: {'; '.join(problems[:5])}{more}; "
-                    "use the two files of one checkpoint."
+                    "use the two files of one checkpoint"
                 )
             for name, like in expected.items():
                 tensors[name] = _checked_tensor(handle.get_tensor(name), name, like, file)
     except SafetensorError as error:
-        raise CheckpointError(f"{file} is damaged or no safetensors file: {error}.") from error
+        raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
     return tensors
 
 
 def _checked_tensor(tensor: Tensor, name: str, like: Tensor, file: Path) -> Tensor:
     if not like.is_floating_point():
         if tensor.dtype != like.dtype:
-            raise CheckpointError(f"{file}: {name} is {tensor.dtype}, expected {like.dtype}.")
+            raise CheckpointError(f"{file}: {name} is {tensor.dtype}, expected {like.dtype}")
         return tensor
     if tensor.dtype not in _DTYPES.values():
-        raise CheckpointError(f"{file}: {name} is {tensor.dtype}, expected float32 or float16.")
+        raise CheckpointError(f"{file}: {name} is {tensor.dtype}, expected float32 or float16")
     if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{file}: {name} holds values that are not finite; the file is damaged.")
+        raise CheckpointError(f"{file}: {name} holds values that are not finite; the file is damaged")
     return tensor.to(torch.float32)

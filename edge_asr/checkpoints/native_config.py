@@ -112,12 +112,12 @@ def read_config(folder: Path) -> NativeConfig:
     try:
         data = read_json(file, error=CheckpointError, remedy=_REMEDY)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing; {folder} is no edge-asr checkpoint.") from error
+        raise CheckpointError(f"{file} is missing; {folder} is no edge-asr checkpoint") from error
     version = data.get("format_version") if isinstance(data, dict) else FORMAT_VERSION
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise CheckpointError(
             f"{file}: format_version is {version!r}, this edge-asr reads {FORMAT_VERSION}; "
-            "use the matching release."
+            "use the matching release"
         )
     if isinstance(data, dict) and isinstance(data.get("provenance"), dict) and "facts" not in data:
         data = _with_facts(data)
@@ -142,16 +142,16 @@ def check_agreement(
     """
     if model.n_mels != features.n_mels:
         raise CheckpointError(
-            f"{where}: the model takes {model.n_mels} mel bands, the features give {features.n_mels}."
+            f"{where}: the model takes {model.n_mels} mel bands, the features give {features.n_mels}"
         )
     if model.vocab_size != len(vocabulary.tokens):
         raise CheckpointError(
             f"{where}: the model has {model.vocab_size} outputs, the vocabulary "
-            f"{len(vocabulary.tokens)} tokens (blank included)."
+            f"{len(vocabulary.tokens)} tokens (blank included)"
         )
     if vocabulary.blank_id != model.blank_id:
         raise CheckpointError(
-            f"{where}: the blank is token {vocabulary.blank_id}; our models have it last ({model.blank_id})."
+            f"{where}: the blank is token {vocabulary.blank_id}; our models have it last ({model.blank_id})"
         )
 
 

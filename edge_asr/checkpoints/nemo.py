@@ -58,7 +58,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     members = read_members(path, _largest)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if name not in members:
-            raise CheckpointError(f"{path} holds no {name}; it is no NeMo model, or its download broke off.")
+            raise CheckpointError(f"{path} holds no {name}; it is no NeMo model, or its download broke off")
     values = load_yaml(members[CONFIG_NAME], f"{path.name}: {CONFIG_NAME}")
     target = str(values.get("target", ""))
     kind = target.rpartition(".")[2]
@@ -66,12 +66,10 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     if kind not in (*_CTC, *_HYBRID):
         raise CheckpointError(
             f"{path} is a {kind or 'model without a target'}; edge-asr takes {', '.join(_CTC)} and "
-            f"the CTC branch of {' and '.join(_HYBRID)}."
+            f"the CTC branch of {' and '.join(_HYBRID)}"
         )
     if values.get("adapters"):
-        raise CheckpointError(
-            f"{path} has adapters; edge-asr takes models without them (merge or drop them)."
-        )
+        raise CheckpointError(f"{path} has adapters; edge-asr takes models without them (merge or drop them)")
     notes: list[str] = []
     decoder = _decoder_settings(values, where, hybrid=kind in _HYBRID)
     features, cmvn = features_from_config(values, where, options.feature_preset, notes)
@@ -80,7 +78,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     n_classes = decoder.integer("num_classes", -1)
     if n_classes > 0 and n_classes != len(tokens.pieces):
         raise CheckpointError(
-            f"{where}: the decoder has {n_classes} classes, the tokenizer {len(tokens.pieces)} tokens."
+            f"{where}: the decoder has {n_classes} classes, the tokenizer {len(tokens.pieces)} tokens"
         )
     decoder.ignore("_target_", "feat_in", "init_mode")
     decoder.expect("add_blank", (True,), True)

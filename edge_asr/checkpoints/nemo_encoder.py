@@ -62,7 +62,7 @@ class Encoder:
         if head.shape[1] != weight.shape[0]:
             raise CheckpointError(
                 f"{weights.where}: the head takes {head.shape[1]} channels, encoder.out_proj gives "
-                f"{weight.shape[0]}."
+                f"{weight.shape[0]}"
             )
         weights.ours["head.projection.weight"] = _product(head, weight)
         weights.ours["head.projection.bias"] = head_bias + _product(head, bias)
@@ -138,9 +138,7 @@ def trained_contexts(encoder: Mapping[str, Any]) -> dict[str, Any]:
     contexts = value if isinstance(value[0], list) else [value]
     for context in contexts:
         if not (isinstance(context, list) and len(context) == 2 and all(isinstance(n, int) for n in context)):
-            raise CheckpointError(
-                f"att_context_size lists {context!r}; each must be [left, right] in frames."
-            )
+            raise CheckpointError(f"att_context_size lists {context!r}; each must be [left, right] in frames")
     pairs = tuple((left, right) for left, right in contexts)
     return {"attention_contexts": pairs, "attention_context_style": style}
 

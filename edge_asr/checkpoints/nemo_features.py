@@ -118,7 +118,7 @@ def check_stored_front_end(weights: TensorMap, features: FeatureConfig, where: s
         if tensor.shape != ours.shape or float((tensor - ours).abs().max()) > _FILTER_TOLERANCE:
             raise CheckpointError(
                 f"{where}: the stored {stored} is not what preprocessor's settings give; edge-asr takes "
-                "NeMo's own windows and mel filters, in float32."
+                "NeMo's own windows and mel filters, in float32"
             )
 
 
@@ -164,7 +164,7 @@ def _normalization(settings: Settings, n_mels: int) -> tuple[tuple[Tensor, Tenso
 def _generation(values: Mapping[str, Any], preset: str | None, notes: list[str]) -> str:
     """Which preset, and a note that says why."""
     if preset is not None and preset not in GENERATIONS:
-        raise CheckpointError(f"feature preset {preset!r} is none of NeMo's: {', '.join(GENERATIONS)}.")
+        raise CheckpointError(f"feature preset {preset!r} is none of NeMo's: {', '.join(GENERATIONS)}")
     version = str(values.get("nemo_version") or "")
     match = re.match(r"(\d+)\.(\d+)", version)
     found = None

@@ -57,7 +57,7 @@ def read_tokens(
     if not bpe:
         labels = labels or values.get("labels")
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise CheckpointError(f"{where} has no labels; a character model needs them.")
+            raise CheckpointError(f"{where} has no labels; a character model needs them")
         # " " and U+2581 are one text; characters must differ, pieces need not.
         texts = {WORD_BOUNDARY if label.isspace() else label for label in labels}
         characters = len(texts) == len(labels) and all(len(label) == 1 for label in labels)
@@ -83,5 +83,5 @@ def _pieces(settings: Settings, members: Mapping[str, bytes]) -> tuple[list[str]
     name = str(settings.take("model_path", "") or "")
     file = name.removeprefix(_PREFIX).rpartition("/")[2]
     if not file or file not in members:
-        raise CheckpointError(f"{settings.where}.model_path is {name!r}, which the archive does not hold.")
+        raise CheckpointError(f"{settings.where}.model_path is {name!r}, which the archive does not hold")
     return [piece.text for piece in read_pieces(members[file], file)], members[file]

@@ -41,7 +41,7 @@ class LoadOptions:
         if self.feature_preset is not None:
             raise CheckpointError(
                 f"feature preset {self.feature_preset!r} was given for {what}, whose files say the front "
-                "end; leave it out."
+                "end; leave it out"
             )
 
 
@@ -153,4 +153,4 @@ def load_any(path: str | Path, options: LoadOptions = DEFAULT_OPTIONS) -> Checkp
         return loader.load(resolve_path(path), options)
     found = "exists but is none of these" if Path(path).exists() else "does not exist"
     known = "; ".join(f"{loader.name} ({loader.what})" for loader in _LOADERS.values())
-    raise CheckpointError(f"{path} {found}: {known}.")
+    raise CheckpointError(f"{path} {found}: {known}")

@@ -44,7 +44,7 @@ class _BoundedFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= self._limit:
             raise CheckpointError(
-                f"{self._path} would unpack to more than {self._limit} bytes; it is not opened."
+                f"{self._path} would unpack to more than {self._limit} bytes; it is not opened"
             )
         return self._file.read(size)
 
@@ -77,38 +77,36 @@ def read_members(path: Path, limit_of: Callable[[str], int]) -> dict[str, bytes]
         with _BoundedFile(path, limit) as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
             for number, member in enumerate(archive, start=1):
                 if number > MAX_MEMBERS:
-                    raise CheckpointError(f"{path} has more than {MAX_MEMBERS} members; no checkpoint has.")
+                    raise CheckpointError(f"{path} has more than {MAX_MEMBERS} members; no checkpoint has")
                 parts = PurePosixPath(member.name).parts
                 if member.name.startswith("/") or ".." in parts or "\\" in member.name:
                     raise CheckpointError(
-                        f"{path} holds {member.name!r}, which leaves its folder; it is not opened."
+                        f"{path} holds {member.name!r}, which leaves its folder; it is not opened"
                     )
                 total += max(member.size, 0)
                 if total > limit:
-                    raise CheckpointError(
-                        f"{path} would unpack to more than {limit} bytes; it is not opened."
-                    )
+                    raise CheckpointError(f"{path} would unpack to more than {limit} bytes; it is not opened")
                 most = limit_of(parts[-1]) if parts else 0
                 if member.isdir() or not most:
                     continue
                 if member.size > most:
                     raise CheckpointError(
                         f"{path} holds {member.name!r} with {member.size} bytes, more than {most}; it is not "
-                        "opened."
+                        "opened"
                     )
                 if not member.isreg():
                     raise CheckpointError(
-                        f"{path} holds {member.name!r} as a link or device; it is not opened."
+                        f"{path} holds {member.name!r} as a link or device; it is not opened"
                     )
                 if parts[-1] in found:
-                    raise CheckpointError(f"{path} holds {parts[-1]!r} twice; which one counts is unknown.")
+                    raise CheckpointError(f"{path} holds {parts[-1]!r} twice; which one counts is unknown")
                 content = archive.extractfile(member)
                 assert content is not None  # it is a regular file
                 found[parts[-1]] = _read_exactly(content, member.size, path, member.name)
     except (*_DAMAGE, ValueError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is damaged or no tar archive ({error}); copy it again.") from error
+        raise CheckpointError(f"{path} is damaged or no tar archive ({error}); copy it again") from error
     return found
 
 
@@ -130,11 +128,11 @@ def inside(folder: Path, name: str) -> Path:
     """
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or "\\" in name or not relative.parts:
-        raise CheckpointError(f"{folder} names the file {name!r}, which leaves the folder; it is not opened.")
+        raise CheckpointError(f"{folder} names the file {name!r}, which leaves the folder; it is not opened")
     path = folder / relative
     root = folder.resolve()
     if not path.resolve().is_relative_to(root):
-        raise CheckpointError(f"{path} is a link that leaves {folder}; copy the file itself into the folder.")
+        raise CheckpointError(f"{path} is a link that leaves {folder}; copy the file itself into the folder")
     return path
 
 
@@ -145,16 +143,16 @@ def read_file(path: Path, *, limit: int, what: str) -> bytes:
         CheckpointError: missing, not a regular file, or larger.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {what} is needed.")
+        raise CheckpointError(f"{path} is missing; {what} is needed")
     with path.open("rb") as handle:
         content = handle.read(limit + 1)
     if len(content) > limit:
-        raise CheckpointError(f"{path} has more than {limit} bytes, too many for {what}.")
+        raise CheckpointError(f"{path} has more than {limit} bytes, too many for {what}")
     return content
 
 
 def _read_exactly(handle: IO[bytes], size: int, path: Path, name: str) -> bytes:
     content = handle.read(size)
     if len(content) != size:
-        raise CheckpointError(f"{path}: {name} ends after {len(content)} of {size} bytes; copy it again.")
+        raise CheckpointError(f"{path}: {name} ends after {len(content)} of {size} bytes; copy it again")
     return content

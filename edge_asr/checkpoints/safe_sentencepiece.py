@@ -49,9 +49,9 @@ def read_pieces(content: bytes, where: str) -> tuple[Piece, ...]:
             if field == 1 and isinstance(value, bytes):
                 pieces.append(_piece(value))
     except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{where} is damaged or no SentencePiece model ({error}).") from error
+        raise CheckpointError(f"{where} is damaged or no SentencePiece model ({error})") from error
     if not pieces:
-        raise CheckpointError(f"{where} is no SentencePiece model: it has no pieces.")
+        raise CheckpointError(f"{where} is no SentencePiece model: it has no pieces")
     return tuple(pieces)
 
 

@@ -41,7 +41,7 @@ def load_tensors(
     """
     name = where or (str(source) if isinstance(source, Path) else "the weights")
     if isinstance(source, Path) and not source.is_file():
-        raise CheckpointError(f"{name} is missing; the checkpoint is incomplete.")
+        raise CheckpointError(f"{name} is missing; the checkpoint is incomplete")
     _check_zip(source, name)
     try:
         with warnings.catch_warnings():
@@ -51,7 +51,7 @@ def load_tensors(
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{name} holds Python objects beside tensors, which could run code ({_first_line(error)}); save "
-            "its state_dict alone, or ask its author for safetensors."
+            "its state_dict alone, or ask its author for safetensors"
         ) from error
     except (
         RuntimeError,
@@ -63,13 +63,13 @@ def load_tensors(
         IndexError,
         OSError,
     ) as error:
-        raise CheckpointError(f"{name} is damaged or no PyTorch file ({_first_line(error)}).") from error
+        raise CheckpointError(f"{name} is damaged or no PyTorch file ({_first_line(error)})") from error
     if key is not None:
         if not isinstance(loaded, Mapping) or key not in loaded:
-            raise CheckpointError(f"{name} has no entry {key!r} with the weights.")
+            raise CheckpointError(f"{name} has no entry {key!r} with the weights")
         loaded = loaded[key]
     if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{name} holds a {type(loaded).__name__}, not a state dict of named tensors.")
+        raise CheckpointError(f"{name} holds a {type(loaded).__name__}, not a state dict of named tensors")
     return checked_tensors(loaded, name)
 
 
@@ -80,14 +80,14 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing or damaged.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; the checkpoint is incomplete.")
+        raise CheckpointError(f"{path} is missing; the checkpoint is incomplete")
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             return checked_tensors({name: handle.get_tensor(name) for name in list(handle.keys())}, str(path))
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}.") from error
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def checked_tensors(loaded: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
@@ -103,11 +103,11 @@ def checked_tensors(loaded: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
             raise CheckpointError(
-                f"{where}: the entry {name!r} is a {type(value).__name__}, not a dense tensor."
+                f"{where}: the entry {name!r} is a {type(value).__name__}, not a dense tensor"
             )
         tensor = value.detach()
         if tensor.device.type != "cpu" or tensor.is_nested:
-            raise CheckpointError(f"{where}: {name} has no values ({tensor.device.type}); save it on a CPU.")
+            raise CheckpointError(f"{where}: {name} has no values ({tensor.device.type}); save it on a CPU")
         storage = tensor.untyped_storage()
         held += 0 if storage.data_ptr() in storages else storage.nbytes()
         storages.add(storage.data_ptr())
@@ -115,17 +115,15 @@ def checked_tensors(loaded: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
         if claimed > MAX_EXPANSION * held + (1 << 20):
             raise CheckpointError(
                 f"{where}: {name} brings the tensors to {claimed} bytes, of which the file holds {held}; "
-                "they are not opened."
+                "they are not opened"
             )
         if tensor.is_quantized or tensor.is_complex():
-            raise CheckpointError(
-                f"{where}: {name} is {tensor.dtype}; edge-asr takes floating-point weights."
-            )
+            raise CheckpointError(f"{where}: {name} is {tensor.dtype}; edge-asr takes floating-point weights")
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float32)
             if not bool(torch.isfinite(tensor).all()):
                 raise CheckpointError(
-                    f"{where}: {name} holds values that are not finite; the file is damaged."
+                    f"{where}: {name} holds values that are not finite; the file is damaged"
                 )
         tensors[name] = tensor
     return tensors
@@ -140,14 +138,14 @@ def _check_zip(source: Path | bytes, where: str) -> None:
         with zipfile.ZipFile(handle) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise CheckpointError(f"{where} is damaged ({error}); copy it again.") from error
+        raise CheckpointError(f"{where} is damaged ({error}); copy it again") from error
     size = source.stat().st_size if isinstance(source, Path) else len(source)
     total = sum(entry.file_size for entry in entries)
     compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if len(entries) > MAX_MEMBERS * 10 or total > MAX_MEMBER_BYTES or total > max(4 * size, 1 << 24):
         raise CheckpointError(
             f"{where} has {size} bytes and would unpack to {total}{' (compressed)' if compressed else ''}; "
-            "it is not opened."
+            "it is not opened"
         )
 
 

@@ -48,12 +48,12 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         node = yaml.compose(text, Loader=loader)
         if node is not None and _count_values(node, where, {}) > MAX_VALUES:
-            raise CheckpointError(f"{where} holds more than {MAX_VALUES} values, aliases counted.")
+            raise CheckpointError(f"{where} holds more than {MAX_VALUES} values, aliases counted")
         return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{where} cannot be read as plain YAML: {_first_line(error)}.") from error
+        raise CheckpointError(f"{where} cannot be read as plain YAML: {_first_line(error)}") from error
 
 
 def load_json(source: Path | bytes, where: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Settings:
         if key in self._values:
             return self._values.pop(key)
         if default is _MISSING:
-            raise CheckpointError(f"{self.where} lacks {key!r}; the checkpoint is incomplete.")
+            raise CheckpointError(f"{self.where} lacks {key!r}; the checkpoint is incomplete")
         return default
 
     def integer(self, key: str, default: Any = _MISSING) -> int:
@@ -160,18 +160,18 @@ class Settings:
             left = ", ".join(repr(key) for key in sorted(map(str, self._values)))
             raise CheckpointError(
                 f"{self.where} has the unknown setting {left}; a setting that edge-asr does not know may "
-                "change the result, so this checkpoint is refused."
+                "change the result, so this checkpoint is refused"
             )
 
 
 def _read_text(source: Path | bytes, where: str) -> str:
     content = read_file(source, limit=MAX_BYTES, what=where) if isinstance(source, Path) else source
     if len(content) > MAX_BYTES:
-        raise CheckpointError(f"{where} has {len(content)} bytes, more than {MAX_BYTES}.")
+        raise CheckpointError(f"{where} has {len(content)} bytes, more than {MAX_BYTES}")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{where} is not UTF-8 text ({error}).") from error
+        raise CheckpointError(f"{where} is not UTF-8 text ({error})") from error
 
 
 def _count_values(node: Any, where: str, known: dict[int, int]) -> int:
@@ -183,13 +183,13 @@ def _count_values(node: Any, where: str, known: dict[int, int]) -> int:
         children = [child for item in node.value for child in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(_count_values(child, where, known) for child in children)
     if known[id(node)] < 0:
-        raise CheckpointError(f"{where} has a value that contains itself (a YAML alias); no checkpoint has.")
+        raise CheckpointError(f"{where} has a value that contains itself (a YAML alias); no checkpoint has")
     return known[id(node)]
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where} must hold a mapping, got {type(value).__name__}.")
+        raise CheckpointError(f"{where} must hold a mapping, got {type(value).__name__}")
     return value
 
 

@@ -49,7 +49,7 @@ def vocabulary_from_tokens(
         CheckpointError: tokens that cannot be a vocabulary.
     """
     if not 0 <= blank_id < len(tokens):
-        raise CheckpointError(f"{where}: the blank is token {blank_id} of {len(tokens)}; the two do not fit.")
+        raise CheckpointError(f"{where}: the blank is token {blank_id} of {len(tokens)}; the two do not fit")
     spoken = [re.sub(r"\s", WORD_BOUNDARY, token) for i, token in enumerate(tokens) if i != blank_id]
     try:
         return Vocabulary(kind=kind, tokens=(*spoken, BLANK_TOKEN), blank_id=len(spoken))

@@ -104,7 +104,7 @@ def _model_config(settings: Settings) -> ConformerConfig:
     if not len(channels) == len(kernels) == len(strides):
         raise CheckpointError(
             f"{settings.where} has {len(channels)} conv_dim, {len(kernels)} conv_kernel and {len(strides)} "
-            "conv_stride; they must be as many."
+            "conv_stride; they must be as many"
         )
     settings.expect("num_feat_extract_layers", (len(channels),), len(channels))
     factor = 1
@@ -227,5 +227,5 @@ def _check_frequencies(weights: TensorMap, config: ConformerConfig, where: str) 
                 return [f"The rotary frequencies are saved as {kind}; they are computed again in float32."]
     raise CheckpointError(
         f"{where}.rotary_embedding_base is {config.rotary_base:g}, but the weights hold the rotary "
-        f"frequencies of another base ({name}); use the settings and weights of one checkpoint."
+        f"frequencies of another base ({name}); use the settings and weights of one checkpoint"
     )

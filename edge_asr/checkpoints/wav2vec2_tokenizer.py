@@ -59,12 +59,12 @@ def load_vocabulary(path: Path, vocab_size: int, blank_id: int) -> tuple[Vocabul
     if above:
         raise CheckpointError(
             f"{where} has the token {by_id[above[0]]!r} at {above[0]}, but the model has {vocab_size} "
-            "outputs; use the tokenizer and weights of one checkpoint."
+            "outputs; use the tokenizer and weights of one checkpoint"
         )
     if by_id.get(blank_id, padding) != padding:
         raise CheckpointError(
             f"{path.name}/config.json.pad_token_id is {blank_id}, which is the token {by_id[blank_id]!r}, "
-            f"but the tokenizer's padding token, which is the CTC blank, is {padding!r}; correct one."
+            f"but the tokenizer's padding token, which is the CTC blank, is {padding!r}; correct one"
         )
     unnamed = [index for index in range(vocab_size) if index not in by_id and index != blank_id]
     if unnamed:
@@ -89,10 +89,10 @@ def _tokens_by_id(values: dict[str, Any], where: str) -> dict[int, str]:
     if any(isinstance(value, dict) for value in values.values()):
         raise CheckpointError(
             f"{where} has a vocabulary for each of several languages; edge-asr takes one vocabulary, "
-            '{"token": id, ...}.'
+            '{"token": id, ...}'
         )
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values.values()):
-        raise CheckpointError(f'{where} must hold {{"token": id, ...}}; copy it again.')
+        raise CheckpointError(f'{where} must hold {{"token": id, ...}}; copy it again')
     return {index: token for token, index in values.items()}
 
 

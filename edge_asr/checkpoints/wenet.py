@@ -66,7 +66,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     if (n_outputs, n_mels) != (len(vocabulary), features.n_mels):
         raise CheckpointError(
             f"{where}: input_dim {n_mels} and output_dim {n_outputs}, but {features.n_mels} mel bands and "
-            f"{len(vocabulary)} units; use the files of one model."
+            f"{len(vocabulary)} units; use the files of one model"
         )
     cmvn_file, is_json = _cmvn_settings(settings)
     fields, form, dynamic = _encoder_fields(settings.section("encoder_conf", {}))
@@ -115,7 +115,7 @@ def _weights_file(folder: Path) -> Path:
     found = sorted(file.name for file in folder.glob("*.pt"))
     chosen = found[0] if len(found) == 1 else next((name for name in _WEIGHTS if name in found), None)
     if chosen is None:
-        raise CheckpointError(f"{folder} holds {', '.join(found)}; name one of these files, not the folder.")
+        raise CheckpointError(f"{folder} holds {', '.join(found)}; name one of these files, not the folder")
     return inside(folder, chosen)
 
 
@@ -223,7 +223,7 @@ def _vocabulary(
     conf.finish()
     path = _look_up(folder, table if isinstance(table, str) else None, UNITS_NAMES)
     if path is None:
-        raise CheckpointError(f"{folder} lacks {UNITS_NAMES[0]}, the units of the model; copy it along.")
+        raise CheckpointError(f"{folder} lacks {UNITS_NAMES[0]}, the units of the model; copy it along")
     vocabulary = vocabulary_from_units(path, blank_id, kind)
     model = _look_up(folder, bpe_path, ("bpe.model",)) if isinstance(bpe_path, str) else None
     content = None if model is None else read_file(model, limit=MAX_BYTES, what="the SentencePiece model")

@@ -131,13 +131,13 @@ def move_cmvn(
     else:
         raise CheckpointError(
             f"{where} asks for a global CMVN, whose file is missing and which the weights do not hold; "
-            "copy global_cmvn along."
+            "copy global_cmvn along"
         )
     for what, value in (("mean", mean), ("inverse deviation", istd)):
         if value.shape != (n_mels,) or not bool(torch.isfinite(value).all()):
             raise CheckpointError(
                 f"{where}: the {what} of the features has shape {tuple(value.shape)}; {n_mels} finite values "
-                "are needed."
+                "are needed"
             )
     weights.ours["cmvn.mean"], weights.ours["cmvn.istd"] = mean, istd
 
@@ -151,7 +151,7 @@ def statistics_from_file(path: Path, is_json: bool) -> tuple[Tensor, Tensor]:
     total, squares, count = _json_sums(path) if is_json else _kaldi_sums(path)
     if total.shape != squares.shape or total.ndim != 1 or not math.isfinite(count) or count <= 0:
         raise CheckpointError(
-            f"{path} holds {total.shape} sums, {squares.shape} squares and {count} frames; compute it again."
+            f"{path} holds {total.shape} sums, {squares.shape} squares and {count} frames; compute it again"
         )
     mean = total / count
     variance = np.maximum(squares / count - mean * mean, _MIN_VARIANCE)
@@ -168,7 +168,7 @@ def _json_sums(path: Path) -> _Sums:
         return total, squares, float(stats["frame_num"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} needs mean_stat, var_stat and frame_num as numbers ({error}); compute it again."
+            f"{path} needs mean_stat, var_stat and frame_num as numbers ({error}); compute it again"
         ) from error
 
 
@@ -179,11 +179,11 @@ def _kaldi_sums(path: Path) -> _Sums:
     if len(words) < 6 or words[0] != "[" or words[-2:] != ["0", "]"] or len(words) % 2:
         raise CheckpointError(
             f"{path} is no CMVN in Kaldi's text form '[ sums count squares 0 ]'; write it with "
-            "compute-cmvn-stats --binary=false."
+            "compute-cmvn-stats --binary=false"
         )
     n_bands = (len(words) - 4) // 2
     try:
         numbers = np.array([float(word) for word in words[1:-2]], np.float64)
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); compute it again.") from error
+        raise CheckpointError(f"{path} is damaged ({error}); compute it again") from error
     return numbers[:n_bands], numbers[n_bands + 1 :], float(numbers[n_bands])

@@ -34,17 +34,17 @@ def vocabulary_from_units(path: Path, blank_id: int, tokenizer: str | None) -> V
     try:
         text = read_file(path, limit=MAX_BYTES, what="the units").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text ({error}).") from error
+        raise CheckpointError(f"{path} is not UTF-8 text ({error})") from error
     units: dict[int, str] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         words = line.split()
         if not words:
             continue
         if len(words) != 2 or not words[1].isdecimal() or int(words[1]) in units:
-            raise CheckpointError(f"{path}, line {number} is {line!r}; expected 'token id', each id once.")
+            raise CheckpointError(f"{path}, line {number} is {line!r}; expected 'token id', each id once")
         units[int(words[1])] = words[0]
     if sorted(units) != list(range(len(units))):
-        raise CheckpointError(f"{path} has {len(units)} units whose ids are not 0 to {len(units) - 1}.")
+        raise CheckpointError(f"{path} has {len(units)} units whose ids are not 0 to {len(units) - 1}")
     tokens = [units[i] for i in range(len(units))]
     kind = "sentencepiece" if tokenizer == "bpe" else character_kind(tokens)
     if tokenizer is None and any(token[:1] == WORD_BOUNDARY and len(token) > 1 for token in tokens):

@@ -164,17 +164,17 @@ class ConformerConfig:
         check_fields(self, "the model")
         for name in _POSITIVE:
             if not 1 <= getattr(self, name) <= LARGEST_SIZE:
-                raise ConfigError(f"{name} must be from 1 to {LARGEST_SIZE}, got {getattr(self, name)}.")
+                raise ConfigError(f"{name} must be from 1 to {LARGEST_SIZE}, got {getattr(self, name)}")
         if self.vocab_size < 2:
-            raise ConfigError("vocab_size must be at least 2 (one token and the blank), got 1.")
+            raise ConfigError("vocab_size must be at least 2 (one token and the blank), got 1")
         if self.d_model % self.n_heads or self.d_model % 2:
             raise ConfigError(
                 "d_model must be even and a multiple of n_heads, "
-                f"got {self.d_model} with {self.n_heads} heads."
+                f"got {self.d_model} with {self.n_heads} heads"
             )
         for name in ("dropout", "dropout_attention"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}.")
+                raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}")
         self._check_lists()
         check_numbers(self)
         check_subsampling(self)
@@ -186,16 +186,16 @@ class ConformerConfig:
         if any(not 1 <= layer < self.n_layers for layer in layers) or sorted(set(layers)) != list(layers):
             raise ConfigError(
                 f"intermediate_ctc_layers must rise without repeats, from 1 to {self.n_layers - 1} (the "
-                f"layer before the last), got {list(layers)}."
+                f"layer before the last), got {list(layers)}"
             )
         if context is not None and not -1 <= min(context) <= max(context) <= 1 << 31:
             raise ConfigError(
-                f"attention_context must be [left, right] in frames, -1 unlimited, got {list(context)}."
+                f"attention_context must be [left, right] in frames, -1 unlimited, got {list(context)}"
             )
         if any(min(layer) < 1 for layer in self.waveform_layers):
             raise ConfigError(
                 "waveform_layers must be [channels, kernel, stride] of at least 1, got "
-                f"{list(self.waveform_layers)}."
+                f"{list(self.waveform_layers)}"
             )
 
     @property
@@ -232,14 +232,14 @@ class ConformerConfig:
             if kernel % 2 == 0:
                 raise ConfigError(
                     f"conv_kernel_size must be odd with a symmetric context, got {kernel}; "
-                    'use an odd kernel, or conv_context "causal" or [left, right].'
+                    'use an odd kernel, or conv_context "causal" or [left, right]'
                 )
             return kernel // 2, kernel // 2
         left, right = self.conv_context
         if left < 0 or right < 0 or left + right != kernel - 1:
             raise ConfigError(
                 "conv_context [left, right] must be non-negative and add up to conv_kernel_size - 1 = "
-                f"{kernel - 1}, got [{left}, {right}]."
+                f"{kernel - 1}, got [{left}, {right}]"
             )
         return left, right
 
@@ -251,7 +251,7 @@ class ConformerConfig:
             ConfigError: for an unknown preset or field.
         """
         if name not in PRESETS:
-            raise ConfigError(f"Unknown model preset {name!r}; choose one of {', '.join(PRESETS)}.")
+            raise ConfigError(f"unknown model preset {name!r}; choose one of {', '.join(PRESETS)}")
         return cls.from_dict({"size": name, **PRESETS[name], "vocab_size": vocab_size, **overrides})
 
     def to_dict(self) -> dict[str, Any]:
@@ -324,29 +324,29 @@ def check_subsampling(config: ConformerConfig) -> None:
     kind, factor = config.subsampling, config.subsampling_factor
     striding = kind in ("striding", "dw_striding")
     if striding and factor not in SUBSAMPLING_FACTORS:
-        raise ConfigError(f"subsampling_factor must be 2, 4, 8 or 16, got {factor!r}.")
+        raise ConfigError(f"subsampling_factor must be 2, 4, 8 or 16, got {factor!r}")
     if kind == "conv2d" and factor not in CONV2D_STAGES:
-        raise ConfigError(f"subsampling_factor of conv2d must be 1, 2, 4, 6 or 8, got {factor!r}.")
+        raise ConfigError(f"subsampling_factor of conv2d must be 1, 2, 4, 6 or 8, got {factor!r}")
     if kind == "none" and (factor != 1 or config.n_mels != config.d_model):
         raise ConfigError(
             "without subsampling, subsampling_factor must be 1 and n_mels equal to d_model, got factor "
-            f"{factor}, {config.n_mels} bands and d_model {config.d_model}."
+            f"{factor}, {config.n_mels} bands and d_model {config.d_model}"
         )
     if kind == "linear" and factor != 1:
-        raise ConfigError(f"subsampling_factor of linear must be 1, got {factor!r}.")
+        raise ConfigError(f"subsampling_factor of linear must be 1, got {factor!r}")
     if config.subsampling_causal and not striding:
-        raise ConfigError(f"subsampling_causal goes with striding and dw_striding, not with {kind}.")
+        raise ConfigError(f"subsampling_causal goes with striding and dw_striding, not with {kind}")
     if (kind == "waveform") != bool(config.waveform_layers):
         raise ConfigError(
             f"subsampling is {kind!r} with {len(config.waveform_layers)} waveform_layers; "
-            '"waveform" needs them, the other kinds have none.'
+            '"waveform" needs them, the other kinds have none'
         )
     if kind == "waveform":
         product = math.prod(stride for _, _, stride in config.waveform_layers)
         if factor != product or config.n_mels != 1:
             raise ConfigError(
                 f"a waveform model needs subsampling_factor {product} (the product of its strides) and "
-                f"n_mels 1, got {factor} and {config.n_mels}."
+                f"n_mels 1, got {factor} and {config.n_mels}"
             )
 
 
@@ -360,28 +360,28 @@ def check_attention(config: ConformerConfig) -> None:
     if config.attention == "rotary" and config.d_model // config.n_heads % 2:
         raise ConfigError(
             "attention rotary turns pairs of channels, so each head needs an even width, got d_model "
-            f"{config.d_model} with {config.n_heads} heads."
+            f"{config.d_model} with {config.n_heads} heads"
         )
     if config.attention == "linear" and context is not None:
-        raise ConfigError('attention "linear" sees the whole clip; leave attention_context out.')
+        raise ConfigError('attention "linear" sees the whole clip; leave attention_context out')
     if config.attention_context_style == "chunked_limited" and (context is None or context[1] < 0):
         raise ConfigError(
             "attention_context_style chunked_limited needs an attention_context [left, right] with "
-            f"right >= 0, got {context}."
+            f"right >= 0, got {context}"
         )
     if config.attention == "rel_pos_local":
         if context is None or min(context) < 0 or config.attention_context_style != "regular":
             raise ConfigError(
                 "attention rel_pos_local needs a regular attention_context [left, right] of 0 or more, "
-                f"got {context}, {config.attention_context_style}."
+                f"got {context}, {config.attention_context_style}"
             )
         if max(context) > LARGEST_LOCAL_CONTEXT:
             raise ConfigError(
                 f"attention_context of rel_pos_local must be at most {LARGEST_LOCAL_CONTEXT} frames to a "
-                f"side, got {context}."
+                f"side, got {context}"
             )
     elif config.global_tokens or config.global_attn_separate:
-        raise ConfigError(f"global_tokens go with attention rel_pos_local, not with {config.attention}.")
+        raise ConfigError(f"global_tokens go with attention rel_pos_local, not with {config.attention}")
 
 
 def check_numbers(config: ConformerConfig) -> None:
@@ -393,8 +393,8 @@ def check_numbers(config: ConformerConfig) -> None:
     for name in ("norm_eps", "output_norm_eps", "rotary_base"):
         value = getattr(config, name)
         if value is not None and value <= 0:
-            raise ConfigError(f"{name} must be a number above 0, got {value!r}.")
+            raise ConfigError(f"{name} must be a number above 0, got {value!r}")
     for name, least in (("ff_size", 1), ("global_tokens", 0)):
         value = getattr(config, name)
         if value is not None and not least <= value <= LARGEST_SIZE:
-            raise ConfigError(f"{name} must be from {least} to {LARGEST_SIZE}, got {value!r}.")
+            raise ConfigError(f"{name} must be from {least} to {LARGEST_SIZE}, got {value!r}")

@@ -132,18 +132,18 @@ class ConformerCTC(nn.Module):
             ConfigError: when the model was configured without CMVN, or for a wrong shape or value.
         """
         if self.cmvn is None:
-            raise ConfigError("This model has no CMVN; create it with cmvn=True to set its statistics.")
+            raise ConfigError("this model has no CMVN; create it with cmvn=True to set its statistics")
         new_mean = torch.as_tensor(mean, dtype=torch.float32)
         new_std = torch.as_tensor(std, dtype=torch.float32)
         for name, value in (("mean", new_mean), ("std", new_std)):
             if value.shape != self.cmvn.mean.shape:
                 raise ConfigError(
-                    f"The CMVN {name} must have {self.config.n_mels} values, one for a mel band, "
-                    f"got shape {tuple(value.shape)}."
+                    f"the CMVN {name} must have {self.config.n_mels} values, one for a mel band, "
+                    f"got shape {tuple(value.shape)}"
                 )
         if not bool(torch.isfinite(new_mean).all()) or not bool(
             (new_std > 0).all() & torch.isfinite(new_std).all()
         ):
-            raise ConfigError("The CMVN statistics must be finite, with every std above 0; recompute them.")
+            raise ConfigError("the CMVN statistics must be finite, with every std above 0; recompute them")
         self.cmvn.mean.copy_(new_mean)
         self.cmvn.istd.copy_(1.0 / new_std)

@@ -74,17 +74,17 @@ def check_chunking(config: ConformerConfig, chunk_frames: int | None, left_chunk
     """
     if chunk_frames is None:
         if left_chunks is not None:
-            raise ConfigError(f"left_chunks is {left_chunks} without chunk_frames; give both, or neither.")
+            raise ConfigError(f"left_chunks is {left_chunks} without chunk_frames; give both, or neither")
         return
     if chunk_frames < 1:
-        raise ConfigError(f"chunk_frames must be at least 1 encoder frame, got {chunk_frames}.")
+        raise ConfigError(f"chunk_frames must be at least 1 encoder frame, got {chunk_frames}")
     if left_chunks is not None and left_chunks < 0:
-        raise ConfigError(f"left_chunks must be 0 or more (None: unlimited), got {left_chunks}.")
+        raise ConfigError(f"left_chunks must be 0 or more (None: unlimited), got {left_chunks}")
     if config.attention == "linear":
         raise ConfigError(
-            'attention "linear" sees the whole clip and takes no chunks; use attention "rel_pos".'
+            'attention "linear" sees the whole clip and takes no chunks; use attention "rel_pos"'
         )
     if config.attention == "rel_pos_local":
         raise ConfigError(
-            'attention "rel_pos_local" has its own context and takes no chunks; use attention "rel_pos".'
+            'attention "rel_pos_local" has its own context and takes no chunks; use attention "rel_pos"'
         )

@@ -28,7 +28,7 @@ class WenetConvolution(Convolution):
         if self.context[1]:
             raise ConfigError(
                 'conv_padding "before_pointwise" goes with conv_context "causal", got '
-                f"{self.context[1]} frames of look-ahead."
+                f"{self.context[1]} frames of look-ahead"
             )
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
