@@ -193,7 +193,7 @@ def _label(value: Any) -> str:
 
 
 def _read_ljspeech(path: Path, name: str) -> Manifest:
-    """LJSpeech 1.1: `metadata.csv` of `id|text|normalised text`, clips in `wavs/<id>.wav`."""
+    """LJSpeech 1.1: `metadata.csv` of `id|text|normalized text`, clips in `wavs/<id>.wav`."""
     table = path if path.is_file() else path / "metadata.csv"
     utterances: list[Utterance] = []
     bad: list[BadRow] = []
@@ -202,7 +202,7 @@ def _read_ljspeech(path: Path, name: str) -> Manifest:
             continue
         cells = line.split("|")
         if len(cells) < 2 or "\0" in cells[0]:
-            detail = f"expected id|text|normalised text, got {'|'.join(cells)[:60]!r}"
+            detail = f"expected id|text|normalized text, got {'|'.join(cells)[:60]!r}"
             bad.append(
                 BadRow(source=name, row=row, id=cells[0], reason="missing or wrong key", detail=detail)
             )

@@ -1,4 +1,4 @@
-"""Markdown for every report that is written here: tables, and blocks with empty lines between them."""
+"""Formats Markdown for every report: tables, and blocks with empty lines between them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> list[str]:
-    """The lines of a table.
+    """Format the lines of a table.
 
     Args:
         columns: the heading of each column.
         rows: cells as text, one for each column; a "|" in one is escaped, a line break becomes a space.
-        align: a letter for each column, "l" for labels and "r" for numbers; when empty, the first column has
+        align: a letter for each column, "l" for labels and "r" for numbers; if empty, the first column has
             labels and the others have numbers.
 
     Raises:
@@ -29,7 +29,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], align:
 
 
 def markdown_document(blocks: Iterable[str | Sequence[str]]) -> str:
-    """Headings, paragraphs, lists and tables as one text, with an empty line between them.
+    """Join headings, paragraphs, lists and tables, with an empty line between them.
 
     Args:
         blocks: each a single line or several that belong together; an empty one is left out.

@@ -1,8 +1,8 @@
-"""Text from outside, such as the name of a file, made fit for a line on a terminal or for JSON.
+"""Makes text from outside, such as the name of a file, fit for a line on a terminal or for JSON.
 
-A file may be called anything but NUL and "/": with a newline, with an escape sequence that a terminal obeys,
-with bytes that are not UTF-8. Python hands such bytes over as lone surrogates (PEP 383), which no stream
-takes. What this file does not do: print.
+The name of a file may hold anything but NUL and "/": a newline, an escape sequence that a terminal obeys,
+bytes that are not UTF-8. Python turns such bytes into lone surrogates (PEP 383), which no stream accepts.
+What this file does not do: print.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\
 
 
 def printable(text: str) -> str:
-    r"""The text on one line: a newline as `\n`, ESC as `\x1b`, a byte that is not UTF-8 as `\xff`."""
+    r"""Return the text on one line: a newline as `\n`, ESC as `\x1b`, a byte that is not UTF-8 as `\xff`."""
     return _UNSAFE.sub(_escape, text)
 
 
 def json_line(document: Any) -> str:
-    """One line of JSON that is valid UTF-8, whatever names are in it; read back, they are the same."""
+    """Format one line of JSON in valid UTF-8, whatever names it holds; reading it gives the same names."""
     text = json.dumps(document, ensure_ascii=False)
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 

@@ -2,12 +2,12 @@
 
 It decodes JSON within limits (size, depth, digits, text that is not Unicode), and builds dataclasses from it
 by their annotations: scalars, `Literal`, dataclasses, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`,
-`X | None` and other unions, nested at will. An unknown key, a missing one or a wrong type is an error that
-names the file, the key and the value. A field with a default may be absent. The file is above 400 lines
+`X | None` and other unions, nested to any depth. An unknown key, a missing one or a wrong type is an error
+that names the file, the key and the value. A field with a default may be absent. The file is above 400 lines
 because decoding and building share their limits and their errors.
 What this file does not do: know any record, read YAML (`edge_asr.training.config_io` does).
 
-A dataclass may define `derived_values()`, a dict of values that follow from its fields: they are written too,
+A dataclass may define `derived_values()`, a dict of values that follow from its fields. They are written too,
 and compared when read.
 """
 
@@ -50,7 +50,7 @@ _YAML_FLOAT = r"[+-]?\d+(\.\d*)?[eE][+-]?\d+"
 class _Reading:
     """What every step of one reading needs: how errors begin, end and are raised.
 
-    No dataclass: making one takes as long as all the rest of this module.
+    It is no dataclass, because making one takes as long as the rest of this module.
     """
 
     __slots__ = ("error", "names", "remedy", "where", "yaml")
@@ -78,14 +78,14 @@ def read_json(
 
     Args:
         path: the file.
-        error: what to raise.
+        error: class of the error to raise.
         remedy: how to fix it; the end of every message.
         max_bytes: a larger file is refused unread.
 
     Raises:
         FileNotFoundError: there is no such file; the caller knows what was expected there.
-        EdgeAsrError: of class `error`: it is no regular file (a pipe would block for ever), it cannot be
-            read, or as `decode_json`.
+        EdgeAsrError: of class `error`: it is not a regular file (a pipe would block forever), it cannot be
+            read, or `decode_json` refuses it.
     """
     reading = _Reading(str(path), error, remedy)
     try:
@@ -98,7 +98,9 @@ def read_json(
 
 
 def _read_regular(path: Path, max_bytes: int, reading: _Reading) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO opens without a writer
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # so that a FIFO opens without a writer
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -120,8 +122,8 @@ def decode_json(
 
     Args:
         content: the text, UTF-8.
-        where: how it is called in errors.
-        error: what to raise.
+        where: its name in errors.
+        error: class of the error to raise.
         remedy: how to fix it; the end of every message.
 
     Raises:
@@ -163,7 +165,7 @@ _DECODER = json.JSONDecoder(
 
 
 def json_from_record(record: Any) -> Any:
-    """Plain lists, dicts and scalars of a record, ready for json.dumps."""
+    """Convert a record to plain lists, dicts and scalars, ready for json.dumps."""
     if dataclasses.is_dataclass(record):
         data = {f.name: json_from_record(getattr(record, f.name)) for f in dataclasses.fields(record)}
         derived = getattr(record, "derived_values", None)
@@ -185,16 +187,16 @@ def record_from_json(
     yaml: bool = False,
     names: Mapping[str, type] | None = None,
 ) -> _Record:
-    """The record of class `cls` that `json_from_record` made `data` of.
+    """Build the record of class `cls` from which `json_from_record` made `data`.
 
     Args:
         cls: a dataclass.
         data: decoded JSON.
-        where: how the file or record is called in errors; its class name when None.
-        error: what to raise.
+        where: name of the file or record in errors; None takes the class name.
+        error: class of the error to raise.
         remedy: how to fix it; the end of messages about keys and types.
-        yaml: text such as 1e-3 counts as a number, as PyYAML (YAML 1.1) reads it.
-        names: types that annotations name and their module imports for type checkers only.
+        yaml: accept text such as 1e-3 as a number, because PyYAML (YAML 1.1) reads it as text.
+        names: types that annotations name but their module imports only for type checkers.
 
     Raises:
         EdgeAsrError: of class `error`: a key that is unknown or missing, a value of a wrong type, or one
@@ -310,7 +312,9 @@ def _scalar(hint: Any, data: Any, path: str, reading: _Reading) -> Any:
         return _float(data, path, reading)
     if hint is float and reading.yaml and isinstance(data, str) and re.fullmatch(_YAML_FLOAT, data):
         return _scalar(float, float(data), path, reading)
-    if isinstance(data, hint) and not isinstance(data, bool):  # of a subclass, such as numpy.float64
+    if isinstance(data, hint) and not isinstance(
+        data, bool
+    ):  # an instance of a subclass, such as numpy.float64
         return _scalar(hint, hint(data), path, reading)
     return reading.refuse(path, f"is {short_repr(data)}; it must be {_NAMES[hint]}")
 
@@ -377,7 +381,7 @@ _HINTS: dict[type, dict[str, Any]] = {}
 
 
 def _field_names(cls: type) -> dict[str, bool]:
-    """The fields of a dataclass, and whether each must be there."""
+    """List the fields of a dataclass, and whether each is required."""
     if cls not in _FIELDS:
         none, fields = dataclasses.MISSING, dataclasses.fields(cls)
         _HINTS[cls] = {field.name: field.type for field in fields}
@@ -388,7 +392,7 @@ def _field_names(cls: type) -> dict[str, bool]:
 
 
 def _hint(cls: type, name: str, names: Mapping[str, type]) -> Any:
-    """The type of a field.
+    """Find the type of a field.
 
     One field at a time, simple names from tables: `typing.get_type_hints` would compile every annotation of
     the class, which is most of the time that reading a bundle.json takes.
@@ -414,7 +418,7 @@ def _describe(hint: Any) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: JSON's "\\ud800" is half a character."""
+    """Tell whether text can be written as UTF-8: JSON's "\\ud800" is half a character."""
     if text.isascii():
         return True
     try:
@@ -437,7 +441,7 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 
 
 def short_repr(data: Any) -> str:
-    """A value for a message: cut, printable, and never a failure of its own."""
+    """Format a value for a message: shortened, printable, and without ever failing."""
     try:
         return _REPR.repr(data).encode("utf-8", "backslashreplace").decode("utf-8")
     except ValueError:  # Python refuses to print whole numbers of thousands of digits

@@ -42,8 +42,8 @@ class StreamingGeometry:
         dropped_frames: first outputs of the subsampling that are thrown away, for the window has cut off what
             they read. The first step has nothing to drop.
         reach_frames: feature frames behind its own (index * factor) that an encoder frame reads.
-        n_layers: of the encoder.
-        channel_width, time_width, time_frames: of the caches: channels kept for a frame of attention,
+        n_layers: layers of the encoder.
+        channel_width, time_width, time_frames: shapes of the caches: channels kept for a frame of attention,
             channels of the convolution, frames it keeps.
 
     Raises:

@@ -136,7 +136,7 @@ class Vocabulary:
         unknown = sorted({c for c in normalized if c not in index})
         if unknown:
             raise VocabularyError(
-                f"{''.join(unknown)!r} not in the vocabulary (text {text!r}); normalise it or retrain"
+                f"{''.join(unknown)!r} not in the vocabulary (text {text!r}); normalize it or retrain"
             )
         return [index[c] for c in normalized]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from edge_asr.checkpoints import Checkpoint
 
-#: fp16 weights change numbers in the third decimal: the text on real speech must hold, the error is reported.
+#: fp16 weights change the third decimal, so the text on real speech must hold, and the error is reported.
 FP16_WEIGHTS_TOLERANCE = Tolerance(max_error=None, text_families=("real",))
 
 
@@ -31,7 +31,7 @@ class Float32Graph:
 
     Attributes:
         model: the simplified graph.
-        outputs: what it gave for the cases, the reference of the other precisions.
+        outputs: its outputs for the cases, the reference of the other precisions.
         step: the comparison with PyTorch.
         n_parameters: trained parameters of the PyTorch model.
         exported_operators: node counts before the simplification.
@@ -46,7 +46,7 @@ class Float32Graph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredGraph:
-    """The float32 graph with its weights stored as float16, and the comparison with the one before."""
+    """The float32 graph with its weights stored as float16, and the comparison with the original."""
 
     model: onnx.ModelProto
     step: ProofStep
@@ -55,17 +55,17 @@ class StoredGraph:
 def make_float32(
     checkpoint: Checkpoint, inputs: ProofInputs, stages: Stages, *, name: str, opset: int
 ) -> Float32Graph:
-    """Export a checkpoint, simplify the graph and prove it; look at the `step` of what it gives.
+    """Export a checkpoint, simplify the graph and prove it; check the `step` of the result.
 
     Args:
         checkpoint: what to export.
-        inputs: of the proof.
-        stages: of the export.
-        name: of the model, for the metadata of the graph.
+        inputs: those of the proof.
+        stages: those of the export.
+        name: that of the model, for the metadata of the graph.
         opset: ONNX opset, 18 to 22.
 
     Raises:
-        ConfigError: an opset outside 18 to 22.
+        ConfigError: the opset is outside 18 to 22.
         GateError: the simplified graph is not valid, or PyTorch itself fails.
     """
     from edge_asr.export.inference_form import to_inference_form  # imports torch
@@ -77,7 +77,7 @@ def make_float32(
     with stages.stage("export"):
         exported = export_onnx(rewritten, inputs.features.n_mels, opset=opset)
         exported_operators = count_operators(exported)
-    # Each copy of a large model is half a gigabyte: what is no longer needed goes.
+    # A copy of a large model takes half a gigabyte, so unneeded ones are dropped.
     del rewritten
     with stages.stage("prove: PyTorch") as progress:
         truth = run_truth(model, inputs.cases, inputs.output_frames, progress=progress)
@@ -101,10 +101,10 @@ def make_float32(
 
 
 def make_stored(float32: Float32Graph, inputs: ProofInputs, stages: Stages) -> StoredGraph:
-    """Store the weights as float16 and compare with the float32 graph; look at the `step` of what it gives.
+    """Store the weights as float16 and compare with the float32 graph; check the `step` of the result.
 
     Raises:
-        GateError: a weight is beyond float16's range.
+        GateError: a weight exceeds the range of float16.
     """
     with stages.stage("store weights as fp16"):
         model = store_weights_as_float16(float32.model)

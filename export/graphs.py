@@ -1,4 +1,4 @@
-"""All graphs of one export, and their order: after one that fails its proof no other is made."""
+"""Makes all graphs of one export in order; after one fails its proof, no other is made."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedGraphs:
-    """The graphs, each with its proof; None where it was not asked for, or an earlier one failed.
+    """The graphs, each with its proof; None if it was not requested, or an earlier one failed.
 
     Attributes:
-        float32: the graph that the others but the stream are made from.
+        float32: the graph from which all others but the stream are made.
         stream: the streaming graph.
         stored: the float32 graph with its weights stored as float16.
         fp16, int8: the graphs of these precisions.
@@ -55,17 +55,17 @@ class ExportedGraphs:
 
     @property
     def shipped(self) -> onnx.ModelProto:
-        """What model.onnx is."""
+        """Return the graph that becomes model.onnx."""
         return self.float32.model if self.stored is None else self.stored.model
 
     @property
     def weights(self) -> Weights:
-        """How model.onnx stores its weights."""
+        """Say how model.onnx stores its weights."""
         return "fp32" if self.stored is None else "fp16"
 
     @property
     def steps(self) -> tuple[ProofStep, ...]:
-        """The comparisons, in the order of the chain."""
+        """Return the comparisons, in the order of the chain."""
         return (
             self.float32.step,
             *(() if self.stream is None else self.stream.steps),
@@ -75,7 +75,7 @@ class ExportedGraphs:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What failed, in sentences, in the order of the chain."""
+        """Say in sentences what failed, in the order of the chain."""
         int8_step = None if self.int8 is None else self.int8.step
         failures = [s.failure_message() for s in self.steps if not s.passed and s is not int8_step]
         if self.fp16 is not None and not self.fp16.proof.passed:
@@ -92,7 +92,7 @@ def make_graphs_of_torch(
     options: ExportOptions,
     stages: Stages,
 ) -> ExportedGraphs:
-    """The graphs that come from PyTorch: float32 and, with a configuration for it, the stream.
+    """Make the graphs that come from PyTorch: float32 and, with a configuration for it, the stream.
 
     Raises:
         ConfigError, GateError: see `make_float32` and `make_stream`.
@@ -108,11 +108,11 @@ def make_graphs_of_torch(
 def make_graphs_of_float32(
     graphs: ExportedGraphs, inputs: ProofInputs, options: ExportOptions, stages: Stages
 ) -> ExportedGraphs:
-    """`graphs` and what comes from the float32 one: with weights stored as float16, FP16, INT8.
+    """Add the graphs that come from the float32 one: with weights stored as float16, FP16, INT8.
 
     Raises:
-        GateError: a graph that cannot be converted.
-        ManifestError, AudioError, ConfigError: calibration speech that cannot be used.
+        GateError: a graph cannot be converted.
+        ManifestError, AudioError, ConfigError: calibration speech cannot be used.
     """
     float32 = graphs.float32
     if options.weights == "fp16" and not graphs.failures:

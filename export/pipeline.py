@@ -1,8 +1,9 @@
 """`edge-asr export` as a function: checkpoint -> ONNX, streaming, FP16, INT8, all proven -> bundle.
 
-Only the order of things is here; each graph has its file. The bundle appears at its place complete
-and proven, or not at all. Engines start from the bundle (engine/builder.py), and INT8 for a bundle that
-exists is edge_asr.calibration.pipeline's.
+This file only orders the steps; each graph has its own file. The bundle appears in its place complete and
+proven, or not at all.
+What this file does not do: build engines (engine/builder.py), add INT8 to an existing bundle
+(edge_asr.calibration.pipeline).
 """
 
 from __future__ import annotations
@@ -65,18 +66,19 @@ def export_bundle(
     Args:
         checkpoint: a folder, the name of an embedded model, or a loaded checkpoint.
         output: folder of the bundle; its parents are created.
-        name: short name of the model in the bundle; the output folder's name when None.
-        precisions: what to write beside "fp32", which is always there: "fp16", "int8".
-        int8: how to quantize, for "int8"; None is all defaults, on the embedded, synthetic speech. Its
-            calibration speech serves "fp16" too.
-        streaming: whether and how to stream; None writes stream.onnx when the checkpoint was trained for it.
-        weights: of the fp32 file: "fp32", or "fp16" to store them in half the space (cast to float32 when
-            loaded; proven against the float32 file by identical greedy text on the clips and a reported
-            error).
+        name: short name of the model in the bundle; None takes the name of the output folder.
+        precisions: what to write besides "fp32", which is always written: "fp16", "int8".
+        int8: how to quantize, for "int8"; None takes all defaults, on the embedded, synthetic speech. "fp16"
+            uses its calibration speech too.
+        streaming: whether and how to stream; None writes stream.onnx if the checkpoint was trained for it.
+        weights: how the fp32 file stores weights: "fp32", or "fp16" to store them in half the space (cast to
+            float32 when loaded; proven against the float32 file by identical greedy text on the clips and a
+            reported error).
         opset: ONNX opset, 18 to 22.
-        clips: real recordings for the proof: sound files, folders, manifests; the embedded samples when None.
+        clips: real recordings for the proof: sound files, folders, manifests; None takes the embedded
+            samples.
         plan: how many other cases the proof tries.
-        force: replace an existing bundle, after success.
+        force: replace an existing bundle after success.
         keep_failed: folder for a bundle that failed its proof, marked `"verified": false`.
         progress: called as stages begin and advance.
 
@@ -84,7 +86,7 @@ def export_bundle(
         CheckpointError: the checkpoint cannot be read.
         BundleError: the output exists, or cannot be written.
         GateError: a comparison failed, or INT8 is over its budget; only `keep_failed` was written.
-        AudioError, ConfigError: clips or options that cannot be used.
+        AudioError, ConfigError: clips or options cannot be used.
         MissingDependencyError: torch, onnx, onnxscript, onnxsim or onnxruntime is not installed.
     """
     target, failed = Path(output), None if keep_failed is None else Path(keep_failed)
@@ -99,7 +101,7 @@ def export_bundle(
     )
     source = _load(checkpoint, streaming or StreamingOptions(), clips, plan, stages)
     graphs = make_graphs_of_torch(source.checkpoint, source.plan.stream, source.inputs, options, stages)
-    source = source.without_weights()  # gigabytes of a large model, and nothing needs them from here on
+    source = source.without_weights()  # gigabytes in a large model, and no longer needed
     graphs = make_graphs_of_float32(graphs, source.inputs, options, stages)
     destination = failed if graphs.failures else target
     report = None
@@ -116,13 +118,13 @@ def export_bundle(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """What is exported.
+    """The model that is exported.
 
     Attributes:
-        checkpoint: with the context of the offline graph.
-        plan: of streaming.
+        checkpoint: the checkpoint, with the context of the offline graph.
+        plan: what streams.
         clips: names of the real clips of the proof.
-        inputs: of the proof.
+        inputs: those of the proof.
     """
 
     checkpoint: Checkpoint
@@ -131,14 +133,14 @@ class _Source:
     inputs: ProofInputs
 
     def without_weights(self) -> _Source:
-        """For what needs no PyTorch."""
+        """Return a copy for the steps that need no PyTorch."""
         return dataclasses.replace(self, checkpoint=dataclasses.replace(self.checkpoint, state_dict={}))
 
 
 def _check_request(
     target: Path, failed: Path | None, precisions: Sequence[str], weights: str, *, force: bool
 ) -> None:
-    """Refuse what cannot be done, before any work."""
+    """Refuse impossible requests, before any work."""
     if weights not in get_args(Weights):
         raise ConfigError(f"weights is {weights!r}; it must be one of {', '.join(get_args(Weights))}")
     unknown = [precision for precision in precisions if precision not in PRECISIONS]
@@ -175,7 +177,7 @@ def _load(
 
 
 def _write_files(folder: Path, name: str, source: _Source, graphs: ExportedGraphs) -> BundleInfo:
-    """Write all of a bundle but its reports."""
+    """Write all files of a bundle except its reports."""
     checkpoint, config = source.checkpoint, source.checkpoint.model_config
     features, vocabulary = checkpoint.features, checkpoint.vocabulary
     artifacts = [write_model(folder, graphs.shipped, "fp32", graphs.weights)]
@@ -218,7 +220,7 @@ def _make_report(
     graphs: ExportedGraphs,
     stages: Stages,
 ) -> ExportReport:
-    """What the export did, for a folder that holds all but the reports."""
+    """Describe what the export did, for a folder that lacks only the reports."""
     model, *_ = info.artifacts
     return ExportReport(
         name=info.name,

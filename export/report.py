@@ -1,6 +1,6 @@
-"""What an export did: the record that `export_bundle` returns and that becomes report.json.
+"""The record of an export, which `export_bundle` returns and which becomes report.json.
 
-How report.md is rendered from that stands in edge_asr.proof.report. Nothing is measured here.
+What this file does not do: measure anything, render report.md (edge_asr.proof.report).
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class ExportReport:
     Attributes:
         name: short name of the model.
         output: the folder that was written.
-        verified: every comparison passed.
-        source: the checkpoint: path and provenance.
+        verified: whether every comparison passed.
+        source: path and provenance of the checkpoint.
         n_parameters: trained parameters.
         weights: how they are stored, "fp32" or "fp16".
-        opset, ir_version: of the ONNX file.
-        sizes_bytes: by file of the bundle, the reports left out.
-        operators: node counts of the graph as exported and as shipped.
+        opset, ir_version: those of the ONNX file.
+        sizes_bytes: size of each file of the bundle, except the reports.
+        operators: node counts of the exported and of the shipped graph.
         clips: names of the real clips of the proof.
         steps: the comparisons, in order.
         timings_s: seconds by stage, in order, and `total`; the final flush to disk is not in it.
-        versions: of the packages and the platform.
+        versions: those of the packages and the platform.
         fp16, int8: what was found about these precisions, for a bundle that has them; INT8 as JSON.
         streaming: geometry of stream.onnx, for a bundle that has one.
-        not_streaming: why a model of limited context has none.
+        not_streaming: why a model of limited context has no stream.onnx.
     """
 
     name: str
@@ -67,7 +67,7 @@ class ExportReport:
     not_streaming: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; every case is one row of its step."""
+        """Return the JSON form; every case is one row of its step."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data["output"] = str(self.output)
         data["source"] = dict(self.source)
@@ -80,7 +80,7 @@ class ExportReport:
         return data
 
     def to_json(self) -> str:
-        """report.json: `to_dict` without the path of this machine."""
+        """Format report.json: `to_dict` without the path of this machine."""
         return dump_report({**self.to_dict(), "output": self.output.name})
 
     def to_markdown(self) -> str:
@@ -93,7 +93,7 @@ class ExportReport:
 
 
 def collect_versions() -> dict[str, str]:
-    """Versions of what an export depends on, and the platform."""
+    """Collect the versions of what an export depends on, and the platform."""
     versions = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
     for package in _VERSIONED:
         try:

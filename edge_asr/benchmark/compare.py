@@ -75,7 +75,7 @@ class Comparison:
     Attributes:
         a, b: names of the models.
         differences: what else is not the same, each in words.
-        ratios: of what both measured.
+        ratios: the ratios of what both measured.
         only_one: what only one of them measured.
         error_rates: WER of both where both have it on the same manifest: (what, A, B).
     """

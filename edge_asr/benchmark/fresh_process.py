@@ -38,7 +38,7 @@ class FreshRun:
     Attributes:
         started_s: monotonic time at which it was started.
         at_s: monotonic times: Python up, imported, loaded, audio read, then each text.
-        texts: of every clip, the same in all its runs.
+        texts: the text of every clip, the same in all its runs.
         memory: its peaks.
     """
 

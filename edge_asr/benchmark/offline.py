@@ -43,7 +43,7 @@ class Task:
         recognizer: watched; its precision and backend.
         clips: waveforms f32 [S] of one length.
         sample_rate: Hz.
-        text_sha256: of the reference.
+        text_sha256: hash of the reference text.
         runs: measured.
         sessions: how many of them in each call of `measure`.
     """

@@ -35,7 +35,7 @@ class PacedSource:
         queue_s: what waits for the reader at most; the rest is lost, and reported.
 
     Attributes:
-        late_s: of each block, how long after its time this source delivered it.
+        late_s: for each block, how long after its time this source delivered it.
     """
 
     def __init__(self, waveform: Waveform, *, delay_s: float = 0.0, queue_s: float = QUEUE_S) -> None:

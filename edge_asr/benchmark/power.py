@@ -43,7 +43,7 @@ class Energy:
 
     Attributes:
         seconds: how long.
-        joules: of the whole; None when there are only parts, and `reason` says why.
+        joules: energy of the whole; None if there are only parts, and `reason` says why.
         parts_watts: mean power of each rail or zone.
     """
 

@@ -73,7 +73,7 @@ class MachineRecord:
     Attributes:
         cpu, cpu_features: model name; the instructions that matter to inference.
         n_cpus, affinity: processors online; those this process may use.
-        memory_bytes: of the machine.
+        memory_bytes: memory of the machine.
         gpu, jetson: name and compute capability; module and Jetson Linux; null where there is none.
         system, kernel, architecture, container, hypervisor: what it runs on.
         python, packages: versions. environment: variables that set threads.

@@ -27,7 +27,7 @@ class Times:
     """Times of one thing in milliseconds, or why there are none.
 
     Attributes:
-        summary: of the samples; null when there are none.
+        summary: summary of the samples; null if there are none.
         reason: why not; null when there are some.
         samples_ms: every measured time, in order.
         sessions: how many of them were taken in each session; sessions lie apart in time.
@@ -116,11 +116,11 @@ class Cell:
     """One length and batch size.
 
     Attributes:
-        seconds, batch: of a clip; clips at once. audio_s: their product.
+        seconds: length of a clip. batch: clips at once. audio_s: their product.
         mode: "transcribe" or "transcribe_batch".
         n_warmup, n_runs: runs before each session, and measured in all.
         passes: [rows, feature frames] of each pass of the model in one run.
-        text_sha256: of the text of every run, and of that of a plain recognizer in a process of its own.
+        text_sha256: hash of the text of every run, and of a plain recognizer in a process of its own.
         text_is_empty: then the proof says little.
         stages: times by stage, `STAGES`; copies are also inside "encode".
         processor: processor time of all threads in a run; it leaves out the turns of other programs.
@@ -151,7 +151,7 @@ class ColdStart:
     """Fresh processes from start to first text.
 
     Attributes:
-        seconds: of the clip.
+        seconds: length of the clip.
         n_runs: processes.
         stages: times by stage, `COLD_STAGES`; "to_first_text" is the sum of those before it, "second" the
             same clip again in the same process.
@@ -186,7 +186,7 @@ class Streams:
         source_late: how late the source itself delivered audio, which is inside all latencies.
         n_gaps, n_overflows, lost_s: losses of audio over all streams.
         n_finals: over all streams.
-        text_sha256: of all finals; each equals `transcribe` of the samples it names.
+        text_sha256: hash of all finals; each equals `transcribe` of the samples that it names.
     """
 
     mode: str
@@ -232,7 +232,7 @@ class Configuration:
 
     Attributes:
         precision, backend: as chosen; backend_reason: how.
-        threads: of the model; null where the backend has none of its own.
+        threads: threads of the model; null if the backend has none of its own.
         file, sha256, size_bytes: the artifact, or the plan of the engine.
         cold: fresh processes.
         cells: one for each length and batch size.
@@ -262,11 +262,11 @@ class Model:
     """What was measured.
 
     Attributes:
-        name, family, preset, n_parameters, subsampling_factor: of the bundle.
+        name, family, preset, n_parameters, subsampling_factor: those of the bundle.
         source: as named on the command line.
         is_random: weights are random; text and error rates mean nothing.
         streams: the bundle has a streaming graph.
-        bundle_sha256: of bundle.json.
+        bundle_sha256: hash of bundle.json.
     """
 
     name: str

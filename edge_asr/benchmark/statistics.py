@@ -22,7 +22,7 @@ class Summary:
 
     Attributes:
         n: samples.
-        min, mean, max: of the samples.
+        min, mean, max: those of the samples.
         p50, p90, p95, p99: percentiles.
         jitter: mean of |x[i] - x[i-1]| over neighbors in time: what changes from one run to the next, and
             so not a slow drift, which the percentiles show. The differences are those of RFC 3550, section

@@ -76,7 +76,7 @@ class _Stream:
 
     Attributes:
         source: what it hears.
-        calls: of the recognizer: when each began, and its seconds.
+        calls: when each call of the recognizer began, and its seconds.
         events: with the monotonic times at which they came.
     """
 
@@ -115,7 +115,7 @@ def run_streams(
         recognizer: a loaded one; called from all streams' threads.
         signal: at 16 kHz.
         n_streams: at least 1.
-        config: of every stream; None for the defaults.
+        config: configuration of every stream; None for the defaults.
         is_random: the weights are, so latencies of text are left out.
         make_decoder: gives what follows the utterances of one stream; None for `WindowedDecoder`.
 

@@ -1,9 +1,9 @@
 """The bundle: a folder that is the only contract between export and runtime.
 
-`bundle.json` describes everything a runtime needs (features, subsampling, vocabulary, artefacts
+`bundle.json` describes everything a runtime needs (features, subsampling, vocabulary, artifacts
 with hashes, provenance, what was proven); reading one validates all of it, file hashes included.
 This file reads, checks and describes bundles with the standard library and numpy only; it does
-not make artefacts (edge_asr.export) and does not run them (edge_asr.runtime).
+not make artifacts (edge_asr.export) and does not run them (edge_asr.runtime).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Bundle:
         return bundle
 
     def check_hashes(self) -> None:
-        """Compare every artefact, and tokens.txt, with its sha256; reads the files once.
+        """Compare every artifact, and tokens.txt, with its sha256; reads the files once.
 
         Raises:
             BundleError: an altered file, or a model with weights in other files, which no hash covers.
@@ -118,7 +118,7 @@ class Bundle:
                 )
 
     def artifact(self, precision: Precision) -> Artifact:
-        """The artefact of a precision.
+        """The artifact of a precision.
 
         Raises:
             BundleError: the bundle has none.
@@ -130,7 +130,7 @@ class Bundle:
         raise BundleError(f"{self.path} has no {precision} model, it has: {have}")
 
     def artifact_path(self, precision: Precision) -> Path:
-        """Path of the artefact of a precision."""
+        """Path of the artifact of a precision."""
         return self.path / self.artifact(precision).file
 
     @property

@@ -28,13 +28,13 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuGraph:
-    """An artefact as onnxruntime's CPU provider rewrites it on loading: the same numbers, loaded sooner.
+    """An artifact as onnxruntime's CPU provider rewrites it on loading: the same numbers, loaded sooner.
 
     Attributes:
         file: name inside the bundle folder.
         sha256: hash of the file, lower-case hex.
         size_bytes: size of the file.
-        onnxruntime: version that wrote it; older ones take the artefact itself.
+        onnxruntime: version that wrote it; older ones take the artifact itself.
     """
 
     file: str
@@ -106,7 +106,7 @@ class BundleInfo:
         subsampling_factor: feature frames per output frame.
         first_output_frames: feature frames that the first output frame asks for (`edge_asr.frames`); with 1,
             a clip of T frames has ceil(T / factor) output frames.
-        vocabulary_kind, vocabulary_size, blank_id: of tokens.txt; the size counts the blank.
+        vocabulary_kind, vocabulary_size, blank_id: those of tokens.txt; the size counts the blank.
         tokens_sha256: hash of tokens.txt, lower-case hex; None in bundles of older versions.
         streaming: the streaming graph and its geometry, null for an offline bundle.
         artifacts: one entry an offline model file.
@@ -139,7 +139,7 @@ class BundleInfo:
         if self.subsampling_factor < 1:
             raise BundleError(f"subsampling_factor is {self.subsampling_factor}; it must be 1 or more")
         if not self.artifacts:
-            raise BundleError("the bundle lists no artefact; export the model again")
+            raise BundleError("the bundle lists no artifact; export the model again")
         if self.streaming is not None:
             self._check_streaming(self.streaming.geometry)
 
@@ -193,4 +193,4 @@ class BundleInfo:
 
 def _check_file_name(name: str) -> None:
     if Path(name).name != name or name in ("", ".", ".."):
-        raise BundleError(f"artefact file is {name!r}; it must be a plain name inside the bundle folder")
+        raise BundleError(f"artifact file is {name!r}; it must be a plain name inside the bundle folder")

@@ -27,8 +27,9 @@ class BlockForm:
     Attributes:
         macaron: whether there are two half-step feed-forward modules; one whole one otherwise.
         n_kv_heads: heads of keys and values, where queries have more (grouped attention).
-        query_bias, key_bias, value_bias: of the attention's linear layers; the first also of its output's.
-        ff_bias, conv_bias: of the feed-forward and convolution modules.
+        query_bias, key_bias, value_bias: those of the attention's linear layers; the first also that of its
+            output.
+        ff_bias, conv_bias: those of the feed-forward and convolution modules.
         batch_norm_eps: epsilon of BatchNorm.
     """
 

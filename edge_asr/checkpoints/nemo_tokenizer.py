@@ -28,7 +28,7 @@ class Tokens:
 
     Attributes:
         pieces: in the order of the outputs.
-        kind: of the vocabulary.
+        kind: that of the vocabulary.
         model: the SentencePiece model, when there is exactly one.
         notes: for people.
     """

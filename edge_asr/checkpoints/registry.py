@@ -53,7 +53,7 @@ class CheckpointLoader:
     """One format.
 
     Attributes:
-        name: of the format, for people.
+        name: that of the format, for people.
         what: the files it takes, for people.
         detect: looks at names and first bytes only, needs no torch, and never raises.
         load: raises CheckpointError.

@@ -41,7 +41,7 @@ class MappedGraph:
 
     Attributes:
         path: the graph's file.
-        size_bytes: of the graph with its weights.
+        size_bytes: size of the graph with its weights.
     """
 
     def __init__(self, model: onnx.ModelProto, *, outputs: Sequence[str] = ()) -> None:

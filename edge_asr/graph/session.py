@@ -49,7 +49,7 @@ class CpuSession:
     Args:
         graph: what to run; it may be closed while the session lives.
         optimize: False runs the graph as it is written.
-        num_threads: of onnxruntime; None is its default.
+        num_threads: threads of onnxruntime; None is its default.
 
     Raises:
         GateError: onnxruntime cannot load it.

@@ -75,7 +75,7 @@ class ConformerConfig:
         n_layers, n_heads: Conformer blocks, and attention heads in each.
         ff_expansion: inner width of the feed-forward modules, in units of d_model.
         ff_size: the same in channels; takes the place of `ff_expansion` when given.
-        activation: of the feed-forward and convolution modules.
+        activation: that of the feed-forward and convolution modules.
         norm_eps: epsilon of every LayerNorm of the blocks (and of `output_norm` unless it has its own).
         conv_kernel_size: taps of the depthwise convolution, in encoder frames.
         conv_context: "symmetric" (odd kernels), "causal", or (left, right) with left + right = kernel - 1.
@@ -94,7 +94,7 @@ class ConformerConfig:
         waveform_layers: (channels, kernel, stride) of each convolution over samples; only for "waveform".
         waveform_norm: "layer" (over channels, after each) or "group" (a group a channel, over time, after the
             first only).
-        waveform_activation: of the convolutions over samples.
+        waveform_activation: that of the convolutions over samples.
         xscaling: multiply the subsampled features by sqrt(d_model).
         added_positions: add sinusoids of the frames' positions to that (abs_pos of ESPnet and WeNet).
         attention: "rel_pos" (Transformer-XL; NeMo, Parakeet, ESPnet "latest", Wav2Vec2-Conformer "relative"),

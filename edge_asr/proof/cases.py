@@ -5,7 +5,7 @@ Families: `real` (clips as they are), `hop_edge` (sample counts around a frame),
 `batch` (equal lengths, 1 to 8 rows), `padded` (unequal lengths, the padding filled with zeros or with noise
 that must not matter) and `signal` (digital silence, full-scale white noise, full-scale square wave, clipped
 speech).
-Nothing is run here; proof.py does.
+What this file does not do: run anything (compare.py).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class ProofCase:
 
     Attributes:
         family: one of `FAMILIES`.
-        name: what is special, such as "17 frames".
-        features: one [T_i, F] float32 a row, T_i >= 1.
-        padding: what fills a row beyond its length, which must not matter.
+        name: what is special about it, such as "17 frames".
+        features: one [T_i, F] float32 per row, T_i >= 1.
+        padding: what fills a row beyond its length; it must not matter.
     """
 
     family: str
@@ -47,11 +47,11 @@ class ProofCase:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Frames of each row."""
+        """Return the frames of each row."""
         return tuple(len(row) for row in self.features)
 
     def batch(self) -> tuple[F32Array, npt.NDArray[np.int64]]:
-        """Padded features [B, max T_i, F] float32 and their lengths [B] int64."""
+        """Return padded features [B, max T_i, F] float32 and their lengths [B] int64."""
         lengths = np.asarray(self.lengths, dtype=np.int64)
         shape = (len(lengths), int(lengths.max()), self.features[0].shape[1])
         padded = np.zeros(shape, np.float32)
@@ -70,7 +70,7 @@ class CasePlan:
         random_lengths: how many random lengths.
         max_random_s: the longest of them, always included, in seconds.
         max_batch: every batch size from 1 to this one.
-        seed: of all random choices and noise.
+        seed: seed of all random choices and noise.
     """
 
     random_lengths: int = 8
@@ -85,21 +85,21 @@ def build_cases(
     frames: OutputFrames | int,
     plan: CasePlan | None = None,
 ) -> list[ProofCase]:
-    """All cases of a proof.
+    """Build all cases of a proof.
 
     Args:
-        clips: real recordings by name, each a waveform [S] float32 at `config.sample_rate`, one at least.
+        clips: real recordings by name, each a waveform [S] float32 at `config.sample_rate`; at least one.
         config: front end of the model.
         frames: how many output frames a clip has; a number is feature frames per output frame.
         plan: how much to try.
 
     Raises:
-        AudioError: no clip, or one shorter than a feature frame.
+        AudioError: there is no clip, or one is shorter than a feature frame.
     """
     plan = plan or CasePlan()
     rule = OutputFrames.of(frames)
     if not clips:
-        raise AudioError("a proof needs one real clip at least; give --clips")
+        raise AudioError("a proof needs at least one real clip; give --clips")
     extractor = FeatureExtractor(config)
     for name, waveform in clips.items():
         if extractor.n_frames(len(waveform)) < 1:
@@ -129,13 +129,13 @@ class _Source:
         self._speech = speech
 
     def waveform(self, n_samples: int) -> F32Array:
-        """[n_samples] of speech from a random place."""
+        """Return [n_samples] of speech from a random place."""
         start = int(self.generator.integers(len(self._speech)))
         repeats = -(-(start + n_samples) // len(self._speech))
         return np.tile(self._speech, repeats)[start : start + n_samples]
 
     def frames(self, n_frames: int) -> F32Array:
-        """Features of speech, exactly [n_frames, F]."""
+        """Return features of speech, exactly [n_frames, F]."""
         needed = (n_frames + 1) * self.config.hop_length + self.config.win_length
         return self.extractor(self.waveform(needed))[:n_frames]
 
@@ -158,7 +158,7 @@ def _hop_edges(source: _Source, factor: int) -> Iterator[ProofCase]:
 def _subsampling_edges(source: _Source, rule: OutputFrames) -> Iterator[ProofCase]:
     factor = rule.factor
     counts = set(range(1, 2 * factor + 2))
-    if factor > _MAX_EDGE_FACTOR:  # samples, not feature frames: where the number of outputs changes
+    if factor > _MAX_EDGE_FACTOR:  # in samples, not feature frames: where the number of outputs changes
         counts = {1, factor - 1, factor, factor + 1, 2 * factor, 2 * factor + 1}
     counts |= {max(rule.first + n * factor + step, 1) for n in (0, 1) for step in (-1, 0)}
     for n_frames in sorted(counts):
@@ -169,7 +169,7 @@ def _subsampling_edges(source: _Source, rule: OutputFrames) -> Iterator[ProofCas
 
 def _random_lengths(source: _Source, plan: CasePlan) -> Iterator[ProofCase]:
     longest = int(plan.max_random_s * source.config.sample_rate / source.config.hop_length)
-    # Log-uniform: short lengths, where edges are, as often as long ones.
+    # Log-uniform, so that short lengths, where the edges are, come as often as long ones.
     drawn = np.exp(source.generator.uniform(np.log(20), np.log(longest), max(plan.random_lengths - 1, 0)))
     for n_frames in (*sorted(int(n) for n in drawn), longest):
         features = (source.frames(n_frames),)

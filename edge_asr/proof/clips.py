@@ -1,7 +1,7 @@
-"""The real recordings of a proof: the embedded samples, or what the caller names.
+"""Finds and loads the real recordings of a proof: the embedded samples, or those that the caller names.
 
-Sound files and manifests may be mixed; everything is resampled to the model's rate. No text is
-read: a proof compares two models, not a model with the truth (`edge-asr evaluate` does that).
+Sound files and manifests may be mixed; everything is resampled to the model's rate. No text is read, because
+a proof compares two models, not a model with the truth (`edge-asr evaluate` does that).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SAMPLES = EMBEDDED_MODELS / "samples"
 
 
 def find_clips(sources: Sequence[str | Path] | None = None) -> list[Path]:
-    """Sound files of `sources`, or the samples that ship with the package when None or empty.
+    """Find the sound files of `sources`, or the samples of the package if None or empty.
 
     Args:
         sources: sound files, folders of them, and JSON Lines manifests.
 
     Raises:
-        AudioError: nothing there.
-        ManifestError: a manifest that cannot be read.
+        AudioError: nothing was found.
+        ManifestError: a manifest cannot be read.
     """
     paths: list[Path] = []
     for source in map(Path, sources or [SAMPLES]):
@@ -54,10 +54,10 @@ def find_clips(sources: Sequence[str | Path] | None = None) -> list[Path]:
 
 
 def load_clips(paths: Sequence[Path], sample_rate: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Waveforms by file name, [S] float32 at `sample_rate`; equal names are told apart by their folder.
+    """Load waveforms by file name, [S] float32 at `sample_rate`; equal names get their folder in front.
 
     Raises:
-        AudioError: a file that cannot be read as sound.
+        AudioError: a file cannot be read as sound.
     """
     clips: dict[str, npt.NDArray[np.float32]] = {}
     for path in paths:

@@ -118,7 +118,7 @@ class CaseResult:
     """One row of a proof.
 
     Attributes:
-        family, name: of the case.
+        family, name: those of the case.
         batch, max_frames: its shape, in feature frames.
         max_error, mean_error, rms_error: absolute log-prob difference over valid frames; None when nothing
             could be compared.

@@ -35,7 +35,7 @@ class ProofInputs:
     Attributes:
         cases: what each model is run on.
         features: front end of the model.
-        vocabulary: of the model, for the greedy text.
+        vocabulary: that of the model, for the greedy text.
         output_frames: how many output frames a clip gives.
     """
 

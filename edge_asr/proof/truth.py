@@ -38,7 +38,7 @@ class Truth:
     """What a PyTorch model gives for the cases of a proof, each row alone and unpadded.
 
     Attributes:
-        name: of the model, for the report.
+        name: that of the model, for the report.
         exact: in float64.
         rounded: in float32, by index of the case, for the cases that set the scale of rounding.
     """
@@ -62,7 +62,7 @@ def run_truth(
         model: an acoustic model in float32, on the CPU.
         cases: the inputs.
         frames: how many output frames a row has.
-        name: of the model, for the report.
+        name: that of the model, for the report.
         progress: called after each case of either run.
 
     Raises:
@@ -99,11 +99,11 @@ def compare_to_truth(
     """Judge a float32 graph; what rounding explains passes.
 
     Args:
-        truth: of the model that the graph was made from.
+        truth: the truth of the model that the graph was made from.
         candidate: what the graph gave.
         cases: what both were run on.
         vocabulary: for the greedy text.
-        name: of the graph, for the report.
+        name: that of the graph, for the report.
         bar: what counts as rounding.
     """
     bar = bar or RoundingBar()

@@ -334,7 +334,7 @@ class DistillationConfig:
 
     posteriors: folder of SOURCE.npz in the student's vocabulary (see `edge_asr.training.distillation`);
         clips without any learn from their text alone.
-    weight: of the Kullback-Leibler divergence per frame, beside the CTC loss.
+    weight: weight of the Kullback-Leibler divergence per frame, beside the CTC loss.
     temperature: softens teacher and student alike; 1 for the posteriors as they are.
     """
 

@@ -37,7 +37,7 @@ class Posteriors:
 class Teacher:
     """What the targets of a run depend on.
 
-    posteriors: of each training clip.  frame_s: seconds between the student's frames.
+    posteriors: posteriors of each training clip.  frame_s: seconds between the student's frames.
     """
 
     posteriors: Sequence[Posteriors | None]
@@ -138,7 +138,7 @@ def place_posteriors(
     one frame only, and must not fall between two.
 
     Args:
-        parts: of each clip its number, the second at which it begins, its seconds and its speed.
+        parts: for each clip its number, the second at which it begins, its seconds and its speed.
         n_frames: frames of the student.
         teacher: what is known.
     """

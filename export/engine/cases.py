@@ -36,8 +36,8 @@ def build_engine_cases(
 
     Args:
         waveforms: real recordings by name, [S] float32 at the model's rate.
-        info: of the bundle.
-        profiles: of the engine.
+        info: that of the bundle.
+        profiles: those of the engine.
         plan: how many cases of an export to try; by default up to the longest profile.
 
     Raises:

@@ -29,8 +29,8 @@ def check_place(bundle: Bundle, folder: Path, precision: Precision, *, force: bo
 
     Args:
         bundle: the bundle that the engine is for.
-        folder: of the fingerprint, `<bundle>/engines/<fingerprint>`.
-        precision: of the engine.
+        folder: folder of the fingerprint, `<bundle>/engines/<fingerprint>`.
+        precision: that of the engine.
         force: an existing engine may be replaced.
 
     Raises:

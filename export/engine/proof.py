@@ -152,8 +152,8 @@ def prove_engine(
     Args:
         engine, reference: what to compare; neither is closed.
         cases: from `cases.build_engine_cases`.
-        precision: of the engine.
-        info, vocabulary: of the bundle.
+        precision: that of the engine.
+        info, vocabulary: those of the bundle.
         utterances: speech with its text, for word errors.
         longest_frames: feature frames that the engine accepts at once; recordings are cut to it.
         bar: what to require; by default the bar of the precision.

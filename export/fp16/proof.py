@@ -1,9 +1,9 @@
-"""The proof of a typed FP16 graph that a machine without a GPU can give.
+"""Proves a typed FP16 graph, as far as a machine without a GPU can.
 
-Three parts: no float16 value comes near half's end of range (measured on the float32 graph, over speech,
-full-scale noise and silence); the graph agrees with float32 when every value is rounded to half where
-it is computed (rounding.py); the file loads on onnxruntime's CPU provider, which computes it in
-float32, and agrees there. What a GPU's own kernels do with it is the engine's proof.
+The proof has three parts: no float16 value comes near half's end of range (measured on the float32 graph,
+over speech, full-scale noise and silence); the graph agrees with float32 when every value is rounded to half
+where it is computed (rounding.py); the file loads on onnxruntime's CPU provider, which computes it in
+float32, and agrees there. What a GPU's own kernels do is proven with the engine.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ PEAK_LIMIT = FLOAT16_MAX / 4
 MIN_AGREEMENT = 0.995
 ROUNDED = "FP16 rounded after every node"
 SHIPPED = "FP16 file on onnxruntime's CPU provider"
-# Half's rounding moves numbers in the third decimal: a case fails only on an error, NaN or a wrong shape.
+# Half's rounding changes the third decimal, so a case fails only on an error, NaN or a wrong shape.
 _TOLERANCE = Tolerance(max_error=None, text_families=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp16Proof:
-    """What was found.
+    """The result of the proof.
 
     Attributes:
         peaks: largest magnitude by float16 value, weights included, the largest first.
         peak_limit: what they must stay below.
         rounded, shipped: the two runs against float32, case by case.
         rounded_agreement, shipped_agreement: fraction of the valid frames of all cases with the same most
-            likely token; 0.0 when a case could not be compared.
-        min_agreement: what these must reach.
+            likely token; 0.0 if a case could not be compared.
+        min_agreement: agreement that these must reach.
         n_clips: clips and batches that the peaks were measured on.
-        n_calibration_clips: of these, clips of the calibration set.
-        duration_s: of all three parts.
+        n_calibration_clips: how many of these are clips of the calibration set.
+        duration_s: duration of all three parts.
     """
 
     peaks: Mapping[str, float]
@@ -75,15 +75,15 @@ class Fp16Proof:
 
     @property
     def passed(self) -> bool:
-        """All three parts hold."""
+        """Tell whether all three parts hold."""
         return not self._failures()
 
     def failure_message(self) -> str:
-        """Every part that failed, in one line; for a proof that did not pass."""
+        """Describe every part that failed, in one line, for a proof that did not pass."""
         return "; ".join(self._failures())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: all peaks with four digits, both runs in a few numbers."""
+        """Return the JSON form: all peaks with four digits, both runs in a few numbers."""
         return {
             "passed": self.passed,
             "failure": None if self.passed else self.failure_message(),
@@ -134,17 +134,17 @@ def make_fp16(
     *,
     calibration: CalibrationSet,
 ) -> Fp16Graph:
-    """Convert a float32 graph and prove the result; look at the `proof` of what it gives.
+    """Convert a float32 graph and prove the result; check the `proof` of the result.
 
     Args:
-        float32_model: what to convert.
-        reference: what it gave for the cases.
-        inputs: of the proof.
-        stages: of the export.
+        float32_model: graph to convert.
+        reference: its outputs for the cases.
+        inputs: those of the proof.
+        stages: those of the export.
         calibration: more speech to measure magnitudes on.
 
     Raises:
-        GateError: the graph has something that cannot be converted.
+        GateError: the graph holds something that cannot be converted.
     """
     with stages.stage("convert to fp16"):
         model = convert_to_fp16(float32_model)
@@ -181,8 +181,8 @@ def prove_fp16(
         float32_model: the graph that was converted.
         fp16_model: from `fp16.convert_to_fp16`.
         cases: from `build_cases`; their speech, signals and padded batches give the peaks too.
-        reference: what the float32 graph gave for `cases` (`proof.run_cases`).
-        vocabulary: of the model.
+        reference: outputs of the float32 graph for `cases` (`compare.run_cases`).
+        vocabulary: that of the model.
         output_frames: how many output frames a clip gives.
         calibration: features of more speech for the peaks, each [T, F] float32.
         min_agreement: fraction of all valid frames that must keep their most likely token.

@@ -1,6 +1,6 @@
-"""The proof of a streaming graph: chunk by chunk, against the offline model of the same context.
+"""Proves a streaming graph: chunk by chunk, against the offline model of the same context.
 
-The offline model sees whole clips and its own padding, and every one of its frames is compared: the stream
+The offline model sees whole clips and its own padding, and every one of its frames is compared, so the stream
 loses none. The stream gets the features of a clip in uneven pieces (StreamingModel), and also in padded
 batches whose rows end at different steps. Lengths lie around every edge of the first windows.
 """
@@ -49,18 +49,18 @@ class Step(Protocol):
     geometry: StreamingGeometry
 
     def initial_caches(self, batch: int = 1) -> Any:
-        """The state of streams that have heard nothing."""
+        """Return the state of new streams."""
         ...
 
     def run_step(
         self, features: F32Array, feature_lens: I64Array, caches: Any
     ) -> tuple[F32Array, I64Array, Any]:
-        """A window of each stream, and the state -> log-probs, valid ones of each row, the next state."""
+        """Run a window of each stream: log-probs, the number of valid ones of each row, the next state."""
         ...
 
 
 class TorchStep:
-    """The step in PyTorch as a `Step`."""
+    """Runs the step in PyTorch as a `Step`."""
 
     def __init__(self, step: StreamingStep) -> None:
         self.geometry = step.geometry
@@ -131,22 +131,22 @@ class PushedStream:
 
 
 def _padded_rows(parts: Sequence[Sequence[F32Array]], shape: tuple[int, int]) -> F32Array:
-    """The frames of each row, and zeros behind them; a row with more than belongs there is an error."""
+    """Pad the frames of each row with zeros; a row with too many frames is an error."""
     rows = [np.concatenate(row) if row else np.zeros((0, 1), np.float32) for row in parts]
     padded = np.zeros((*shape, max(row.shape[1] for row in rows)), np.float32)
     for index, row in enumerate(rows):
         if len(row) > shape[1]:
-            raise ValueError(f"the stream gave {len(row)} frames where {shape[1]} belong")
+            raise ValueError(f"the stream gave {len(row)} frames instead of {shape[1]}")
         padded[index, : len(row)] = row
     return padded
 
 
 def stream_cases(cases: Sequence[ProofCase], geometry: StreamingGeometry) -> list[ProofCase]:
-    """The cases of a stream: real clips, signals and padded batches, and lengths around the first windows.
+    """Build the cases of a stream: real clips, signals, padded batches, lengths around the first windows.
 
     Args:
-        cases: those of the offline proof.
-        geometry: of the stream.
+        cases: the cases of the offline proof.
+        geometry: that of the stream.
     """
     kept = [case for case in cases if case.family in ("real", "signal", "padded")]
     longest = max((row for case in cases for row in case.features), key=len)
@@ -173,7 +173,7 @@ def open_stream(
     vocab_size: int,
     num_threads: int | None = None,
 ) -> Iterator[StreamingModel]:
-    """A streaming graph in memory, run by the runtime's own code; closed at the end of the block.
+    """Open a streaming graph in memory with the runtime's own code; it is closed at the end of the block.
 
     Raises:
         BackendError: onnxruntime cannot load it.
@@ -194,7 +194,7 @@ class StreamGraph:
 
     Attributes:
         model: the graph, with its metadata.
-        geometry: of the stream.
+        geometry: that of the stream.
         steps: the comparisons, in order.
     """
 
@@ -212,18 +212,18 @@ def make_stream(
     name: str,
     opset: int,
 ) -> StreamGraph:
-    """Export the streaming graph of a checkpoint and prove it; look at the `steps` of what it gives.
+    """Export the streaming graph of a checkpoint and prove it; check the `steps` of the result.
 
     Args:
         checkpoint: what to export.
-        config: of the same model, with the context of the stream.
-        inputs: of the offline proof.
-        stages: of the export.
-        name: of the model, for the metadata of the graph.
+        config: that of the same model, with the context of the stream.
+        inputs: those of the offline proof.
+        stages: those of the export.
+        name: that of the model, for the metadata of the graph.
         opset: ONNX opset, 18 to 22.
 
     Raises:
-        GateError: the graph is not what it must be, or a reference itself failed.
+        GateError: the graph fails its checks, or a reference itself failed.
     """
     geometry = geometry_from_config(config, inputs.features)
     model = dataclasses.replace(checkpoint, model_config=config).build_model()
@@ -245,12 +245,12 @@ def prove_stream(
     vocabulary: Vocabulary,
     progress: Progress | None = None,
 ) -> list[ProofStep]:
-    """Judge a streaming graph by the offline model of the same context, which sees each clip whole.
+    """Compare a streaming graph with the offline model of the same context, which sees each clip whole.
 
     Args:
         model: the model in PyTorch with the stream's context; it stays float64.
         graph: the streaming graph, run in padded batches and, clip by clip, on features in uneven pieces.
-        geometry: of the stream.
+        geometry: that of the stream.
         cases: from `stream_cases`.
         vocabulary: for the greedy text.
         progress: called after each case of each run.

@@ -49,7 +49,7 @@ class TensorRTBackend:
 
     Args:
         bundle: a loaded bundle.
-        precision: of the engine.
+        precision: that of the engine.
         flavor: "tensorrt", or "tensorrt-rtx".
         use_cuda_graphs: record runs of shapes that repeat, and launch them at once.
         allow_unverified: also run an engine that was not proven, or failed.
@@ -57,7 +57,7 @@ class TensorRTBackend:
 
     Attributes:
         name: the flavor.
-        precision: of the engine.
+        precision: that of the engine.
         plan_path, sidecar: the engine.
 
     Raises:

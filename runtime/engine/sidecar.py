@@ -34,13 +34,13 @@ class DeviceIdentity:
     """The device that a plan was built on, or this one.
 
     Attributes:
-        gpu_name: of the CUDA driver; None when built without a GPU (TensorRT-RTX can).
+        gpu_name: name from the CUDA driver; None if built without a GPU (TensorRT-RTX can).
         compute_capability: "8.7"; None without a GPU.
         driver: newest CUDA version that the driver serves, "12.6"; None without a driver.
         jetpack: L4T release, "R36.4.3"; None on anything but a Jetson.
         os: "linux".
         arch: "x86_64" or "aarch64".
-        multiprocessors: of the GPU; what tells Jetson Orin modules apart.
+        multiprocessors: multiprocessors of the GPU, which distinguish Jetson Orin modules.
     """
 
     gpu_name: str | None
@@ -107,7 +107,7 @@ class EngineSidecar:
     """What a plan was built from, for and how; the JSON file beside it.
 
     Attributes:
-        onnx_file, onnx_sha256, precision: the artefact of the bundle. Also where the builder worked on a
+        onnx_file, onnx_sha256, precision: the artifact of the bundle. Also where the builder worked on a
             rewritten copy of it (opset 17 for TensorRT 8.6).
         flavor, tensorrt_version: which library; the full version, "10.3.0.26".
         cuda_version: that the builder used, or None if it could not be told.
@@ -115,7 +115,7 @@ class EngineSidecar:
         profiles, tensors: what it accepts and gives.
         flags: names of builder and network flags, such as "STRONGLY_TYPED".
         workspace_mb: memory limit of the builder, None for TensorRT's default.
-        plan_sha256, plan_size_bytes: of the plan.
+        plan_sha256, plan_size_bytes: those of the plan.
         build_time_s, built_at: how long it took; when it ended, ISO 8601 in UTC.
         toolkit_version: edge-asr that built it.
         proof: result of the comparison with the fp32 ONNX, with at least `"passed": bool`; None when there

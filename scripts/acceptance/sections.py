@@ -53,7 +53,7 @@ def run_section(name: str, settings: Settings, runners: Sequence[str], save: Sav
 
     Args:
         name: one of `section_names`.
-        settings: of the run.
+        settings: those of the run.
         runners: names that earlier sections found to be right.
         save: keeps an answer so far, in case the process ends before the section does.
     """

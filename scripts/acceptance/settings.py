@@ -20,7 +20,7 @@ class Settings:
         bundle: a working copy; engines are built into it.
         checkpoint: what the bundle was exported from, for PyTorch; None leaves PyTorch out.
         device: "cuda", or "cpu" in a rehearsal.
-        precisions: of the bundle, in its order.
+        precisions: those of the bundle, in its order.
         buckets_s: seconds of audio at which latency is measured.
         max_batch: largest batch; batches double from 1 to it.
         batch_s: seconds of audio in a row of the batch scaling.

@@ -36,7 +36,7 @@ class Bars:
     """What passes (absolute differences on valid frames; single clips).
 
     Attributes:
-        feature_max, feature_mean: of the front end; the largest is weighted (`float32_weight`).
+        feature_max, feature_mean: those of the front end; the largest is weighted (`float32_weight`).
         torch, runtime: log-probabilities of the PyTorch model on the original's clips, and of the exported
             bundle from the raw waveform.
         batch: a clip in a padded batch against the clip alone, both ours.

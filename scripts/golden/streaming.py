@@ -47,7 +47,7 @@ class StreamResult:
         whole: log-probs of the exported graph, the same features pushed in pieces, against the original's
             whole clip at once.
         tokens: greedy tokens of `runtime` are the original's.
-        dumped: of `runtime`, under the keys of golden.npz.
+        dumped: outputs of `runtime`, under the keys of golden.npz.
     """
 
     torch: float | None = None

@@ -35,7 +35,7 @@ def profile_file(path: Path, features: F32Array, folder: Path) -> dict[str, Numb
     """Mean milliseconds of a run by operator, most first; from 0.5 % on.
 
     Args:
-        path: of the model.
+        path: path of the model.
         features: [T, n_mels], one clip; one thread.
         folder: where the profiler may write.
     """

@@ -21,7 +21,7 @@ from edge_asr.vocabulary import Vocabulary
 
 @pytest.fixture
 def bundle_path(tmp_path: Path) -> Path:
-    """A bundle whose artefact is plain bytes: reading never opens the graph."""
+    """A bundle whose artifact is plain bytes: reading never opens the graph."""
     vocabulary = Vocabulary.from_characters("ab ")
     (tmp_path / "tokens.txt").write_text(vocabulary.to_token_lines(), encoding="utf-8")
     model = tmp_path / "model.onnx"
@@ -74,7 +74,7 @@ def test_round_trip(bundle_path: Path) -> None:
         ({"surprise": 1}, "surprise"),
         ({"format_version": 99}, "format_version is 99"),
         ({"subsampling_factor": 0}, "subsampling_factor is 0"),
-        ({"artifacts": []}, "no artefact"),
+        ({"artifacts": []}, "no artifact"),
         ({"vocabulary_size": 9}, "4 tokens"),
         ({"verified": False}, "failed its proof"),
     ],

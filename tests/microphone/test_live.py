@@ -1,4 +1,4 @@
-"""Live recognition over files and arrays, with the fake recogniser of tones.py: what is said when."""
+"""Live recognition over files and arrays, with the fake recognizer of tones.py: what is said when."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_sentences_come_with_partials_first_and_a_final_at_each_pause(level: flo
 def test_no_word_is_lost_or_doubled_however_long_the_speech(
     sentence: list[str], gap_s: float, lead_s: float
 ) -> None:
-    """Up to 30 s without a pause that ends an utterance, cut every 5 s at most; a fake recogniser."""
+    """Up to 30 s without a pause that ends an utterance, cut every 5 s at most; a fake recognizer."""
     audio = np.concatenate([silence(lead_s), speak(sentence, gap_s=gap_s)])
     events = listen(audio, config=LiveConfig(endpoint=SHORT))
     assert words_of(events) == sentence
@@ -275,7 +275,7 @@ def test_a_second_iteration_ends_at_once() -> None:
         assert [list(live), list(live)] == [[], []]
 
 
-def test_a_slow_recogniser_gives_fewer_partials_and_the_same_finals() -> None:
+def test_a_slow_recognizer_gives_fewer_partials_and_the_same_finals() -> None:
     audio = np.concatenate([speak(WORDS), silence(1)])
     fast = LiveRecognizer(ToneRecognizer(), FileSource(audio, sample_rate=RATE))
     slow = LiveRecognizer(ToneRecognizer(slowness=0.5), FileSource(audio, sample_rate=RATE))

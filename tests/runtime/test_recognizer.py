@@ -1,4 +1,4 @@
-"""The recogniser with a fake model that hears tones: what was played must come out, once.
+"""The recognizer with a fake model that hears tones: what was played must come out, once.
 
 Long recordings, any rate and channel count, batches, files, pipes and bad input; the real model is
 in test_recognizer_bundle.py.

@@ -67,7 +67,7 @@ def attention_from_config(config: ConformerConfig) -> nn.Module:
 
 
 def check_chunking(config: ConformerConfig, chunk_frames: int | None, left_chunks: int | None) -> None:
-    """Refuse chunk geometry that means nothing, or that the attention kind cannot honour.
+    """Refuse chunk geometry that means nothing, or that the attention kind cannot honor.
 
     Raises:
         ConfigError: for sizes out of range, a left context without chunks, or chunks with linear attention.
