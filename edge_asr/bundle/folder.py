@@ -1,9 +1,9 @@
-"""The bundle: a folder that is the only contract between export and runtime.
+"""Finds, reads and checks a bundle: the folder that is the only contract between export and runtime.
 
-`bundle.json` describes everything a runtime needs (features, subsampling, vocabulary, artifacts
+`bundle.json` describes everything that a runtime needs (features, subsampling, vocabulary, artifacts
 with hashes, provenance, what was proven); reading one validates all of it, file hashes included.
-This file reads, checks and describes bundles with the standard library and numpy only; it does
-not make artifacts (edge_asr.export) and does not run them (edge_asr.runtime).
+This file needs only the standard library and numpy.
+What this file does not do: make artifacts (edge_asr.export), run them (edge_asr.runtime).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from edge_asr.vocabulary import Vocabulary
 #: Folder of the models that ship inside the package; each holds `bundle/` and `checkpoint/`.
 EMBEDDED_MODELS = Path(__file__).resolve().parent.parent / "models"
 DEFAULT_MODEL = "tiny-en"
-#: Larger files than any bundle has: a manifest has 4 kB, the tokens of 100 000 pieces 2 MB.
+#: Most bytes that are read, more than any bundle has: a manifest has 4 kB, the tokens of 100 000 pieces 2 MB.
 MAX_MANIFEST_BYTES, MAX_TOKENS_BYTES = 4 << 20, 32 << 20
 #: The key that ONNX (onnx.proto, TensorProto.external_data) has before the name of a file with weights: a
-#: protobuf string of 8 bytes, behind its tag and length.
+#: protobuf string of 8 bytes, after its tag and length.
 _EXTERNAL_DATA = b"\x0a\x08location"
 #: Only a folder of this kind is ever replaced by an export.
 BUNDLE_FOLDER = FolderKind("bundle", MANIFEST_NAME, BundleError)
@@ -58,10 +58,10 @@ class Bundle:
         Args:
             path_or_name: a folder, or the name of an embedded model ("tiny-en").
             allow_unverified: also accept a bundle whose proof failed.
-            check_hashes: also `check_hashes`.
+            check_hashes: also compare every hash.
 
         Raises:
-            BundleError: anything missing, altered, unknown or unverified; the message names it.
+            BundleError: something is missing, altered, unknown or unverified; the message names it.
         """
         path = resolve_bundle_path(path_or_name)
         manifest = path / MANIFEST_NAME
@@ -86,7 +86,7 @@ class Bundle:
         if not info.verified and not allow_unverified:
             raise BundleError(
                 f"{path} failed its proof when it was exported (see report.md); export again, "
-                "or pass allow_unverified=True to run it all the same"
+                "or pass allow_unverified=True to run it anyway"
             )
         bundle = cls(path=path, info=info, vocabulary=vocabulary)
         bundle._check_sizes()
@@ -98,7 +98,7 @@ class Bundle:
         """Compare every artifact, and tokens.txt, with its sha256; reads the files once.
 
         Raises:
-            BundleError: an altered file, or a model with weights in other files, which no hash covers.
+            BundleError: a file was altered, or a model has weights in other files, which no hash covers.
         """
         tokens = self.info.tokens_sha256
         if tokens is not None and sha256_of(self.path / TOKENS_NAME) != tokens:
@@ -118,7 +118,7 @@ class Bundle:
                 )
 
     def artifact(self, precision: Precision) -> Artifact:
-        """The artifact of a precision.
+        """Return the artifact of a precision.
 
         Raises:
             BundleError: the bundle has none.
@@ -130,12 +130,12 @@ class Bundle:
         raise BundleError(f"{self.path} has no {precision} model, it has: {have}")
 
     def artifact_path(self, precision: Precision) -> Path:
-        """Path of the artifact of a precision."""
+        """Return the path of the artifact of a precision."""
         return self.path / self.artifact(precision).file
 
     @property
     def streaming(self) -> StreamingInfo:
-        """The streaming graph.
+        """Return the streaming graph.
 
         Raises:
             BundleError: the bundle has none.
@@ -181,19 +181,19 @@ def _read_vocabulary(path: Path, info: BundleInfo) -> Vocabulary:
 
 
 def find_embedded(path_or_name: str | Path, part: Literal["bundle", "checkpoint"]) -> Path | None:
-    """The bundle or checkpoint of the embedded model that a bare name means; None without one."""
+    """Find the bundle or checkpoint of the embedded model that a bare name means; None without one."""
     name = str(path_or_name)
     folder = EMBEDDED_MODELS / name / part
     return folder if name and Path(name).name == name and folder.is_dir() else None
 
 
 def list_embedded_models(part: Literal["bundle", "checkpoint"] = "bundle") -> list[str]:
-    """Names of the models that ship inside the package."""
+    """List the models that ship inside the package."""
     return sorted(folder.parent.name for folder in EMBEDDED_MODELS.glob(f"*/{part}"))
 
 
 def resolve_bundle_path(path_or_name: str | Path) -> Path:
-    """Folder of a bundle: the path itself, or else the embedded model of that name.
+    """Find the folder of a bundle: the path itself, or else the embedded model of that name.
 
     Raises:
         BundleError: neither exists.
@@ -212,15 +212,15 @@ def resolve_bundle_path(path_or_name: str | Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, lower-case hex, read in blocks."""
+    """Compute the SHA-256 of a file, in lower-case hex, read in blocks."""
     return _hash_and_find(path, None)[0]
 
 
 def _hash_and_find(path: Path, pattern: bytes | None) -> tuple[str, bool]:
-    """SHA-256 of a file, and whether it holds `pattern`, which may lie across two blocks."""
+    """Compute the SHA-256 of a file, and find whether it holds `pattern`, even across two blocks."""
     import hashlib  # loads OpenSSL; `Recognizer.load` gets here while the backend starts
 
-    # One block that stays in the cache: new memory for each would add two thirds of the hash's own time.
+    # One block stays in the cache; new memory for each would add two thirds of the hash's own time.
     n_kept = 0 if pattern is None else len(pattern) - 1
     block = bytearray(n_kept + (1 << 18))
     fresh = memoryview(block)[n_kept:]

@@ -1,6 +1,7 @@
 """The data of bundle.json, validated on creation; unknown keys are errors.
 
-Standard library and words of the ground only. `folder.py` reads it, `writer.py` writes it.
+It needs only the standard library and the modules at the top of edge_asr. folder.py reads the file, writer.py
+writes it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class CpuGraph:
         file: name inside the bundle folder.
         sha256: hash of the file, lower-case hex.
         size_bytes: size of the file.
-        onnxruntime: version that wrote it; older ones take the artifact itself.
+        onnxruntime: version that wrote it; older versions take the artifact itself.
     """
 
     file: str
@@ -61,8 +62,8 @@ class Artifact:
         ir_version: ONNX IR version (<= 10, so that onnxruntime 1.23 loads it).
         size_bytes: size of the file.
         cpu_time_over_fp32: encoder time of this file over that of the fp32 file on onnxruntime's CPU, one
-            thread, measured where the file was made; None when not measured. `--precision auto` on a CPU
-            passes over a file that is not faster.
+            thread, measured where the file was made; None if not measured. `--precision auto` on a CPU
+            skips a file that is not faster.
         cpu_graph: the copy for onnxruntime on a CPU; None without one.
     """
 
@@ -86,7 +87,7 @@ class StreamingInfo:
 
     Attributes:
         artifact: its file.
-        geometry: what it takes and gives in a step.
+        geometry: what a step takes and gives.
     """
 
     artifact: Artifact
@@ -104,16 +105,16 @@ class BundleInfo:
         n_parameters: trained parameters.
         features: the exact front end.
         subsampling_factor: feature frames per output frame.
-        first_output_frames: feature frames that the first output frame asks for (`edge_asr.frames`); with 1,
+        first_output_frames: feature frames that the first output frame needs (`edge_asr.frames`); with 1,
             a clip of T frames has ceil(T / factor) output frames.
         vocabulary_kind, vocabulary_size, blank_id: those of tokens.txt; the size counts the blank.
         tokens_sha256: hash of tokens.txt, lower-case hex; None in bundles of older versions.
         streaming: the streaming graph and its geometry, null for an offline bundle.
-        artifacts: one entry an offline model file.
+        artifacts: one entry per offline model file.
         source: where the weights came from.
         verification: results of the proof; details are in report.json.
         verified: false for a bundle kept by `--keep-failed`.
-        toolkit_version: edge-asr that wrote it.
+        toolkit_version: version of edge-asr that wrote it.
     """
 
     name: str

@@ -1,12 +1,12 @@
-"""The proof: two models, the same inputs, and how far their log-probabilities are apart.
+"""Runs two models on the same inputs and compares their log-probabilities, which is the core of a proof.
 
 Anything with `log_probs(features, feature_lens)` can be a reference or a candidate: the PyTorch
 model, an onnxruntime backend, an engine. The reference runs every row alone and unpadded, so that a
-candidate that lets padding or a neighbor leak into a row fails, not only one that differs from a
-reference with the same fault.
+candidate that lets padding or a neighbor leak into a row fails even if a batched reference would have the
+same fault.
 
-A float32 graph is judged by the PyTorch model in float64 (truth.py). Everything after float32 (FP16, INT8,
-engines) is compared with the graph before it, by `compare_outputs`.
+A float32 graph is compared with the PyTorch model in float64 (truth.py). Everything after float32 (FP16,
+INT8, engines) is compared with the graph before it, by `compare_outputs`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LogProbs = npt.NDArray[np.floating[Any]]
 
 
 class LogProbModel(Protocol):
-    """What a proof can run; `edge_asr.runtime.backends.Backend` is one."""
+    """A model that a proof can run; `edge_asr.runtime.backends.Backend` is one."""
 
     def log_probs(self, features: F32Array, feature_lens: npt.NDArray[np.int64]) -> LogProbs:
         """float32 [B, T, F] and int64 [B] -> float32 (float64 for the truth) [B, ceil(T / s), V]."""
@@ -42,13 +42,13 @@ class LogProbModel(Protocol):
 
 
 class TorchModel:
-    """A PyTorch acoustic model as a `LogProbModel`."""
+    """Runs a PyTorch acoustic model as a `LogProbModel`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model.eval()
 
     def log_probs(self, features: F32Array, feature_lens: npt.NDArray[np.int64]) -> LogProbs:
-        """See `LogProbModel`; float64 where the model is."""
+        """See `LogProbModel`; the result is float64 if the model is."""
         import torch
 
         dtype = next(self.model.parameters()).dtype
@@ -60,10 +60,10 @@ class TorchModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """When a comparison of two models passes.
+    """What a comparison of two models must meet.
 
     Attributes:
-        max_error: largest allowed absolute log-prob difference on valid frames; None reports it only.
+        max_error: largest allowed absolute log-prob difference on valid frames; None only reports it.
         text_families: case families whose greedy token sequences must be identical.
     """
 
@@ -73,20 +73,20 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundingBar:
-    """When a float32 graph's error to the float64 model counts as rounding.
+    """What a float32 graph's error to the float64 model must meet to count as rounding.
 
-    The factors are over PyTorch's own error when it runs the same model in float32. Right graphs of 16 models
+    The factors apply to PyTorch's own error when it runs the same model in float32. Right graphs of 16 models
     of all families have 0.83 to 1.43 times its largest error and 0.92 to 1.24 times its root mean square
-    (docs/log.md). The root mean square finds small errors that are everywhere, which the largest cannot.
+    (docs/log.md). The root mean square detects small errors that are everywhere, which the largest cannot.
 
     Attributes:
         max_factor: for the largest error of a case.
         rms_factor: for the root mean square error of a family of cases.
-        floor: errors up to this are rounding whatever PyTorch's are: 4 units in the last place of a
+        floor: errors up to this are rounding, whatever PyTorch's are: 4 units in the last place of a
             log-prob of -16.
-        ceiling: absolute bar of every error.
-        text_families: case families whose greedy token sequences must be identical, but for frames whose
-            two most likely tokens lie within the rounding.
+        ceiling: absolute limit of every error.
+        text_families: case families whose greedy token sequences must be identical, except in frames whose
+            two most likely tokens differ by less than the rounding.
     """
 
     max_factor: float = 4.0
@@ -120,10 +120,10 @@ class CaseResult:
     Attributes:
         family, name: those of the case.
         batch, max_frames: its shape, in feature frames.
-        max_error, mean_error, rms_error: absolute log-prob difference over valid frames; None when nothing
+        max_error, mean_error, rms_error: absolute log-prob difference over valid frames; None if nothing
             could be compared.
         frame_agreement: fraction of valid frames with the same most likely token.
-        same_text: the greedy token sequence is the same in every row.
+        same_text: whether the greedy token sequence is the same in every row.
         failure: why the case failed, or None.
     """
 
@@ -145,8 +145,8 @@ class ProofStep:
 
     Attributes:
         reference, candidate: what was compared.
-        tolerance: the bar.
-        results: one row a case.
+        tolerance: what was required.
+        results: one row per case.
         rounding: errors to the truth, for a float32 graph.
     """
 
@@ -158,26 +158,26 @@ class ProofStep:
 
     @property
     def name(self) -> str:
-        """Both sides, for people."""
+        """Name both sides, for people."""
         return f"{self.reference} -> {self.candidate}"
 
     @property
     def failures(self) -> tuple[CaseResult, ...]:
-        """Rows that failed."""
+        """Return the rows that failed."""
         return tuple(r for r in self.results if r.failure is not None)
 
     @property
     def passed(self) -> bool:
-        """No row failed, and there was one at least."""
+        """Tell whether no row failed, and there was at least one."""
         return bool(self.results) and not self.failures
 
     @property
     def worst(self) -> CaseResult:
-        """The row with the largest error; one that could not be compared is worse than any."""
+        """Return the row with the largest error; one that could not be compared is worse than any."""
         return max(self.results, key=lambda r: math.inf if r.max_error is None else r.max_error)
 
     def failure_message(self) -> str:
-        """The first failing case and how many there are; for a step that did not pass."""
+        """Describe the first failing case and how many there are, for a step that did not pass."""
         first = self.failures[0]
         return (
             f"{self.name}: {len(self.failures)} of {len(self.results)} cases failed, "
@@ -185,7 +185,7 @@ class ProofStep:
         )
 
 
-#: Outputs of a model: for each case one [T_i', V] a row (its valid frames), or the text of an error.
+#: Outputs of a model: for each case one [T_i', V] per row (its valid frames), or the text of an error.
 Outputs = list[tuple[LogProbs, ...] | str]
 
 
@@ -197,10 +197,10 @@ def run_cases(
     rows_alone: bool = False,
     progress: Progress | None = None,
 ) -> Outputs:
-    """Valid output frames of every case; an error of the model becomes that case's outcome.
+    """Compute the valid output frames of every case; an error of the model becomes the outcome of that case.
 
     Args:
-        model: what to run.
+        model: model to run.
         cases: the inputs.
         frames: how many output frames a row has; a number is feature frames per output frame.
         rows_alone: run each row as a batch of one without padding, as a reference does.
@@ -208,7 +208,9 @@ def run_cases(
     """
     rule = OutputFrames.of(frames)
     outputs: Outputs = []
-    known: dict[int, LogProbs] = {}  # by identity of the row: padded cases come twice, as zeros and as noise
+    known: dict[
+        int, LogProbs
+    ] = {}  # by identity of the row, because padded cases come twice, with zeros and with noise
     for done, case in enumerate(cases, start=1):
         try:
             if not rows_alone:
@@ -251,14 +253,14 @@ def compare_outputs(
     candidate_name: str,
     tolerance: Tolerance,
 ) -> ProofStep:
-    """Compare what two models gave for the same cases.
+    """Compare the outputs of two models for the same cases.
 
     Args:
         reference, candidate: from `run_cases`.
-        cases: what they were run on.
+        cases: the inputs of both.
         vocabulary: for the greedy text.
         reference_name, candidate_name: for the report.
-        tolerance: the bar.
+        tolerance: what is required.
 
     Raises:
         GateError: the reference itself failed or gave a value that is not finite.
@@ -283,7 +285,7 @@ def check_reference(reference: Outputs, cases: Sequence[ProofCase], name: str) -
     """Refuse a reference that failed itself, or gave a value that is not finite.
 
     Raises:
-        GateError: it names the case.
+        GateError: the reference is refused; the message names the case.
     """
     for case, expected in zip(cases, reference, strict=True):
         if isinstance(expected, str):
@@ -297,7 +299,7 @@ def check_reference(reference: Outputs, cases: Sequence[ProofCase], name: str) -
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Absolute log-prob errors of some frames: number of values, their sum, sum of squares, the largest."""
+    """Absolute log-prob errors of some frames: count, sum, sum of squares, and the largest."""
 
     n: int = 0
     total: float = 0.0
@@ -306,7 +308,7 @@ class Errors:
 
     @classmethod
     def between(cls, expected: Sequence[LogProbs], given: Sequence[LogProbs]) -> Errors:
-        """Of rows of equal shapes."""
+        """Measure errors between rows of equal shapes."""
         return sum((cls._of_row(e, g) for e, g in zip(expected, given, strict=True)), cls())
 
     @classmethod
@@ -321,18 +323,18 @@ class Errors:
 
     @property
     def mean(self) -> float:
-        """0 without values."""
+        """Return the mean; 0 without values."""
         return self.total / max(self.n, 1)
 
     @property
     def rms(self) -> float:
-        """Root mean square; 0 without values."""
+        """Return the root mean square; 0 without values."""
         return math.sqrt(self.squares / max(self.n, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A case's numbers, its errors, and its texts (wanted, got) where they differ."""
+    """The result of a case, its errors, and its texts (expected, got) if they differ."""
 
     result: CaseResult
     errors: Errors = Errors()
@@ -347,7 +349,7 @@ def measure_case(
     *,
     margin: float,
 ) -> Measured:
-    """Compare one case. Frames whose best token leads by `margin` at most do not make texts different."""
+    """Compare one case. Frames whose best token leads by at most `margin` do not make texts different."""
     assert not isinstance(expected, str)  # check_reference
     shape: dict[str, Any] = {
         "family": case.family,
@@ -373,7 +375,7 @@ def measure_case(
         return Measured(CaseResult(**shape, **incomparable, failure=failure))
     errors = Errors.between(expected, given)
     agrees = [e.argmax(axis=1) == g.argmax(axis=1) for e, g in zip(expected, given, strict=True)]
-    # Rows too short for an output frame have nothing to differ in.
+    # Rows too short for an output frame cannot differ.
     frames = np.concatenate(agrees)
     texts = [
         tuple(greedy_decode(row.astype(np.float32), vocabulary.blank_id).ids.tolist() for row in rows)
@@ -397,20 +399,20 @@ def measure_case(
 
 
 def _leads(row: LogProbs) -> npt.NDArray[np.floating[Any]]:
-    """By how much the most likely token of each frame leads the next one: [T]."""
+    """Compute by how much the most likely token of each frame leads the next one: [T]."""
     best = np.partition(row, -2, axis=1)[:, -2:]
     lead: npt.NDArray[np.floating[Any]] = best[:, 1] - best[:, 0]
     return lead
 
 
 def text_failure(texts: tuple[str, str]) -> str:
-    """What is said about different texts (wanted, got)."""
+    """Describe different texts (expected, got)."""
     wanted, got = texts
     return f"greedy text {got!r} differs from the reference's {wanted!r}"
 
 
 def summarize_step(step: ProofStep) -> dict[str, Any]:
-    """One comparison in a few numbers, for bundle.json and the command line."""
+    """Summarize one comparison in a few numbers, for bundle.json and the command line."""
     errors = [r.max_error for r in step.results if r.max_error is not None]
     means = [r.mean_error for r in step.results if r.mean_error is not None]
     agreements = [r.frame_agreement for r in step.results if r.frame_agreement is not None]

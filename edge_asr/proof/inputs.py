@@ -24,7 +24,7 @@ from edge_asr.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import onnx
 
-#: How reports call the float32 graph that the other precisions are compared with.
+#: Name in reports of the float32 graph that the other precisions are compared with.
 FLOAT32_NAME = "ONNX simplified"
 
 
@@ -33,7 +33,7 @@ class ProofInputs:
     """The inputs of all proofs of one model.
 
     Attributes:
-        cases: what each model is run on.
+        cases: the cases that each model is run on.
         features: front end of the model.
         vocabulary: that of the model, for the greedy text.
         output_frames: how many output frames a clip gives.
@@ -45,12 +45,12 @@ class ProofInputs:
     output_frames: OutputFrames
 
     def run(self, model: LogProbModel, stages: Stages, stage: str, *, rows_alone: bool = False) -> Outputs:
-        """What a model gives for every case, run as a stage of that name; see `run_cases`."""
+        """Run a model on every case, as a stage of that name; see `run_cases`."""
         with stages.stage(stage) as progress:
             return run_cases(model, self.cases, self.output_frames, rows_alone=rows_alone, progress=progress)
 
     def run_graph(self, graph: onnx.ModelProto, stages: Stages, stage: str) -> Outputs:
-        """What an ONNX graph gives for every case on onnxruntime, run as a stage of that name."""
+        """Run an ONNX graph on every case with onnxruntime, as a stage of that name."""
         with open_graph(graph) as backend:
             return self.run(backend, stages, stage)
 
@@ -62,7 +62,7 @@ class ProofInputs:
         candidate_name: str,
         tolerance: Tolerance,
     ) -> ProofStep:
-        """One step of the proof, from what two models gave for the cases; see `compare_outputs`."""
+        """Make one step of the proof from the outputs of two models; see `compare_outputs`."""
         return compare_outputs(
             reference,
             candidate,

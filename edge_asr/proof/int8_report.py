@@ -1,4 +1,4 @@
-"""The part of a report about INT8: tables from which the choice can be followed, and a short summary.
+"""Renders the part of a report about INT8: tables that explain the choice, and a short summary.
 
 Both are rendered from what report.json holds under "int8" (`Int8Result.to_dict` of edge_asr.calibration).
 """
@@ -16,7 +16,7 @@ _CANDIDATE = ("divergence", "frames agreeing", "WER loss, points", "size", "time
 
 
 def int8_summary_lines(int8: Record) -> list[str]:
-    """What INT8 costs and gains, in a few lines."""
+    """Summarize what INT8 costs and gains in a few lines."""
     loss, chosen = _gate(int8), _chosen(int8)
     lines = []
     if int8["calibration"]["is_synthetic"]:
@@ -34,7 +34,7 @@ def int8_summary_lines(int8: Record) -> list[str]:
 
 
 def int8_blocks(int8: Record) -> Iterator[str | list[str]]:
-    """The blocks of the section, its heading of the first rank included."""
+    """Yield the blocks of the section, including its heading of the first level."""
     found, chosen = int8["sensitivity"], _chosen(int8)
     float32_bytes, budget = int8["float32_bytes"], found["budget"]
     is_slower = chosen["time_ratio"] >= 1
@@ -83,13 +83,13 @@ def int8_blocks(int8: Record) -> Iterator[str | list[str]]:
 
 
 def _chosen(int8: Record) -> Record:
-    """The step whose groups were taken."""
+    """Find the step whose groups were taken."""
     steps: list[Record] = int8["sensitivity"]["steps"]
     return next(step for step in steps if list(step["int8"]) == list(int8["int8_groups"]))
 
 
 def _gate(int8: Record) -> Record:
-    """The loss that the gate looked at."""
+    """Find the loss that the final check used."""
     loss: Record = int8["evaluation"].get("pooled", _chosen(int8)["loss"])
     return loss
 

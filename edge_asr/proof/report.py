@@ -1,7 +1,7 @@
 """report.json, the truth about a bundle, and report.md, which is rendered from it and nothing else.
 
-`edge-asr export` writes both; `edge-asr quantize` changes the JSON and renders it anew. This file has words
-and tables only: nothing is measured or judged here.
+`edge-asr export` writes both; `edge-asr quantize` changes the JSON and renders it again.
+What this file does not do: measure or judge anything.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _LISTED_PEAKS = 24
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The content of report.json; empty where there is none.
+    """Read report.json; an empty dict if there is none.
 
     Raises:
-        BundleError: it is not a JSON object.
+        BundleError: the file is not a JSON object.
     """
     path = folder / REPORT_JSON
     if not path.is_file():
@@ -49,23 +49,23 @@ def write_report(folder: Path, report: Record) -> None:
     """Write report.json and report.md."""
     text = dump_report(report)
     (folder / REPORT_JSON).write_text(text, encoding="utf-8")
-    # From the text, so that report.md can hold nothing that report.json does not.
+    # Rendered from the text, so that report.md can hold nothing that report.json lacks.
     (folder / REPORT_MARKDOWN).write_text(render_report(json.loads(text)), encoding="utf-8")
 
 
 def dump_report(report: Record) -> str:
-    """The text of report.json."""
+    """Format the text of report.json."""
     return json.dumps(report, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file of a bundle but the reports."""
+    """List the bytes of each file of a bundle, except the reports."""
     files = (p for p in sorted(folder.iterdir()) if p.is_file())
     return {p.name: p.stat().st_size for p in files if p.name not in (REPORT_JSON, REPORT_MARKDOWN)}
 
 
 def step_to_dict(step: ProofStep) -> dict[str, Any]:
-    """A comparison as it stands in report.json, a row a case; floats have four significant digits there."""
+    """Convert a comparison to its form in report.json, a row per case, floats with four digits."""
     tolerance = dataclasses.asdict(step.tolerance)
     return {
         **summarize_step(step),
@@ -82,7 +82,7 @@ def _round(value: Any) -> Any:
 
 
 def render_report(report: Record) -> str:
-    """report.md from the content of report.json; a section of which nothing is known is left out."""
+    """Render report.md from the content of report.json; a section without data is left out."""
     return markdown_document(_blocks(report))
 
 
@@ -145,7 +145,7 @@ def _list_names(names: Sequence[str]) -> str:
 
 
 def _step(step: Record) -> Iterator[Block]:
-    """One comparison, a row for each family of cases; report.json has a row for each case."""
+    """Render one comparison, a row for each family of cases; report.json has a row for each case."""
     results = step["results"]
     yield f"## {step['reference']} -> {step['candidate']}: {'passed' if step['passed'] else 'FAILED'}"
     yield _asked(step["tolerance"])
@@ -168,7 +168,7 @@ def _step(step: Record) -> Iterator[Block]:
 
 
 def _rounding(rounding: Record) -> Iterator[Block]:
-    """The three numbers of a proof against the float64 model."""
+    """Render the three numbers of a proof against the float64 model."""
     own = (rounding["reference_max"], rounding["reference_rms"])
     given = (rounding["candidate_max"], rounding["candidate_rms"])
     yield markdown_table(
@@ -186,7 +186,7 @@ def _rounding(rounding: Record) -> Iterator[Block]:
 
 
 def _asked(tolerance: Record) -> str:
-    """What a step had to pass, in a sentence."""
+    """Say in a sentence what a step had to pass."""
     families = tuple(tolerance["text_families"])
     if "max_factor" in tolerance:
         return (
@@ -220,7 +220,7 @@ def _family_row(family: str, rows: Sequence[Record]) -> tuple[str, ...]:
 
 
 def _worst(rows: Sequence[Record]) -> Record:
-    """The row with the largest error; one that could not be compared is worse than any."""
+    """Find the row with the largest error; one that could not be compared is worse than any."""
     return max(rows, key=lambda row: math.inf if row["max_error"] is None else row["max_error"])
 
 

@@ -1,4 +1,4 @@
-"""The stages of a long job: what runs, how far it is, how long it took."""
+"""The stages of a long job: what runs, its progress, and how long it took."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Stages:
         self._started = time.perf_counter()
 
     def elapsed_s(self) -> float:
-        """Seconds since the job began."""
+        """Return the seconds since the job began."""
         return time.perf_counter() - self._started
 
     @contextmanager

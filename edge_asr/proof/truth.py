@@ -1,8 +1,8 @@
 """The truth about a float32 graph: the PyTorch model in float64, on the same inputs.
 
-A graph passes where its error to the truth is what rounding explains: within a small factor of the error that
-PyTorch itself makes in float32. A fixed bar cannot tell a wrong graph of a shallow model, whose rounding is
-1e-6, from a right graph of a deep one, whose rounding is 1e-4.
+A graph passes if rounding explains its error to the truth: the error must be within a small factor of the
+error that PyTorch itself makes in float32. A fixed limit cannot distinguish a wrong graph of a shallow model,
+whose rounding is 1e-6, from a right graph of a deep model, whose rounding is 1e-4.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What a PyTorch model gives for the cases of a proof, each row alone and unpadded.
+    """The outputs of a PyTorch model for the cases of a proof, each row alone and unpadded.
 
     Attributes:
         name: that of the model, for the report.
-        exact: in float64.
-        rounded: in float32, by index of the case, for the cases that set the scale of rounding.
+        exact: outputs in float64.
+        rounded: outputs in float32, by index of the case, for the cases that set the scale of rounding.
     """
 
     name: str
@@ -83,7 +83,7 @@ def run_truth(
     return Truth(name=name, exact=exact, rounded=known)
 
 
-#: Families whose cases only put the rows of others together, or make them longer.
+#: Families whose cases only combine the rows of others, or make them longer.
 _REPEATING = ("random_length", "batch", "padded")
 
 
@@ -96,12 +96,12 @@ def compare_to_truth(
     name: str,
     bar: RoundingBar | None = None,
 ) -> ProofStep:
-    """Judge a float32 graph; what rounding explains passes.
+    """Judge a float32 graph; errors that rounding explains pass.
 
     Args:
         truth: the truth of the model that the graph was made from.
-        candidate: what the graph gave.
-        cases: what both were run on.
+        candidate: outputs of the graph.
+        cases: the inputs of both.
         vocabulary: for the greedy text.
         name: that of the graph, for the report.
         bar: what counts as rounding.
@@ -111,7 +111,7 @@ def compare_to_truth(
     rounding = sum(own.values(), Errors())
     allowed = min(max(bar.max_factor * rounding.largest, bar.floor), bar.ceiling)
     found = [
-        # Two rounded values stand on either side of a tie when each is off by the largest error.
+        # Two rounded values can change order if each is off by the largest error.
         measure_case(case, expected, given, vocabulary, margin=2 * allowed)
         for case, expected, given in zip(cases, truth.exact, candidate, strict=True)
     ]
