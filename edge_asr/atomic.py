@@ -1,4 +1,4 @@
-"""Write a file or a folder all at once: build it beside its place, flush it, and swap it in.
+"""Writes a file or a folder all at once: builds it beside its place, flushes it, and swaps it in.
 
 A reader sees the old folder or the new one, never a mixture, also when the writer is killed: the
 swap is one `renameat2(RENAME_EXCHANGE)` where the kernel has it, else two renames with roll-back.
@@ -45,7 +45,7 @@ class FolderKind:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Replace one file atomically, making its folder when missing; text becomes UTF-8.
+    """Replace one file atomically, making its folder if missing; text becomes UTF-8.
 
     Raises:
         OSError: it cannot be written; an older file is as it was.
@@ -56,7 +56,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def writing_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that becomes `path` when the block ends without an exception; else it is removed."""
+    """Make a file that becomes `path` if the block ends without an exception; else remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Part of the name only: a name as long as the file system takes has no room for more.
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
@@ -104,7 +104,7 @@ def check_target(target: Path, kind: FolderKind, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(target: Path, kind: FolderKind, *, force: bool) -> Iterator[Path]:
-    """A new empty folder that becomes `target` when the block ends without an exception.
+    """Make an empty folder that becomes `target` if the block ends without an exception.
 
     On an exception (Ctrl-C too) the new folder is removed and `target` stays as it was.
 
@@ -127,7 +127,7 @@ def replacing_folder(target: Path, kind: FolderKind, *, force: bool) -> Iterator
 
 @contextlib.contextmanager
 def partial_folder(target: Path) -> Iterator[Path]:
-    """A new hidden folder beside `target`, locked while it is written, and removed at the end if still there.
+    """Make a hidden folder beside `target`, locked while it is written, and remove it at the end if left.
 
     Those of `target` that a killed process left are removed first; an old `target` that it had put aside is
     put back.
@@ -180,7 +180,7 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
 
 
 def _put_back(target: Path) -> None:
-    """Undo the first of two renames, where a process was killed behind it (see `exchange`)."""
+    """Undo the first of two renames, after which a process was killed (see `exchange`)."""
     aside = sorted(target.absolute().parent.glob(f".{target.absolute().name}.replaced-*"))
     if aside and not target.exists():
         _log.warning("%s is put back: a process was killed while it replaced it", target)
@@ -188,7 +188,7 @@ def _put_back(target: Path) -> None:
 
 
 def exchange(new: Path, old: Path) -> None:
-    """Swap two folders: atomically where the system can, else by renames that are undone on failure.
+    """Swap two folders: atomically if the system can, else by renames that are undone on failure.
 
     Raises:
         OSError: they cannot be swapped; both are where they were.
@@ -234,7 +234,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def umask() -> int:
-    """This process's umask. Other threads see 0 for an instant: the system has no call that only reads it."""
+    """Read the umask. Other threads see 0 for an instant, because no system call only reads it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

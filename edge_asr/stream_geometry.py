@@ -30,7 +30,7 @@ _LEAST = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamingGeometry:
-    """What a streaming graph computes in a step; "frames" are encoder frames unless said otherwise.
+    """The frames and caches of a streaming step; "frames" are encoder frames unless stated otherwise.
 
     Attributes:
         subsampling_factor, first_output_frames: see `edge_asr.frames.OutputFrames`.
@@ -74,7 +74,7 @@ class StreamingGeometry:
 
     @property
     def output_frames(self) -> OutputFrames:
-        """How many encoder frames a clip has."""
+        """Return the rule for how many encoder frames a clip has."""
         return OutputFrames(factor=self.subsampling_factor, first=self.first_output_frames)
 
     @property
@@ -94,7 +94,7 @@ class StreamingGeometry:
 
     @property
     def lookahead_ms(self) -> float:
-        """How much later than a frame the last one lies that it may depend on, at most; NeMo's number."""
+        """Count how many frames ahead a frame may depend on at most, as NeMo does."""
         return (self.chunk_frames - 1 + self.ahead_frames) * self.frame_ms
 
     @property
@@ -108,21 +108,21 @@ class StreamingGeometry:
         return (self.n_layers, self.time_width, self.time_frames)
 
     def window(self, step: int) -> tuple[int, int]:
-        """First feature frame of a step's window, and the one behind its last."""
+        """Return the first feature frame of a step's window, and one past its last."""
         first = step * self.chunk_frames
         last = first + self.chunk_frames + self.ahead_frames - 1
         start = max(first - self.dropped_frames, 0) * self.subsampling_factor
         return start, last * self.subsampling_factor + self.reach_frames + 1
 
     def describe(self) -> str:
-        """In a few words, for people."""
+        """Describe the geometry in a few words, for people."""
         return (
             f"chunks of {self.chunk_frames * self.frame_ms:g} ms, look-ahead {self.lookahead_ms:g} ms, "
             f"left context {self.left_frames * self.frame_ms:g} ms"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: the fields, and `derived_values`."""
+        """Return the JSON form: the fields, and `derived_values`."""
         data: dict[str, Any] = json_from_record(self)
         return data
 
@@ -137,7 +137,7 @@ class StreamingGeometry:
         return record_from_json(cls, data, "the streaming geometry", remedy="export the model again")
 
     def derived_values(self) -> dict[str, Any]:
-        """What follows from the fields, so that other runtimes need not repeat the arithmetic."""
+        """Compute what follows from the fields, so that other runtimes need not repeat the arithmetic."""
         return {
             "window_frames": self.window_frames,
             "first_window_frames": self.first_window_frames,

@@ -31,7 +31,7 @@ MARGIN_S = 1.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WindowGeometry:
-    """Where windows lie.
+    """The positions of windows.
 
     Attributes:
         window_frames, overlap_frames: feature frames, multiples of `subsampling_factor`.

@@ -1,4 +1,4 @@
-"""`edge-asr bench` as a library: what a bundle costs on this machine, with proof that the runs happened.
+"""`edge-asr bench` as a library: measures what a bundle costs here, and proves that the runs happened.
 
 `run.py` has the order of things, `options.py` what is asked for, `timing.py` how everything is timed, also by
 the scripts. What is measured: `stages.py` and `offline.py` (time by stage), `fresh_process.py` (cold start,

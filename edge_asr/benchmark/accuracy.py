@@ -1,4 +1,4 @@
-"""Error rates of the recognizer that is measured, so that they stand beside its speed.
+"""Measures error rates of the benchmarked recognizer, so that they stand beside its speed.
 
 As `edge-asr evaluate`: each utterance by `transcribe_file`, rates by `edge_asr.metrics`. Unlike there, an
 utterance that cannot be used is an error: a rate over fewer utterances must not pass for that of the set.
@@ -19,7 +19,7 @@ from edge_asr.runtime.recognizer import Recognizer
 
 
 def read_whole_manifest(path: Path) -> Manifest:
-    """A manifest of which every row can be used: it says what it must, and its sound file is there.
+    """Read a manifest, and refuse it unless every row is usable and its sound file exists.
 
     Raises:
         ManifestError: a row that cannot; the message names the first.

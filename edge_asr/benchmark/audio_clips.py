@@ -1,4 +1,4 @@
-"""The speech that is measured with: clips of exact lengths, and a signal whose true ends of speech are known.
+"""The speech to measure with: clips of exact lengths, and a signal whose true ends of speech are known.
 
 Everything is made of one recording: the embedded sample, or a file that the user names. Clips are cut from
 it, repeated end to end where it is too short. For streams, its phrases are cut out where its own level falls,
@@ -24,7 +24,7 @@ F32Array = npt.NDArray[np.float32]
 
 SAMPLE = EMBEDDED_MODELS / "samples" / "robot_commands.flac"
 SPEECH_DB = 40.0
-"""Speech is what lies less than this below the loudest 10 ms."""
+"""Level below the loudest 10 ms, in dB, down to which sound counts as speech."""
 MIN_PHRASE_PAUSE_S = 0.5
 MAX_PHRASE_S = 15.0
 LEAD_S = 1.0
@@ -32,7 +32,7 @@ PAUSE_S = 2.0
 FADE_S = 0.005
 NOISE_DBFS = -75.0
 ROW_SHIFT_S = 0.37
-"""So much later in the recording does each row of a batch begin: rows differ, as in real use."""
+"""How much later in the recording each row of a batch begins, so that rows differ as in real use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Recording:
         return cls(waveform=waveform[spans[0][0] :], sample_rate=sample_rate, source=name)
 
     def describe(self) -> Audio:
-        """For the report."""
+        """Describe the audio for the report."""
         return Audio(
             source=self.source,
             sha256=hashlib.sha256(self.waveform.tobytes()).hexdigest(),
@@ -68,7 +68,7 @@ class Recording:
         )
 
     def clips(self, seconds: float, batch: int) -> list[F32Array]:
-        """`batch` clips of `seconds`, each f32 [S]; row r begins r * `ROW_SHIFT_S` later in the recording."""
+        """Cut `batch` clips of `seconds`, each f32 [S]; row r begins r * `ROW_SHIFT_S` later."""
         n_samples = round(seconds * self.sample_rate)
         shift = round(ROW_SHIFT_S * self.sample_rate)
         return [np.resize(np.roll(self.waveform, -row * shift), n_samples) for row in range(batch)]
@@ -90,7 +90,7 @@ class SpokenSignal:
 
 
 def spoken_signal(recording: F32Array, sample_rate: int, n_utterances: int) -> SpokenSignal:
-    """`n_utterances` phrases of a recording in turn, a second of silence before, two after each.
+    """Lay out `n_utterances` phrases of a recording in turn, a second of silence before, two after each.
 
     Each phrase ends with a fade of 5 ms; behind it there is noise of -75 dBFS (seed 0), 15 dB below what
     counts as sound, and nothing of the recording.
@@ -129,7 +129,7 @@ def spoken_signal(recording: F32Array, sample_rate: int, n_utterances: int) -> S
 
 
 def find_phrases(waveform: F32Array, sample_rate: int) -> list[tuple[int, int]]:
-    """Stretches [begin, end) of speech between pauses of at least `MIN_PHRASE_PAUSE_S`, in samples.
+    """Find stretches [begin, end) of speech between pauses of at least `MIN_PHRASE_PAUSE_S`, in samples.
 
     A frame of 10 ms is speech when it is less than `SPEECH_DB` below the loudest one.
     """

@@ -1,4 +1,4 @@
-"""Clocks, governor, temperature and power mode of this machine at one moment. Reads, and sets nothing.
+"""Reads clocks, governor, temperature and power mode of this machine at one moment, and sets nothing.
 
 A processor's clock is told only where the kernel has cpufreq: the "cpu MHz" of /proc/cpuinfo is a nominal
 number in a virtual machine.
@@ -32,7 +32,7 @@ class Clocks:
 
 
 def read_clocks(machine: Machine, *, uses_gpu: bool) -> Clocks:
-    """Clocks now.
+    """Read the clocks now.
 
     Args:
         machine: where system files and programs are.
@@ -60,7 +60,7 @@ def read_clocks(machine: Machine, *, uses_gpu: bool) -> Clocks:
 
 
 def _cpu(machine: Machine) -> tuple[str | None, list[float]]:
-    """Governors of all processors, each once, and their clocks in MHz."""
+    """Read the governors of all processors, each once, and their clocks in MHz."""
     governors, mhz = [], []
     for folder in machine.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
         governor = _read(machine, folder / "scaling_governor")

@@ -1,4 +1,4 @@
-"""Two benchmarks side by side: ratios of medians with their spread, and which of them are more than noise.
+"""Compares two benchmarks: ratios of medians with their spread, and which of them are more than noise.
 
 A ratio is B over A. Its interval comes from resampling blocks of neighboring runs (moving-block bootstrap,
 Künsch 1989, blocks of about sqrt(n) runs): neighbors in time are alike on a busy machine, and resampling
@@ -26,7 +26,7 @@ from edge_asr.errors import ConfigError
 N_RESAMPLES = 2000
 CONFIDENCE = 0.95
 MIN_SESSIONS = 3
-"""With fewer there is no telling how a machine drifts; runs alone must do."""
+"""Least number of sessions that shows how a machine drifts; with fewer, runs alone must suffice."""
 _MACHINE_FIELDS = (
     "cpu",
     "n_cpus",
@@ -88,12 +88,12 @@ class Comparison:
     error_rates: tuple[tuple[str, float, float], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return dataclasses.asdict(self)
 
 
 def compare(a: BenchReport, b: BenchReport) -> Comparison:
-    """Compare what both measured.
+    """Compare two benchmarks.
 
     Raises:
         ConfigError: other audio, or nothing in common.
@@ -121,7 +121,7 @@ def compare(a: BenchReport, b: BenchReport) -> Comparison:
 
 
 def ratio_of_medians(what: str, a: Times, b: Times) -> Ratio:
-    """B over A with its interval.
+    """Compute B over A with its interval.
 
     Args:
         what: name of the quantity.
@@ -152,7 +152,7 @@ def ratio_of_medians(what: str, a: Times, b: Times) -> Ratio:
 
 
 def find_differences(a: BenchReport, b: BenchReport) -> Iterator[str]:
-    """What is not the same about two benchmarks, besides what was measured."""
+    """List what differs between two benchmarks, apart from the results."""
     for name in ("bundle_sha256", "source", "is_random"):
         yield from _differ(f"model.{name}", getattr(a.model, name), getattr(b.model, name))
     for name in _MACHINE_FIELDS:
@@ -192,7 +192,7 @@ def _name(configuration: Configuration) -> str:
 
 
 def _all_times(report: BenchReport) -> Iterator[tuple[str, Times]]:
-    """(name, times) of everything that was timed."""
+    """Yield (name, times) of everything that was timed."""
     for configuration in report.configurations:
         name = _name(configuration)
         for cell in configuration.cells:
@@ -232,7 +232,7 @@ def _session_medians(times: Times) -> list[float]:
 
 
 def _resample_medians(samples: Sequence[float], *, seed: int) -> Any:
-    """Medians of block-resampled samples, [N_RESAMPLES]."""
+    """Compute medians of block-resampled samples, [N_RESAMPLES]."""
     values = np.asarray(samples, np.float64)
     n = len(values)
     block = max(1, round(n**0.5))

@@ -1,4 +1,4 @@
-"""What a fresh process does: import, load, transcribe, twice or more, and say when and with how much memory.
+"""Runs in a fresh process: imports, loads, transcribes twice or more, and reports times and memory.
 
 It is a plain user of `Recognizer`: nothing is watched. Run by `fresh_process.py` as
 `python -c "from edge_asr.benchmark.fresh_child import main; main()" REQUEST`; it prints one JSON line.
@@ -60,7 +60,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_rss_bytes() -> int | None:
-    """Largest resident set of this process so far; None where /proc does not tell.
+    """Return the largest resident set of this process so far; None if /proc does not say.
 
     Not getrusage: its ru_maxrss is inherited over fork and exec, so that a child begins with its parent's.
     """

@@ -1,4 +1,4 @@
-"""A bundle in processes of their own: cold starts, peak memory that nothing shares, texts to prove by.
+"""Runs a bundle in fresh processes: cold starts, peak memory that nothing shares, reference texts.
 
 Every process is a plain user of `Recognizer.load` and transcribes the same clips `n_runs` times. "Cold" is a
 new process on a machine that has read the files before: disk caches are warm, nothing else is.
@@ -33,7 +33,7 @@ _CHILD = "from edge_asr.benchmark.fresh_child import main; main()"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreshRun:
-    """What one process said.
+    """The answer of one process.
 
     Attributes:
         started_s: monotonic time at which it was started.
@@ -49,11 +49,11 @@ class FreshRun:
 
     @property
     def text_sha256(self) -> str:
-        """Hash of the texts."""
+        """Hash the texts."""
         return hash_texts(self.texts)
 
     def stages_s(self) -> dict[str, float]:
-        """Seconds by stage, in the order of `COLD_STAGES`; "second" only when there was a second run."""
+        """Return seconds by stage, in the order of `COLD_STAGES`; "second" only if there was a second run."""
         edges = (self.started_s, *self.at_s[:5])
         laps = [after - before for before, after in itertools.pairwise(edges)]
         values = dict(zip(COLD_STAGES[:5], laps, strict=True))
@@ -64,7 +64,7 @@ class FreshRun:
 
 
 def hash_texts(texts: Sequence[str]) -> str:
-    """SHA-256 of the texts of all clips of a run, one a line, as UTF-8."""
+    """Compute the SHA-256 of the texts of all clips of a run, one per line, as UTF-8."""
     return sha256("\n".join(texts).encode()).hexdigest()
 
 
@@ -122,7 +122,7 @@ def run_fresh(
 
 
 def cold_start(runs: Sequence[FreshRun], seconds: float, warm_ms: float | None) -> ColdStart:
-    """Several fresh processes as one record."""
+    """Combine several fresh processes into one record."""
     laps = [run.stages_s() for run in runs]
     times = {stage: [lap[stage] for lap in laps if stage in lap] for stage in COLD_STAGES}
     stages = {stage: Times.of(values, sessions=[1] * len(values)) for stage, values in times.items()}

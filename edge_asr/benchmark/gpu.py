@@ -1,4 +1,4 @@
-"""The NVIDIA GPU through NVML: memory of this process, clocks, energy, power. Needs nvidia-ml-py.
+"""Reads the NVIDIA GPU through NVML: memory of this process, clocks, energy, power. It needs nvidia-ml-py.
 
 NVML counts GPUs in PCI order and knows nothing of CUDA_VISIBLE_DEVICES, so which of several GPUs a process
 uses is only said where it is certain. Whatever cannot be had is None beside a reason. Jetsons older than
@@ -23,7 +23,7 @@ class NvmlGpu:
     handle: Any
 
     def ask(self, function: str, *arguments: Any) -> Any:
-        """The answer of an NVML query on this GPU; None when the GPU or driver does not have it."""
+        """Return the answer of an NVML query on this GPU; None if the GPU or driver does not support it."""
         try:
             return getattr(self.nvml, function)(self.handle, *arguments)
         except self.nvml.NVMLError:
@@ -31,7 +31,7 @@ class NvmlGpu:
 
 
 def open_gpu() -> tuple[NvmlGpu | None, str | None]:
-    """The GPU that CUDA uses in this process, or why it cannot be told."""
+    """Find the GPU that CUDA uses in this process, or say why it is unknown."""
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
@@ -60,7 +60,7 @@ def open_gpu() -> tuple[NvmlGpu | None, str | None]:
 
 
 def process_memory_bytes() -> tuple[int | None, str | None]:
-    """GPU memory that this process holds, or why that is unknown."""
+    """Read the GPU memory that this process holds, or say why it is unknown."""
     gpu, reason = open_gpu()
     if gpu is None:
         return None, reason

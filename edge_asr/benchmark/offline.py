@@ -1,4 +1,4 @@
-"""Times of whole clips, by stage, many runs, each proven.
+"""Times whole clips by stage, in many runs, each proven.
 
 Runs of what is to be compared (precisions, batch sizes of one length) take turns (`timing.py`); each goes on
 until it has both enough runs and enough time. All of this is repeated in sessions that lie apart, since a
@@ -58,16 +58,16 @@ class Task:
 
     @property
     def audio_s(self) -> float:
-        """Seconds of audio in a run."""
+        """Return the seconds of audio in a run."""
         return sum(len(clip) for clip in self.clips) / self.sample_rate
 
     @property
     def mode(self) -> str:
-        """Which method of the recognizer runs."""
+        """Say which method of the recognizer runs."""
         return "transcribe" if len(self.clips) == 1 else "transcribe_batch"
 
     def run(self) -> RunTimes:
-        """One proven run.
+        """Do one proven run.
 
         Raises:
             GateError: the model was not run on all of the audio, or the text is another.
@@ -99,7 +99,7 @@ def measure(
     min_runs: int = MIN_RUNS,
     progress: Callable[[float], None] | None = None,
 ) -> None:
-    """One session: add to the `runs` of tasks that take turns.
+    """Do one session: add to the `runs` of tasks that take turns.
 
     Args:
         tasks: that are to be compared.
@@ -132,7 +132,7 @@ def measure(
 
 
 def repeat(task: Task, seconds: float) -> int:
-    """Proven runs of one task without a pause for at least so long; how many. For power.
+    """Run one task without a pause for a given time, proven, to measure power; return the number of runs.
 
     Raises:
         GateError: a run that did not do its work.
@@ -145,7 +145,7 @@ def repeat(task: Task, seconds: float) -> int:
 
 
 def time_copies(backend: Backend, passes: Sequence[tuple[int, int]], n_runs: int) -> tuple[Times, Times]:
-    """Times of the copies between host and device in one run, to the device and back.
+    """Time the copies between host and device in one run, to the device and back.
 
     A TensorRT engine's copies are queued, or recorded, together with its kernels and waited for once, so they
     cannot be cut out of a run without changing it. They are timed by themselves instead, right after the

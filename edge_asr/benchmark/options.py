@@ -1,4 +1,4 @@
-"""What a benchmark is asked to measure; the options of `edge-asr bench`, checked."""
+"""The checked options of `edge-asr bench`: what to measure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from edge_asr.benchmark.schema import BenchSettings
 from edge_asr.errors import ConfigError
 
 SESSIONS = 5
-"""So many times, apart from each other, is everything measured; a cold start in each."""
+"""How many times, apart from each other, everything is measured, with a cold start in each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """What to measure.
+    """What a benchmark measures.
 
     Attributes:
         model: folder of a bundle or name of an embedded model.
@@ -68,7 +68,7 @@ class BenchOptions:
             )
 
     def describe(self) -> BenchSettings:
-        """For the report."""
+        """Return the options for the report."""
         return BenchSettings(
             precisions=self.precisions,
             backend=self.backend,

@@ -1,4 +1,4 @@
-"""Speech at real-time pace, as from a sound card: blocks when they are complete; nobody waits for the reader.
+"""Plays speech at real-time pace, like a sound card: blocks come when they are complete, whether read or not.
 
 `FileSource` waits for a slow reader, so nothing is ever lost with it and a recognizer that cannot keep up is
 only late. Here a thread of its own fills a `QueueSource`, and what does not fit is lost and reported, as with
@@ -23,11 +23,11 @@ Waveform = npt.NDArray[np.float32]
 
 BLOCK_S = 0.02
 QUEUE_S = 30.0
-"""As `MicrophoneConfig`'s: what waits for a busy recognizer at most."""
+"""The most audio that waits for a busy recognizer, as in `MicrophoneConfig`."""
 
 
 class PacedSource:
-    """A waveform spoken from now on, an `AudioSource`.
+    """An `AudioSource` that speaks a waveform from now on.
 
     Args:
         waveform: f32 [S] at 16 kHz.
@@ -48,7 +48,7 @@ class PacedSource:
         self._thread = threading.Thread(target=self._speak, name="edge-asr-paced", daemon=True)
 
     def spoken_at(self, sample: int) -> float:
-        """Monotonic time at which a sample of the waveform was complete."""
+        """Return the monotonic time at which a sample of the waveform was complete."""
         return self._began + sample / STREAM_SAMPLE_RATE
 
     def __enter__(self) -> PacedSource:
@@ -67,7 +67,7 @@ class PacedSource:
         return self._queue.read()
 
     def stop(self) -> None:
-        """End after the block being spoken."""
+        """End after the current block."""
         self._stopping.set()
 
     def _speak(self) -> None:

@@ -1,4 +1,4 @@
-"""Three pictures of a benchmark: how latency is distributed, how it grows with audio, how batches scale.
+"""Plots a benchmark: the distribution of latency, its growth with audio, the scaling of batches.
 
 Needs matplotlib, which comes with the extra `bench`; without it the tables are all there is.
 """
@@ -17,7 +17,7 @@ PLOTS = ("latency.png", "length.png", "batches.png")
 
 
 def write_plots(report: BenchReport, folder: Path) -> list[str]:
-    """Write the pictures; their file names.
+    """Write the pictures, and return their file names.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -45,7 +45,7 @@ def _write(report: BenchReport, path: Path, draw: Any) -> None:
 
 
 def _draw_latency(report: BenchReport, axes: Any) -> None:
-    """Share of runs that took at most so long, in units of the median, so that all fit one picture."""
+    """Plot the share of runs up to each time, in units of the median, so that all fit in one picture."""
     for configuration in report.configurations:
         for cell in configuration.cells:
             samples = np.sort(cell.stages["total"].samples_ms)
@@ -58,7 +58,7 @@ def _draw_latency(report: BenchReport, axes: Any) -> None:
 
 
 def _draw_length(report: BenchReport, axes: Any) -> None:
-    """Median over audio, with a band from p10 to p90, one line a precision, for the smallest batch."""
+    """Plot the median over audio with a band from p10 to p90, a line per precision, for the smallest batch."""
     smallest = min(cell.batch for c in report.configurations for cell in c.cells)
     for configuration in report.configurations:
         cells = sorted((c for c in configuration.cells if c.batch == smallest), key=lambda c: c.seconds)
@@ -72,7 +72,7 @@ def _draw_length(report: BenchReport, axes: Any) -> None:
 
 
 def _draw_batches(report: BenchReport, axes: Any) -> None:
-    """Seconds of audio in a second over the batch size, one line a precision and length."""
+    """Plot seconds of audio per second over the batch size, one line per precision and length."""
     for configuration in report.configurations:
         for seconds in dict.fromkeys(cell.seconds for cell in configuration.cells):
             cells = sorted((c for c in configuration.cells if c.seconds == seconds), key=lambda c: c.batch)

@@ -1,4 +1,4 @@
-"""Power and energy, from the sensors a machine has: tegrastats or jtop (Jetson), NVML (GPU), RAPL (x86).
+"""Measures power and energy with the machine's sensors: tegrastats or jtop (Jetson), NVML (GPU), RAPL (x86).
 
 A reader is started, something runs over and over, and it is stopped; energy is the sensor's own counter where
 it has one, else mean power times time. Each covers something else (a module's input, a board, a processor
@@ -34,7 +34,7 @@ IDLE_S = 2.0
 #: Called with the name of a stage and the share of it that is done.
 Progress = Callable[[str, float], None]
 _WHOLE_RAILS = ("VDD_IN", "POM_5V_IN")
-"""Rails that feed all of a Jetson module; on the others the parts are told and no sum is made of them."""
+"""Rails that feed a whole Jetson module; on other modules only the parts are reported, without a sum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,27 +54,27 @@ class Energy:
 
     @property
     def watts(self) -> float | None:
-        """Mean power of the whole."""
+        """Return the mean power of the whole."""
         return None if self.joules is None else self.joules / self.seconds
 
 
 class PowerReader(Protocol):
-    """One sensor. `start`, then `stop`; again and again."""
+    """One sensor, which can be started and stopped again and again."""
 
     name: str
     scope: str
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         ...
 
     def stop(self) -> Energy:
-        """End, and say what was seen."""
+        """Stop reading, and return what was seen."""
         ...
 
 
 def find_readers(machine: Machine, *, uses_gpu: bool) -> tuple[list[PowerReader], list[str]]:
-    """The readers that work here, and why each of the others does not.
+    """Find the readers that work here, and why the others do not.
 
     Args:
         machine: where system files and programs are.
@@ -101,7 +101,7 @@ def find_readers(machine: Machine, *, uses_gpu: bool) -> tuple[list[PowerReader]
 
 
 class PowerMeter:
-    """The machine's power sensors, read while one task runs over and over, and once while nothing runs."""
+    """Reads the power sensors while one task runs over and over, and once while nothing runs."""
 
     def __init__(self, machine: Machine, uses_gpu: bool, show: Progress) -> None:
         self._readers, reasons = find_readers(machine, uses_gpu=uses_gpu)
@@ -114,7 +114,7 @@ class PowerMeter:
             self._idle[reader.name] = reader.stop().watts
 
     def read(self, task: Task, seconds: float, show: Progress) -> tuple[list[PowerReading], str | None]:
-        """Run the task over and over under each sensor; why there is no reading."""
+        """Run the task over and over under each sensor; also return why there is no reading."""
         readings = [self._read_one(reader, task, seconds, show) for reader in self._readers]
         return readings, self._reason
 
@@ -144,7 +144,7 @@ class PowerMeter:
 
 
 class TegrastatsReader:
-    """Rails as `tegrastats` prints them, every 100 ms."""
+    """Reads the rails that `tegrastats` prints, every 100 ms."""
 
     name = "tegrastats"
     scope = "the Jetson module's input, all of the module"
@@ -181,7 +181,7 @@ class TegrastatsReader:
 
 
 def find_tegrastats(machine: Machine) -> tuple[PowerReader | None, str]:
-    """tegrastats, if it is there."""
+    """Find tegrastats, if it is installed."""
     program = shutil.which("tegrastats", path=machine.search_path)
     if program is None:
         return None, "tegrastats: not found (a container needs it mounted from the device)"
@@ -189,13 +189,13 @@ def find_tegrastats(machine: Machine) -> tuple[PowerReader | None, str]:
 
 
 def rails_from_tegrastats(line: str) -> dict[str, float]:
-    """Watts of each rail in a line, "VDD_IN 4968mW/5012mW": now, and on average since tegrastats began."""
+    """Parse the watts of each rail in a line, "VDD_IN 4968mW/5012mW": now, and on average."""
     found = re.findall(r"\b([A-Z][A-Z0-9_]*) (\d+)mW/\d+mW", line)
     return {name: int(milliwatts) / 1000 for name, milliwatts in found}
 
 
 def energy_from_rails(samples: list[dict[str, float]], seconds: float) -> Energy:
-    """Mean power of rails; the whole is the rail that feeds all of the module, where there is one."""
+    """Average the power of rails; the whole is the rail that feeds the module, if there is one."""
     samples = [rails for rails in samples if rails]
     if not samples:
         return Energy(seconds=seconds, joules=None, reason="no line with power came in that time")
@@ -215,7 +215,7 @@ def energy_from_rails(samples: list[dict[str, float]], seconds: float) -> Energy
 
 
 class JtopReader:
-    """Rails as jetson-stats' service tells them, where tegrastats is out of reach."""
+    """Reads the rails from the service of jetson-stats, where tegrastats is not available."""
 
     name = "jtop"
     scope = TegrastatsReader.scope
@@ -247,7 +247,7 @@ class JtopReader:
 
 
 def find_jtop(machine: Machine) -> tuple[PowerReader | None, str]:
-    """jtop, if it is installed and its service answers."""
+    """Find jtop, if it is installed and its service answers."""
     try:
         module = importlib.import_module("jtop")
     except ImportError:
@@ -264,7 +264,7 @@ def find_jtop(machine: Machine) -> tuple[PowerReader | None, str]:
 
 
 class NvmlReader:
-    """The GPU's energy counter (Volta and later), or its power every 100 ms."""
+    """Reads the GPU's energy counter (Volta and later), or its power every 100 ms."""
 
     name = "nvml"
     scope = "the GPU board, memory included, and not the processor"
@@ -298,7 +298,7 @@ class NvmlReader:
 
 
 def find_nvml(gpu: NvmlGpu) -> tuple[PowerReader | None, str]:
-    """NVML, if this GPU tells its energy or power."""
+    """Find NVML, if this GPU reports energy or power."""
     for query in ("nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"):
         if gpu.ask(query) is not None:
             return NvmlReader(gpu), ""
@@ -309,7 +309,7 @@ def find_nvml(gpu: NvmlGpu) -> tuple[PowerReader | None, str]:
 
 
 class RaplReader:
-    """Energy counters of the processor packages; zones inside them are told as parts."""
+    """Reads the energy counters of the processor packages; zones inside them are reported as parts."""
 
     name = "rapl"
     scope = "the processor packages, without memory and the rest of the machine"
@@ -341,7 +341,7 @@ class RaplReader:
 
 
 def find_rapl(machine: Machine) -> tuple[PowerReader | None, str]:
-    """RAPL, if the kernel has it and lets us read it."""
+    """Find RAPL, if the kernel has it and lets us read it."""
     zones = [z for z in machine.glob("/sys/class/powercap/intel-rapl:*") if (z / "energy_uj").exists()]
     if not any(_is_package(_zone_name(zone)) for zone in zones):
         return None, "no processor package in /sys/class/powercap (a virtual machine, or no RAPL)"
@@ -359,7 +359,7 @@ def find_rapl(machine: Machine) -> tuple[PowerReader | None, str]:
 
 
 def _zone_name(zone: Path) -> str:
-    """ "package-0", or "package-0/dram" for a zone inside intel-rapl:0."""
+    """Name a zone: "package-0", or "package-0/dram" for one inside intel-rapl:0."""
     name = (zone / "name").read_text().strip()
     parent = re.match(r"(intel-rapl:\d+):\d+$", zone.name)
     return name if parent is None else f"{_zone_name(zone.with_name(parent[1]))}/{name}"
@@ -385,7 +385,7 @@ class _Sampler:
         self._thread.start()
 
     def stop(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         assert self._thread is not None
         self._stopping.set()
         self._thread.join()

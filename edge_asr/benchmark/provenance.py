@@ -1,4 +1,4 @@
-"""Where and with what it was measured: processor, system, packages, commit, load. It only reads.
+"""Reads where and with what a benchmark ran: processor, system, packages, commit, load.
 
 The record is a part of bench.json (`schema.py`); every number that the machine does not tell is null beside a
 reason.
@@ -63,12 +63,12 @@ ENVIRONMENT = (
 
 
 BUSY_LOAD = 0.5
-"""Load average a processor above which times say more about the neighbors than about the model."""
+"""Load average per processor above which times say more about other work than about the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineRecord:
-    """Where it was measured.
+    """The machine that was measured.
 
     Attributes:
         cpu, cpu_features: model name; the instructions that matter to inference.
@@ -110,12 +110,12 @@ class MachineRecord:
 
     @property
     def is_busy(self) -> bool:
-        """Other work was running when the benchmark began."""
+        """Tell whether other work was running when the benchmark began."""
         return self.load_before is not None and self.load_before > BUSY_LOAD * self.n_cpus
 
 
 class Surroundings:
-    """Looks at the machine when made, and again in `describe`: what happened in between is told too.
+    """Reads the machine on creation, and again in `describe`, to report what happened in between.
 
     Args:
         machine: where system files and programs are.
@@ -130,7 +130,7 @@ class Surroundings:
         self._clocks = read_clocks(machine, uses_gpu=uses_gpu)
 
     def describe(self) -> MachineRecord:
-        """Everything, as of now."""
+        """Describe everything as of now."""
         machine = self._machine
         clocks = read_clocks(machine, uses_gpu=self._uses_gpu)
         cpu, flags = read_cpu(machine)
@@ -163,21 +163,21 @@ class Surroundings:
 
 
 def read_cpu(machine: Machine) -> tuple[str, frozenset[str]]:
-    """Name of the processor, and its instructions by the names that Linux has for them."""
+    """Return the name of the processor, and its instructions by their Linux names."""
     info = machine.read("/proc/cpuinfo") or ""
     name = _cpu_field(info, "model name", "Model", "Hardware") or _arm_cpu(machine) or platform.machine()
     return name, frozenset(_cpu_field(info, "flags", "Features").split())
 
 
 def describe_cpu(machine: Machine) -> str:
-    """Processor, the instructions that matter, cores and load, in one line."""
+    """Describe processor, relevant instructions, cores and load in one line."""
     name, flags = read_cpu(machine)
     known = ", ".join(feature for feature in CPU_FEATURES if feature in flags)
     return f"{name} ({known}), {os.cpu_count()} cores, load {_load_average()}"
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions of those packages that are installed."""
+    """Return the versions of those packages that are installed."""
     found = {}
     for name in names:
         try:
@@ -188,7 +188,7 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> tuple[str | None, str | None]:
-    """Commit of the work tree that holds `folder`, "+dirty" when files of it were changed; or why unknown."""
+    """Return the commit of the work tree of `folder`, with "+dirty" if files changed; or why it is unknown."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -216,7 +216,7 @@ def _cpu_field(cpu_info: str, *names: str) -> str:
 
 
 def _arm_cpu(machine: Machine) -> str:
-    """Arm's cpuinfo has numbers only; the device tree names the processors ("arm,cortex-a78")."""
+    """Read the processor names ("arm,cortex-a78") from the device tree, as Arm's cpuinfo has only numbers."""
     names = [
         (machine.read(str(path.relative_to(machine.root))) or "").split(" ")[0]
         for path in machine.glob("/proc/device-tree/cpus/cpu@*/compatible")
@@ -263,7 +263,7 @@ def _load_average() -> float | None:
 
 
 def _processor_times(machine: Machine) -> list[int]:
-    """user, nice, system, idle, iowait, irq, softirq, steal of all processors (proc(5)); empty if unknown."""
+    """Read user, nice, system, idle, iowait, irq, softirq and steal (proc(5)); empty if unknown."""
     match = re.match(r"cpu\s+([\d ]+)", machine.read("/proc/stat") or "")
     return [] if match is None else [int(value) for value in match[1].split()][:8]
 

@@ -1,4 +1,4 @@
-"""Bundles without weights: models of known shapes with random numbers in them, for speed and memory only.
+"""Makes bundles without trained weights: known shapes with random numbers, for speed and memory only.
 
 The time of a pass depends on shapes, not on values, so a machine can be judged before there is a model for
 it. Text and error rates of such a bundle mean nothing, and INT8 ranges come from nonsense. Needs the extra
@@ -41,7 +41,7 @@ NAMES = (*PRESETS, *KNOWN_SIZES)
 
 
 def random_config(name: str) -> ConformerConfig:
-    """The shape behind a name: a preset (128 pieces) or a well-known size (1024 pieces).
+    """Find the shape of a name: a preset (128 pieces) or a well-known size (1024 pieces).
 
     Raises:
         ConfigError: an unknown name.
@@ -56,7 +56,7 @@ def random_config(name: str) -> ConformerConfig:
 
 
 def save_random(name: str, folder: Path, *, normalize: str = "none") -> Path:
-    """A checkpoint of that shape with random weights (seed 0) in `folder`; NeMo's features.
+    """Write a checkpoint of that shape with random weights (seed 0) to `folder`, with NeMo's features.
 
     Raises:
         ConfigError: an unknown name.
@@ -83,7 +83,7 @@ def export_random(
     precisions: Sequence[Precision] = ("fp32",),
     progress: StageProgress | None = None,
 ) -> Bundle:
-    """A bundle of random weights below `folder`, proven against PyTorch as any other; INT8 without a budget.
+    """Write a bundle of random weights below `folder`, proven against PyTorch; INT8 has no budget.
 
     Raises:
         ConfigError: an unknown name.

@@ -1,4 +1,4 @@
-"""A benchmark for people: tables on a terminal, bench.md, and the folder that `-o` names.
+"""Shows a benchmark to people: tables on a terminal, bench.md, and the folder of `-o`.
 
 What this file does not do: choose what is in the tables (`tables.py`), lay one out (`table.py`), draw
 (`plots.py`).
@@ -30,7 +30,7 @@ MARKDOWN_NAME = "bench.md"
 
 
 def check_folder(folder: Path, *, force: bool) -> None:
-    """Refuse, before any work, a folder that has a benchmark already.
+    """Refuse a folder that already has a benchmark, before any work.
 
     Raises:
         ConfigError: it has one, and `force` is false; or it is a file.
@@ -45,7 +45,7 @@ def check_folder(folder: Path, *, force: bool) -> None:
 
 
 def write_folder(report: BenchReport, folder: Path) -> str | None:
-    """Write bench.json, bench.md and the plots; a sentence when there are no plots.
+    """Write bench.json, bench.md and the plots; return a sentence if there are no plots.
 
     Raises:
         OSError: the folder cannot be written.
@@ -62,7 +62,7 @@ def write_folder(report: BenchReport, folder: Path) -> str | None:
 
 
 def bench_markdown(report: BenchReport, plots: Sequence[str]) -> str:
-    """bench.md: what was measured where, tables, plots."""
+    """Format bench.md: what was measured where, tables, plots."""
     blocks: list[str | Sequence[str]] = [f"# Benchmark: {report.model.name}"]
     blocks.append([f"- {line}" for line in provenance_lines(report)])
     for table in bench_tables(report):
@@ -72,14 +72,14 @@ def bench_markdown(report: BenchReport, plots: Sequence[str]) -> str:
 
 
 def print_report(report: BenchReport, console: Console) -> None:
-    """Provenance and tables on a terminal, or as plain text into a file."""
+    """Print provenance and tables on a terminal, or as plain text into a file."""
     print_lines(provenance_lines(report), console)
     for table in bench_tables(report):
         print_table(table, console)
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """What differs, then the ratios."""
+    """Print what differs, then the ratios."""
     print_lines([f"A: {comparison.a}   B: {comparison.b}"], console)
     print_lines([f"not the same: {difference}" for difference in comparison.differences], console)
     for table in comparison_tables(comparison):
@@ -87,7 +87,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def provenance_lines(report: BenchReport) -> Iterator[str]:
-    """What was measured, on what, where and when."""
+    """Describe what was measured, on what, where and when."""
     model, settings = report.model, report.settings
     yield (
         f"{model.name} ({model.source}): {model.n_parameters / 1e6:.2f} M parameters, bundle "

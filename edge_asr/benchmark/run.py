@@ -1,4 +1,4 @@
-"""A whole benchmark: what is measured in which order. `run_benchmark` is `edge-asr bench` as a function.
+"""Runs a whole benchmark in order. `run_benchmark` is `edge-asr bench` as a function.
 
 For each precision: fresh processes (peak memory, the texts that all runs are proven against); then sessions,
 in each of which there is a cold start and every clip is run for a while; then power, streams, error rates.
@@ -65,7 +65,7 @@ class _Subject:
 def run_benchmark(
     options: BenchOptions, *, progress: Progress | None = None, machine: Machine | None = None
 ) -> BenchReport:
-    """Measure.
+    """Run a benchmark.
 
     Args:
         options: what.
@@ -133,7 +133,7 @@ def run_benchmark(
 
 
 def _read_manifest(options: BenchOptions) -> Manifest | None:
-    """Before anything that takes time."""
+    """Check the options before anything that takes time."""
     if options.manifest is None or options.random is not None:
         return None
     from edge_asr.benchmark.accuracy import read_whole_manifest
@@ -186,7 +186,7 @@ def _load(options: BenchOptions, bundle: Bundle, resources: ExitStack) -> list[_
 def _make_tasks(
     subject: _Subject, pairs: list[tuple[float, int]], recording: Recording, folder: Path, show: Progress
 ) -> None:
-    """What will be measured, with the texts that fresh processes give for it, and their memory."""
+    """Prepare the subjects, with the texts of fresh processes and their memory."""
     for index, (seconds, batch) in enumerate(pairs):
         show(f"{subject.name}: memory and reference texts", index / len(pairs))
         clips = recording.clips(seconds, batch)
@@ -209,7 +209,7 @@ def _measure_session(
     session: int,
     show: Progress,
 ) -> None:
-    """A cold start of each subject, then each length in turn."""
+    """Run one session: a cold start of each subject, then each length in turn."""
     name = f"session {session + 1} of {SESSIONS}"
     clips = recording.clips(options.seconds[0], 1)
     for subject in subjects:

@@ -1,4 +1,4 @@
-"""What a benchmark writes down: the records of bench.json, version `SCHEMA_VERSION`.
+"""The records of bench.json, version `SCHEMA_VERSION`.
 
 docs/bench.md explains every field. Wherever a number can be missing a `reason` or `*_reason` stands beside
 it: one of the two is null. Times are in the unit of their name. Adding, removing or redefining a field raises
@@ -52,7 +52,7 @@ class Times:
         *,
         sessions: Sequence[int] = (),
     ) -> Times:
-        """From measured seconds, taken in one session unless said otherwise; without any, the reason."""
+        """Make times from measured seconds, of one session unless given; without any, from the reason."""
         if not seconds:
             return cls(summary=None, reason=reason_if_none)
         samples = tuple(float(f"{value * 1e3:.6g}") for value in seconds)
@@ -61,7 +61,7 @@ class Times:
 
     @classmethod
     def missing(cls, reason: str) -> Times:
-        """Nothing, and why."""
+        """Make times without samples, with the reason."""
         return cls(summary=None, reason=reason)
 
 
@@ -88,7 +88,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerReading:
-    """What one sensor said while the same run went on over and over.
+    """What one sensor reported while the same run was repeated.
 
     Attributes:
         reader: "tegrastats", "jtop", "nvml" or "rapl".
@@ -148,7 +148,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColdStart:
-    """Fresh processes from start to first text.
+    """Fresh processes from their start to the first text.
 
     Attributes:
         seconds: length of the clip.
@@ -292,7 +292,7 @@ class Audio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSettings:
-    """What was asked for, as in the options of the command; `min_runs` and `sessions` are fixed."""
+    """The requested measurement, as in the options of the command; `min_runs` and `sessions` are fixed."""
 
     precisions: tuple[str, ...]
     backend: str
@@ -321,7 +321,7 @@ class BenchReport:
     configurations: tuple[Configuration, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         data: dict[str, Any] = json_from_record(self)
         return data
 

@@ -1,4 +1,4 @@
-"""Where the time of one recognition goes, told by the recognizer itself: features, encode, decode.
+"""Measures where the time of a recognition goes, as the recognizer reports it: features, encode, decode.
 
 `StagedRecognizer` is a `Recognizer` with an observer of its stages (`StageTime`) and a clock around a call. A
 call of it does what a call of `Recognizer` does, the same code on the same data; only clocks are read
@@ -31,7 +31,7 @@ F32Array = npt.NDArray[np.float32]
 
 @dataclass(slots=True)
 class RunTimes:
-    """One call, seconds.
+    """The times of one call, in seconds.
 
     Attributes:
         total_s: the whole call.
@@ -49,7 +49,7 @@ class RunTimes:
 
 
 class StagedRecognizer(Recognizer):
-    """A recognizer that knows where its time went. Load it as `Recognizer.load`; one thread at a time."""
+    """A recognizer that records where its time went, for one thread at a time; see `Recognizer.load`."""
 
     def __init__(self, backend: Backend, **parts: Any) -> None:
         self.times = RunTimes()

@@ -1,4 +1,4 @@
-"""What is said of a list of measured times: extremes, mean, percentiles, jitter. Definitions, no measuring.
+"""Summarizes a list of measured times: extremes, mean, percentiles, jitter. It measures nothing.
 
 Percentiles interpolate linearly between the two nearest samples, as numpy's default. One that lies beyond all
 but the last sample (p99 of 20 runs) is close to the maximum; `n` stands beside them, so that it can be told.
@@ -18,7 +18,7 @@ PERCENTILES = (50, 90, 95, 99)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A list of samples in numbers, all in the samples' unit.
+    """The summary of a list of samples, in the samples' unit.
 
     Attributes:
         n: samples.
@@ -40,12 +40,12 @@ class Summary:
     jitter: float
 
     def to_dict(self) -> dict[str, float]:
-        """By name, four significant digits."""
+        """Return the numbers by name, with four significant digits."""
         return {field.name: four_digits(getattr(self, field.name)) for field in fields(self)}
 
 
 def summarize(samples: Sequence[float]) -> Summary:
-    """The summary of samples in the order in which they were taken.
+    """Summarize samples in the order in which they were taken.
 
     Raises:
         ConfigError: no samples, or one that is not finite.
@@ -68,11 +68,11 @@ def summarize(samples: Sequence[float]) -> Summary:
 
 
 def ratio_by_round(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile of a / b, taken round by round, of runs that took turns."""
+    """Compute the quartiles and the median of a / b, round by round, of runs that took turns."""
     low, median, high = np.percentile(np.array(a) / np.array(b), [25, 50, 75])
     return float(low), float(median), float(high)
 
 
 def four_digits(value: float) -> float:
-    """Rounded to four significant digits, which is more than any timing deserves."""
+    """Round to four significant digits, which is more than any timing deserves."""
     return float(f"{value:.4g}")

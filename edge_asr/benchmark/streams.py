@@ -1,4 +1,4 @@
-"""N streams at real-time pace: latencies against the true ends of speech, and whether N can be sustained.
+"""Runs N streams at real-time pace: latencies against the true ends of speech, and whether N is sustained.
 
 Every stream is a `LiveRecognizer` with its own `PacedSource`, and all share one loaded model, as in a server.
 What they hear is made of phrases whose true ends are known (`audio_clips.py`). Streams begin apart from each
@@ -40,7 +40,7 @@ RANDOM = "the weights are random: what they call speech means nothing"
 
 
 class _TimedTranscriber:
-    """What makes finals, its calls timed."""
+    """Makes finals, and times its calls."""
 
     def __init__(self, inner: Transcriber, calls: list[tuple[float, float]]) -> None:
         self._inner = inner
@@ -54,7 +54,7 @@ class _TimedTranscriber:
 
 
 class _TimedDecoder:
-    """What makes partials, its calls timed."""
+    """Makes partials, and times its calls."""
 
     def __init__(self, inner: PartialDecoder, calls: list[tuple[float, float]]) -> None:
         self._inner = inner
@@ -192,7 +192,7 @@ def run_streams(
 
 
 def warm_decoder(decoder: PartialDecoder, signal: SpokenSignal) -> None:
-    """Let a decoder follow the signal once, as live recognition would."""
+    """Warm a decoder up by following the signal once, as live recognition would."""
     history = AudioHistory()
     decoder.begin(0)
     n_update = round(LiveConfig().partial_interval_s * STREAM_SAMPLE_RATE)
@@ -202,7 +202,7 @@ def warm_decoder(decoder: PartialDecoder, signal: SpokenSignal) -> None:
 
 
 def find_most_sustained(try_streams: Callable[[int], Streams]) -> tuple[list[Streams], int]:
-    """Double the streams until they are not sustained any more, then halve the interval in between.
+    """Double the streams until they are no longer sustained, then bisect.
 
     Args:
         try_streams: runs so many.
@@ -300,7 +300,7 @@ def _prove(recognizer: Transcriber, signal: SpokenSignal, finals: list[Final]) -
 
 
 def even_sessions(n_samples: int, n_sessions: int) -> list[int]:
-    """`n_samples` in at most `n_sessions` parts of nearly one size: utterances lie apart, as sessions do."""
+    """Split `n_samples` into at most `n_sessions` similar parts, as utterances lie apart like sessions."""
     n_sessions = min(n_sessions, n_samples)
     return [
         (index + 1) * n_samples // n_sessions - index * n_samples // n_sessions for index in range(n_sessions)

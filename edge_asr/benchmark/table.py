@@ -1,4 +1,4 @@
-"""One table of results: for people on a terminal, as plain text in a file, and as Markdown.
+"""Formats a table of results: on a terminal, as plain text in a file, and as Markdown.
 
 What this file does not do: choose what is in a table.
 """
@@ -22,7 +22,7 @@ PLAIN_WIDTH = 150
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table: heading, column names, rows of cells, and what has to be said below it.
+    """A table: heading, column names, rows of cells, and notes below it.
 
     Attributes:
         n_labels: so many columns on the left are words; the others are numbers.
@@ -35,7 +35,7 @@ class Table:
     n_labels: int = 1
 
     def markdown(self) -> Iterator[list[str]]:
-        """Blocks of Markdown: heading, table, notes."""
+        """Return blocks of Markdown: heading, table, notes."""
         align = "l" * self.n_labels + "r" * (len(self.columns) - self.n_labels)
         yield [f"## {self.title}"]
         yield markdown_table(self.columns, self.rows, align)
@@ -44,7 +44,7 @@ class Table:
 
 
 def make_console() -> Console:
-    """Standard output; where it is not a terminal, plain text of a fixed width."""
+    """Return standard output, as plain text of a fixed width if it is not a terminal."""
     from rich.console import Console
 
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -52,13 +52,13 @@ def make_console() -> Console:
 
 
 def print_lines(lines: Iterable[str], console: Console) -> None:
-    """Each on one line, however long."""
+    """Print each on one line, however long."""
     for line in lines:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_table(table: Table, console: Console) -> None:
-    """The table; labels that repeat from the row above are left out, so that groups show."""
+    """Print the table; labels that repeat from the row above are left out, so that groups are visible."""
     from rich import box
     from rich.table import Table as RichTable
 

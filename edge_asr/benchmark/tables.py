@@ -1,4 +1,4 @@
-"""The tables of a benchmark and of a comparison, as rows of text. How one looks is up to `table.py`."""
+"""Makes the tables of a benchmark and of a comparison, as rows of text, which table.py formats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STREAM_TIMES = (
 
 
 def bench_tables(report: BenchReport) -> list[Table]:
-    """All tables of a benchmark, in order."""
+    """Make all tables of a benchmark, in order."""
     tables = [_overview(report), _stages(report), _cold(report), _memory(report)]
     if any(cell.power for c in report.configurations for cell in c.cells):
         tables.append(_power(report))
@@ -232,7 +232,7 @@ def _stream_times(report: BenchReport) -> Table:
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Ratios, and error rates where both have them."""
+    """Make tables of ratios, and of error rates if both have them."""
     rows = tuple(
         (
             ratio.what,
@@ -254,7 +254,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 
 def number(value: float) -> str:
-    """Four significant digits, or all before the point."""
+    """Format four significant digits, or all before the point."""
     if value == 0:
         return "0"
     if abs(value) >= 999.95:

@@ -1,4 +1,4 @@
-"""How everything is timed: what is compared takes turns, in turning order, without the garbage collector.
+"""Times everything in the same way: runs take turns, in rotating order, without garbage collection.
 
 A slow moment of the machine then hits all alike, and ratios taken within a round say more than those of two
 medians. A run gives its own sample: seconds, a `Lap`, or a record with proof of the work. What this file does
@@ -26,7 +26,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """One call: seconds that passed, and seconds that the calling thread computed."""
+    """One call: wall seconds, and processor seconds of the calling thread."""
 
     wall_s: float
     thread_s: float
@@ -40,7 +40,7 @@ def lap(call: Callable[[], object]) -> Lap:
 
 
 def lap_of_command(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> Lap:
-    """Start a program, wait for its end and time both; what it prints is thrown away.
+    """Run a program to its end and time it; its output is discarded.
 
     Raises:
         subprocess.CalledProcessError: it failed.
@@ -50,7 +50,7 @@ def lap_of_command(command: Sequence[str | Path], environment: Mapping[str, str]
 
 
 def rounds(n: int) -> Going[Sample]:
-    """Go on until each has `n` samples."""
+    """Continue until each has `n` samples."""
     return lambda samples: [name for name, values in samples.items() if len(values) < n]
 
 
@@ -62,7 +62,7 @@ def take_turns(
     on_error: Callable[[str, Exception], None] | None = None,
     progress: Callable[[Mapping[str, list[Sample]]], None] | None = None,
 ) -> dict[str, list[Sample]]:
-    """Run each in turn until none goes on.
+    """Run each in turn until none continues.
 
     Args:
         runs: by name; each call gives one sample.
@@ -111,7 +111,7 @@ def take_turns(
 
 
 def restart_with_threads(num_threads: int) -> None:
-    """Start this program again where the environment allows more threads: libraries read it when loaded."""
+    """Restart this program if the environment allows more threads, which libraries read on loading."""
     wanted = dict.fromkeys(THREAD_VARIABLES, str(num_threads))
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})

@@ -1,4 +1,4 @@
-"""Where things are in an ESPnet2 folder: as packed (meta.yaml, exp/, data/), or one experiment's own.
+"""Finds the files of an ESPnet2 folder: as packed (meta.yaml, exp/, data/), or of one experiment.
 
 It chooses config.yaml and the .pth file, and resolves the paths that config.yaml names, which were those of
 the training machine or of the packed folder.

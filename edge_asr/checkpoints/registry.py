@@ -33,7 +33,7 @@ class LoadOptions:
     feature_preset: str | None = None
 
     def refuse_feature_preset(self, what: str) -> None:
-        """For formats that leave nothing to say.
+        """Refuse a feature preset, for formats that state their front end.
 
         Raises:
             CheckpointError: a preset was named.
@@ -66,7 +66,7 @@ class CheckpointLoader:
 
 
 def _load_by(module: str) -> Callable[[Path, LoadOptions], Checkpoint]:
-    """`load` of a module of this package, which is imported when it is called."""
+    """Make a `load` that imports a module of this package when it is called."""
 
     def load(path: Path, options: LoadOptions) -> Checkpoint:
         require("torch", extra="export")
@@ -133,7 +133,7 @@ def register_loader(loader: CheckpointLoader) -> None:
 
 
 def find_loader(path: str | Path) -> CheckpointLoader | None:
-    """The loader that recognizes `path` (or the name of an embedded model), or None; needs no torch."""
+    """Find the loader that recognizes `path` (or the name of an embedded model), or None; needs no torch."""
     resolved = resolve_path(path)
     return next((loader for loader in _LOADERS.values() if loader.detect(resolved)), None)
 

@@ -146,7 +146,7 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class _Delivery:
-    """Where transcripts go: stdout as they come, files, or one JSON document at the end."""
+    """Delivers transcripts: to stdout as they come, to files, or in one JSON document at the end."""
 
     output_format: str
     as_json: bool

@@ -100,7 +100,7 @@ class ConformerCTC(nn.Module):
         chunk_frames: int | None = None,
         left_chunks: int | None = None,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """As `forward`, and the log-probabilities of the intermediate CTC layers through the same head.
+        """Run `forward`, and also return log-probabilities of the intermediate CTC layers.
 
         Returns:
             log_probs (B, T', V), lens (B,), and one (B, T', V) for each of `config.intermediate_ctc_layers`.

@@ -17,7 +17,7 @@ from edge_asr.model.config import ConformerConfig
 
 
 class NoPositions(nn.Module):
-    """For attention without positions: an empty tensor, whatever the length."""
+    """Positions for attention without positions: an empty tensor, whatever the length."""
 
     def forward(self, n_frames: int) -> Tensor:
         """float32 (0,)."""
@@ -25,7 +25,7 @@ class NoPositions(nn.Module):
 
 
 def positions_from_config(config: ConformerConfig) -> nn.Module:
-    """What is computed from the length alone, once for all layers: n_frames -> a tensor, or a tuple."""
+    """Make the module that computes positions once for all layers: n_frames -> a tensor, or a tuple."""
     if config.attention == "rel_pos":
         return RelativePositions(config.d_model)
     if config.attention == "rel_pos_local":
