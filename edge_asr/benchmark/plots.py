@@ -58,7 +58,7 @@ def _draw_latency(report: BenchReport, axes: Any) -> None:
 
 
 def _draw_length(report: BenchReport, axes: Any) -> None:
-    """Plot the median over audio with a band from p10 to p90, a line per precision, for the smallest batch."""
+    """Plot the median over audio, a band from p10 to p90, a line per precision, for the smallest batch."""
     smallest = min(cell.batch for c in report.configurations for cell in c.cells)
     for configuration in report.configurations:
         cells = sorted((c for c in configuration.cells if c.batch == smallest), key=lambda c: c.seconds)

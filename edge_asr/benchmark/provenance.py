@@ -188,7 +188,7 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> tuple[str | None, str | None]:
-    """Return the commit of the work tree of `folder`, with "+dirty" if files changed; or why it is unknown."""
+    """Return the commit of the work tree of `folder`, with "+dirty" if files changed; or why unknown."""
 
     def git(*arguments: str) -> str | None:
         try:
