@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long `edge-asr`, and each of its commands, takes to answer --help.
+"""Time how long `edge-asr`, and each of its commands, takes to answer --help.
 
 By default in a fresh virtual environment with edge-asr installed without any extra; `--here`
 measures the installation of this interpreter. The physics: Python itself takes most of it, so the
@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    """Measure, print a table and the JSON line; the exit code."""
+    """Measure, print a table and the JSON line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--here", action="store_true", help="measure the environment of this interpreter")
     parser.add_argument("--repeats", type=int, default=15)
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def measure(scripts: Path, repeats: int, where: str) -> int:
-    """Time every command of the `edge-asr` in the folder `scripts`; print; the exit code."""
+    """Time every command of the `edge-asr` in the folder `scripts`, and print; return the exit code."""
     script = scripts / "edge-asr"
     listing = subprocess.run([script, "--help"], check=True, capture_output=True, text=True).stdout
     names = re.findall(r"^  (\S+)", listing.partition("Commands:\n")[2], re.MULTILINE)

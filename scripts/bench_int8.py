@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""INT8 against float32 of the same model: encoder time, file size, agreement and WER, against their bars.
+"""Compare INT8 with float32 of the same model: encoder time, file size, agreement and WER, and their goals.
 
 The physics: an AVX512-VNNI core multiplies four times as many int8 as float32 a cycle, but only the
 products gain; softmax, norms, activations and the Q/DQ around the products are float32 or extra work.
@@ -67,7 +67,7 @@ ANY_LOSS = Budget(max_wer_loss=1.0, min_agreement=0.0)
 
 
 def main() -> int:
-    """Make or load a bundle, measure it, print tables and the JSON line; the exit code."""
+    """Make or load a bundle, measure it, print tables and the JSON line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("bundle", nargs="?", default=DEFAULT_MODEL)
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All that is asked for, JSON-ready."""
+    """Measure all that is requested, ready for JSON."""
     bundle = find_bundle(arguments, folder)
     paths = {precision: bundle.artifact_path(precision) for precision in PRECISIONS}
     float32 = load_float32(paths["fp32"])
@@ -134,7 +134,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def find_bundle(arguments: argparse.Namespace, folder: Path) -> Bundle:
-    """The bundle to measure, with an INT8 model; made in `folder` where it has to be."""
+    """Find the bundle to measure, with an INT8 model, or make it in `folder`."""
     options = Int8Options(calibration=tuple(arguments.calibration))
     source = arguments.export
     if arguments.random:
@@ -153,19 +153,19 @@ def find_bundle(arguments: argparse.Namespace, folder: Path) -> Bundle:
 
 
 def show(stage: str, done: int, total: int) -> None:
-    """A line on standard error as a stage begins."""
+    """Print a line on standard error as a stage begins."""
     if not total:
         print(f"bench_int8: {stage} ...", file=sys.stderr)
 
 
 def speech(config: FeatureConfig, seconds: float) -> F32Array:
-    """Features [T, n_mels] of the embedded samples, laid end to end and cut at `seconds`."""
+    """Compute features [T, n_mels] of the embedded samples, laid end to end and cut at `seconds`."""
     waveform = np.concatenate(list(load_clips(find_clips(), config.sample_rate).values()))
     return FeatureExtractor(config)(np.resize(waveform, round(seconds * config.sample_rate)))
 
 
 def time_files(paths: dict[Precision, Path], features: F32Array, n_rounds: int) -> dict[str, list[Lap]]:
-    """Every run of each file, by precision, one thread."""
+    """Time every run of each file, by precision, on one thread."""
     batch, lengths = features[None], np.array([len(features)], np.int64)
     with contextlib.ExitStack() as stack:
         runs: dict[str, Callable[[], Lap]] = {}
@@ -177,7 +177,7 @@ def time_files(paths: dict[Precision, Path], features: F32Array, n_rounds: int) 
 
 
 def measure_loss(bundle: Bundle, manifests: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """What INT8 loses against float32: by manifest and pooled, or on the embedded samples."""
+    """Measure what INT8 loses against float32: by manifest and pooled, or on the embedded samples."""
     import onnx
 
     extractor = FeatureExtractor(bundle.info.features)
@@ -204,7 +204,7 @@ def measure_loss(bundle: Bundle, manifests: Sequence[Path]) -> dict[str, dict[st
 
 
 def describe(loss: Int8Loss) -> dict[str, Any]:
-    """The loss as JSON; WER in per cent, its loss in points with a 95 % interval."""
+    """Convert the loss to JSON; WER in percent, its loss in points with a 95 % interval."""
     found: dict[str, Any] = {"agreement": four_digits(loss.agreement), "n_frames": loss.n_frames}
     if loss.wer_loss is not None and loss.wer_loss_low is not None and loss.wer_loss_high is not None:
         wers = {"wer_float32": loss.wer_reference, "wer_int8": loss.wer_candidate}
@@ -216,7 +216,7 @@ def describe(loss: Int8Loss) -> dict[str, Any]:
 
 
 def find_missed(report: dict[str, Any]) -> list[str]:
-    """The bars that are missed, each in words."""
+    """Describe each missed goal in words."""
     missed = []
     for name, bar in (("time_ratio", MAX_TIME_RATIO), ("size_ratio", MAX_SIZE_RATIO)):
         if report[name] > bar:
@@ -233,7 +233,7 @@ def find_missed(report: dict[str, Any]) -> list[str]:
 
 
 def print_tables(report: dict[str, Any]) -> None:
-    """What a person reads, on standard output before the JSON line."""
+    """Print what a person reads, before the JSON line."""
     console = make_console()
     about = f"{report['model']} ({report['n_parameters'] / 1e6:.2f} M), {report['audio_s']:g} s, 1 thread"
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
@@ -257,7 +257,7 @@ def print_tables(report: dict[str, Any]) -> None:
 
 
 def describe_loss(name: str, loss: dict[str, Any]) -> str:
-    """One line about one set of clips."""
+    """Format one line about one set of clips."""
     line = f"{name}: {loss['agreement']:.2%} of {loss['n_frames']} frames agree"
     if "wer_loss" not in loss:
         return line

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Speed and words against sherpa-onnx, onnx-asr, onnxruntime, PyTorch, torch.compile, OpenVINO: same weights.
+"""Compare speed and words with sherpa-onnx, onnx-asr, onnxruntime, PyTorch, torch.compile and OpenVINO.
+
+All run the same weights.
 
 The physics: nearly all of the work is products of matrices, and onnxruntime reaches the roof of this CPU with
 them (its best product of two matrices, measured here); a network's share of that roof is printed. What can be
@@ -73,7 +75,7 @@ MIN_SPEED_UP = 1.5
 
 
 def main() -> int:
-    """Measure, print tables and the JSON line; the exit code."""
+    """Measure, print tables and the JSON line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", action="append", help="tiny-en or a preset; default: small and tiny-en")
     parser.add_argument("--audio", default="2,10,30,120", help="seconds, by commas")
@@ -165,14 +167,14 @@ def time_contenders(
 
 
 def seconds_of(contender: Contender, waveform: F32Array) -> float:
-    """The seconds that count of one run."""
+    """Return the seconds of one run that count."""
     return contender.run(waveform)[1]
 
 
 def make_rows(
     about: dict[str, Any], times: dict[str, list[float]], wers: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """One row a precision and peer; of a peer's files the fastest counts."""
+    """Make one row per precision and peer; the fastest file of a peer counts."""
     rows = []
     for precision, files in (("fp32", ("fp32",)), ("int8", ("fp32", "dynamic int8"))):
         ours = f"edge-asr {precision}"
@@ -202,7 +204,7 @@ def make_rows(
 
 
 def loss(wers: dict[str, float], name: str, reference: str) -> float | None:
-    """WER lost against the same contender's float32."""
+    """Compute the WER lost against the same contender's float32."""
     return round(wers[name] - wers[reference], 5) if name in wers and reference in wers else None
 
 
@@ -250,7 +252,7 @@ def describe(
 
 
 def find_file(bundle: Bundle, precision: str) -> Path:
-    """What the runtime loads on a CPU for this precision."""
+    """Find the file that the runtime loads on a CPU for this precision."""
     backend = create_backend(bundle, precision=precision, backend="cpu", num_threads=1)
     assert isinstance(backend, OnnxRuntimeBackend)
     backend.close()
@@ -277,7 +279,7 @@ def measure_whole(speech: F32Array, folder: Path) -> dict[str, Any]:
 
 
 def find_missed(report: dict[str, Any]) -> list[str]:
-    """The goals that were measured and missed, in words."""
+    """Describe the measured goals that were missed."""
     missed = []
     for row in report["rows"]:
         goal = GOALS.get((row["precision"], row["peer"], row["audio_s"]))
@@ -317,7 +319,7 @@ def combine(reports: list[dict[str, Any]]) -> int:
 
 
 def print_tables(report: dict[str, Any]) -> None:
-    """What a person reads, on standard output before the JSON line."""
+    """Print what a person reads, before the JSON line."""
     console = make_console()
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     roofs = ", ".join(f"{rate:g} on {n} threads" for n, rate in report["peak_gflops"].items())
@@ -351,7 +353,7 @@ def describe_row(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def show(stage: str) -> None:
-    """A line on standard error as a stage begins."""
+    """Print a line on standard error as a stage begins."""
     print(f"bench_peers: {stage}", file=sys.stderr)
 
 

@@ -148,7 +148,7 @@ def build_builder(config: TrainConfig, model: ConformerCTC, vocab_size: int) -> 
 
 @contextmanager
 def convolutions_under_autocast(enabled: bool) -> Iterator[None]:
-    """With `enabled`, the convolutions that we keep in float32 run in bfloat16, as autocast would have it."""
+    """Let the convolutions that we keep in float32 run in bfloat16 as under autocast, if `enabled`."""
     kept = FullPrecisionConv2d.forward
     if enabled:
         FullPrecisionConv2d.forward = torch.nn.Conv2d.forward  # type: ignore[method-assign]

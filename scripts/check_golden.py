@@ -31,7 +31,7 @@ EXIT_FAILED = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the comparison; the exit code."""
+    """Run the comparison; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

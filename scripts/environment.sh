@@ -7,7 +7,7 @@ cd "$REPOSITORY"
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
 
-# Name of a Python of 3.10 or later; without one, the sentence that mends it.
+# Name of a Python of 3.10 or later; without one, the sentence that says how to fix it.
 find_python() {
     local candidate
     for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.10; do

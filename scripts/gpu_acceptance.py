@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything that needs an NVIDIA GPU, in one command: parity, engines, latency, batch scaling.
+"""Run everything that needs an NVIDIA GPU in one command: parity, engines, latency, batch scaling.
 
 NOT YET RUN ON A GPU: written and rehearsed on a CPU machine; this line goes when a result is in docs/results.
 
@@ -71,7 +71,7 @@ NVIDIA_SMI = (
 
 
 def main() -> int:
-    """Run the sections, write the result; the exit code."""
+    """Run the sections and write the result; return the exit code."""
     arguments = parse_arguments()
     if arguments.child:
         child_main(arguments.child[0], *(Path(path) for path in arguments.child[1:]))
@@ -145,12 +145,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def split(text: str) -> list[str]:
-    """ "a,b" as a list."""
+    """Split "a,b" into a list."""
     return text.split(",")
 
 
 def make_settings(arguments: argparse.Namespace, bundle: Bundle, working: Path) -> Settings:
-    """What the sections are told."""
+    """Make the settings of the sections."""
     embedded = str(arguments.bundle) if str(arguments.bundle) in list_embedded_models() else None
     have: list[str] = [artifact.precision for artifact in bundle.info.artifacts]
     unknown = [precision for precision in arguments.precisions or [] if precision not in have]
@@ -172,7 +172,7 @@ def make_settings(arguments: argparse.Namespace, bundle: Bundle, working: Path) 
 
 
 def run_sections(settings: Settings, only: list[str] | None, timeout_s: float, folder: Path) -> list[Answer]:
-    """Every section's answer, in order; those that `only` leaves out are "not run"."""
+    """Run every section, in order, for its answer; those that `only` leaves out are "not run"."""
     answers: list[Answer] = []
     runners: list[str] = []
     for name in section_names(settings):
@@ -215,14 +215,14 @@ def run_child(
 
 
 def judge(sections: list[Answer]) -> str:
-    """ "passed", "failed", or "nothing ran" (not even to fail)."""
+    """Return "passed", "failed", or "nothing ran" (not even to fail)."""
     if any(not check["passed"] for section in sections for check in section["gates"]):
         return "failed"
     return "passed" if any(section["status"] == "ran" for section in sections) else "nothing ran"
 
 
 def describe_machine(lines: list[Check], settings: Settings, before: str) -> dict[str, Any]:
-    """Who measured: GPU, clocks, versions, and what the doctor says of them."""
+    """Describe who measured: GPU, clocks, versions, and the doctor's report."""
     gpu = next((check.detail.split(",")[0] for check in lines if check.name.startswith("GPU ")), "no GPU")
     return {
         "name": "rehearsal on a CPU" if settings.rehearsal else gpu,
@@ -237,7 +237,7 @@ def describe_machine(lines: list[Check], settings: Settings, before: str) -> dic
 
 
 def query_nvidia_smi() -> str:
-    """Clocks, power and temperature of the GPUs now; empty where nvidia-smi does not tell."""
+    """Read clocks, power and temperature of the GPUs now; empty if nvidia-smi does not say."""
     answer = Machine().run("nvidia-smi", f"--query-gpu={','.join(NVIDIA_SMI)}", "--format=csv,noheader")
     rows = (answer or "").strip().splitlines()
     return "; ".join(
@@ -247,7 +247,7 @@ def query_nvidia_smi() -> str:
 
 
 def fail(message: str) -> NoReturn:
-    """Say why nothing was run, and leave with exit code 1."""
+    """Say why nothing was run, and exit with code 1."""
     sys.exit(f"gpu_acceptance: {message}")
 
 

@@ -18,7 +18,7 @@ _NVIDIA_PCI_VENDOR = "0x10de"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Where to look for system files and programs.
+    """The places of system files and programs.
 
     Attributes:
         root: folder that stands for /.

@@ -48,7 +48,7 @@ class Teacher:
 
 @dataclass(slots=True)
 class TeacherTargets:
-    """Of one batch: i64 [B, T', k] tokens, f32 [B, T', k] their probabilities; all 0 where it is silent."""
+    """Targets of one batch: i64 [B, T', k] tokens, f32 [B, T', k] probabilities; 0 where it is silent."""
 
     tokens: Tensor
     probs: Tensor

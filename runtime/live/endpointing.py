@@ -27,7 +27,7 @@ _BLOCK_FRAMES = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointConfig:
-    """When an utterance begins and ends. Times in seconds, levels in dB re full scale (RMS of 10 ms).
+    """Settings of endpointing. Times are in seconds, levels in dB re full scale (RMS of 10 ms).
 
     Attributes:
         pause_s: how long it must be quiet after the last sound and the last token to end an utterance.
@@ -141,7 +141,7 @@ class LevelMeter:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where and why an utterance ends; `speech_end` is the sample where its sound ended."""
+    """The end of an utterance, and its reason; `speech_end` is the sample where its sound ended."""
 
     sample: int
     speech_end: int

@@ -1,4 +1,4 @@
-"""Where the 16 kHz stream comes from, and where a copy of it goes: sources, recorder.
+"""Sources of the 16 kHz stream, and a recorder that keeps a copy of it.
 
 `AudioSource` is the seam between hearing and recognizing: a microphone, a file played in real time, a robot's
 own audio bus. A source delivers mono float32 at 16 kHz and reports what it lost.

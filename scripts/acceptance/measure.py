@@ -1,4 +1,4 @@
-"""Comparing outputs and timing runners.
+"""Compares outputs and times runners.
 
 Time is from features in host memory to log-probs in host memory, for every runner alike. Runners of one
 table take turns (`edge_asr.benchmark.timing`); ratios are taken within a round. What this file does not do:
@@ -27,7 +27,7 @@ I64Array = npt.NDArray[np.int64]
 
 
 def proof_cases(bundle: Bundle, max_batch: int) -> list[ProofCase]:
-    """The cases of an export's proof: real speech, lengths around every edge, padding, silence, noise."""
+    """Build the cases of a proof: real speech, lengths around every edge, padding, silence, noise."""
     info = bundle.info
     clips = load_clips(find_clips(), info.features.sample_rate)
     plan = CasePlan(random_lengths=4, max_batch=max_batch)
@@ -37,7 +37,7 @@ def proof_cases(bundle: Bundle, max_batch: int) -> list[ProofCase]:
 def compare(
     reference: Outputs, model: LogProbModel, cases: Sequence[ProofCase], bundle: Bundle
 ) -> dict[str, Any]:
-    """Outputs of `model` against `reference`: failures, pooled frame-argmax agreement, largest error.
+    """Compare outputs of `model` with `reference`: failures, pooled frame-argmax agreement, largest error.
 
     Frames are valid output frames of all rows of all cases, pooled.
     """
@@ -68,7 +68,7 @@ def compare(
 
 
 def speech_batch(bundle: Bundle, seconds: float, n_rows: int) -> tuple[F32Array, I64Array]:
-    """Features [n_rows, T, F] of the embedded sample, repeated to `seconds`, and their lengths [n_rows]."""
+    """Compute features [n_rows, T, F] of the embedded sample, repeated to `seconds`, and lengths [n_rows]."""
     config = bundle.info.features
     (waveform,) = list(load_clips(find_clips(), config.sample_rate).values())[:1]
     n_samples = round(seconds * config.sample_rate)
@@ -85,7 +85,7 @@ def time_runners(
     warm_up: int,
     on_error: Callable[[str, str], None],
 ) -> dict[str, list[float]]:
-    """Seconds of each measured call by runner; one that fails is reported to `on_error` and left out."""
+    """Time each call by runner, in seconds; one that fails is reported to `on_error` and left out."""
     calls = {
         name: partial(lap, partial(runner.log_probs, features, lengths)) for name, runner in runners.items()
     }
@@ -101,7 +101,7 @@ def time_runners(
 def latency_rows(
     times: Mapping[str, Sequence[float]], audio_s: float, baseline: str
 ) -> list[dict[str, float | str | None]]:
-    """One row a runner: median, p90 and minimum in ms, RTFx, and how many times faster than `baseline`."""
+    """Make one row per runner: median, p90 and minimum in ms, RTFx, and the speed over `baseline`."""
     rows: list[dict[str, float | str | None]] = []
     for name, seconds in times.items():
         summary = summarize([1e3 * value for value in seconds])

@@ -1,4 +1,7 @@
-"""An acceptance run as Markdown. What this file does not do: measure or judge."""
+"""Formats an acceptance run as Markdown.
+
+What this file does not do: measure or judge.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _HEADINGS = {
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The whole run: machine, verdict, then each section."""
+    """Format the whole run: machine, verdict, then each section."""
     machine = result["machine"]
     lines = [f"# GPU acceptance: {machine['name']}", ""]
     if result["rehearsal"]:

@@ -1,4 +1,4 @@
-"""Everything that can turn features into log-probs here, by a name: onnxruntime, engines, PyTorch.
+"""Opens by name everything that can turn features into log-probs: onnxruntime, engines, PyTorch.
 
 All take and give host memory, so that their times include the same copies. What this file does not do:
 judge or time them.
@@ -28,17 +28,17 @@ BASELINE = "torch eager fp32"
 
 
 def onnxruntime_name(precision: str) -> str:
-    """Name of the runner of an artifact on onnxruntime."""
+    """Return the name of the runner of an artifact on onnxruntime."""
     return f"onnxruntime {precision}"
 
 
 def engine_names(flavor: str, precision: str) -> tuple[str, str]:
-    """Names of the runners of an engine: with CUDA graphs, and without."""
+    """Return the names of the runners of an engine, with and without CUDA graphs."""
     return f"{flavor} {precision}", f"{flavor} {precision} {WITHOUT_GRAPHS}"
 
 
 def torch_names(settings: Settings) -> list[str]:
-    """Names of the PyTorch runners; half precision and CUDA graphs only on a GPU."""
+    """List the PyTorch runners; half precision and CUDA graphs only on a GPU."""
     precisions = ["fp32"] if settings.rehearsal else ["fp32", "fp16"]
     ways = ["eager", "compile"] if settings.compile else ["eager"]
     names = [f"torch {way} {precision}" for way in ways for precision in precisions]
@@ -48,12 +48,12 @@ def torch_names(settings: Settings) -> list[str]:
 
 
 def open_runner(name: str, settings: Settings, bundle: Bundle) -> LogProbModel:
-    """The runner of a name.
+    """Open the runner of a name.
 
     Raises:
-        EdgeAsrError: it cannot be had here; the message says why.
+        EdgeAsrError: it is not available here; the message says why.
         ImportError: PyTorch is not installed.
-        ConfigError: no runner by that name.
+        ConfigError: no runner has that name.
     """
     library, _, rest = name.partition(" ")
     openers: dict[str, Callable[[], LogProbModel]] = {
@@ -68,7 +68,7 @@ def open_runner(name: str, settings: Settings, bundle: Bundle) -> LogProbModel:
 
 
 def open_engine(bundle: Bundle, flavor: str, rest: str) -> LogProbModel:
-    """An engine of the bundle; `rest` is its precision, and whether CUDA graphs are off."""
+    """Open an engine of the bundle; `rest` is its precision, and whether CUDA graphs are off."""
     from edge_asr.runtime.engine.backend import TensorRTBackend
 
     precision, _, options = rest.partition(" ")

@@ -39,11 +39,11 @@ NOT_FOR_RTX = {"8.7": "Orin", "9.0": "Hopper", "11.0": "Thor"}
 """Compute capabilities that TensorRT-RTX does not target: a refusal there is recorded, not a failure."""
 
 COMPILED_CASES = 2
-"""So many of the cases are tried with torch.compile."""
+"""How many of the cases are tried with torch.compile."""
 
 
 def section_names(settings: Settings) -> list[str]:
-    """All sections, in the order in which they run."""
+    """List all sections, in the order in which they run."""
     engines = [f"{flavor} {p}" for flavor in FLAVORS for p in settings.precisions]
     return ["onnxruntime", *engines, "torch", "latency", "batch scaling"]
 
@@ -74,17 +74,17 @@ def run_section(name: str, settings: Settings, runners: Sequence[str], save: Sav
 
 
 def not_run(why: str) -> Answer:
-    """The answer of a section that could not run here."""
+    """Return the answer of a section that could not run here."""
     return {"status": "not run", "why": why, "gates": [], "rows": [], "runners": []}
 
 
 def gate(what: str, value: object, limit: object, passed: bool) -> Answer:
-    """One thing that must hold."""
+    """Record one thing that must hold."""
     return {"what": what, "value": value, "limit": limit, "passed": passed}
 
 
 def _parity(names: Sequence[str], settings: Settings, bundle: Bundle, save: Save) -> Answer:
-    """Each runner of `names` on the cases of a proof, against the fp32 reference."""
+    """Run each runner of `names` on the cases of a proof, against the fp32 reference."""
     cases = measure.proof_cases(bundle, settings.max_batch)
     reference = OnnxRuntimeBackend(bundle.artifact_path("fp32"), precision="fp32", device="cpu")
     expected = run_cases(reference, cases, bundle.info.output_frames, rows_alone=True)
@@ -221,7 +221,7 @@ def _time(
 
 
 def child_main(section: str, settings_path: Path, runners_path: Path, answer_path: Path) -> None:
-    """What the process of a section does: run it, and leave the answer in a file."""
+    """Run a section in its process, and leave the answer in a file."""
 
     def save(answer: Answer) -> None:
         answer_path.write_text(json.dumps(answer), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What one acceptance run tries, as the main process hands it to the process of each section.
+"""The settings of one acceptance run, which the main process hands to the process of each section.
 
 What this file does not do: run anything.
 """
@@ -43,22 +43,22 @@ class Settings:
 
     @property
     def rehearsal(self) -> bool:
-        """No GPU is used; nothing measured means anything."""
+        """Tell whether no GPU is used, so that no measurement means anything."""
         return self.device == "cpu"
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """1, 2, 4, ... up to `max_batch`, which is always in."""
+        """Return 1, 2, 4, ... up to `max_batch`, which is always included."""
         powers = [2**n for n in range(self.max_batch.bit_length()) if 2**n < self.max_batch]
         return (*powers, self.max_batch)
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write the settings as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Settings:
-        """What `write` wrote."""
+        """Read what `write` wrote."""
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for name in ("precisions", "buckets_s"):
             values[name] = tuple(values[name])

@@ -47,7 +47,7 @@ class Model(nn.Module):
 
 
 def make(root: Path) -> None:
-    """With BatchNorm and with GroupNorm."""
+    """Make the fixtures with BatchNorm and with GroupNorm."""
     for variant, settings in VARIANTS.items():
         make_one(root, variant, **settings)
 
