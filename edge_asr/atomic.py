@@ -3,8 +3,8 @@
 A reader sees the old folder or the new one, never a mixture, also when the writer is killed: the
 swap is one `renameat2(RENAME_EXCHANGE)` where the kernel has it, else two renames with roll-back.
 A killed writer can leave a hidden `.NAME.partial-*` folder; the next writer of NAME removes it
-(a lock tells it from one that is still being written). Only a folder that holds the marker file of its
-kind is ever replaced.
+(a lock distinguishes it from one that is still being written). Only a folder that holds the marker file of
+its kind is ever replaced.
 """
 
 from __future__ import annotations

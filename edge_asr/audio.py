@@ -1,4 +1,4 @@
-"""Sound in: checks a waveform, reads files in blocks, resamples whole clips and streams.
+"""Checks waveforms, reads sound files in blocks, resamples whole clips and streams.
 
 Everything comes out as one float32 channel, full scale 1.0. Accepted waveforms: [samples] or
 [samples, channels] (channels are averaged), float16/32/64, int16 or int32. Empty is allowed and
@@ -6,9 +6,9 @@ stays empty; NaN, infinity, samples above `MAX_LEVEL`, another
 rank or another dtype is an `AudioError`.
 
 soxr's streams give the same bits for every way of cutting the input (version 1.1; tested), so a
-clip, a file and a microphone that carry the same samples are recognized alike. It and soundfile are imported
-where they are used, which need not be before the model is loaded. What this file does not do: microphones
-(`edge_asr.runtime.live.microphone`), features.
+clip, a file and a microphone with the same samples are recognized alike. soxr and soundfile are imported on
+use, which may be after the model is loaded.
+What this file does not do: microphones (`edge_asr.runtime.live.microphone`), features.
 """
 
 from __future__ import annotations

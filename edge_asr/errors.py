@@ -1,9 +1,10 @@
 """Every error that edge-asr raises on purpose, and the helper that names a missing extra.
 
-Each error is an `EdgeAsrError` and also the built-in a caller would expect, so both
+Each error is an `EdgeAsrError` and also the built-in error that a caller would expect, so both
 `except EdgeAsrError` and `except ValueError` work. The message says what is wrong, the value
 seen, and how to fix it. The command line prints it as one line and exits with 1 (3 for
-`GateError`). What this file does not do: wrap errors that are bugs; those keep their traceback.
+`GateError`).
+What this file does not do: wrap errors that are bugs, which keep their traceback.
 
     EdgeAsrError
     |-- AudioError (ValueError)               a waveform or sound file that cannot be used

@@ -1,7 +1,7 @@
-"""What a feature front end is: `FeatureConfig`, and the presets named after other projects.
+"""The configuration of a feature front end: `FeatureConfig`, and presets named after other projects.
 
-A config is plain data: it travels in checkpoints and bundles as JSON. What this file does not
-do: compute anything; that is `features.py`.
+A config is plain data, which checkpoints and bundles store as JSON.
+What this file does not do: compute features (edge_asr.runtime.features).
 """
 
 from __future__ import annotations
@@ -120,11 +120,12 @@ class FeatureConfig:
             removal).
         power: 2.0 for mel bands of the power spectrum, 1.0 of the magnitude.
         mel_scale, mel_norm, f_min, f_max: see `mel.build_mel_filters`; Hz.
-        float32_tables: window and filters have torchaudio's roundings (`float32_tables.py`), and so has all
-            that is done to a frame ahead of the transform.
+        float32_tables: window and filters have torchaudio's roundings
+            (edge_asr/runtime/features/float32_tables.py), and so has everything that is done to a frame
+            before the FFT.
         log_guard, log_guard_value: log(x + value) for "add", log(max(x, value)) for "clamp".
         normalize: "none", or a normalization over the clip, which then cannot stream: see
-            `feature_normalization.normalize_features`.
+            `edge_asr.runtime.features.normalization`.
         double_precision: transform in float64, and frames too but for `float32_tables`. Without an offset in
             the logarithm, a band far below the loudest of its frame carries float32's rounding noise (up to
             4e-3 in log-mel in Kaldi itself); this removes it for half as much time again.

@@ -1,11 +1,12 @@
 """Reads lists of utterances: JSON Lines manifests, LJSpeech and LibriSpeech folders.
 
 A row that cannot be used becomes a `BadRow` with a named reason instead of an exception, so a
-caller can count, list, skip or refuse them. This file does not open audio and imports no torch;
-checks that need the sound or the vocabulary live in `edge_asr.training.corpus`.
+caller can count, list, skip or refuse them.
+What this file does not do: open audio. Checks that need the sound or the vocabulary are in
+`edge_asr.training.corpus`.
 
 JSON Lines keys: `audio_filepath` (absolute, or relative to the manifest's folder), `text`, and
-optionally `duration` (s), `speaker`, `id`. Other keys are kept out of the way (ignored).
+optionally `duration` (s), `speaker`, `id`. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def read_manifest(path: str | Path, *, kind: SourceKind = "auto", name: str | No
         name: used in reports; the file or folder name when None.
 
     Raises:
-        ManifestError: the path does not exist, its kind cannot be told, or it holds no row at all.
+        ManifestError: the path does not exist, its kind is unclear, or it holds no rows.
     """
     path = Path(path)
     if kind not in get_args(SourceKind):

@@ -1,10 +1,10 @@
 """The geometry of a streaming graph: which feature frames a step takes, and what it keeps for the next.
 
 Step k gives encoder frames k * chunk ... (k + 1) * chunk - 1. It reads a window of feature frames that begins
-early enough for the subsampling to be right from its first kept frame on (the frames before the chunk are
-NeMo's pre-encode cache), and reaches as far as the last one reads. All of it follows from a few numbers,
-which bundle.json records together with the rest of the arithmetic, so that other runtimes need not repeat it.
-This file has numbers only; edge_asr.model.streamable makes them from a network's configuration.
+early enough for the subsampling to be right from its first kept frame (the frames before the chunk are NeMo's
+pre-encode cache), and ends with the last frame that its last encoder frame reads. All this follows from a few
+numbers, which bundle.json records with the results of the arithmetic, so that other runtimes need not repeat
+it. This file holds only numbers; edge_asr.model.streamable derives them from a network's configuration.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edge_asr.errors import ConfigError
 from edge_asr.frames import OutputFrames
 from edge_asr.records import check_fields, json_from_record, record_from_json
 
-#: Smallest value of each field, 1 where it is not named.
+#: Smallest value of each field; 1 for fields that are not named.
 _LEAST = {
     "frame_ms": None,
     "first_output_frames": None,
@@ -35,19 +35,19 @@ class StreamingGeometry:
     Attributes:
         subsampling_factor, first_output_frames: see `edge_asr.frames.OutputFrames`.
         frame_ms: length of an encoder frame.
-        chunk_frames: new frames a step.
-        ahead_frames: frames behind those that are computed too, for what they tell about the chunk, and again
-            in the next step; 0 but for contexts that reach to the right of every frame ("regular").
-        left_frames: frames before the chunk that attention sees at most: those of the cache.
-        dropped_frames: first outputs of the subsampling that are thrown away, for the window has cut off what
-            they read. The first step has nothing to drop.
-        reach_frames: feature frames behind its own (index * factor) that an encoder frame reads.
+        chunk_frames: new frames per step.
+        ahead_frames: later frames that a step computes too, because the chunk depends on them, and that the
+            next step computes again; 0 except for contexts that look ahead from every frame ("regular").
+        left_frames: most frames before the chunk that attention sees, which are those of the cache.
+        dropped_frames: first outputs of the subsampling that are discarded, because the window has cut off
+            what they read. The first step has nothing to drop.
+        reach_frames: feature frames after its own (index * factor) that an encoder frame reads.
         n_layers: layers of the encoder.
         channel_width, time_width, time_frames: shapes of the caches: channels kept for a frame of attention,
             channels of the convolution, frames it keeps.
 
     Raises:
-        ConfigError: a number out of range; it names the field.
+        ConfigError: a number is out of range; the message names the field.
     """
 
     subsampling_factor: int

@@ -1,10 +1,11 @@
 """Tokens of a CTC model: ids to text, text to ids for character models, and the token files.
 
 One `Vocabulary` serves characters and SentencePiece pieces alike, because a piece list alone is
-enough to decode: a piece that begins with U+2581 begins a word. Encoding with SentencePiece
-belongs to training and is not here; the runtime never needs the sentencepiece package.
+enough to decode: a piece that begins with U+2581 begins a word. The runtime never needs the sentencepiece
+package.
+What this file does not do: encode with SentencePiece (edge_asr.training.tokenizer).
 
-The token files are the ones other runtimes read (`token id` a line, blank `<blk>` last, a space
+The token files are those that other runtimes read (`token id` per line, blank `<blk>` last, a space
 written as U+2581): sherpa-onnx reads tokens.txt, onnx-asr reads vocab.txt.
 """
 
@@ -29,9 +30,10 @@ _BYTE_RUN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 
 
 def join_pieces(pieces: Iterable[str]) -> str:
-    """Pieces as one text; runs of SentencePiece's byte pieces (`byte_fallback`) as the characters they spell.
+    """Join pieces to one text, with runs of byte pieces (`byte_fallback`) as the characters that they spell.
 
-    Source: google/sentencepiece, src/sentencepiece_processor.cc, `Decode`; bytes that are no UTF-8: U+FFFD.
+    Source: google/sentencepiece, src/sentencepiece_processor.cc, `Decode`. Bytes that are not UTF-8 become
+        U+FFFD.
     """
     text = "".join(pieces)
     if "<0x" not in text:

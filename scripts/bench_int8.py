@@ -5,7 +5,7 @@ The physics: an AVX512-VNNI core multiplies four times as many int8 as float32 a
 products gain; softmax, norms, activations and the Q/DQ around the products are float32 or extra work.
 Both files run on the runtime's own onnxruntime backend in this process, one thread, taking turns, so that a
 slow moment hits both. The bar is on medians of the time that passes; the
-processor time of the thread is given too, for it leaves out the turns of other programs. float32 is the
+processor time of the thread is given too, because it leaves out the turns of other programs. float32 is the
 bundle's model.onnx, with all rewrites; its size is that of float32 weights, also where it stores float16.
 
     python scripts/bench_int8.py [BUNDLE] [--manifest dev.jsonl ...] [--profile]

@@ -1,6 +1,6 @@
 """Reads clocks, governor, temperature and power mode of this machine at one moment, and sets nothing.
 
-A processor's clock is told only where the kernel has cpufreq: the "cpu MHz" of /proc/cpuinfo is a nominal
+A processor's clock is known only where the kernel has cpufreq: the "cpu MHz" of /proc/cpuinfo is a nominal
 number in a virtual machine.
 """
 
@@ -81,7 +81,7 @@ def _gpu() -> tuple[tuple[float | None, float | None, float | None], str | None]
         gpu.ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
     )
     sm, memory, celsius = (None if value is None else float(value) for value in values)
-    return (sm, memory, celsius), None if sm is not None else "this GPU does not tell its clocks"
+    return (sm, memory, celsius), None if sm is not None else "this GPU does not report its clocks"
 
 
 def _power_mode(machine: Machine) -> tuple[str | None, str | None]:
@@ -90,7 +90,7 @@ def _power_mode(machine: Machine) -> tuple[str | None, str | None]:
     answer = machine.run("nvpmodel", "-q") or ""
     mode = re.search(r"NV Power Mode:\s*(\S.*)", answer)
     if mode is None:
-        return None, "nvpmodel does not tell (a container has none)"
+        return None, "nvpmodel does not say (a container has none)"
     return mode[1].strip(), None
 
 

@@ -3,12 +3,12 @@
 A ratio is B over A. Its interval comes from resampling blocks of neighboring runs (moving-block bootstrap,
 Künsch 1989, blocks of about sqrt(n) runs): neighbors in time are alike on a busy machine, and resampling
 single runs would make the interval too narrow. It is then widened to reach from the fastest session of B over
-the slowest of A to the reverse, for a machine drifts from one minute to the next by more than its runs
-differ. A ratio whose interval holds 1 is "within noise". With five sessions each, equal benchmarks are told
-apart by chance in less than one of a hundred cases: in 2 of the 252 orders of ten sessions all of one lie
-before all of the other. What differs between two occasions as a whole (another job on the machine, another
-temperature) is not in the interval; what is known to differ is listed. Benchmarks on other audio are not
-compared at all.
+the slowest of A to the reverse, because a machine drifts from one minute to the next by more than its runs
+differ. A ratio whose interval holds 1 is "within noise". With five sessions each, equal benchmarks are called
+different by chance in less than one of a hundred cases: in only 2 of the 252 orders of ten sessions do all of
+one lie before all of the other. The interval does not cover what differs between two occasions as a whole
+(another job on the machine, another temperature); known differences are listed. Benchmarks on different audio
+are not compared.
 """
 
 from __future__ import annotations

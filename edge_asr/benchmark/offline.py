@@ -31,7 +31,7 @@ F32Array = npt.NDArray[np.float32]
 MIN_RUNS = 10
 ON_CPU = "onnxruntime on the CPU reads and writes the host's memory: there is no copy"
 ON_CUDA = "onnxruntime copies inside its run; both copies are in encode"
-UNKNOWN = "this backend does not tell its copies"
+UNKNOWN = "this backend does not time its copies"
 
 
 @dataclass(slots=True, kw_only=True)

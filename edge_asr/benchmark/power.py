@@ -302,7 +302,7 @@ def find_nvml(gpu: NvmlGpu) -> tuple[PowerReader | None, str]:
     for query in ("nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"):
         if gpu.ask(query) is not None:
             return NvmlReader(gpu), ""
-    return None, "this GPU tells neither energy nor power"
+    return None, "this GPU reports neither energy nor power"
 
 
 # --- RAPL ---

@@ -1,7 +1,7 @@
 """Reads where and with what a benchmark ran: processor, system, packages, commit, load.
 
-The record is a part of bench.json (`schema.py`); every number that the machine does not tell is null beside a
-reason.
+The record is a part of bench.json (`schema.py`); every number that the machine does not report is null beside
+a reason.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class MachineRecord:
         edge_asr: version. git_commit: of the work tree, "+dirty" when changed; git_reason: why null.
         load_before, load_after: load average over a minute.
         steal_share: share of processor time that other virtual machines took while measuring; null where the
-            kernel does not tell.
+            kernel does not say.
         clocks_before, clocks_after: around the measurement.
     """
 

@@ -1,14 +1,14 @@
 """Measures where the time of a recognition goes, as the recognizer reports it: features, encode, decode.
 
-`StagedRecognizer` is a `Recognizer` with an observer of its stages (`StageTime`) and a clock around a call. A
-call of it does what a call of `Recognizer` does, the same code on the same data; only clocks are read
-in between (a microsecond or so a call). The stages add up to the call's time:
+`StagedRecognizer` is a `Recognizer` with an observer of its stages (`StageTime`) and a clock around each
+call. It runs the same code on the same data as `Recognizer`, and only reads clocks in between (about a
+microsecond per call). The stages add up to the time of the call:
 
-    features   checks, resampling, log-mel, normalization and the batch put together
-    encode     the backend's call, copies to and from the device with it
-    decode     all the rest: the decoder, token and word times, segments, stitching of windows
+    features   checks, resampling, log-mel, normalization, assembly of the batch
+    encode     the backend's call, with copies to and from the device
+    decode     the rest: the decoder, token and word times, segments, stitching of windows
 
-Copies are inside `encode` and are also told apart where the backend can tell them (`offline.py`).
+Copies are inside `encode`, and are also timed alone if the backend supports it (offline.py).
 What this file does not do: repeat runs, summarize, compare texts.
 """
 

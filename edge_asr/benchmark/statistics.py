@@ -1,7 +1,8 @@
 """Summarizes a list of measured times: extremes, mean, percentiles, jitter. It measures nothing.
 
-Percentiles interpolate linearly between the two nearest samples, as numpy's default. One that lies beyond all
-but the last sample (p99 of 20 runs) is close to the maximum; `n` stands beside them, so that it can be told.
+Percentiles interpolate linearly between the two nearest samples, as numpy does by default. A percentile
+beyond all but the last sample (p99 of 20 runs) is close to the maximum; `n` is reported too, so that readers
+can see this.
 """
 
 from __future__ import annotations

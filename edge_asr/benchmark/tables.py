@@ -100,7 +100,7 @@ def _stages(report: BenchReport) -> Table:
     if few:
         notes.append("p99 of fewer than 100 runs is close to the maximum.")
     notes.append(
-        "Jitter: mean difference between one run and the next. Copies, where told, are inside encode. "
+        "Jitter: mean difference between one run and the next. Copies, where reported, are inside encode. "
         "processor: processor time of all threads."
     )
     columns = ("model", "audio s", "batch", "stage, ms", "n", *STATISTICS)

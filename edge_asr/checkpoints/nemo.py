@@ -122,7 +122,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
 
 
 def _largest(name: str) -> int:
-    """Most bytes of a member; all files are read, for the names of tokenizers hold a hash."""
+    """Most bytes of a member; all files are read, because the names of tokenizers hold a hash."""
     if name.startswith("."):
         return 0
     return MAX_MEMBER_BYTES if name == WEIGHTS_NAME else MAX_BYTES

@@ -231,7 +231,7 @@ def _vocabulary(
 
 
 def _look_up(folder: Path, name: str | None, usual: tuple[str, ...]) -> Path | None:
-    """A file by its base name, for the settings name it where the training ran, or by a usual name."""
+    """Find a file by its base name, because the settings hold training paths, or by a usual name."""
     names = (*(() if name is None else (PurePosixPath(name).name,)), *usual)
     paths = (inside(folder, candidate) for candidate in names if candidate)
     return next((path for path in paths if path.is_file()), None)

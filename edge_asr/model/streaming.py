@@ -6,9 +6,9 @@ weights.
 What this file does not do: cut windows out of a feature stream (edge_asr.runtime.streaming_model), choose the
 geometry (streamable.py).
 
-The state is NeMo's: of every layer the last inputs of attention (behind its LayerNorm) and of the depthwise
-convolution, and how many frames of the former are there. WeNet's attention memorizes keys and values instead,
-and its count goes on beyond the memory, for its positions are absolute.
+The state is NeMo's: for every layer the last inputs of attention (after its LayerNorm) and of the depthwise
+convolution, and the number of frames of the former. WeNet's attention memorizes keys and values instead, and
+its count continues beyond the memory, because its positions are absolute.
 
 Sources: NeMo, nemo/collections/asr/modules/conformer_encoder.py (`forward_internal`,
 `setup_streaming_params`) and parts/submodules/{multi_head_attention,causal_convs}.py (`update_cache`); WeNet,

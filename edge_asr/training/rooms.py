@@ -2,7 +2,7 @@
 
 The image method (Allen and Berkley 1979, "Image method for efficiently simulating small-room acoustics")
 mirrors the source at the six walls of a box; each image adds its sound at its distance. That is exact but
-slow for late sound, where echoes are too dense to be told apart, so behind `_IMAGES_S` there is noise that
+slow for late sound, where echoes are too dense to be told apart, so after `_IMAGES_S` there is noise that
 decays with the room's reverberation time. Walls absorb all frequencies alike, and nothing stands in the room.
 """
 

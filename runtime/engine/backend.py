@@ -1,11 +1,11 @@
 """The TensorRT backend: any batch within an engine's profiles, on the `Backend` protocol.
 
 It finds the engine of a bundle that may run here (lookup.py), gives each request a profile and a shape, and
-runs it (runner.py). It needs `tensorrt` (or `tensorrt_rtx`, when asked for) and cuda-bindings, not
+runs it (runner.py). It needs `tensorrt` (or `tensorrt_rtx`, if it is named) and cuda-bindings, not
 PyTorch.
 
-Shapes. A batch with more rows than a profile takes is run in parts. Frames are padded up to the profile's
-minimum and, with CUDA graphs, to a bucket, so that shapes and with them recordings repeat; rows are padded up
+Shapes. A batch with more rows than a profile takes is run in parts. Frames are padded to the profile's
+minimum and, with CUDA graphs, to a bucket, so that shapes, and with them recordings, repeat. Rows are padded
 to the smallest batch. `length` does not change, and the graphs of a bundle mask the frames after it, so a
 valid frame has the same log-probs with and without padding, except for rounding. The proof of the export
 compares padded batches with rows alone and unpadded, and the proof of the engine does so again. More frames
@@ -49,15 +49,15 @@ class TensorRTBackend:
 
     Args:
         bundle: a loaded bundle.
-        precision: that of the engine.
+        precision: precision of the engine.
         flavor: "tensorrt", or "tensorrt-rtx".
-        use_cuda_graphs: record runs of shapes that repeat, and launch them at once.
-        allow_unverified: also run an engine that was not proven, or failed.
+        use_cuda_graphs: record runs of repeated shapes, and launch them at once.
+        allow_unverified: also accept an engine that was not proven, or failed its proof.
         engine: plan and sidecar inside the bundle's folder; None finds the one that fits. Either is checked.
 
     Attributes:
         name: the flavor.
-        precision: that of the engine.
+        precision: precision of the engine.
         plan_path, sidecar: the engine.
 
     Raises:
@@ -224,7 +224,7 @@ class TensorRTBackend:
         why = "was never compared with its model" if self.sidecar.proof is None else "failed its proof"
         return (
             f"the engine {self.plan_path} {why}; build it on this device with: {self._build_again()}, "
-            "or pass allow_unverified=True to run it all the same"
+            "or pass allow_unverified=True to run it anyway"
         )
 
     def _build_again(self) -> str:
@@ -232,17 +232,17 @@ class TensorRTBackend:
 
 
 def bucket_frames(n_frames: int) -> int:
-    """`n_frames` rounded up to one of eight shapes an octave: less than 1/8 more, or less than 8 frames."""
+    """Round `n_frames` up to one of eight shapes per octave: less than 1/8 more, or less than 8 frames."""
     octave = 1 << (n_frames.bit_length() - 1)
     step = max(octave // _BUCKETS_PER_OCTAVE, _SMALLEST_STEP_FRAMES)
     return -(-n_frames // step) * step
 
 
 def choose_profile(profiles: tuple[EngineProfile, ...], n_frames: int, n_rows: int) -> int | None:
-    """Index of the profile for a batch; None when none takes as many frames.
+    """Choose the index of the profile for a batch; None if no profile accepts as many frames.
 
-    The one with the fewest frames that are enough; among equals the one with the fewest rows that are
-    enough, or else with the most, for the batch is then run in parts.
+    It is the profile with the fewest sufficient frames; among equals the one with the fewest sufficient rows,
+    or else with the most rows, because the batch is then run in parts.
     """
     enough = [i for i, profile in enumerate(profiles) if profile.max_frames >= n_frames]
     if not enough:

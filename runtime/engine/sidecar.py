@@ -1,6 +1,7 @@
 """The sidecar of a TensorRT engine: what a plan was built from, for and how, as JSON beside the plan.
 
-Data and its JSON form only. Which plan may run here is decided in engines.py.
+This file holds only data and its JSON form.
+What this file does not do: decide which plan may run here (lookup.py).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class DeviceIdentity:
     Attributes:
         gpu_name: name from the CUDA driver; None if built without a GPU (TensorRT-RTX can).
         compute_capability: "8.7"; None without a GPU.
-        driver: newest CUDA version that the driver serves, "12.6"; None without a driver.
+        driver: newest CUDA version that the driver supports, "12.6"; None without a driver.
         jetpack: L4T release, "R36.4.3"; None on anything but a Jetson.
         os: "linux".
         arch: "x86_64" or "aarch64".
@@ -107,18 +108,18 @@ class EngineSidecar:
     """What a plan was built from, for and how; the JSON file beside it.
 
     Attributes:
-        onnx_file, onnx_sha256, precision: the artifact of the bundle. Also where the builder worked on a
+        onnx_file, onnx_sha256, precision: the artifact of the bundle, even if the builder worked on a
             rewritten copy of it (opset 17 for TensorRT 8.6).
         flavor, tensorrt_version: which library; the full version, "10.3.0.26".
-        cuda_version: that the builder used, or None if it could not be told.
+        cuda_version: CUDA version that the builder used; None if unknown.
         device: where it was built.
         profiles, tensors: what it accepts and gives.
         flags: names of builder and network flags, such as "STRONGLY_TYPED".
         workspace_mb: memory limit of the builder, None for TensorRT's default.
         plan_sha256, plan_size_bytes: those of the plan.
         build_time_s, built_at: how long it took; when it ended, ISO 8601 in UTC.
-        toolkit_version: edge-asr that built it.
-        proof: result of the comparison with the fp32 ONNX, with at least `"passed": bool`; None when there
+        toolkit_version: version of edge-asr that built it.
+        proof: result of the comparison with the fp32 ONNX, with at least `"passed": bool`; None if there
             was no device to run it on.
 
     Raises:
@@ -150,7 +151,7 @@ class EngineSidecar:
 
     @property
     def proven(self) -> bool:
-        """The engine was compared with the fp32 ONNX on its device, and passed."""
+        """Tell whether the engine was compared with the fp32 ONNX on its device, and passed."""
         return self.proof is not None and self.proof.get("passed") is True
 
     def to_dict(self) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_fake_nvml_energy_by_counter_else_by_power(install: Any, fake_machine: A
     install(FakeNvml())
     gpu, _ = open_gpu()
     assert gpu is not None
-    assert find_nvml(gpu) == (None, "this GPU tells neither energy nor power")
+    assert find_nvml(gpu) == (None, "this GPU reports neither energy nor power")
 
 
 CPUFREQ = {
@@ -137,7 +137,7 @@ def test_clocks_of_a_fake_machine(fake_machine: Any, install: Any) -> None:
     clocks = read_clocks(fake_machine(), uses_gpu=True)
     assert (clocks.gpu_sm_mhz, clocks.gpu_memory_mhz, clocks.gpu_celsius) == (100.0, 200.0, 40.0)
     install(FakeNvml())
-    assert read_clocks(fake_machine(), uses_gpu=True).gpu_reason == "this GPU does not tell its clocks"
+    assert read_clocks(fake_machine(), uses_gpu=True).gpu_reason == "this GPU does not report its clocks"
 
 
 def test_a_machine_without_cpufreq_gives_no_clock(fake_machine: Any) -> None:

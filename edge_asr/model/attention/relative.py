@@ -1,8 +1,8 @@
 """Self-attention over encoder frames with Transformer-XL relative positions.
 
 The encoder computes masks and positions once for all layers. Nothing is looked up in a table of fixed length.
-What this file does not do: keep the memory of a stream. `streaming.py` keeps it; `memorize` and `recall` use
-it.
+What this file does not do: keep the memory of a stream. `edge_asr.model.streaming` keeps it; `memorize` and
+`recall` use it.
 """
 
 import math
