@@ -10,10 +10,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edge_asr.checkpoints.native import load_checkpoint
 from edge_asr.training.config import TrainConfig
 from edge_asr.training.config_io import dump_config
+from edge_asr.training.corpus import Clip
+from edge_asr.training.distillation import load_posteriors
+from edge_asr.training.run import train
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -57,17 +62,9 @@ def test_stages_are_resumed_and_skipped(make_config: Callable[..., TrainConfig],
 
 @pytest.mark.slow
 def test_ablations_share_the_base_and_make_a_page(tone_manifests: tuple[Path, Path], tmp_path: Path) -> None:
-    train, dev = tone_manifests
-    command = [
-        sys.executable,
-        REPOSITORY / "scripts" / "ablate.py",
-        "--train",
-        train,
-        "--dev",
-        dev,
-        "--steps",
-        "2",
-    ]
+    speech, dev = tone_manifests
+    command = [sys.executable, REPOSITORY / "scripts" / "ablate.py", "--train", speech, "--dev", dev]
+    command += ["--steps", "2"]
     command += ["--runs", tmp_path / "runs", "-o", tmp_path / "page.md", "--only", "head", "norm"]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -81,3 +78,33 @@ def test_ablations_share_the_base_and_make_a_page(tone_manifests: tuple[Path, Pa
     for family in ("head", "norm"):
         assert f"(page/{family}.png)" in page
         assert (tmp_path / "page" / f"{family}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_head_on_states_writes_posteriors_that_training_reads(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config(optim={"max_steps": 1})
+    train(config, quiet=True)
+    student = load_checkpoint(Path(config.run_dir) / "last")
+    rng = np.random.default_rng(0)
+    for name, n_rows in (("tones", 3), ("dev", 1)):
+        (tmp_path / name).mkdir()
+        rows = [{"audio_filepath": f"{number}.wav", "text": "a be cad"} for number in range(n_rows)]
+        (tmp_path / name / "00000.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        states = {str(n): rng.standard_normal((40 + n, 8)).astype(np.float16) for n in range(n_rows)}
+        np.savez(tmp_path / name / "00000.npz", **states)
+    command = [sys.executable, REPOSITORY / "scripts" / "recipes" / "tiny_en" / "teach.py"]
+    command += [Path(config.run_dir) / "last", "-o", tmp_path / "said", "--minutes", "0.0001"]
+    command += ["--train", f"tones={tmp_path / 'tones'}", "--dev", tmp_path / "dev"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["examples"] == 3
+    clips = [
+        Clip(id="2.wav", source="tones", row=3, text="a", n_samples=1, weight=1.0, path=Path(), audio=None)
+    ]
+    (found,) = load_posteriors(tmp_path / "said", clips, student.vocabulary)
+    assert found is not None
+    assert found.tokens.shape[0] == 42
+    assert found.frame_s == 0.04
