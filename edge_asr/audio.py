@@ -68,12 +68,12 @@ _UNKNOWN_BYTES = 0x7FFF0000
 
 
 def has_sound_suffix(path: Path) -> bool:
-    """Whether a file found in a folder is taken for sound, by the end of its name."""
+    """Tell by the end of its name whether a file found in a folder counts as sound."""
     return path.suffix.lower() in SOUND_SUFFIXES
 
 
 def mono_from_waveform(waveform: npt.ArrayLike) -> F32Array:
-    """A checked waveform as one channel.
+    """Check a waveform, and return it as one channel.
 
     Args:
         waveform: [S] or [S, C] with C <= 64, channels averaged; floats with full scale 1.0
@@ -132,7 +132,7 @@ def _unusable_sample(array: npt.NDArray[Any], samples: F32Array) -> str:
 
 
 def check_sample_rate(sample_rate: int) -> int:
-    """`sample_rate` in Hz as an int.
+    """Check `sample_rate`, and return it in Hz as an int.
 
     Raises:
         AudioError: not a whole number from 1 kHz to 768 kHz.
@@ -150,7 +150,7 @@ def check_sample_rate(sample_rate: int) -> int:
 
 
 class ResampleStream:
-    """One channel from one rate to another, piece by piece. One thread at a time.
+    """Resamples one channel from one rate to another, piece by piece, in one thread at a time.
 
     The pieces together have round(S * target / source) samples (+- 1) and do not depend on how
     the input was cut. Equal rates pass through without delay.
@@ -188,7 +188,7 @@ class ResampleStream:
 
 
 def resample(samples: F32Array, source_rate: int, target_rate: int) -> F32Array:
-    """A whole channel [S] float32 at another rate; the same bits as `ResampleStream`."""
+    """Resample a whole channel [S] float32; gives the same bits as `ResampleStream`."""
     stream = ResampleStream(source_rate, target_rate)
     if source_rate == target_rate:
         return samples
@@ -196,7 +196,7 @@ def resample(samples: F32Array, source_rate: int, target_rate: int) -> F32Array:
 
 
 class AudioFile:
-    """A sound file read as mono blocks: WAV, FLAC, Ogg, MP3 and what else libsndfile knows.
+    """Reads a sound file as mono blocks: WAV, FLAC, Ogg, MP3 and everything else that libsndfile knows.
 
     Memory stays bounded whatever the length. A file that ends before its header says so is read as far as it
     goes, and a warning is logged. A stream that cannot seek (a pipe, stdin) is copied
@@ -278,7 +278,7 @@ class AudioFile:
             n_read += len(block)
 
     def _find_missing(self, n_read: int) -> str | None:
-        """What a header promised and the file does not hold; libsndfile reads on without an error."""
+        """Describe what a header promised but the file does not hold; libsndfile reports no error."""
         name, read_s = self.name, n_read / self.sample_rate
         again = "the rest is missing from the result; make a new copy of the file"
         missing_s = self.duration_s - read_s
@@ -316,7 +316,7 @@ class AudioFile:
 
 
 def read_audio(source: str | Path | BinaryIO, sample_rate: int = 16000) -> F32Array:
-    """A whole sound file as one channel at `sample_rate`, [S] float32.
+    """Read a whole sound file as one channel at `sample_rate`, [S] float32.
 
     Raises:
         AudioError: as `AudioFile`.

@@ -1,4 +1,4 @@
-"""One strict codec between dataclasses and JSON (or YAML), for every file that edge-asr reads as data.
+"""Converts strictly between dataclasses and JSON (or YAML), for every file that edge-asr reads as data.
 
 It decodes JSON within limits (size, depth, digits, text that is not Unicode), and builds dataclasses from it
 by their annotations: scalars, `Literal`, dataclasses, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`,

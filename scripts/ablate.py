@@ -125,7 +125,7 @@ def build_config(difference: Mapping[str, Any], arguments: argparse.Namespace) -
 
 
 def is_done(run: Path, steps: int) -> bool:
-    """Whether the run in this folder came to its last step."""
+    """Tell whether the run in this folder reached its last step."""
     return int(json.loads((run / "summary.json").read_text(encoding="utf-8"))["step"]) >= steps
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How many hours of speech `edge-asr train` learns from in an hour of one core, by stage of a step.
+"""Measure how many hours of speech `edge-asr train` processes per hour of one core, by stage of a step.
 
 The speech is synthetic (noise that swells like syllables), so nothing has to be there; the model, the batch
 and the augmentation are those of a YAML, or of the default shape here. Times are the processor time of one

@@ -190,7 +190,7 @@ def run_sections(settings: Settings, only: list[str] | None, timeout_s: float, f
 def run_child(
     name: str, settings: Settings, runners: list[str], timeout_s: float, folder: Path
 ) -> dict[str, Any]:
-    """One section in a process of its own; a crash is an answer with a failed gate, and what was saved."""
+    """Run one section in a process of its own; a crash gives a failed gate, and what was saved."""
     paths = [folder / file for file in ("settings.json", "runners.json", "answer.json")]
     settings.write(paths[0])
     paths[1].write_text(json.dumps(runners), encoding="utf-8")

@@ -158,7 +158,7 @@ class BundleInfo:
 
     @property
     def output_frames(self) -> OutputFrames:
-        """How many output frames a clip has."""
+        """Return the rule for how many output frames a clip has."""
         return OutputFrames(factor=self.subsampling_factor, first=self.first_output_frames)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From another project's tensors to a `Checkpoint`: every tensor used once, every one of ours filled.
+"""Turns another project's tensors into a `Checkpoint`: each is used once, and each of ours is filled.
 
 It takes tensors by name and shape, renames them, reports what is left over, and checks the whole.
 What this file does not do: know the names of a project (each loader does), open files (`safe_*.py`).
@@ -45,7 +45,7 @@ class TensorMap:
         return list(self._left)
 
     def take(self, name: str) -> Tensor:
-        """One tensor, which counts as used then.
+        """Take one tensor, which then counts as used.
 
         Raises:
             CheckpointError: there is none of that name.
@@ -58,7 +58,7 @@ class TensorMap:
         return self._left.pop(name)
 
     def move(self, source: str, target: str) -> None:
-        """One tensor as it is."""
+        """Take one tensor unchanged."""
         self.ours[target] = self.take(source)
 
     def linear(self, source: str, target: str, *, bias: bool = True) -> None:

@@ -22,7 +22,7 @@ TORCH_BATCH_NORM_EPS = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockForm:
-    """What of a block is not in `ConformerConfig`.
+    """The facts of a block that are not in `ConformerConfig`.
 
     Attributes:
         macaron: whether there are two half-step feed-forward modules; one whole one otherwise.

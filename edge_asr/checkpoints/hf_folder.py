@@ -1,4 +1,4 @@
-"""What Hugging Face folders have in common: config.json, safetensors, feature extractor and tokenizer files.
+"""Reads what Hugging Face folders share: config.json, safetensors, feature extractor and tokenizer files.
 
 It finds and reads them, in the layouts of transformers 4 and 5.
 What this file does not do: map weights (parakeet.py, wav2vec2.py).

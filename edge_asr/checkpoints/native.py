@@ -69,7 +69,7 @@ class Checkpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What its loader assumed or left out, in sentences."""
+        """Sentences about what the loader assumed or left out."""
         return self.facts.notes
 
     @property
@@ -80,12 +80,12 @@ class Checkpoint:
 
     @property
     def attention_context_style(self) -> ContextStyle:
-        """How those contexts limit attention."""
+        """The way in which those contexts limit attention."""
         return self.facts.attention_context_style or self.model_config.attention_context_style
 
     @property
     def has_dynamic_chunks(self) -> bool:
-        """Whether its loader knows that it was trained with chunks of many sizes."""
+        """Tell whether the loader knows that it was trained with chunks of many sizes."""
         return self.facts.dynamic_chunks
 
     def build_model(self) -> ConformerCTC:

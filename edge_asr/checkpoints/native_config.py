@@ -30,7 +30,7 @@ _REMEDY = "use the edge-asr that wrote it, or copy the checkpoint again"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFacts:
-    """What the original says of a model besides its network; export and comparison follow it.
+    """Facts of the original besides its network, which export and comparison follow.
 
     Attributes:
         source_blank_id: the blank's place among the original's outputs; None where it is ours, the last.
@@ -91,7 +91,7 @@ class NativeConfig:
 
 
 def is_native(path: Path) -> bool:
-    """Whether it is our folder, whole or not; a Hugging Face folder has files of the same names."""
+    """Tell whether it is our folder, whole or not; a Hugging Face folder has files of the same names."""
     try:
         config = read_json(path / CONFIG_NAME, error=CheckpointError)
     except (OSError, CheckpointError):

@@ -124,7 +124,7 @@ def encoder_fields(settings: Settings, n_mels: int) -> Encoder:
 
 
 def trained_contexts(encoder: Mapping[str, Any]) -> dict[str, Any]:
-    """What an encoder's settings say of attention contexts, as fields of `SourceFacts`.
+    """Read the attention contexts of an encoder's settings, as fields of `SourceFacts`.
 
     Returns:
         `attention_contexts`, every (left, right), the default first, mostly one; `attention_context_style`.

@@ -111,7 +111,7 @@ def read_members(path: Path, limit_of: Callable[[str], int]) -> dict[str, bytes]
 
 
 def is_tar(path: Path) -> bool:
-    """Whether the first bytes are those of a tar or gzip file; never raises."""
+    """Tell whether the first bytes are those of a tar or gzip file; never raises."""
     try:
         with path.open("rb") as handle:
             head = handle.read(263)

@@ -139,7 +139,7 @@ def _window(mel: Settings) -> str:
 
 
 def _input_scale(mel: Settings, n_fft: int, win_length: int, window: str) -> float:
-    """What `normalized` divides the spectrum by may as well be taken from the samples."""
+    """Apply the divisor of `normalized` to the samples instead of the spectrum."""
     normalized = mel.expect("normalized", (False, True, "window", "frame_length"), False)
     if normalized is False:
         return 1.0

@@ -210,7 +210,7 @@ class ConformerConfig:
 
     @property
     def output_frames(self) -> OutputFrames:
-        """How many encoder frames a clip gives."""
+        """Return the rule for how many encoder frames a clip gives."""
         return output_frames_from_config(self)
 
     @property
@@ -301,7 +301,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def output_frames_from_config(config: ConformerConfig) -> OutputFrames:
-    """How many encoder frames a clip gives."""
+    """Return the rule for how many encoder frames a clip gives."""
     if config.subsampling in ("none", "linear"):
         return OutputFrames(factor=1)
     if config.subsampling == "waveform":

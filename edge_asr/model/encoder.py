@@ -53,7 +53,7 @@ class ConformerBlock(nn.Module):
     def stream(
         self, x: Tensor, bias: Tensor, positions: Any, valid: Tensor, memory: Tensor, cache: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One chunk of a stream.
+        """Process one chunk of a stream.
 
         Args:
             x: float (B, Q, D).

@@ -1,4 +1,4 @@
-"""Whether a network can run chunk by chunk, and with which geometry; no torch needed.
+"""Decides whether a network can run chunk by chunk, and with which geometry; no torch needed.
 
 It holds the rules, describes in words what they allow, and computes the numbers (`edge_asr.stream_geometry`)
 from the configuration alone.

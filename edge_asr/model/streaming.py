@@ -1,4 +1,4 @@
-"""One step of a stream in PyTorch: a window of features and a state in, log-probabilities and a state out.
+"""Runs a step of a stream in PyTorch: a window of features and a state in, log-probs and a state out.
 
 It runs the modules of a `ConformerCTC` chunk by chunk, so that the chunks of a clip, one after the other,
 give what the model gives for the whole clip under the same `attention_context`. There is no second set of
@@ -30,7 +30,7 @@ from edge_asr.stream_geometry import StreamingGeometry
 
 
 class StreamCaches(NamedTuple):
-    """What a batch of streams keeps between steps; a new stream is all zeros.
+    """The state of a batch of streams between steps; a new stream is all zeros.
 
     Attributes:
         channel: float (B, L, left_frames, channel_width), memories of attention, the latest last.
@@ -68,7 +68,7 @@ class StreamingStep(nn.Module):
     def forward(
         self, features: Tensor, lens: Tensor, state: StreamCaches
     ) -> tuple[Tensor, Tensor, StreamCaches]:
-        """One step.
+        """Run one step.
 
         Args:
             features: float32 (B, T, n_mels), the step's window (`StreamingGeometry.window`): the first ones

@@ -1,4 +1,4 @@
-"""What all proofs of one model share: the cases, and how a graph is run on them and compared."""
+"""The inputs that all proofs of a model share, and running and comparing graphs on them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """What is trained on, and how it is batched.
+    """The data to train on, and how to batch it.
 
     train: list of sources; all are mixed.
     dev: list of sources for evaluation; no source may be empty.

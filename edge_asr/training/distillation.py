@@ -26,7 +26,7 @@ from edge_asr.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Posteriors:
-    """What the teacher says of one clip: u16 [F, k] tokens, f16 [F, k] log-probabilities, frame_s apart."""
+    """The teacher's output for one clip: u16 [F, k] tokens, f16 [F, k] log-probabilities, frame_s apart."""
 
     tokens: npt.NDArray[np.uint16]
     log_probs: npt.NDArray[np.float16]
@@ -35,7 +35,7 @@ class Posteriors:
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """What the targets of a run depend on.
+    """The data that the targets of a run depend on.
 
     posteriors: posteriors of each training clip.  frame_s: seconds between the student's frames.
     """
@@ -98,7 +98,7 @@ def write_posteriors(
 def load_posteriors(
     folder: str | Path, clips: Sequence[Clip], vocabulary: Vocabulary
 ) -> list[Posteriors | None]:
-    """What the teacher says of each clip; None for clips (and whole sources) that it did not hear.
+    """Load the teacher's output for each clip; None for clips (and whole sources) that it did not hear.
 
     Raises:
         ConfigError: a file that cannot be read or has another vocabulary, or no posteriors at all.

@@ -32,7 +32,7 @@ class DevSet:
 
 
 def build_dev_sets(clips: Sequence[Clip], features: FeatureConfig) -> list[DevSet]:
-    """One `DevSet` per source name, in the order of the clips."""
+    """Build one `DevSet` per source name, in the order of the clips."""
     extractor = FeatureExtractor(features)
     sets: dict[str, DevSet] = {}
     for clip in clips:

@@ -71,7 +71,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class FlatStart:
-    """What the labels of a flat start depend on.
+    """The data that the labels of a flat start depend on.
 
     weights: f64 [V], see `token_weights`.  spans: for each clip when its tokens are said, see `load_spans`.
     Tokens of clips without spans are spread evenly.

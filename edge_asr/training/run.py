@@ -1,4 +1,4 @@
-"""One call from configuration to trained model: prepare, resume, train, average, summarize."""
+"""Goes from configuration to trained model in one call: prepare, resume, train, average, summarize."""
 
 from __future__ import annotations
 

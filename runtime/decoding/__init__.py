@@ -1,1 +1,1 @@
-"""From log-probs to tokens."""
+"""Decoding: turns log-probs into tokens."""

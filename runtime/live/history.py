@@ -21,7 +21,7 @@ class AudioHistory:
 
     @property
     def end(self) -> int:
-        """One past the newest sample."""
+        """Return one past the newest sample."""
         return self.start + self._n_buffered
 
     def append(self, samples: npt.NDArray[np.float32]) -> None:

@@ -1,4 +1,4 @@
-"""One fixture through our code: features, the PyTorch model, padded batches, and the exported bundle.
+"""Runs a fixture through our code: features, the PyTorch model, padded batches, and the exported bundle.
 
 It computes for each clip what golden.npz holds, in the original's order of outputs, and the differences.
 What this file does not do: judge (`Bars` says what passes), print (scripts/check_golden.py).
@@ -33,7 +33,7 @@ from golden.streaming import compare_streams, has_streams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bars:
-    """What passes (absolute differences on valid frames; single clips).
+    """Limits that pass (absolute differences on valid frames; single clips).
 
     Attributes:
         feature_max, feature_mean: those of the front end; the largest is weighted (`float32_weight`).
@@ -63,7 +63,7 @@ QUICK_PLAN = CasePlan(random_lengths=1, max_random_s=4.0, max_batch=2)
 
 @dataclass(slots=True)
 class Result:
-    """What came of a fixture; None where nothing was compared.
+    """The result of a fixture; None where nothing was compared.
 
     Attributes:
         error: why it could not be compared at all.
@@ -92,7 +92,7 @@ class Result:
     dumped: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def failures(self, bars: Bars = BARS) -> list[str]:
-        """What missed its bar, in words."""
+        """Describe what missed its limit."""
         if self.error is not None:
             return [self.error]
         failed = []
@@ -198,7 +198,7 @@ def _length(golden: dict[str, Any], key: str, default: int, row: int = 0) -> int
 
 
 def float32_weight(log_mel: F32Array, power: float) -> F32Array:
-    """How much of an error counts, [T, n_mels]: all, down to float32's epsilon of a frame's loudest band.
+    """Compute how much of an error counts, [T, n_mels]: all, down to float32's epsilon of the loudest band.
 
     A transform in float32, which is what the originals run, has a rounding noise of one level over all bins
     of a frame. What it makes of a band's logarithm grows as the band's amplitude falls: from a power 2^-23
@@ -280,7 +280,7 @@ def _compare_batches(
 
 
 def _batch_is_a_target(golden: dict[str, Any], order: list[int]) -> bool:
-    """Whether the original's padded batch gives what its clips give alone; padding leaks in some."""
+    """Compare the original's padded batch with its clips alone; in some, padding leaks."""
     batch = golden["batch_logp"]
     if len(batch) != len(order):
         return False

@@ -52,7 +52,7 @@ class Fixture:
 
     @property
     def variant(self) -> str:
-        """What of it, such as "conformer-bpe"."""
+        """The variant, such as "conformer-bpe"."""
         return str(self.info.get("variant", "?"))
 
     @property
@@ -87,7 +87,7 @@ def find_fixtures(root: Path) -> list[Fixture]:
 
 
 def read_fixture(folder: Path, root: Path) -> Fixture:
-    """One fixture folder; without a golden.json that can be read it has neither family nor variant."""
+    """Read one fixture folder; without a readable golden.json it has neither family nor variant."""
     try:
         info = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -38,7 +38,7 @@ _GROUP = re.compile(r"(stream_(-?\d+)_(-?\d+|all))_logp0")
 
 @dataclass(slots=True)
 class StreamResult:
-    """What came of the streams of a fixture; the worst of them, None where nothing was compared.
+    """The worst result of the streams of a fixture; None where nothing was compared.
 
     Attributes:
         torch: log-probs of each step in PyTorch, fed with the original's input.
@@ -63,7 +63,7 @@ class StreamResult:
 
 
 def has_streams(fixture: Fixture) -> bool:
-    """Whether there is anything to compare."""
+    """Tell whether there is anything to compare."""
     return any(_GROUP.fullmatch(key) for key in fixture.arrays())
 
 
@@ -128,7 +128,7 @@ def _cmvn(checkpoint: Checkpoint) -> tuple[F32Array, F32Array] | None:
 
 
 def _inputs(fixture: Fixture, checkpoint: Checkpoint, golden: dict[str, Any], name: str) -> list[F32Array]:
-    """What the original fed to each step, as our model takes it."""
+    """Return what the original fed to each step, in our model's form."""
     if f"{name}_chunk0" in golden:
         n_steps = sum(1 for key in golden if re.fullmatch(rf"{name}_chunk\d+", key))
         chunks = [golden[f"{name}_chunk{k}"] for k in range(n_steps)]

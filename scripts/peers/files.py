@@ -46,7 +46,7 @@ class ModelFiles:
 
     @property
     def per_feature(self) -> bool:
-        """Whether it is a model for onnx-asr, which always normalizes per feature."""
+        """Tell whether it is a model for onnx-asr, which always normalizes per feature."""
         return self.bundle.info.features.normalize == "per_feature"
 
 

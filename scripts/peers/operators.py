@@ -23,7 +23,7 @@ _PEAK_SIZE = 1024
 
 
 def operator_table(title: str, operators: Mapping[str, Numbers]) -> Table:
-    """What `profile_file` found, for people."""
+    """Format what `profile_file` found."""
     rows = tuple(
         (name, f"{entry['ms']:.3f}", f"{entry['share']:.1%}", f"{entry['nodes']:.0f}")
         for name, entry in operators.items()

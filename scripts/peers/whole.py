@@ -1,4 +1,4 @@
-"""What is measured around a whole program: start to text of a command, memory, and many short files."""
+"""Measures whole programs: start to text of a command, memory, and many short files."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From feature frames to encoder frames: strided convolutions in the variants of each project."""
+"""Turns feature frames into encoder frames: strided convolutions in the variants of each project."""

@@ -1,4 +1,4 @@
-"""What the makers of golden fixtures share: the clips, random weights, the arrays, the files.
+"""Shared by the makers of golden fixtures: the clips, random weights, the arrays, the files.
 
 Does: draw weights that leave nothing at its default; center a CTC head so that its argmax varies; collect the
 arrays of golden.npz and write the fixture's folder with versions and seed.
@@ -153,14 +153,14 @@ class Fixture:
         }
 
     def add(self, key: str, value: Tensor | npt.NDArray[Any]) -> None:
-        """One array; floats are kept as float32."""
+        """Add one array; floats are kept as float32."""
         array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
         self.arrays[key] = array.astype(np.float32) if array.dtype == np.float64 else array.copy()
 
     def add_clip(
         self, index: int, features: Tensor, feature_len: int, log_probs: Tensor, n_valid: int
     ) -> None:
-        """One clip alone: features [1, T, F] (or the wave [1, S]), log-probs [1, T', V]."""
+        """Add one clip alone: features [1, T, F] (or the wave [1, S]), log-probs [1, T', V]."""
         key = f"clip{index}"
         self.add(f"{key}_feat", features)
         self.add(f"{key}_feat_len", np.array([feature_len]))

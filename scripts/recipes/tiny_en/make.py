@@ -63,7 +63,7 @@ def read_summary(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def is_finished(config: TrainConfig) -> bool:
-    """Whether the run came to its last step or minute."""
+    """Tell whether the run reached its last step or minute."""
     summary, optim = read_summary(config), config.optim
     if summary is None:
         return False
