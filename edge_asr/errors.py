@@ -11,6 +11,7 @@ What this file does not do: wrap errors that are bugs, which keep their tracebac
     |-- ConfigError (ValueError)              a configuration value or key
     |-- ManifestError (ValueError)            a manifest or one of its rows
     |-- VocabularyError (ValueError)          tokens, blank, text outside the vocabulary
+    |-- GrammarError (ValueError)             a grammar that cannot be read, compiled or spelled
     |-- CheckpointError (ValueError)          a checkpoint that cannot be read
     |-- BundleError (ValueError)              a bundle that is incomplete, altered or unverified
     |-- MissingDependencyError (ImportError)  an optional package that is not installed
@@ -45,6 +46,10 @@ class ManifestError(EdgeAsrError, ValueError):
 
 class VocabularyError(EdgeAsrError, ValueError):
     """Tokens that contradict each other, or text the vocabulary cannot spell."""
+
+
+class GrammarError(EdgeAsrError, ValueError):
+    """A grammar that cannot be read, contradicts itself, or has words that the vocabulary cannot spell."""
 
 
 class CheckpointError(EdgeAsrError, ValueError):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from edge_asr.runtime.decoding.decoder import Decoder as Decoder
     from edge_asr.runtime.decoding.decoder import Hypothesis as Hypothesis
     from edge_asr.runtime.decoding.decoder import TokenRuns as TokenRuns
+    from edge_asr.runtime.decoding.grammar.read import grammar_decoder as grammar_decoder
+    from edge_asr.runtime.decoding.grammar.recognition import GrammarDecoder as GrammarDecoder
     from edge_asr.runtime.decoding.greedy import GreedyDecoder as GreedyDecoder
     from edge_asr.runtime.decoding.greedy import greedy_decode as greedy_decode
     from edge_asr.runtime.engine.backend import TensorRTBackend as TensorRTBackend
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.live.events import Final as Final
     from edge_asr.runtime.live.events import Gap as Gap
     from edge_asr.runtime.live.events import Partial as Partial
+    from edge_asr.runtime.live.events import Unmatched as Unmatched
     from edge_asr.runtime.live.microphone import MicrophoneConfig as MicrophoneConfig
     from edge_asr.runtime.live.microphone import MicrophoneSource as MicrophoneSource
     from edge_asr.runtime.live.microphone import list_devices as list_devices
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.recognizer import Recognizer as Recognizer
     from edge_asr.runtime.recognizer import StageTime as StageTime
     from edge_asr.runtime.streaming_model import StreamingModel as StreamingModel
+    from edge_asr.runtime.transcript import GrammarResult as GrammarResult
     from edge_asr.runtime.transcript import Segment as Segment
     from edge_asr.runtime.transcript import Token as Token
     from edge_asr.runtime.transcript import Transcript as Transcript
@@ -63,6 +67,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         "FileSource": "live.sources",
         "Final": "live.events",
         "Gap": "live.events",
+        "GrammarDecoder": "decoding.grammar.recognition",
+        "GrammarResult": "transcript",
         "GreedyDecoder": "decoding.greedy",
         "Hypothesis": "decoding.decoder",
         "LiveConfig": "live.recognizer",
@@ -84,8 +90,10 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Token": "transcript",
         "TokenRuns": "decoding.decoder",
         "Transcript": "transcript",
+        "Unmatched": "live.events",
         "Word": "transcript",
         "create_backend": "backends",
+        "grammar_decoder": "decoding.grammar.read",
         "greedy_decode": "decoding.greedy",
         "list_devices": "live.microphone",
         "streaming_decoders": "live.streaming_decoder",

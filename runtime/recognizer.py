@@ -42,7 +42,13 @@ from edge_asr.runtime.decoding.decoder import Decoder, DecoderFactory, Hypothesi
 from edge_asr.runtime.decoding.greedy import GreedyDecoder
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.features.normalization import normalize_features
-from edge_asr.runtime.transcript import Transcript, split_segments, tokens_from_runs, words_from_tokens
+from edge_asr.runtime.transcript import (
+    Transcript,
+    grammar_result,
+    split_segments,
+    tokens_from_runs,
+    words_from_tokens,
+)
 from edge_asr.runtime.windows import WindowGeometry, stitch_log_probs
 from edge_asr.vocabulary import Vocabulary
 
@@ -436,6 +442,7 @@ class Recognizer:
             words=words,
             segments=split_segments(words),
             duration_s=duration_s,
+            grammar=grammar_result(hypothesis, words, self.vocabulary, self.frame_s, end_s=duration_s),
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_asr.runtime.decoding.decoder import I64Array, TokenRuns
+from edge_asr.runtime.decoding.decoder import Hypothesis, I64Array, TokenRuns
 from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary, join_pieces
 
 SEGMENT_PAUSE_S = 0.8
@@ -68,6 +68,60 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PhraseSlot:
+    """What was said in a slot of a phrase.
+
+    Attributes:
+        name: name of the slot.
+        value: its words; number: what they are in a slot for numbers, else None.
+        start_s, end_s: of its words; None where the tokens do not separate words.
+    """
+
+    name: str
+    value: str
+    number: int | None
+    start_s: float | None
+    end_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrammarResult:
+    """Which phrase of a grammar was said, if any.
+
+    Attributes:
+        matched: whether one was; if not, text, tokens and words of the transcript are empty.
+        phrase: as the grammar writes it; "" if not matched.
+        slots, tags: of the phrase, in its order.
+        score: mean log-probability of a frame less that of its best token, at most 0; None where no phrase
+            came near.
+        confidence: exp(score), 0 to 1; 0 if not matched.
+        heard: tokens of greedy search, whatever the grammar.
+        heard_text: their text.
+    """
+
+    matched: bool
+    phrase: str
+    slots: tuple[PhraseSlot, ...]
+    tags: tuple[str, ...]
+    score: float | None
+    confidence: float
+    heard: tuple[Token, ...]
+    heard_text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict ready for JSON, without the tokens heard."""
+        return {
+            "matched": self.matched,
+            "phrase": self.phrase,
+            "slots": [dataclasses.asdict(slot) for slot in self.slots],
+            "tags": list(self.tags),
+            "score": None if self.score is None else round(self.score, 6),
+            "confidence": round(self.confidence, 6),
+            "heard": self.heard_text,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Transcript:
     """The transcript of a recording.
 
@@ -77,6 +131,7 @@ class Transcript:
         words: all words, with times and confidences.
         segments: words grouped at pauses of `SEGMENT_PAUSE_S`.
         duration_s: length of the recording, seconds.
+        grammar: of a recognizer with a grammar; None for all others.
     """
 
     text: str
@@ -84,11 +139,18 @@ class Transcript:
     words: tuple[Word, ...]
     segments: tuple[Segment, ...]
     duration_s: float
+    grammar: GrammarResult | None = None
+
+    @property
+    def heard(self) -> tuple[Token, ...]:
+        """The tokens, or what greedy search heard where they match no phrase of the grammar."""
+        return self.tokens if self.grammar is None or self.grammar.matched else self.grammar.heard
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict ready for JSON; the words of a segment are not repeated inside it."""
         return {
             "text": self.text,
+            **({} if self.grammar is None else self.grammar.to_dict()),
             "duration_s": self.duration_s,
             "segments": [
                 {"text": s.text, "start_s": s.start_s, "end_s": s.end_s, "confidence": s.confidence}
@@ -135,6 +197,61 @@ def tokens_from_runs(
         )
         for token_id, start, end, confidence in rows
     )
+
+
+def grammar_result(
+    hypothesis: Hypothesis,
+    words: Sequence[Word],
+    vocabulary: Vocabulary,
+    frame_s: float,
+    *,
+    offset_s: float = 0.0,
+    end_s: float | None = None,
+) -> GrammarResult | None:
+    """Convert the match of a hypothesis; None if its decoder has no grammar.
+
+    Args:
+        hypothesis: of a decoder.
+        words: those of its tokens.
+        vocabulary, frame_s, offset_s, end_s: as for `tokens_from_runs`.
+    """
+    match = hypothesis.match
+    if match is None:
+        return None
+    heard = tokens_from_runs(match.heard, vocabulary, frame_s, offset_s=offset_s, end_s=end_s)
+    is_aligned = len(words) == len(match.phrase.split())
+    return GrammarResult(
+        matched=match.matched,
+        phrase=match.phrase,
+        slots=tuple(
+            PhraseSlot(
+                name=slot.name,
+                value=slot.value,
+                number=slot.number,
+                start_s=words[slot.first_word].start_s if is_aligned else None,
+                end_s=words[slot.last_word].end_s if is_aligned else None,
+            )
+            for slot in match.slots
+        ),
+        tags=match.tags,
+        score=match.score,
+        confidence=match.confidence,
+        heard=heard,
+        heard_text=" ".join(word.text for word in words_from_tokens(heard, vocabulary)),
+    )
+
+
+def shift_grammar_result(result: GrammarResult, offset_s: float) -> GrammarResult:
+    """Shift the times of a segment's result to those of the stream, in which it begins at `offset_s`."""
+
+    def shift(time_s: float | None) -> float | None:
+        return None if time_s is None else time_s + offset_s
+
+    slots = tuple(
+        dataclasses.replace(slot, start_s=shift(slot.start_s), end_s=shift(slot.end_s))
+        for slot in result.slots
+    )
+    return dataclasses.replace(result, slots=slots, heard=shift_tokens(result.heard, offset_s))
 
 
 def shift_tokens(tokens: tuple[Token, ...], offset_s: float) -> tuple[Token, ...]:

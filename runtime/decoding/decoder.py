@@ -72,14 +72,57 @@ EMPTY_RUNS = TokenRuns(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlotValue:
+    """What was said in a slot of a phrase.
+
+    Attributes:
+        name: name of the slot.
+        value: its words.
+        number: the number that the words are, in a slot for numbers; else None.
+        first_word, last_word: its place among the words of the phrase.
+    """
+
+    name: str
+    value: str
+    number: int | None
+    first_word: int
+    last_word: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhraseMatch:
+    """Which phrase of a grammar an utterance is, if any.
+
+    Attributes:
+        matched: whether it is one; if not, the hypothesis has no tokens.
+        phrase: the words as the grammar writes them; "" if not matched.
+        slots, tags: in the order of the phrase.
+        score: mean log-probability of a frame less that of its best token, at most 0; None where no phrase
+            came near.
+        confidence: exp(score), 0 to 1; 0 if not matched.
+        heard: the tokens of greedy search, whether matched or not.
+    """
+
+    matched: bool
+    phrase: str
+    slots: tuple[SlotValue, ...]
+    tags: tuple[str, ...]
+    score: float | None
+    confidence: float
+    heard: TokenRuns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hypothesis:
     """What a decoder has recognized in an utterance, or in its beginning.
 
     Attributes:
         tokens: the tokens, with frames counted from the first one pushed.
+        match: of a decoder with a grammar; None for all others.
     """
 
     tokens: TokenRuns
+    match: PhraseMatch | None = None
 
 
 class Decoder(Protocol):

@@ -1,13 +1,14 @@
-"""The events of live recognition: partial, final, gap, error.
+"""The events of live recognition: partial, final, unmatched, gap, error.
 
 An event is one frozen object in Python and one line of JSON (`to_dict`). Times are
 seconds of the 16 kHz stream since listening began, so they are also positions in the recording.
 What this file does not do: decide when an event happens (recognizer.py), print it (edge_asr/cli/listen.py).
 
-    partial  the text of the utterance in progress so far; the next one replaces it
-    final    the text of one utterance; immutable, never followed by another of the same id
-    gap      audio was lost: how much and why
-    error    listening ended, and why
+    partial    the text of the utterance in progress so far; the next one replaces it
+    final      the text of one utterance; immutable, never followed by another of the same id
+    unmatched  the same for an utterance that is no phrase of the grammar, with what it sounded like
+    gap        audio was lost: how much and why
+    error      listening ended, and why
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from edge_asr.audio import STREAM_SAMPLE_RATE
-from edge_asr.runtime.transcript import Token, Word
+from edge_asr.runtime.transcript import GrammarResult, Token, Word
 
 FinalReason = Literal["pause", "max_length", "gap", "end"]
 GapReason = Literal["queue_overflow", "device_overflow", "missing"]
@@ -71,6 +72,7 @@ class Final:
         reason: what ended the utterance: a "pause", the "max_length", a "gap", the "end" of listening.
         endpoint_wait_s: audio between the end of speech and the decision that the utterance had ended.
         compute_s: wall time from that decision to this event.
+        grammar: the phrase, its slots and tags, with stream times; None without a grammar.
     """
 
     id: int
@@ -84,6 +86,7 @@ class Final:
     reason: FinalReason
     endpoint_wait_s: float
     compute_s: float
+    grammar: GrammarResult | None = None
 
     @property
     def segment_start_s(self) -> float:
@@ -101,6 +104,7 @@ class Final:
             "type": "final",
             "id": self.id,
             "text": self.text,
+            **({} if self.grammar is None else self.grammar.to_dict()),
             "start_s": round(self.start_s, 3),
             "end_s": round(self.end_s, 3),
             "segment_start_s": self.segment_start_s,
@@ -110,6 +114,48 @@ class Final:
             "compute_s": round(self.compute_s, 4),
             "tokens": [_rounded(asdict(token)) for token in self.tokens],
             "words": [_rounded(asdict(word)) for word in self.words],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unmatched:
+    """One finished utterance that is no phrase of the grammar; there is no final of this id.
+
+    Attributes:
+        id: number of the utterance, in one count with the finals.
+        heard: what greedy search heard, never empty.
+        start_s, end_s: from its first token to its last.
+        score: how near the best phrase came, as in `GrammarResult`; None if none came near.
+        segment_start_samples, segment_end_samples, reason, endpoint_wait_s, compute_s: as in `Final`.
+    """
+
+    id: int
+    heard: str
+    start_s: float
+    end_s: float
+    score: float | None
+    segment_start_samples: int
+    segment_end_samples: int
+    reason: FinalReason
+    endpoint_wait_s: float
+    compute_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; as that of `Final`, with an empty text."""
+        return {
+            "type": "unmatched",
+            "id": self.id,
+            "text": "",
+            "matched": False,
+            "heard": self.heard,
+            "score": None if self.score is None else round(self.score, 6),
+            "start_s": round(self.start_s, 3),
+            "end_s": round(self.end_s, 3),
+            "segment_start_s": self.segment_start_samples / STREAM_SAMPLE_RATE,
+            "segment_end_s": self.segment_end_samples / STREAM_SAMPLE_RATE,
+            "reason": self.reason,
+            "endpoint_wait_s": round(self.endpoint_wait_s, 3),
+            "compute_s": round(self.compute_s, 4),
         }
 
 
@@ -163,7 +209,7 @@ class Error:
         return {"type": "error", "message": self.message, "kind": self.kind, "at_s": round(self.at_s, 3)}
 
 
-Event = Partial | Final | Gap | Error
+Event = Partial | Final | Unmatched | Gap | Error
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

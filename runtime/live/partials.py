@@ -113,7 +113,7 @@ class WindowedDecoder:
         excess = max(0, end - self._start - self._window)
         start = self._start + -(-excess // _ALIGN_SAMPLES) * _ALIGN_SAMPLES
         transcript = self._transcriber.transcribe(history.read(start, end), STREAM_SAMPLE_RATE)
-        tokens = shift_tokens(transcript.tokens, start / STREAM_SAMPLE_RATE)
+        tokens = shift_tokens(transcript.heard, start / STREAM_SAMPLE_RATE)
         if start > self._start:
             seam_s = self._seam_s(start)
             tokens = (

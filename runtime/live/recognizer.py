@@ -25,13 +25,13 @@ import numpy.typing as npt
 from edge_asr.audio import STREAM_SAMPLE_RATE, mono_from_waveform
 from edge_asr.errors import ConfigError, DeviceError, EdgeAsrError
 from edge_asr.runtime.live.endpointing import Endpoint, EndpointConfig, Endpointer
-from edge_asr.runtime.live.events import Error, Event, Final, FinalReason, Gap, Partial
+from edge_asr.runtime.live.events import Error, Event, Final, FinalReason, Gap, Partial, Unmatched
 from edge_asr.runtime.live.history import AudioHistory
 from edge_asr.runtime.live.partials import PartialDecoder, PartialHypothesis, Transcriber, WindowedDecoder
 from edge_asr.runtime.live.sources import AudioBlock, AudioSource, Loss, Recorder
 from edge_asr.runtime.live.streaming_decoder import Partials, streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
-from edge_asr.runtime.transcript import shift_tokens
+from edge_asr.runtime.transcript import shift_grammar_result, shift_tokens
 
 _Result = TypeVar("_Result")
 
@@ -79,7 +79,7 @@ class LiveStats:
 
     Attributes:
         audio_s: audio heard.
-        n_finals, n_partials: events given.
+        n_finals, n_partials, n_unmatched: events given.
         n_gaps: losses of audio; lost_s: their sum.
         n_overflows: how many of them the driver or our queue reported as an overflow.
         compute_s: wall time spent in the recognizer.
@@ -88,6 +88,7 @@ class LiveStats:
     audio_s: float = 0.0
     n_finals: int = 0
     n_partials: int = 0
+    n_unmatched: int = 0
     n_gaps: int = 0
     lost_s: float = 0.0
     n_overflows: int = 0
@@ -405,7 +406,7 @@ class LiveRecognizer:
         self.stats = replace(self.stats, n_partials=self.stats.n_partials + 1)
         self._emit(
             Partial(
-                id=self.stats.n_finals,
+                id=self._next_id,
                 text=text,
                 start_s=utterance.start / STREAM_SAMPLE_RATE,
                 end_s=self._history.end / STREAM_SAMPLE_RATE,
@@ -430,13 +431,31 @@ class LiveRecognizer:
         compute_s = time.monotonic() - began
         self.stats = replace(self.stats, compute_s=self.stats.compute_s + compute_s)
         self._earliest = end
-        if not transcript.text:
+        heard = [token for token in transcript.heard if token.text.strip()]
+        if not heard:
             self._show(utterance, "")
             return
         offset_s = utterance.start / STREAM_SAMPLE_RATE
         waited = 0 if speech_end is None else self._history.end - speech_end
+        grammar = transcript.grammar and shift_grammar_result(transcript.grammar, offset_s)
+        if grammar is not None and not grammar.matched:
+            unmatched = Unmatched(
+                id=self._next_id,
+                heard=grammar.heard_text,
+                start_s=heard[0].start_s + offset_s,
+                end_s=heard[-1].end_s + offset_s,
+                score=grammar.score,
+                segment_start_samples=utterance.start,
+                segment_end_samples=end,
+                reason=reason,
+                endpoint_wait_s=waited / STREAM_SAMPLE_RATE,
+                compute_s=compute_s,
+            )
+            self.stats = replace(self.stats, n_unmatched=self.stats.n_unmatched + 1)
+            self._emit(unmatched)
+            return
         final = Final(
-            id=self.stats.n_finals,
+            id=self._next_id,
             text=transcript.text,
             start_s=transcript.words[0].start_s + offset_s,
             end_s=transcript.words[-1].end_s + offset_s,
@@ -450,9 +469,15 @@ class LiveRecognizer:
             reason=reason,
             endpoint_wait_s=waited / STREAM_SAMPLE_RATE,
             compute_s=compute_s,
+            grammar=grammar,
         )
         self.stats = replace(self.stats, n_finals=self.stats.n_finals + 1)
         self._emit(final)
+
+    @property
+    def _next_id(self) -> int:
+        """The number of the utterance in progress: finals and unmatched ones count together."""
+        return self.stats.n_finals + self.stats.n_unmatched
 
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:

@@ -81,8 +81,11 @@ class StreamingDecoder:
         self._decoder.push(self._model.push(self._state, features))
         state, decoder = self._state.fork(), self._decoder.fork()
         decoder.push(self._model.flush(state))
+        hypothesis = decoder.flush()
+        match = hypothesis.match
         tokens = tokens_from_runs(
-            decoder.flush().tokens,
+            # The beginning of a phrase matches none yet, and yet it is speech.
+            hypothesis.tokens if match is None or match.matched else match.heard,
             self._vocabulary,
             self._frame_s,
             offset_s=self._start / STREAM_SAMPLE_RATE,

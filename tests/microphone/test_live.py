@@ -6,6 +6,7 @@ import itertools
 import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -19,10 +20,11 @@ from tones import RATE, WORDS, ToneRecognizer, silence, speak
 from edge_asr.errors import AudioError, ConfigError, DeviceError
 from edge_asr.runtime.live import recognizer as live_module
 from edge_asr.runtime.live.endpointing import EndpointConfig
-from edge_asr.runtime.live.events import Error, Event, Final, Gap, Partial
+from edge_asr.runtime.live.events import Error, Event, Final, Gap, Partial, Unmatched
 from edge_asr.runtime.live.queue_source import QueueSource
 from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
 from edge_asr.runtime.live.sources import AudioBlock, FileSource, Loss, Recorder
+from edge_asr.runtime.transcript import GrammarResult, PhraseSlot, Transcript
 
 SHORT = EndpointConfig(max_utterance_s=5.0, cut_search_s=2.0)
 
@@ -447,3 +449,48 @@ def test_a_slow_recognizer_is_waited_for_after_stop(monkeypatch: pytest.MonkeyPa
         events = list(live)
     assert words_of(events) == list(WORDS)
     assert live.error is None
+
+
+class PhraseRecognizer(ToneRecognizer):
+    """A fake with a grammar of one phrase."""
+
+    phrase = "alpha bravo"
+
+    def transcribe(self, waveform: np.ndarray, sample_rate: int) -> Transcript:
+        heard = super().transcribe(waveform, sample_rate)
+        matched = heard.text == self.phrase
+        result = GrammarResult(
+            matched=matched,
+            phrase=heard.text if matched else "",
+            slots=(PhraseSlot(name="last", value="bravo", number=None, start_s=0.5, end_s=0.75),) * matched,
+            tags=("A",) * matched,
+            score=-0.1 if matched else None,
+            confidence=0.9 if matched else 0.0,
+            heard=heard.tokens,
+            heard_text=heard.text,
+        )
+        if matched:
+            return replace(heard, grammar=result)
+        return replace(heard, text="", tokens=(), words=(), segments=(), grammar=result)
+
+
+def test_what_is_no_phrase_of_the_grammar_is_said_to_be_unmatched() -> None:
+    pause = silence(1.5)
+    said = [["alpha", "bravo"], ["charlie"], ["alpha", "bravo"], ["bravo"]]
+    audio = np.concatenate([part for words in said for part in (pause, speak(words))] + [pause])
+    live = LiveRecognizer(PhraseRecognizer(), FileSource(audio, sample_rate=RATE, pace=0))
+    with live:
+        events = list(live)
+    ends = [event for event in events if isinstance(event, (Final, Unmatched))]
+    assert [type(event) for event in ends] == [Final, Unmatched, Final, Unmatched]
+    assert [event.id for event in ends] == [0, 1, 2, 3]
+    assert [event.heard for event in ends if isinstance(event, Unmatched)] == ["charlie", "bravo"]
+    first, second = ends[0].to_dict(), ends[1].to_dict()
+    assert (first["text"], first["matched"], first["tags"]) == ("alpha bravo", True, ["A"])
+    assert first["slots"][0]["start_s"] == ends[0].segment_start_samples / RATE + 0.5
+    assert (second["type"], second["text"], second["matched"]) == ("unmatched", "", False)
+    # The beginning of a phrase is shown while it is spoken, and ends with the event of its id.
+    shown = [event.text for event in events if isinstance(event, Partial) and event.id == 1]
+    assert shown[-1:] == ["charlie"]
+    assert (live.stats.n_finals, live.stats.n_unmatched) == (2, 2)
+    assert 1.5 < ends[1].start_s - ends[0].end_s < 1.8

@@ -7,13 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.runtime.decoding.decoder import Decoder, Hypothesis
+from edge_asr.runtime.decoding.decoder import Decoder, Hypothesis, TokenRuns
 
 
 def same(left: Hypothesis, right: Hypothesis) -> bool:
     """Equal to the bit."""
+    if (left.match is None) != (right.match is None):
+        return False
+    if left.match is not None and right.match is not None:
+        facts = ("matched", "phrase", "slots", "tags", "score", "confidence")
+        if any(getattr(left.match, n) != getattr(right.match, n) for n in facts):
+            return False
+        if not _same_runs(left.match.heard, right.match.heard):
+            return False
+    return _same_runs(left.tokens, right.tokens)
+
+
+def _same_runs(left: TokenRuns, right: TokenRuns) -> bool:
     names = ("ids", "first_frames", "last_frames", "confidences")
-    return all(np.array_equal(getattr(left.tokens, n), getattr(right.tokens, n)) for n in names)
+    return all(np.array_equal(getattr(left, n), getattr(right, n)) for n in names)
 
 
 def check_decoder(decoder: Decoder, log_probs: npt.NDArray[np.float32], cuts: Sequence[float]) -> None:

@@ -1,0 +1,175 @@
+"""`GrammarDecoder`: one of the phrases of a grammar, or none of them.
+
+What an utterance scores is the mean, over the frames from the first token to the last, of how much less
+probable the phrase's token is than the best one (natural log, at most 0). Below the threshold it is rejected:
+its text is empty, and what greedy search heard is given beside. The search may drop what has cost more
+than the threshold allows for the whole utterance, so it is exact wherever the answer is a phrase.
+What this file does not do: compile grammars (graph.py), search (search.py).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from edge_asr.errors import ConfigError
+from edge_asr.runtime.decoding.decoder import F32Array, Hypothesis, PhraseMatch, SlotValue, TokenRuns
+from edge_asr.runtime.decoding.grammar.graph import TokenGraph
+from edge_asr.runtime.decoding.grammar.network import Reading
+from edge_asr.runtime.decoding.grammar.search import FoundPath, Search, SearchPlan
+from edge_asr.runtime.decoding.greedy import GreedyDecoder
+from edge_asr.vocabulary import WORD_BOUNDARY
+
+Mode = Literal["whole", "spot"]
+MODES: tuple[Mode, ...] = ("whole", "spot")
+
+DEFAULT_THRESHOLD = 0.6
+"""For `tiny-en`; docs/decoding.md has the measurement."""
+
+FIRST_BOUND = 20.0
+"""What a path may cost at first. Most phrases that match cost less; if none does, the search is repeated."""
+
+
+class GrammarDecoder:
+    """A `Decoder` that recognizes the phrases of a grammar.
+
+    Args:
+        graph: the compiled grammar.
+        threshold: what a frame may cost on average, natural log, positive.
+        mode: "whole": the phrase is all that was said. "spot": it may stand within other speech; then paths
+            that fall `FIRST_BOUND` behind are dropped, and the first best phrase is taken.
+
+    Raises:
+        ConfigError: a threshold that is not positive, or an unknown mode.
+    """
+
+    def __init__(
+        self, graph: TokenGraph, *, threshold: float = DEFAULT_THRESHOLD, mode: Mode = "whole"
+    ) -> None:
+        if not 0.0 < threshold < math.inf:
+            raise ConfigError(f"the threshold of the grammar is {threshold}; it must be a positive number")
+        if mode not in MODES:
+            raise ConfigError(f"the mode of the grammar is {mode!r}; it must be {' or '.join(MODES)}")
+        self.threshold = threshold
+        self.mode: Mode = mode
+        self._plan = SearchPlan(graph)
+        self._search = Search(self._plan, FIRST_BOUND, threshold if mode == "spot" else None)
+        self._greedy = GreedyDecoder(graph.vocabulary.blank_id)
+        self._best: list[F32Array] = []  # log-probs of the best token, piece by piece
+        self._relative: list[F32Array] = []  # what the search was given
+        self._is_flushed = False
+
+    @property
+    def graph(self) -> TokenGraph:
+        """The compiled grammar."""
+        return self._plan.graph
+
+    def push(self, log_probs: F32Array) -> None:
+        """See `Decoder.push`."""
+        if self._is_flushed:
+            raise ConfigError("this decoder was flushed; take a fork of one that has heard nothing")
+        if len(log_probs) == 0:
+            return
+        self._greedy.push(log_probs)
+        best = log_probs.max(axis=1)
+        relative = log_probs[:, self._plan.columns] - best[:, None]
+        self._best.append(best)
+        self._relative.append(relative)
+        self._search.push(relative)
+
+    def peek(self) -> Hypothesis:
+        """See `Decoder.peek`."""
+        heard = self._greedy.peek().tokens
+        path = self._search.best()
+        if path is None and self.mode == "whole" and len(heard):
+            needed = self.threshold * self._greedy.n_frames
+            if needed > self._search.bound:
+                self._search = self._search.restart(2.0 * needed)
+                path = self._search.best()
+        if path is None or not len(heard):  # where greedy search hears silence there is no phrase either
+            return self._rejected(heard, None)
+        runs = self._runs(path)
+        if self.mode == "whole":
+            first = min([*runs.first_frames[:1].tolist(), *heard.first_frames[:1].tolist()])
+            last = max([*runs.last_frames[-1:].tolist(), *heard.last_frames[-1:].tolist()])
+            score = path.score / (last - first + 1)
+        else:
+            span = int(runs.last_frames[-1] - runs.first_frames[0]) + 1
+            score = path.score / span - self.threshold
+        score = min(score, 0.0)
+        if score < -self.threshold:
+            return self._rejected(heard, score if self.mode == "spot" else None)
+        reading = self.graph.read(runs.ids.tolist())
+        assert reading is not None, "a path through the graph is a phrase of its grammar"
+        match = PhraseMatch(
+            matched=True,
+            phrase=" ".join(reading.words),
+            slots=_slot_values(reading),
+            tags=reading.tags,
+            score=score,
+            confidence=math.exp(score),
+            heard=heard,
+        )
+        return Hypothesis(tokens=self._without_edges(runs), match=match)
+
+    def flush(self) -> Hypothesis:
+        """See `Decoder.flush`."""
+        self._is_flushed = True
+        return self.peek()
+
+    def fork(self) -> GrammarDecoder:
+        """See `Decoder.fork`."""
+        twin = object.__new__(GrammarDecoder)
+        twin.threshold, twin.mode, twin._plan = self.threshold, self.mode, self._plan
+        twin._search, twin._greedy = self._search.fork(), self._greedy.fork()
+        twin._best, twin._relative = list(self._best), list(self._relative)
+        twin._is_flushed = self._is_flushed
+        return twin
+
+    def _rejected(self, heard: TokenRuns, score: float | None) -> Hypothesis:
+        match = PhraseMatch(
+            matched=False, phrase="", slots=(), tags=(), score=score, confidence=0.0, heard=heard
+        )
+        return Hypothesis(tokens=heard.select(slice(0, 0)), match=match)
+
+    def _runs(self, path: FoundPath) -> TokenRuns:
+        """Turn a path into tokens; their confidence is the highest probability, as in greedy search."""
+        relative, best = np.concatenate(self._relative), np.concatenate(self._best)
+        columns = self._plan.column[path.nodes]
+        peaks = [
+            (relative[first : last + 1, column] + best[first : last + 1]).max()
+            for first, last, column in zip(
+                path.first_frames.tolist(), path.last_frames.tolist(), columns.tolist(), strict=True
+            )
+        ]
+        # Rounding can leave a log-probability above 0, and the exponential can end at 0.
+        limited = np.clip(np.array(peaks, np.float32), np.float32(-80.0), np.float32(0.0))
+        return TokenRuns(
+            ids=self.graph.token[path.nodes].astype(np.int64),
+            first_frames=path.first_frames,
+            last_frames=path.last_frames,
+            confidences=np.exp(limited),
+        )
+
+    def _without_edges(self, runs: TokenRuns) -> TokenRuns:
+        """Leave out word boundaries of character models before and behind the phrase."""
+        spoken = [self.graph.vocabulary.tokens[i] != WORD_BOUNDARY for i in runs.ids.tolist()]
+        if not all(spoken) and self.graph.vocabulary.kind == "char":
+            inside = np.flatnonzero(spoken)
+            return runs.select(slice(int(inside[0]), int(inside[-1]) + 1))
+        return runs
+
+
+def _slot_values(reading: Reading) -> tuple[SlotValue, ...]:
+    return tuple(
+        SlotValue(
+            name=slot.name,
+            value=" ".join(reading.words[slot.first : slot.last]),
+            number=slot.number,
+            first_word=slot.first,
+            last_word=slot.last - 1,
+        )
+        for slot in reading.slots
+    )
