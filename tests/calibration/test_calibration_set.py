@@ -206,7 +206,7 @@ def test_less_speech_than_asked_for_is_all_used_and_said(
     assert {clip.parts[0].path.name for clip in plain_speech(chosen)} == {f"{i}.wav" for i in range(5)}
     assert sum(clip.kind == "joined" for clip in chosen.clips) == 1
     assert chosen.shortfall is not None
-    assert "10 minutes asked for" in chosen.shortfall
+    assert "10 minutes requested" in chosen.shortfall
     assert "all the usable speech" in chosen.shortfall
     assert chosen.shortfall in caplog.text
 

@@ -174,7 +174,7 @@ def test_not_finite_names_tensor_and_clip(model: onnx.ModelProto, collect: Any, 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (["nowhere"], "tensor 'nowhere' is not there"),
+        (["nowhere"], "tensor 'nowhere' is not in the graph"),
         (["w1"], "tensor 'w1' is a weight"),
         (["shape"], r"tensor 'shape' is tensor\(int64\)"),
     ],

@@ -146,7 +146,7 @@ def test_a_budget_never_met_leaves_one_group_for_the_gate_to_refuse(hand_made: o
     assert found.chosen is found.steps[-1]
     assert found.chosen.int8 == (ORDER[-1],)
     over = found.budget.exceeded_by(found.chosen.loss)
-    assert over == "95.00 % of the frames keep their most likely token, at least 100.00 % asked for"
+    assert over == "95.00 % of the frames keep their most likely token, at least 100.00 % required"
 
 
 def test_a_wer_loss_counts_when_its_interval_is_above_zero(hand_made: onnx.ModelProto) -> None:
