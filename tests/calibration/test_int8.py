@@ -190,7 +190,7 @@ def test_over_the_budget_says_so(small: tuple[Bundle, onnx.ModelProto], calibrat
     )
     failure = quantize(small, options).failure
     assert failure is not None
-    assert re.match(r"INT8 of \w+ is over the budget: .* at least 100\.00 % asked for", failure)
+    assert re.match(r"INT8 of \w+ is over the budget: .* at least 100\.00 % required", failure)
 
 
 def test_a_single_recording_is_not_enough(
