@@ -184,7 +184,7 @@ def test_bundle_records_and_reports_the_stream(streaming_bundle: Path) -> None:
         (("geometry", "frame_ms"), 80.0, "lookahead_ms"),
         (("artifact", "file"), "../stream.onnx", "plain name"),
         (("artifact", "sha256"), "0" * 64, "is not the file that bundle.json"),
-        (("geometry",), None, "missing keys"),
+        (("geometry",), None, "streaming lacks 'geometry'"),
     ],
 )
 def test_altered_streams_are_refused(

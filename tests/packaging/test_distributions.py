@@ -189,10 +189,12 @@ def test_bare_transcription_of_the_sample_with_the_embedded_model(
 def test_bare_commands_that_need_an_extra_name_it(bare: Path, tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"audio_filepath": "a.wav", "text": "a"}\n')
     (tmp_path / "c.yaml").write_text("model: {}\n")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"architectures": ["ParakeetForCTC"]}')
     for arguments, extra in (
         (("export", "tiny-en", "-o", "b"), "export"),
         (("quantize", "tiny-en", "-o", "b"), "export"),
-        (("inspect", "c.yaml"), "export"),
+        (("inspect", "foreign"), "export"),
         (("evaluate", "m.jsonl"), "eval"),
         (("train", "c.yaml"), "train"),
     ):

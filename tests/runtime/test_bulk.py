@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -61,16 +62,16 @@ def test_every_file_is_what_it_is_alone_and_in_its_place(
 def test_a_file_is_opened_once(
     recognizer: Recognizer, sounds: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[str] = []
+    opened: list[bytes] = []  # as the file system names them
     begin = soundfile.SoundFile.__init__
 
-    def watch(self: soundfile.SoundFile, file: str, *arguments: object, **keywords: object) -> None:
+    def watch(self: soundfile.SoundFile, file: bytes, *arguments: object, **keywords: object) -> None:
         opened.append(file)
         begin(self, file, *arguments, **keywords)
 
     monkeypatch.setattr(soundfile.SoundFile, "__init__", watch)
     assert all(result.transcript for result in transcribe_files(recognizer, sounds, num_workers=2))
-    assert sorted(opened) == sorted(str(path) for path in sounds)
+    assert sorted(opened) == sorted(os.fsencode(path) for path in sounds)
 
 
 def test_a_file_that_is_longer_than_its_header_says_runs_alone(
