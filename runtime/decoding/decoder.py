@@ -118,10 +118,15 @@ class Hypothesis:
 
     Attributes:
         tokens: the tokens, with frames counted from the first one pushed.
+        score: what the decoder ranks by, natural log, of the whole utterance; None where it ranks nothing.
+        log_prob: the acoustic model's part of the score: the logarithm of the probability of the tokens; None
+            where there is none.
         match: of a decoder with a grammar; None for all others.
     """
 
     tokens: TokenRuns
+    score: float | None = None
+    log_prob: float | None = None
     match: PhraseMatch | None = None
 
 
