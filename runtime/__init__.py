@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from edge_asr.runtime.backends import Backend as Backend
     from edge_asr.runtime.backends import OnnxRuntimeBackend as OnnxRuntimeBackend
     from edge_asr.runtime.backends import create_backend as create_backend
+    from edge_asr.runtime.decoding.beam import BeamDecoder as BeamDecoder
+    from edge_asr.runtime.decoding.choice import beam_decoder as beam_decoder
     from edge_asr.runtime.decoding.decoder import Decoder as Decoder
     from edge_asr.runtime.decoding.decoder import Hypothesis as Hypothesis
     from edge_asr.runtime.decoding.decoder import TokenRuns as TokenRuns
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from edge_asr.runtime.decoding.grammar.recognition import GrammarDecoder as GrammarDecoder
     from edge_asr.runtime.decoding.greedy import GreedyDecoder as GreedyDecoder
     from edge_asr.runtime.decoding.greedy import greedy_decode as greedy_decode
+    from edge_asr.runtime.decoding.hotwords import Hotword as Hotword
+    from edge_asr.runtime.decoding.hotwords import read_hotwords as read_hotwords
     from edge_asr.runtime.engine.backend import TensorRTBackend as TensorRTBackend
     from edge_asr.runtime.features.extractor import FeatureExtractor as FeatureExtractor
     from edge_asr.runtime.features.extractor import FeatureStream as FeatureStream
@@ -58,6 +62,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "AudioBlock": "live.sources",
         "AudioSource": "live.sources",
         "Backend": "backends",
+        "BeamDecoder": "decoding.beam",
         "Decoder": "decoding.decoder",
         "EndpointConfig": "live.endpointing",
         "Error": "live.events",
@@ -70,6 +75,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "GrammarDecoder": "decoding.grammar.recognition",
         "GrammarResult": "transcript",
         "GreedyDecoder": "decoding.greedy",
+        "Hotword": "decoding.hotwords",
         "Hypothesis": "decoding.decoder",
         "LiveConfig": "live.recognizer",
         "LiveRecognizer": "live.recognizer",
@@ -92,10 +98,12 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Transcript": "transcript",
         "Unmatched": "live.events",
         "Word": "transcript",
+        "beam_decoder": "decoding.choice",
         "create_backend": "backends",
         "grammar_decoder": "decoding.grammar.read",
         "greedy_decode": "decoding.greedy",
         "list_devices": "live.microphone",
+        "read_hotwords": "decoding.hotwords",
         "streaming_decoders": "live.streaming_decoder",
     },
 )

@@ -164,7 +164,7 @@ def find_differences(a: BenchReport, b: BenchReport) -> Iterator[str]:
         if report.machine.is_busy:
             load, n_cpus = report.machine.load_before, report.machine.n_cpus
             yield f"{which} was measured beside other work: load average {load} on {n_cpus} processors"
-    for name in ("threads", "warmup", "min_duration_s", "utterances"):
+    for name in ("decoder", "threads", "warmup", "min_duration_s", "utterances"):
         yield from _differ(f"settings.{name}", getattr(a.settings, name), getattr(b.settings, name))
     files_a, files_b = ({_name(c): c for c in r.configurations} for r in (a, b))
     for key in files_a:

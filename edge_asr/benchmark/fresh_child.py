@@ -35,7 +35,12 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     from edge_asr.runtime.recognizer import Recognizer
 
     imported_at, imported_rss = time.monotonic(), peak_rss_bytes()
-    with Recognizer.load(**request["load"]) as recognizer:
+    decoder = None
+    if request["decoding"] is not None:
+        from edge_asr.runtime.decoding.choice import DecoderOptions
+
+        decoder = DecoderOptions.from_dict(request["decoding"]).factory()
+    with Recognizer.load(**request["load"], decoder=decoder) as recognizer:
         loaded_at, loaded_rss = time.monotonic(), peak_rss_bytes()
         clips = list(np.load(request["clips"]))
         audio_at = time.monotonic()

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import edge_asr
 from edge_asr.benchmark.schema import COLD_STAGES, ColdStart, Memory, Times
 from edge_asr.errors import BackendError, GateError
+from edge_asr.runtime.decoding.choice import DecoderOptions
 
 F32Array = npt.NDArray[np.float32]
 
@@ -69,23 +70,36 @@ def hash_texts(texts: Sequence[str]) -> str:
 
 
 def run_fresh(
-    load: dict[str, Any], clips: Sequence[F32Array], sample_rate: int, folder: Path, *, n_runs: int = 2
+    load: dict[str, Any],
+    clips: Sequence[F32Array],
+    sample_rate: int,
+    folder: Path,
+    *,
+    n_runs: int = 2,
+    decoding: DecoderOptions | None = None,
 ) -> FreshRun:
     """Start a process that recognizes `clips` (equal lengths) `n_runs` times; wait for it.
 
     Args:
-        load: arguments of `Recognizer.load`.
+        load: arguments of `Recognizer.load` but the decoder.
         clips: waveforms [S], of one length.
         sample_rate: Hz.
         folder: for the files that the process reads.
         n_runs: how many times.
+        decoding: the decoder; None is greedy search.
 
     Raises:
         BackendError: the process failed; the message says what it said.
         GateError: it gave one text and then another.
     """
     np.save(folder / "clips.npy", np.stack(clips))
-    request = {"load": load, "clips": str(folder / "clips.npy"), "sample_rate": sample_rate, "n_runs": n_runs}
+    request = {
+        "load": load,
+        "decoding": None if decoding is None or decoding.is_greedy else decoding.to_dict(),
+        "clips": str(folder / "clips.npy"),
+        "sample_rate": sample_rate,
+        "n_runs": n_runs,
+    }
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     # The same edge_asr as here, whatever the folder that the child begins in.
     paths = [str(Path(edge_asr.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]

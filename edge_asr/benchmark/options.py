@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_asr.benchmark.offline import MIN_RUNS
 from edge_asr.benchmark.schema import BenchSettings
 from edge_asr.errors import ConfigError
+from edge_asr.runtime.decoding.choice import DecoderOptions
 
 SESSIONS = 5
 """How many times, apart from each other, everything is measured, with a cold start in each."""
@@ -22,6 +23,7 @@ class BenchOptions:
         random: shape of a model of random weights, which then is measured instead.
         precisions: "auto", "fp32", "fp16", "int8".
         backend, threads, allow_unverified: as `Recognizer.load` takes them.
+        decoding: the decoder of everything that is measured.
         seconds, batches: lengths of clips, and how many at once; every pair is measured.
         streams: so many at real-time pace; "max" looks for the most; None leaves them out.
         utterances: that each stream hears.
@@ -40,6 +42,7 @@ class BenchOptions:
     backend: str = "auto"
     threads: int | None = None
     allow_unverified: bool = False
+    decoding: DecoderOptions = field(default_factory=DecoderOptions)
     seconds: tuple[float, ...] = (1.0, 5.0, 10.0, 30.0)
     batches: tuple[int, ...] = (1, 8)
     streams: int | str | None = None
@@ -72,6 +75,7 @@ class BenchOptions:
         return BenchSettings(
             precisions=self.precisions,
             backend=self.backend,
+            decoder=self.decoding.describe(),
             seconds=self.seconds,
             batches=self.batches,
             streams=None if self.streams is None else str(self.streams),

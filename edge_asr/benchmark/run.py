@@ -35,6 +35,7 @@ from edge_asr.bundle.names import MANIFEST_NAME
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.manifest import Manifest
 from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.runtime.decoding.choice import DecoderOptions
 from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.live.streaming_decoder import streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
@@ -51,6 +52,7 @@ class _Subject:
 
     recognizer: StagedRecognizer
     load: dict[str, Any]
+    decoding: DecoderOptions
     fresh: dict[tuple[float, int], FreshRun] = field(default_factory=dict)
     tasks: dict[tuple[float, int], Task] = field(default_factory=dict)
     cold: list[FreshRun] = field(default_factory=list)
@@ -164,6 +166,7 @@ def _load(options: BenchOptions, bundle: Bundle, resources: ExitStack) -> list[_
             backend=options.backend,
             num_threads=options.threads,
             allow_unverified=options.allow_unverified,
+            decoder=options.decoding.factory(),
         )
         resources.callback(recognizer.close)
         backend = recognizer.backend
@@ -178,7 +181,7 @@ def _load(options: BenchOptions, bundle: Bundle, resources: ExitStack) -> list[_
         # "auto" may be one that is also named.
         subjects.setdefault(
             (backend.precision, backend.name),
-            _Subject(recognizer=recognizer, load=load),
+            _Subject(recognizer=recognizer, load=load, decoding=options.decoding),
         )
     return list(subjects.values())
 
@@ -190,7 +193,7 @@ def _make_tasks(
     for index, (seconds, batch) in enumerate(pairs):
         show(f"{subject.name}: memory and reference texts", index / len(pairs))
         clips = recording.clips(seconds, batch)
-        fresh = run_fresh(subject.load, clips, recording.sample_rate, folder)
+        fresh = run_fresh(subject.load, clips, recording.sample_rate, folder, decoding=subject.decoding)
         subject.fresh[seconds, batch] = fresh
         subject.tasks[seconds, batch] = Task(
             name=f"{subject.name}, {seconds:g} s, batch {batch}",
@@ -214,7 +217,8 @@ def _measure_session(
     clips = recording.clips(options.seconds[0], 1)
     for subject in subjects:
         show(f"{name}: cold start, {subject.name}", 0.0)
-        subject.cold.append(run_fresh(subject.load, clips, recording.sample_rate, folder))
+        fresh = run_fresh(subject.load, clips, recording.sample_rate, folder, decoding=subject.decoding)
+        subject.cold.append(fresh)
     for seconds in dict.fromkeys(options.seconds):
         measure(
             [task for s in subjects for pair, task in s.tasks.items() if pair[0] == seconds],
@@ -274,7 +278,7 @@ def _run_streams(
         return [], None, NO_STREAMS
     recording = Recording.load(options.audio, STREAM_SAMPLE_RATE)
     signal = spoken_signal(recording.waveform, STREAM_SAMPLE_RATE, options.utterances)
-    with Recognizer.load(**subject.load) as recognizer:
+    with Recognizer.load(**subject.load, decoder=options.decoding.factory()) as recognizer:
         recognizer.transcribe(signal.waveform, STREAM_SAMPLE_RATE)  # warm
         make_decoder = streaming_decoders(recognizer)
         if make_decoder is not None:

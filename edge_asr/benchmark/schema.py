@@ -17,7 +17,7 @@ from edge_asr.benchmark.statistics import Summary, summarize
 from edge_asr.errors import ConfigError
 from edge_asr.records import json_from_record, read_json, record_from_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STAGES = ("features", "copy_to_device", "encode", "copy_to_host", "decode", "total")
 COLD_STAGES = ("python", "import", "load", "audio", "first", "to_first_text", "second")
 
@@ -296,6 +296,7 @@ class BenchSettings:
 
     precisions: tuple[str, ...]
     backend: str
+    decoder: str
     seconds: tuple[float, ...]
     batches: tuple[int, ...]
     streams: str | None

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_asr.cli.options import FiniteRange, bundle_options, progress_bar
+from edge_asr.cli.options import (
+    FiniteRange,
+    bundle_options,
+    decoder_options,
+    make_decoder_options,
+    progress_bar,
+)
 from edge_asr.cli.terminal import is_terminal, print_json, say
 
 if TYPE_CHECKING:
@@ -155,6 +161,7 @@ class _Streams(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--force", is_flag=True, help="Overwrite results that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the content of bench.json instead of tables.")
+@decoder_options
 @bundle_options
 def command(
     compare: tuple[Path, Path] | None,
@@ -162,6 +169,7 @@ def command(
     force: bool,
     as_json: bool,
     bundle: dict[str, Any],
+    decoding: dict[str, Any],
     **options: Any,
 ) -> None:
     """Measure a bundle here: time by stage, cold start, memory, power, streams, error rates.
@@ -185,11 +193,16 @@ def command(
     from edge_asr.benchmark.report import check_folder, print_report, write_folder
     from edge_asr.benchmark.run import run_benchmark
     from edge_asr.benchmark.table import make_console
+    from edge_asr.runtime.decoding.choice import DecoderOptions
 
     if output_dir is not None:
         check_folder(output_dir, force=force)
     asked = BenchOptions(
-        model=bundle.pop("path_or_name"), threads=bundle.pop("num_threads"), **bundle, **options
+        model=bundle.pop("path_or_name"),
+        threads=bundle.pop("num_threads"),
+        decoding=make_decoder_options(decoding) or DecoderOptions(),
+        **bundle,
+        **options,
     )
     with _progress() as show:
         report = run_benchmark(asked, progress=show)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from edge_asr.cli.terminal import is_terminal, say
+from edge_asr.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
     from edge_asr.bundle.manifest import Precision
     from edge_asr.calibration import Int8Options
     from edge_asr.proof.stages import StageProgress
+    from edge_asr.runtime.decoding.choice import DecoderOptions
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Decorator = Callable[[Any], Any]
 
 #: The same as in edge_asr.runtime.backends, which is not imported for `--help`; a test compares them.
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
+#: Those of edge_asr.runtime.decoding.choice, likewise.
+DECODERS = ("greedy", "beam")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
 
 
@@ -45,13 +49,23 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-def option_group(name: str, options: Sequence[_Decorator]) -> Callable[[_Function], _Function]:
-    """Add options to a command, which gets their values as a dictionary in the argument `name`."""
+def option_group(
+    name: str,
+    options: Sequence[_Decorator],
+    finish: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Callable[[_Function], _Function]:
+    """Add options to a command. It gets their values as one dictionary, the argument `name`.
+
+    Args:
+        name: of the argument.
+        options: from click.
+        finish: makes of the values what the argument holds.
+    """
 
     def decorate(function: _Function) -> _Function:
         @functools.wraps(function)
         def call(**values: Any) -> Any:
-            group = {key: values.pop(key) for key in keys}
+            group = finish({key: values.pop(key) for key in keys})
             return function(**values, **{name: group})
 
         decorated: Any = call
@@ -102,9 +116,57 @@ _DEVICE = (
     ),
 )
 
-#: Adds -m, --precision, --backend, --threads and --allow-unverified; `recognizer` holds the arguments of
-#: `Recognizer.load`.
-recognizer_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE))
+_DECODER = (
+    click.option(
+        "--decoder",
+        type=click.Choice(DECODERS),
+        help="How text is found: greedy (the default) or beam, which is slower and can use hotwords.",
+    ),
+    click.option(
+        "--beam-size",
+        type=click.IntRange(min=1, max=1024),
+        metavar="N",
+        help="Beginnings of the text that the beam keeps; the default is 8. Implies --decoder beam.",
+    ),
+    click.option(
+        "--hotwords",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Phrases to favor, one a line, `phrase:boost` if wanted. Implies --decoder beam.",
+    ),
+)
+
+
+def make_decoder_options(values: dict[str, Any]) -> DecoderOptions | None:
+    """Return the values of `decoder_options` as one object; None where nothing was asked for.
+
+    Raises:
+        click.UsageError: options that contradict each other.
+    """
+    if all(value is None for value in values.values()):
+        return None  # and nothing is imported for it
+    from edge_asr.runtime.decoding.choice import DecoderOptions
+
+    try:
+        return DecoderOptions(**values)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _choose_decoder(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace the options of the decoder by the decoder that they mean."""
+    asked = make_decoder_options({name: values[name] for name in _DECODER_NAMES})
+    rest = {name: value for name, value in values.items() if name not in _DECODER_NAMES}
+    return {**rest, "decoder": None if asked is None else asked.factory()}
+
+
+_DECODER_NAMES = ("decoder", "beam_size", "hotwords")
+
+#: Adds -m, --precision, --backend, --threads, --allow-unverified, --decoder, --beam-size and --hotwords;
+#: `recognizer` holds the arguments of `Recognizer.load`.
+recognizer_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE, *_DECODER), _choose_decoder)
+#: Adds how to decode alone; `decoding` goes to `make_decoder_options`.
+decoder_options = option_group("decoding", _DECODER)
 #: The same for a command with a --precision of its own.
 bundle_options = option_group("bundle", (_MODEL, *_DEVICE))
 

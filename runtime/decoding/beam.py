@@ -1,18 +1,20 @@
 """CTC prefix beam search: the most probable tokens, all ways to spell them in frames summed.
 
-A beam is a prefix with two log-probabilities, of all paths that end in blank and of all that do not (Graves 2012,
-section 7.5; Hannun et al. 2014, algorithm 1). In each frame every beam stays, or grows by one token. All beams
-and tokens of a frame are handled at once in numpy; the loops here are over frames and surviving beams.
+A beam is a prefix with two log-probabilities, of all paths that end in blank and of all that do not (Graves
+2012, section 7.5; Hannun et al. 2014, algorithm 1). In each frame every beam stays, or grows by one token.
+All beams and tokens of a frame are handled at once in numpy; the loops here are over frames and surviving
+beams.
 
 - Tokens below `min_log_prob`, and those behind the `top_k` best, are not tried.
-- A frame that is blank with a probability of at least `skip_blank` only closes the tokens before it. That leaves
-  out paths of probability 1 - `skip_blank`, and most of silence costs nothing.
+- A frame that is blank with a probability of at least `skip_blank` only closes the tokens before it. That
+  leaves out paths of probability 1 - `skip_blank`, and most of silence costs nothing.
 - What an application knows (hotwords; a language model later) is a `PrefixScorer`: it adds to the score of a
   prefix, never to its probabilities, so that paths which meet again agree on it.
 
 The frames of a token are those of the paths that dominate its prefix: it begins where most of the probability
-entered, and lasts while more of it stays than goes into blank. Its confidence is the highest probability in these
-frames, as in greedy search. What this file does not do: know words (hotwords.py), read options (choice.py).
+entered, and lasts while more of it stays than goes into blank. Its confidence is the highest probability in
+these frames, as in greedy search. What this file does not do: know words (hotwords.py), read options
+(choice.py).
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ SKIP_BLANK = 0.999
 _FLOOR = -1e4  # instead of -inf, so that a frame never leaves a search without beams
 _NEVER = -math.inf
 
-#: The tokens of a prefix from the last to the first, shared among beams and never changed: those before, token,
-#: first and last frame, log of its highest probability.
+#: The tokens of a prefix from the last to the first, shared among beams and never changed: those before, the
+#: token, its first and last frame, the log of its highest probability.
 _Path = tuple["_Path | None", int, int, int, float]
 
 
@@ -194,7 +196,8 @@ class BeamDecoder:
             floors = np.maximum(floors, np.partition(ranked, place, axis=1)[:, place])
         floors = np.minimum(floors, ranked.max(axis=1))
         floors[skip] = math.inf
-        return (ranked >= floors[:, None]).nonzero()
+        rows, tokens = (ranked >= floors[:, None]).nonzero()
+        return rows, tokens
 
     def _skip(self, blank: float) -> None:
         """Take a frame that holds nothing but blank."""
@@ -259,7 +262,8 @@ class BeamDecoder:
             for beam in lasting.nonzero()[0].tolist():
                 path = paths[beam]
                 assert path is not None
-                stayed[beam] = (*path[:3], frame, max(path[4], float(repeated[beam])))
+                before, token_id, first, _, peak = path
+                stayed[beam] = (before, token_id, first, frame, max(peak, float(repeated[beam])))
             for pair_index in entering.nonzero()[0].tolist():
                 beam = int(joined[pair_index])
                 before = paths[int(joining[pair_index])]

@@ -1,14 +1,14 @@
 """Hotwords: phrases of the application that the beam search favors, and the file that lists them.
 
-Phrases are matched by letters, not by tokens: one automaton (Aho and Corasick 1975) over the UTF-8 bytes of the
-text, through which every token walks with the bytes it stands for. So every way to cut a word into pieces gets
-the same boost, byte pieces included, and one file serves every model.
+Phrases are matched by letters, not by tokens: one automaton (Aho and Corasick 1975) over the UTF-8 bytes of
+the text, through which every token walks with the bytes it stands for. So every way to cut a word into pieces
+gets the same boost, byte pieces included, and one file serves every model.
 
-A phrase counts where it stands as whole words. Each letter of it adds its boost as soon as it is spelled, or the
-beam would lose the word before its end; what was added is taken back when the text goes on otherwise, when the
-last word goes on, or when the utterance ends before the phrase does. So a finished text has the boosts of the
-phrases in it and nothing else, each as often as it stands there, also within a longer one. In scripts that put no
-space between words a phrase counts wherever it stands.
+A phrase counts where it stands as whole words. Each letter of it adds its boost as soon as it is spelled, or
+the beam would lose the word before its end; what was added is taken back when the text goes on otherwise,
+when the last word goes on, or when the utterance ends before the phrase does. So a finished text has the
+boosts of the phrases in it and nothing else, each as often as it stands there, also within a longer one. In
+scripts that put no space between words a phrase counts wherever it stands.
 What this file does not do: search (beam.py).
 """
 
@@ -67,14 +67,14 @@ class Hotword:
 
 
 def read_hotwords(path: str | Path, *, boost: float = DEFAULT_BOOST) -> tuple[Hotword, ...]:
-    """Read a file of hotwords: a phrase a line, `:boost` behind it if wanted, comments from # on.
+    """Read a file of hotwords: a phrase a line, `:boost` behind it if wanted, # begins a comment.
 
     Args:
         path: text in UTF-8.
         boost: of the phrases that name none.
 
     Raises:
-        ConfigError: no such file, not UTF-8, no phrase in it, or a boost that is no number; it names the line.
+        ConfigError: no such file, not UTF-8, no phrase, or a boost that is no number; it names the line.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -168,8 +168,8 @@ class HotwordScorer:
 class _Trie:
     """The phrases as a trie of byte classes, compiled to tables of the automaton.
 
-    A phrase is entered with the space before it and the space behind it, so that the search of Aho and Corasick
-    finds it as whole words only. A text begins in the state behind a space, and ends as if one came.
+    A phrase is entered with the space before it and the space behind it, so that the search of Aho and
+    Corasick finds it as whole words only. A text begins in the state behind a space, and ends as if one came.
     """
 
     ROOT, WORD_START = 0, 1
@@ -208,7 +208,7 @@ class _Trie:
         self.reward[state] += boost * len(phrase)
 
     def compile(self) -> tuple[I64Array, F64Array, F64Array]:
-        """Return the next state and the score gained, both [states, classes], and what the end adds, [states]."""
+        """Return next states and gains, both [states, classes], and what the end adds, [states]."""
         n_states, n_classes = len(self.children), self.n_classes
         step = np.zeros((n_states, n_classes), np.int64)
         reward, pending = np.array(self.reward), np.array(self.pending)

@@ -181,6 +181,7 @@ def invented_report(scale: float = 1.0, noise: float = 0.01, seed: int = 0) -> B
         settings=schema.BenchSettings(
             precisions=("int8",),
             backend="auto",
+            decoder="greedy",
             seconds=(1.0, 5.0),
             batches=(1, 4),
             streams="2",

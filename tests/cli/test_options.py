@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from edge_asr.cli import options
+from edge_asr.runtime.decoding import choice
+from edge_asr.runtime.decoding.beam import BeamDecoder
 from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.vocabulary import Vocabulary
 
 
 def values_of(group: Any, *arguments: str) -> dict[str, Any]:
@@ -39,6 +43,27 @@ def test_what_loads_a_recognizer_are_its_arguments(group: Any) -> None:
     assert (values["path_or_name"], values["num_threads"]) == ("mine", 2)
     for name, value in values_of(group).items():
         assert value == parameters[name].default, name
+
+
+def test_the_decoders_are_those_of_the_library() -> None:
+    assert options.DECODERS == choice.DECODERS
+
+
+def test_options_of_the_beam_are_a_decoder(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("ab\n", encoding="utf-8")
+    vocabulary = Vocabulary.from_characters("ab ")
+    cases = (("--decoder", "beam"), ("--beam-size", "8"), ("--hotwords", str(words)))
+    for arguments in cases:
+        decoder = values_of(options.recognizer_options, *arguments)["decoder"](vocabulary)
+        assert (type(decoder), decoder.beam_size) == (BeamDecoder, 8)
+    assert values_of(options.recognizer_options, "--decoder", "greedy")["decoder"] is None
+
+
+def test_options_of_the_beam_alone() -> None:
+    assert options.make_decoder_options(values_of(options.decoder_options)) is None
+    values = values_of(options.decoder_options, "--beam-size", "4")
+    assert options.make_decoder_options(values) == choice.DecoderOptions(beam_size=4)
 
 
 def test_int8_without_options_is_the_default_of_the_library() -> None:

@@ -89,6 +89,25 @@ def test_one_clip_imports_nothing_that_it_does_not_use(random_bundle, sounds) ->
     assert others == []
 
 
+def test_hotwords_and_their_errors(run, random_bundle, sounds, texts, tmp_path) -> None:
+    words = tmp_path / "words.txt"
+    command = ("transcribe", "-m", random_bundle, sounds / "a.wav")
+    words.write_text("zoo:0.001\n")
+    result = run(*command, "--hotwords", words, "--beam-size", "4")
+    assert (result.exit_code, result.stderr) == (0, "")
+    words.write_text("zoo\nco2\n")
+    result = run(*command, "--hotwords", words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the vocabulary cannot spell the hotword 'co2'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    words.write_text("zoo:much\n")
+    assert "line 1: the boost 'much' is no number" in run(*command, "--hotwords", words).stderr
+    result = run(*command, "--hotwords", words, "--decoder", "greedy")
+    assert result.exit_code == 2
+    assert "greedy search has no use for hotwords" in result.stderr
+    assert run(*command, "--hotwords", tmp_path / "none.txt").exit_code == 2
+
+
 def test_a_folder_is_searched_for_sounds_in_order(run, random_bundle, sounds, texts) -> None:
     result = run("transcribe", "-m", random_bundle, sounds)
     assert result.exit_code == 0

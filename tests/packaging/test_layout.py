@@ -183,6 +183,7 @@ def test_public_names_are_pinned() -> None:
         "AudioBlock",
         "AudioSource",
         "Backend",
+        "BeamDecoder",
         "Decoder",
         "EndpointConfig",
         "Error",
@@ -195,6 +196,7 @@ def test_public_names_are_pinned() -> None:
         "GrammarDecoder",
         "GrammarResult",
         "GreedyDecoder",
+        "Hotword",
         "Hypothesis",
         "LiveConfig",
         "LiveRecognizer",
@@ -217,10 +219,12 @@ def test_public_names_are_pinned() -> None:
         "Transcript",
         "Unmatched",
         "Word",
+        "beam_decoder",
         "create_backend",
         "grammar_decoder",
         "greedy_decode",
         "list_devices",
+        "read_hotwords",
         "streaming_decoders",
     ]
     for name in edge_asr.runtime.__all__:

@@ -128,7 +128,9 @@ def beam_of(boosts: Mapping[str, float]) -> BeamDecoder:
 
 
 def test_the_search_hears_a_hotword_and_no_part_of_it() -> None:
-    doubtful = log_probs_of([{"a": 0.9}, {"_": 0.9}, {"b": 0.7, "c": 0.2}, {"_": 0.99}, {"b": 0.9}, {"_": 0.99}])
+    doubtful = log_probs_of(
+        [{"a": 0.9}, {"_": 0.9}, {"b": 0.7, "c": 0.2}, {"_": 0.99}, {"b": 0.9}, {"_": 0.99}]
+    )
     heard = {}
     for phrase in ("acb", "aca", "acbb", "ac"):
         decoder = beam_of({phrase: 1.0})

@@ -1,0 +1,105 @@
+"""Which decoder a recognizer gets, from Python and from options, and what it hears with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import edge_asr
+from edge_asr.errors import ConfigError, VocabularyError
+from edge_asr.runtime.decoding.beam import SKIP_BLANK, BeamDecoder
+from edge_asr.runtime.decoding.choice import DecoderOptions, beam_decoder
+from edge_asr.runtime.decoding.decoder import DecoderFactory
+from edge_asr.runtime.decoding.hotwords import Hotword
+from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.vocabulary import Vocabulary
+
+SAMPLE = Path(edge_asr.__file__).parent / "models/samples/robot_commands.flac"
+LETTERS = Vocabulary.from_characters("abc ")
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text("a b\nabc:2\n", encoding="utf-8")
+    return path
+
+
+def test_the_beam_has_the_size_that_was_asked_for() -> None:
+    decoder = beam_decoder(beam_size=3)(LETTERS)
+    assert isinstance(decoder, BeamDecoder)
+    assert (decoder.beam_size, decoder.blank_id) == (3, LETTERS.blank_id)
+    with pytest.raises(ConfigError, match="beam_size is 0; give 1 or more"):
+        beam_decoder(beam_size=0)
+
+
+def test_hotwords_are_a_file_or_a_list(words: Path) -> None:
+    for hotwords in (words, str(words), ["a b", Hotword("abc", 2.0)]):
+        assert isinstance(beam_decoder(hotwords=hotwords)(LETTERS), BeamDecoder)
+    with pytest.raises(ConfigError, match="there are no hotwords"):
+        beam_decoder(hotwords=[])(LETTERS)
+    with pytest.raises(VocabularyError, match="'xyz'"):
+        beam_decoder(hotwords=["xyz"])(LETTERS)
+
+
+def test_options_mean_a_decoder(words: Path) -> None:
+    assert DecoderOptions().factory() is None
+    assert DecoderOptions(decoder="greedy").factory() is None
+    for options, size in (
+        (DecoderOptions(decoder="beam"), 8),
+        (DecoderOptions(beam_size=2), 2),
+        (DecoderOptions(hotwords=words), 8),
+    ):
+        factory = options.factory()
+        assert factory is not None
+        decoder = factory(LETTERS)
+        assert isinstance(decoder, BeamDecoder)
+        assert decoder.beam_size == size
+        assert DecoderOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
+
+
+def test_options_in_words(words: Path) -> None:
+    assert DecoderOptions().describe() == "greedy"
+    assert DecoderOptions(decoder="beam").describe() == "beam 8"
+    assert DecoderOptions(hotwords=words, beam_size=4).describe() == "beam 4, hotwords words.txt"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": "best"}, "decoder is 'best'; it must be greedy or beam"),
+        ({"beam_size": 0}, "beam_size is 0"),
+        ({"decoder": "greedy", "hotwords": Path("w.txt")}, "no use for hotwords; choose the decoder beam"),
+        ({"decoder": "greedy", "beam_size": 4}, "no use for a beam size"),
+    ],
+)
+def test_options_that_contradict(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DecoderOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_hotword_is_heard_in_real_speech() -> None:
+    """The embedded sample says "start": who wants "starch" very much hears it; other words change nothing."""
+
+    def hear(decoder: DecoderFactory | None) -> str:
+        with Recognizer.load("tiny-en", num_threads=1, decoder=decoder) as recognizer:
+            return recognizer.transcribe_file(SAMPLE).text
+
+    plain = hear(None)
+    assert "start" in plain.split()
+    assert hear(beam_decoder()) == hear(beam_decoder(hotwords=["zebra"])) == plain
+    assert "starch" in hear(beam_decoder(hotwords=[Hotword("starch", 4.0)])).split()
+
+
+def test_skipped_frames_change_no_text_of_real_speech() -> None:
+    found = {}
+    for skip_blank in (None, SKIP_BLANK, 0.99):
+
+        def make(vocabulary: Vocabulary, skip_blank: float | None = skip_blank) -> BeamDecoder:
+            return BeamDecoder(vocabulary.blank_id, skip_blank=skip_blank)
+
+        with Recognizer.load("tiny-en", num_threads=1, decoder=make) as recognizer:
+            found[skip_blank] = recognizer.transcribe_file(SAMPLE).text
+    assert len(set(found.values())) == 1
