@@ -3,7 +3,7 @@
 A reader is started, something runs over and over, and it is stopped; energy is the sensor's own counter where
 it has one, else mean power times time. Each covers something else (a module's input, a board, a processor
 package without its memory), which its `scope` says; they are not added up. Where nothing can be read there is
-no number. What this file does not do: model power, or guess it from utilisation or TDP.
+no number. What this file does not do: model power, or guess it from utilization or TDP.
 
 Sources: NVIDIA Jetson Linux Developer Guide, "tegrastats"; jetson-stats' `jtop` API; NVML's
 nvmlDeviceGetTotalEnergyConsumption; Linux Documentation/power/powercap.

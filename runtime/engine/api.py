@@ -53,8 +53,8 @@ def load_tensorrt(flavor: Flavor) -> ModuleType:
         if error.name != name:
             raise EngineError(_broken(name, error)) from error
         jetson = flavor == "tensorrt" and NV_TEGRA_RELEASE.exists()
-        mend = _INSTALL_ON_JETSON if jetson else f"install it with: {_INSTALL[flavor]}"
-        raise MissingDependencyError(f"{name} is needed here and is not installed; {mend}") from error
+        advice = _INSTALL_ON_JETSON if jetson else f"install it with: {_INSTALL[flavor]}"
+        raise MissingDependencyError(f"{name} is needed here and is not installed; {advice}") from error
     except Exception as error:  # by version, a missing libnvinfer is an ImportError, OSError or RuntimeError
         raise EngineError(_broken(name, error)) from error
     if not hasattr(module, "ICudaEngine"):

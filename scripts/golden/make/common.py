@@ -2,7 +2,7 @@
 
 Does: draw weights that leave nothing at its default; center a CTC head so that its argmax varies; collect the
 arrays of golden.npz and write the fixture's folder with versions and seed.
-Does not: know any project (the other files here do),
+What this file does not do: know any project (the other files here do),
 or import edge_asr: what judges our code may not come from it.
 """
 
