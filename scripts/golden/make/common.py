@@ -1,9 +1,9 @@
 """Shared by the makers of golden fixtures: the clips, random weights, the arrays, the files.
 
-Does: draw weights that leave nothing at its default; center a CTC head so that its argmax varies; collect the
-arrays of golden.npz and write the fixture's folder with versions and seed.
-What this file does not do: know any project (the other files here do),
-or import edge_asr: what judges our code may not come from it.
+They draw weights that leave nothing at its default, center a CTC head so that its argmax varies, collect the
+arrays of golden.npz, and write the fixture's folder with versions and seed.
+What this file does not do: know any project (the other files here do), or import edge_asr, because the code
+that judges ours must not come from it.
 """
 
 from __future__ import annotations
