@@ -222,20 +222,23 @@ class BeamDecoder:
         repeated = emissions[last]  # anything for the empty prefix, which has no such paths
         stay_blank = total + emissions[self.blank_id]
         stay_spoken = spoken + repeated
-        lasting = stay_spoken > stay_blank
+        lasting = (stay_spoken > stay_blank).nonzero()[0].tolist()
         # Or it grows; by its own last token only over a blank.
         grown = np.where(last[:, None] == tokens, blank[:, None], total[:, None]) + values  # (B, k)
 
         # What a beam grows into may be there already: then the paths join those that stay there.
         joining, joined = (names[:, None] == parents).nonzero()
-        entering = np.zeros(0, np.bool_)
+        entering: list[tuple[int, int]] = []
         if len(joining):
-            token = last[joined]
-            mass = np.where(last[joining] == token, blank[joining], total[joining]) + repeated[joined]
-            entering = mass > np.maximum(stay_spoken[joined], stay_blank[joined])
-            stay_spoken[joined] = np.logaddexp(stay_spoken[joined], mass)
-            pair, column = (token[:, None] == tokens).nonzero()
-            grown[joining[pair], column] = _NEVER
+            pairs, columns = (last[joined][:, None] == tokens).nonzero()
+            joining, joined = joining[pairs], joined[pairs]
+            mass = grown[joining, columns]
+            grown[joining, columns] = _NEVER
+            here = stay_spoken[joined]
+            entered = (mass > np.maximum(here, stay_blank[joined])).nonzero()[0]
+            stay_spoken[joined] = np.logaddexp(here, mass)
+            if len(entered):
+                entering = list(zip(joined[entered].tolist(), joining[entered].tolist(), strict=True))
 
         all_spoken = np.concatenate((stay_spoken, grown.ravel()))
         all_total = all_spoken.copy()
@@ -244,7 +247,7 @@ class BeamDecoder:
         if self._scorers:
             all_states, all_bonus = self._score(tokens)
             scores = all_total + all_bonus
-        chosen = self._choose(scores)
+        chosen = self._choose(scores, n_beams)
         if self._scorers:
             self._states, self._bonus = all_states[:, chosen], all_bonus[chosen]
         else:
@@ -257,36 +260,37 @@ class BeamDecoder:
 
         paths = self._paths
         stayed = paths
-        if lasting.any() or entering.any():
+        if lasting or entering:
             stayed = paths.copy()
-            for beam in lasting.nonzero()[0].tolist():
+            peaks = repeated.tolist()
+            for beam in lasting:
                 path = paths[beam]
                 assert path is not None
-                before, token_id, first, _, peak = path
-                stayed[beam] = (before, token_id, first, frame, max(peak, float(repeated[beam])))
-            for pair_index in entering.nonzero()[0].tolist():
-                beam = int(joined[pair_index])
-                before = paths[int(joining[pair_index])]
-                stayed[beam] = (before, int(last[beam]), frame, frame, float(repeated[beam]))
+                before, token, first, _, peak = path
+                stayed[beam] = (before, token, first, frame, max(peak, peaks[beam]))
+            for beam, origin in entering:
+                stayed[beam] = (paths[origin], int(last[beam]), frame, frame, peaks[beam])
         self._name(chosen.tolist(), k, frame, stayed, tokens.tolist(), values.tolist())
 
     def _score(self, tokens: I64Array) -> tuple[I64Array, F64Array]:
         """Return states and scores of all beams as they are, then of all grown by each token."""
-        bonus = np.repeat(self._bonus, len(tokens))
+        bonus = self._bonus[:, None]
         rows = []
         for scorer, states in zip(self._scorers, self._states, strict=True):
             longer, added = scorer.extend(states, tokens)
             rows.append(np.concatenate((states, longer.ravel())))
-            bonus += added.ravel()
-        return np.stack(rows), np.concatenate((self._bonus, bonus))
+            bonus = bonus + added
+        all_states = rows[0][None] if len(rows) == 1 else np.stack(rows)
+        return all_states, np.concatenate((self._bonus, bonus.ravel()))
 
-    def _choose(self, scores: F64Array) -> npt.NDArray[np.intp]:
-        """Return the places of the best scores, in no order."""
+    def _choose(self, scores: F64Array, n_beams: int) -> npt.NDArray[np.intp]:
+        """Return the places of the best scores, in no order, and none that is impossible."""
         if len(scores) > self.beam_size:
             chosen = np.argpartition(scores, len(scores) - self.beam_size)[-self.beam_size :]
         else:
             chosen = np.arange(len(scores))
-        return chosen[scores[chosen] > _NEVER]
+        # Staying is always possible, so a full beam has nothing impossible among its best.
+        return chosen if n_beams == self.beam_size else chosen[scores[chosen] > _NEVER]
 
     def _name(
         self,

@@ -152,11 +152,14 @@ class HotwordScorer:
     def extend(self, states: I64Array, tokens: I64Array) -> tuple[I64Array, F64Array]:
         """See `PrefixScorer.extend`."""
         symbols = self._symbols[tokens]  # (k, L)
-        reached = np.repeat(states[:, None], len(tokens), axis=1)
-        gains = np.zeros(reached.shape)
-        for column in range(int(self._lens[tokens].max(initial=0))):
-            gains += self._gain[reached, symbols[:, column]]
-            reached = self._next[reached, symbols[:, column]]
+        n_classes = self._next.shape[1]
+        # Flat places in the tables: several times faster than pairs of indexes.
+        places = (states * n_classes)[:, None] + symbols[:, 0]
+        reached, gains = self._next.take(places), self._gain.take(places)
+        longest = 1 if symbols.shape[1] == 1 else int(self._lens[tokens].max(initial=1))
+        for column in range(1, longest):
+            places = reached * n_classes + symbols[:, column]
+            reached, gains = self._next.take(places), gains + self._gain.take(places)
         return reached, gains
 
     def finish(self, states: I64Array) -> F64Array:
