@@ -148,6 +148,8 @@ def put_in_place(text: str, folder: Path, sample: Path) -> None:
         row = {"audio_filepath": str(sample), "text": sample.with_suffix(".txt").read_text().strip()}
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(row) + "\n")
+    for name in re.findall(r"--hotwords ([\w./-]+)", text):
+        (folder / name).write_text("marvin\nrecharge:1.5\n")
     for name in re.findall(r"(?:-m|--model|inspect) ([\w./-]+)|load\(\"([\w./-]+)\"", text):
         bundle = next(filter(None, name))
         if bundle != "tiny-en" and not (folder / bundle).exists():

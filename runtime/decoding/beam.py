@@ -33,7 +33,7 @@ F64Array = npt.NDArray[np.float64]
 
 BEAM_SIZE = 8
 TOP_K = 24
-"""Tokens tried in a frame at most. More cost little time; below -10 they never won (docs/log.md)."""
+"""Tokens tried in a frame at most; 5 were enough on all speech tried (docs/log.md)."""
 MIN_LOG_PROB = -10.0
 SKIP_BLANK = 0.999
 """Blank of this probability ends a frame at once: the text was the same on all speech tried (docs/log.md)."""
