@@ -150,6 +150,8 @@ def put_in_place(text: str, folder: Path, sample: Path) -> None:
         (folder / name).write_text(json.dumps(row) + "\n")
     for name in re.findall(r"--hotwords ([\w./-]+)", text):
         (folder / name).write_text("marvin\nrecharge:1.5\n")
+    for name in re.findall(r"grammar (?:check |compile )?([\w./-]+\.txt)", text):
+        (folder / name).write_text(sample.with_suffix(".txt").read_text())
     for name in re.findall(r"(?:-m|--model|inspect) ([\w./-]+)|load\(\"([\w./-]+)\"", text):
         bundle = next(filter(None, name))
         if bundle != "tiny-en" and not (folder / bundle).exists():
@@ -169,6 +171,11 @@ def runs_here(line: str) -> bool:
         if program == "edge-asr" and NOT_RUN & set(words[:1]) and "--print-config" not in words:
             return False
         if program not in ("edge-asr", "cat", "jq") and words:
+            return False
+        if words[:2] == [
+            "grammar",
+            "tune",
+        ]:  # it takes two kinds of speech; tests/cli/test_grammar.py has them
             return False
         if NOT_RUN_WITH & set(words):
             return False

@@ -196,7 +196,7 @@ class _TextPrinter:
         self._line.stop()
 
     def show(self, event: Event) -> None:
-        from edge_asr.runtime.live.events import Final, Gap, Partial
+        from edge_asr.runtime.live.events import Final, Gap, Partial, Unmatched
 
         if isinstance(event, Partial):
             self._show_partial(event.text)
@@ -206,11 +206,17 @@ class _TextPrinter:
                 self._console.print(self._text(event.text))
             else:
                 print_text(event.text + "\n")
+        elif isinstance(event, Unmatched):
+            self._show_partial("")
+            self._note(f"no phrase of the grammar: {event.heard}")
         elif isinstance(event, Gap):
-            if self._line.is_started:
-                self._console.print(self._text(f"edge-asr: {event}"))
-            else:
-                say(str(event))
+            self._note(str(event))
+
+    def _note(self, message: str) -> None:
+        if self._line.is_started:
+            self._console.print(self._text(f"edge-asr: {message}"))
+        else:
+            say(message)
 
     def _show_partial(self, text: str) -> None:
         if not self._line.is_started:

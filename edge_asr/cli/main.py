@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "edge_asr.cli.evaluate",
         "Measure word and character error rates of a bundle on a manifest.",
     ),
+    "grammar": ("edge_asr.cli.grammar", "Check, compile and tune a grammar: the phrases to recognize."),
     "inspect": ("edge_asr.cli.inspect", "Show what is in a bundle or a checkpoint."),
     "doctor": ("edge_asr.cli.doctor", "Show what this machine can run, and how to fix what it cannot."),
 }

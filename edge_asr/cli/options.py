@@ -134,6 +134,23 @@ _DECODER = (
         metavar="FILE",
         help="Phrases to favor, one a line, `phrase:boost` if wanted. Implies --decoder beam.",
     ),
+    click.option(
+        "--grammar",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="The only phrases to recognize, as text or JSGF; what is none of them has no text.",
+    ),
+    click.option(
+        "--grammar-threshold",
+        type=FiniteRange(min=0, min_open=True),
+        metavar="X",
+        help="What a phrase may cost more than any text, a token; lower rejects more. The default is 0.6.",
+    ),
+    click.option(
+        "--grammar-mode",
+        type=click.Choice(["whole", "spot"]),
+        help="Whether a phrase is the whole utterance (the default), or may stand within other speech.",
+    ),
 )
 
 
@@ -160,10 +177,10 @@ def _choose_decoder(values: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "decoder": None if asked is None else asked.factory()}
 
 
-_DECODER_NAMES = ("decoder", "beam_size", "hotwords")
+_DECODER_NAMES = ("decoder", "beam_size", "hotwords", "grammar", "grammar_threshold", "grammar_mode")
 
-#: Adds -m, --precision, --backend, --threads, --allow-unverified, --decoder, --beam-size and --hotwords;
-#: `recognizer` holds the arguments of `Recognizer.load`.
+#: Adds -m, --precision, --backend, --threads, --allow-unverified, --decoder, --beam-size, --hotwords
+#: and the --grammar options; `recognizer` holds the arguments of `Recognizer.load`.
 recognizer_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE, *_DECODER), _choose_decoder)
 #: Adds how to decode alone; `decoding` goes to `make_decoder_options`.
 decoder_options = option_group("decoding", _DECODER)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edge_asr.errors import ConfigError
 from edge_asr.runtime.decoding.decoder import Decoder, DecoderFactory
@@ -62,16 +62,27 @@ class DecoderOptions:
         decoder: "greedy" or "beam"; None is beam where another option needs it, else greedy.
         beam_size: prefixes that the beam keeps; None is the default.
         hotwords: file of phrases to favor.
+        grammar: file of the only phrases that may be recognized.
+        grammar_threshold: what a token of a phrase may cost; None is the default.
+        grammar_mode: "whole" or "spot"; None is whole.
 
     Raises:
-        ConfigError: no such decoder, a beam below 1, or greedy search with what it cannot use.
+        ConfigError: no such decoder, a beam below 1, greedy search with what it cannot use, or a grammar
+            together with another decoder.
     """
 
     decoder: str | None = None
     beam_size: int | None = None
     hotwords: Path | None = None
+    grammar: Path | None = None
+    grammar_threshold: float | None = None
+    grammar_mode: Literal["whole", "spot"] | None = None
 
     def __post_init__(self) -> None:
+        if self.grammar is None and (self.grammar_threshold is not None or self.grammar_mode is not None):
+            raise ConfigError("a threshold or mode of the grammar needs a grammar; give its file too")
+        if self.grammar is not None and self._is_beam:
+            raise ConfigError("a grammar has a search of its own, without beam and hotwords; leave them out")
         if self.decoder not in (None, *DECODERS):
             raise ConfigError(f"decoder is {self.decoder!r}; it must be {' or '.join(DECODERS)}")
         if self.beam_size is not None and self.beam_size < 1:
@@ -85,40 +96,55 @@ class DecoderOptions:
     @property
     def is_greedy(self) -> bool:
         """Whether greedy search decodes."""
-        return self.decoder != "beam" and self.beam_size is None and self.hotwords is None
+        return not self._is_beam and self.grammar is None
+
+    @property
+    def _is_beam(self) -> bool:
+        return self.decoder == "beam" or self.beam_size is not None or self.hotwords is not None
 
     def factory(self) -> DecoderFactory | None:
         """Return what `Recognizer.load` takes; None is greedy search.
 
         Raises:
-            ConfigError: hotwords that cannot be read.
+            ConfigError: hotwords that cannot be read. What is wrong with a grammar is a GrammarError of
+                `Recognizer.load`.
         """
         if self.is_greedy:
             return None
+        if self.grammar is not None:
+            from edge_asr.runtime.decoding.grammar.read import grammar_decoder
+            from edge_asr.runtime.decoding.grammar.recognition import DEFAULT_THRESHOLD
+
+            threshold = DEFAULT_THRESHOLD if self.grammar_threshold is None else self.grammar_threshold
+            return grammar_decoder(self.grammar, threshold=threshold, mode=self.grammar_mode or "whole")
         from edge_asr.runtime.decoding.beam import BEAM_SIZE
 
         size = BEAM_SIZE if self.beam_size is None else self.beam_size
         return beam_decoder(beam_size=size, hotwords=self.hotwords)
 
-    def to_dict(self) -> dict[str, str | int | None]:
+    def to_dict(self) -> dict[str, str | int | float | None]:
         """JSON form, for a process with another working folder."""
-        path = None if self.hotwords is None else str(self.hotwords.resolve())
-        return {"decoder": self.decoder, "beam_size": self.beam_size, "hotwords": path}
+        return {
+            "decoder": self.decoder,
+            "beam_size": self.beam_size,
+            "hotwords": None if self.hotwords is None else str(self.hotwords.resolve()),
+            "grammar": None if self.grammar is None else str(self.grammar.resolve()),
+            "grammar_threshold": self.grammar_threshold,
+            "grammar_mode": self.grammar_mode,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DecoderOptions:
         """Read the JSON form, the inverse of `to_dict`."""
-        path = data["hotwords"]
-        return cls(
-            decoder=data["decoder"],
-            beam_size=data["beam_size"],
-            hotwords=None if path is None else Path(path),
-        )
+        paths = {name: Path(data[name]) for name in ("hotwords", "grammar") if data[name] is not None}
+        return cls(**{**data, **paths})
 
     def describe(self) -> str:
         """Say in a few words what decodes, for a report."""
         if self.is_greedy:
             return "greedy"
+        if self.grammar is not None:
+            return f"grammar {self.grammar.name}"
         from edge_asr.runtime.decoding.beam import BEAM_SIZE
 
         words = "" if self.hotwords is None else f", hotwords {self.hotwords.name}"

@@ -97,8 +97,8 @@ class PhraseMatch:
         matched: whether it is one; if not, the hypothesis has no tokens.
         phrase: the words as the grammar writes them; "" if not matched.
         slots, tags: in the order of the phrase.
-        score: mean log-probability of a frame less that of its best token, at most 0; None where no phrase
-            came near.
+        score: log-probability of the phrase's path less that of the best path of all, for each token of the
+            phrase, at most 0; None where no phrase came near.
         confidence: exp(score), 0 to 1; 0 if not matched.
         heard: the tokens of greedy search, whether matched or not.
     """

@@ -54,6 +54,7 @@ def test_help_lists_every_command_with_its_line(run) -> None:
         "listen",
         "bench",
         "evaluate",
+        "grammar",
         "inspect",
         "doctor",
     ]

@@ -12,6 +12,7 @@ from edge_asr.errors import ConfigError, VocabularyError
 from edge_asr.runtime.decoding.beam import SKIP_BLANK, BeamDecoder
 from edge_asr.runtime.decoding.choice import DecoderOptions, beam_decoder
 from edge_asr.runtime.decoding.decoder import DecoderFactory
+from edge_asr.runtime.decoding.grammar.recognition import GrammarDecoder
 from edge_asr.runtime.decoding.hotwords import Hotword
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.vocabulary import Vocabulary
@@ -73,6 +74,8 @@ def test_options_in_words(words: Path) -> None:
         ({"beam_size": 0}, "beam_size is 0"),
         ({"decoder": "greedy", "hotwords": Path("w.txt")}, "no use for hotwords; choose the decoder beam"),
         ({"decoder": "greedy", "beam_size": 4}, "no use for a beam size"),
+        ({"grammar": Path("g.txt"), "beam_size": 4}, "a grammar has a search of its own"),
+        ({"grammar_threshold": 0.5}, "needs a grammar"),
     ],
 )
 def test_options_that_contradict(options: dict[str, object], message: str) -> None:
@@ -103,3 +106,16 @@ def test_skipped_frames_change_no_text_of_real_speech() -> None:
         with Recognizer.load("tiny-en", num_threads=1, decoder=make) as recognizer:
             found[skip_blank] = recognizer.transcribe_file(SAMPLE).text
     assert len(set(found.values())) == 1
+
+
+def test_a_grammar_is_a_decoder(tmp_path: Path) -> None:
+    path = tmp_path / "g.txt"
+    path.write_text("a [b] c", encoding="utf-8")
+    options = DecoderOptions(grammar=path, grammar_threshold=0.5, grammar_mode="spot")
+    assert DecoderOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
+    assert (options.describe(), options.is_greedy) == ("grammar g.txt", False)
+    factory = options.factory()
+    assert factory is not None
+    decoder = factory(LETTERS)
+    assert isinstance(decoder, GrammarDecoder)
+    assert (decoder.threshold, decoder.mode) == (0.5, "spot")

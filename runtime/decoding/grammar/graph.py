@@ -78,6 +78,14 @@ class TokenGraph:
         """Find words, slots and tags of a phrase in tokens; None if the grammar does not have it."""
         return self.network.read(self.phrase_text(ids), self.spellings)
 
+    def has_phrase(self, phrase: str) -> bool:
+        """Tell whether the grammar has a phrase, in words as it writes them."""
+        known = dict(zip(self.network.words, self.spellings, strict=True))
+        words = phrase.split()
+        if not all(word in known for word in words):
+            return False
+        return self.network.read("".join(known[word] for word in words), self.spellings) is not None
+
     def phrase_text(self, ids: Sequence[int]) -> str:
         """Return the spelling of a phrase, beginning with a word boundary where words have one."""
         text = join_pieces(self.vocabulary.tokens[i] for i in ids).strip(WORD_BOUNDARY)

@@ -1,9 +1,10 @@
 """`GrammarDecoder`: one of the phrases of a grammar, or none of them.
 
-What an utterance scores is the mean, over the frames from the first token to the last, of how much less
-probable the phrase's token is than the best one (natural log, at most 0). Below the threshold it is rejected:
-its text is empty, and what greedy search heard is given beside. The search may drop what has cost more
-than the threshold allows for the whole utterance, so it is exact wherever the answer is a phrase.
+What an utterance scores is how much less probable the best path of its phrase is than the best path of all
+(natural log, at most 0), over the whole utterance, for each token of the phrase. Below the threshold it is
+rejected: its text is empty, and what greedy search heard is given beside. The search may drop what has cost
+more than the threshold allows, so it is exact wherever the answer is a phrase. The mean is one over tokens and
+not over frames, for silence and noise have many frames that cost nothing (docs/log.md).
 What this file does not do: compile grammars (graph.py), search (search.py).
 """
 
@@ -37,7 +38,7 @@ class GrammarDecoder:
 
     Args:
         graph: the compiled grammar.
-        threshold: what a frame may cost on average, natural log, positive.
+        threshold: what a token may cost on average, natural log, positive.
         mode: "whole": the phrase is all that was said. "spot": it may stand within other speech; then paths
             that fall `FIRST_BOUND` behind are dropped, and the first best phrase is taken.
 
@@ -84,20 +85,17 @@ class GrammarDecoder:
         heard = self._greedy.peek().tokens
         path = self._search.best()
         if path is None and self.mode == "whole" and len(heard):
-            needed = self.threshold * self._greedy.n_frames
+            # No phrase has more tokens than frames.
+            longest = self._plan.longest or self._greedy.n_frames
+            needed = self.threshold * min(longest, self._greedy.n_frames)
             if needed > self._search.bound:
-                self._search = self._search.restart(2.0 * needed)
+                # While the utterance goes on, some room ahead: not every look shall begin anew.
+                self._search = self._search.restart(needed if self._is_flushed else 1.5 * needed)
                 path = self._search.best()
         if path is None or not len(heard):  # where greedy search hears silence there is no phrase either
             return self._rejected(heard, None)
         runs = self._runs(path)
-        if self.mode == "whole":
-            first = min([*runs.first_frames[:1].tolist(), *heard.first_frames[:1].tolist()])
-            last = max([*runs.last_frames[-1:].tolist(), *heard.last_frames[-1:].tolist()])
-            score = path.score / (last - first + 1)
-        else:
-            span = int(runs.last_frames[-1] - runs.first_frames[0]) + 1
-            score = path.score / span - self.threshold
+        score = path.score / len(runs) - (self.threshold if self.mode == "spot" else 0.0)
         score = min(score, 0.0)
         if score < -self.threshold:
             return self._rejected(heard, score if self.mode == "spot" else None)

@@ -20,6 +20,8 @@ from edge_asr.runtime.decoding.grammar.graph import TokenGraph
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
 
+MAX_LONGEST = 500
+
 _NEVER = np.float32(-np.inf)
 #: Nodes in order, and the score of each within its token and in the blank after it.
 _Column = tuple[I64Array, F32Array, F32Array]
@@ -46,6 +48,7 @@ class SearchPlan:
     Attributes:
         graph: the compiled grammar.
         columns: the tokens that the graph has, and blank, in order: the columns of what `push` takes.
+        longest: tokens of the longest phrase; None if phrases have no end, or one beyond `MAX_LONGEST`.
     """
 
     def __init__(self, graph: TokenGraph) -> None:
@@ -62,6 +65,17 @@ class SearchPlan:
         token = np.append(graph.token, -1)
         # A blank must stand between two tokens that are the same.
         self.in_same = token[self.in_source] == np.repeat(graph.token, self.in_count)
+        self.longest = self._longest()
+
+    def _longest(self) -> int | None:
+        """Count the tokens of the longest phrase; None beyond `MAX_LONGEST`, or without end."""
+        nodes = np.zeros(1, np.int64)
+        for length in range(MAX_LONGEST):
+            arcs = _ranges(self.out_start[nodes], self.out_count[nodes])[0]
+            nodes = np.unique(self.out_target[arcs])
+            if not len(nodes):
+                return length
+        return None
 
 
 class Search:
@@ -71,7 +85,7 @@ class Search:
         plan: of the graph.
         bound: paths that score less than -bound are dropped.
         bonus: None to have the phrase take the whole utterance. Else a phrase may begin and end anywhere,
-            what is around it costs nothing, and each frame of the phrase earns the bonus.
+            what is around it costs nothing, and each token of the phrase earns the bonus.
     """
 
     def __init__(self, plan: SearchPlan, bound: float, bonus: float | None = None) -> None:
@@ -149,12 +163,12 @@ class Search:
             entered = np.maximum.reduceat(offered, first_arcs)
         else:
             entered = offered
+        if self._bonus is not None:
+            entered = entered + self._bonus
         new_token = np.maximum(entered, token[reached]) + row[plan.column[reached]]
         new_blank = either[reached] + row[plan.blank]
         either[nodes] = blank[nodes] = token[nodes] = _NEVER
         if self._bonus is not None:
-            new_token += self._bonus
-            new_blank += self._bonus
             new_blank[0] = 0.0  # the start, which is never dropped: a phrase may begin at any frame
         is_left = np.maximum(new_token, new_blank) >= -self.bound
         return reached[is_left], new_token[is_left], new_blank[is_left]
@@ -187,6 +201,8 @@ class Search:
             tokens, blanks = _lookup(before, sources)
             tokens = np.where(plan.in_same[arcs], _NEVER, tokens)
             offered = np.maximum(tokens, blanks)
+            if self._bonus is not None:
+                offered = offered + self._bonus
             best = int(np.argmax(offered))
             if stay_token[0] < offered[best]:
                 runs.append((node, frame - 1, last))
