@@ -44,12 +44,18 @@ ORDER: tuple[tuple[str, ...], ...] = (
 
 TORCH = "the module imports torch at its top; what imports it must load without torch"
 COLD_START = "the first word comes sooner: only a bundle of this kind needs it"
+COLD_CHOICE = "the first word comes sooner: greedy search, the default, needs none of it"
 LATE_CHECK = "doctor reports a module that cannot be imported as a line, not as a traceback"
 TIMED = "a fresh process whose imports are what is measured"
 OPTIONAL = "needs an extra that this road alone asks for"
 
 #: (room that imports, module imported inside a function): why it may not stand at the top of the file.
 DEFERRED: Mapping[tuple[str, str], str] = {
+    ("benchmark", "edge_asr.runtime.decoding.choice"): TIMED,
+    ("runtime", "edge_asr.runtime.decoding.beam"): COLD_CHOICE,
+    ("runtime", "edge_asr.runtime.decoding.grammar.read"): COLD_CHOICE,
+    ("runtime", "edge_asr.runtime.decoding.grammar.recognition"): COLD_CHOICE,
+    ("runtime", "edge_asr.runtime.decoding.hotwords"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.engine.backend"): COLD_START,
     ("runtime", "edge_asr.runtime.engine.lookup"): COLD_START,
     ("runtime", "edge_asr.runtime.streaming_model"): COLD_START,

@@ -3,7 +3,7 @@
 What an utterance scores is how much less probable the best path of its phrase is than the best path of all
 (natural log, at most 0), over the whole utterance, for each token of the phrase. Below the threshold it is
 rejected: its text is empty, and what greedy search heard is given beside. The search may drop what has cost
-more than the threshold allows, so it is exact wherever the answer is a phrase. The mean is one over tokens and
+more than the threshold allows, so it is exact wherever the answer is a phrase. The mean is one over tokens,
 not over frames, for silence and noise have many frames that cost nothing (docs/log.md).
 What this file does not do: compile grammars (graph.py), search (search.py).
 """
