@@ -27,8 +27,12 @@ PROGRAMS = {
 
 
 def run_python(code: str, home: Path, sound: Path, *before: str) -> subprocess.CompletedProcess[str]:
-    """A fresh Python in an empty home, without what this process has set."""
-    kept = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY" and not k.startswith("XDG_")}
+    """A fresh Python in an empty home, without what this process has set.
+
+    Nor with `CI`, which switches the telemetry of onnxruntime off by itself.
+    """
+    ours = ("ORT_DISABLE_TELEMETRY", "CI")
+    kept = {k: v for k, v in os.environ.items() if k not in ours and not k.startswith("XDG_")}
     done = subprocess.run(
         [*before, sys.executable, "-c", code, "transcribe", str(sound)],
         env={**kept, "HOME": str(home)},
