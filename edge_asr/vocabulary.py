@@ -22,7 +22,6 @@ from edge_asr.records import json_from_record, record_from_json
 
 WORD_BOUNDARY = "\u2581"
 BLANK_TOKEN = "<blk>"
-UNKNOWN_TOKEN = "<unk>"
 
 VocabularyKind = Literal["char", "sentencepiece"]
 
