@@ -3,6 +3,7 @@
 `choose_backend` is the seam: it picks the artifact of a bundle and the library that runs it. If a backend is
 named and not available, the error says why. Only "auto" chooses by itself: an engine that fits this device,
 else onnxruntime on CUDA, else the CPU, and it says why.
+The protocol, onnxruntime behind it, and the choice with its reasons belong together: hence the length.
 What this file does not do: features, decoding, batching policy, TensorRT itself (engine/backend.py).
 """
 
