@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.features.extractor import FeatureExtractor as FeatureExtractor
     from edge_asr.runtime.features.extractor import FeatureStream as FeatureStream
     from edge_asr.runtime.live.endpointing import EndpointConfig as EndpointConfig
+    from edge_asr.runtime.live.events import DeviceChange as DeviceChange
     from edge_asr.runtime.live.events import Error as Error
     from edge_asr.runtime.live.events import Final as Final
     from edge_asr.runtime.live.events import Gap as Gap
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.live.sources import FileSource as FileSource
     from edge_asr.runtime.live.sources import Loss as Loss
     from edge_asr.runtime.live.sources import Recorder as Recorder
+    from edge_asr.runtime.live.sources import SourceChange as SourceChange
     from edge_asr.runtime.live.streaming_decoder import StreamingDecoder as StreamingDecoder
     from edge_asr.runtime.live.streaming_decoder import streaming_decoders as streaming_decoders
     from edge_asr.runtime.recognizer import Recognizer as Recognizer
@@ -64,6 +66,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Backend": "backends",
         "BeamDecoder": "decoding.beam",
         "Decoder": "decoding.decoder",
+        "DeviceChange": "live.events",
         "EndpointConfig": "live.endpointing",
         "Error": "live.events",
         "FeatureConfig": "edge_asr.feature_config",
@@ -89,6 +92,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Recognizer": "recognizer",
         "Recorder": "live.sources",
         "Segment": "transcript",
+        "SourceChange": "live.sources",
         "StageTime": "recognizer",
         "StreamingDecoder": "live.streaming_decoder",
         "StreamingModel": "streaming_model",

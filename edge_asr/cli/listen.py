@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,8 +22,9 @@ from edge_asr.cli.options import FiniteRange, recognizer_options
 from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
 
 if TYPE_CHECKING:
+    from edge_asr.runtime.live.capture import InputDevice
     from edge_asr.runtime.live.events import Event
-    from edge_asr.runtime.live.microphone import InputDevice, MicrophoneSource
+    from edge_asr.runtime.live.microphone import MicrophoneSource
     from edge_asr.runtime.live.recognizer import LiveRecognizer
 
 _SIGNAL_EXIT = 128
@@ -37,6 +39,14 @@ _SIGNAL_EXIT = 128
     type=click.IntRange(8_000, 768_000),
     metavar="HZ",
     help="Rate to open the device at. The default is what it reports (a sound server may report any).",
+)
+@click.option("--wait", is_flag=True, help="Start before the device is there, and wait for it.")
+@click.option(
+    "--reconnect",
+    type=FiniteRange(min=0),
+    metavar="SECONDS",
+    help="How long to try to open a microphone again that went away; 0 ends listening at once. "
+    "The default is no limit.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
 @click.option(
@@ -61,6 +71,8 @@ def command(
     device: str | None,
     list_devices: bool,
     rate: int | None,
+    wait: bool,
+    reconnect: float | None,
     as_json: bool,
     seconds: float | None,
     partials: Literal["auto", "streaming", "windowed", "off"],
@@ -73,6 +85,9 @@ def command(
     Finals go to stdout at each pause; the utterance in progress is a live line on a terminal.
     Silence prints nothing. Ctrl-C stops listening, still recognizes the last words, and exits with 130
     (SIGTERM does the same with 143); --seconds exits with 0. A second Ctrl-C stops at once.
+
+    A microphone that goes away is said to be lost, and opened again when it is back; how long it was away
+    is a gap.
 
     \b
     edge-asr listen
@@ -91,11 +106,14 @@ def command(
 
     wanted = int(device) if device is not None and device.isdecimal() else device
     # Refuse what can be refused at once, before the model is loaded.
-    microphone.find_device(wanted)
+    if not wait:
+        microphone.find_device(wanted)
     if record is not None:
         check_recording_path(record, overwrite=force)
     with Recognizer.load(**recognizer) as loaded:
-        source = microphone.MicrophoneSource(microphone.MicrophoneConfig(device=wanted, sample_rate=rate))
+        source = microphone.MicrophoneSource(
+            microphone.MicrophoneConfig(device=wanted, sample_rate=rate, wait=wait, reconnect_s=reconnect)
+        )
         live = LiveRecognizer(
             loaded,
             source,
@@ -109,7 +127,7 @@ def command(
 
 
 class Greeting(Protocol):
-    """Says what is being heard, once audio flows."""
+    """Says what is being heard, once audio flows; called at the first audio."""
 
     def __call__(self) -> str: ...
 
@@ -123,10 +141,15 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
     Raises:
         EdgeAsrError: the error that ended listening, after its `error` event and the summary.
     """
-    with _stop_on_signals(live) as received, live:
+
+    def greet() -> None:
         live.hearing.wait()
-        if live.error is None:
+        if live.stats.audio_s:
             say(greeting())
+
+    greeter = Thread(target=greet, name="edge-asr-greeting", daemon=True)
+    with _stop_on_signals(live) as received, live:
+        greeter.start()
         try:
             with _JsonPrinter() if as_json else _TextPrinter() as printer:
                 for event in live:
@@ -135,6 +158,7 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
             # The reader has left, so nothing more may reach the broken stdout, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+    greeter.join()
     say(_summary(live))
     if live.error is not None:
         raise live.error
@@ -196,7 +220,7 @@ class _TextPrinter:
         self._line.stop()
 
     def show(self, event: Event) -> None:
-        from edge_asr.runtime.live.events import Final, Gap, Partial, Unmatched
+        from edge_asr.runtime.live.events import DeviceChange, Final, Gap, Partial, Unmatched
 
         if isinstance(event, Partial):
             self._show_partial(event.text)
@@ -211,6 +235,8 @@ class _TextPrinter:
             self._note(f"no phrase of the grammar: {event.heard}")
         elif isinstance(event, Gap):
             self._note(str(event))
+        elif isinstance(event, DeviceChange):
+            self._note(event.message)
 
     def _note(self, message: str) -> None:
         if self._line.is_started:

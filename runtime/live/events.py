@@ -1,4 +1,4 @@
-"""The events of live recognition: partial, final, unmatched, gap, error.
+"""The events of live recognition: partial, final, unmatched, gap, device, error.
 
 An event is one frozen object in Python and one line of JSON (`to_dict`). Times are
 seconds of the 16 kHz stream since listening began, so they are also positions in the recording.
@@ -8,6 +8,7 @@ What this file does not do: decide when an event happens (recognizer.py), print 
     final      the text of one utterance; immutable, never followed by another of the same id
     unmatched  the same for an utterance that is no phrase of the grammar, with what it sounded like
     gap        audio was lost: how much and why
+    device     the microphone went away, came back, gives only zeros
     error      listening ended, and why
 """
 
@@ -20,12 +21,14 @@ from edge_asr.audio import STREAM_SAMPLE_RATE
 from edge_asr.runtime.transcript import GrammarResult, Token, Word
 
 FinalReason = Literal["pause", "max_length", "gap", "end"]
-GapReason = Literal["queue_overflow", "device_overflow", "missing"]
+GapReason = Literal["queue_overflow", "device_overflow", "missing", "device_lost"]
+DeviceState = Literal["waiting", "lost", "back", "silent", "audible"]
 
 _GAP_WORDS: dict[GapReason, str] = {
     "queue_overflow": "recognition was too slow and the queue was full",
     "device_overflow": "the sound driver reported an overflow",
     "missing": "less audio arrived than time passed",
+    "device_lost": "the microphone was away",
 }
 
 
@@ -166,7 +169,7 @@ class Gap:
     Attributes:
         at_s: where in the stream the audio is missing, or where its absence was noticed.
         lost_s: how much was lost.
-        reason: "queue_overflow", "device_overflow" or "missing".
+        reason: "queue_overflow", "device_overflow", "missing" or "device_lost".
         estimated: whether `lost_s` comes from the clock rather than from counted samples.
     """
 
@@ -191,6 +194,29 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceChange:
+    """The microphone changed; listening goes on.
+
+    Attributes:
+        state: "waiting" for a device that is not there yet; "lost", with what was heard before it already
+            final; "back", with a `Gap` before it; "silent" if it gives nothing but zeros, as a muted one
+            does, and "audible" when it no longer does.
+        device: the device, as people know it.
+        message: one sentence.
+        at_s: where in the stream.
+    """
+
+    state: DeviceState
+    device: str
+    message: str
+    at_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"type": "device", **asdict(self), "at_s": round(self.at_s, 3)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Error:
     """Listening ended because of this; the last event of a stream.
 
@@ -209,7 +235,7 @@ class Error:
         return {"type": "error", "message": self.message, "kind": self.kind, "at_s": round(self.at_s, 3)}
 
 
-Event = Partial | Final | Unmatched | Gap | Error
+Event = Partial | Final | Unmatched | Gap | DeviceChange | Error
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

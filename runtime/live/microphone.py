@@ -1,58 +1,35 @@
-"""A microphone through PortAudio: its callback fills a `QueueSource`.
+"""A microphone that comes back: a process of its own records, and is started again if it fails.
 
 The device is opened at its own rate (many refuse 16 kHz or resample badly), and soxr resamples to 16 kHz in
-the reading thread. Lost audio is detected in three ways: the bounded queue counts what it refused, PortAudio
-flags what the driver dropped, and a clock detects what vanished without a flag (a sound server that drops its
-oldest data says nothing). sounddevice, and with it PortAudio, is imported on use.
-What this file does not do: recognize, decide what to do about a loss.
+the reading thread. Lost audio is detected in four ways: bounded queues count what they refused, PortAudio
+flags what the driver dropped, a clock detects what vanished without a flag (a sound server that drops its
+oldest data says nothing), and the time without a device is measured from the last sample to the next.
+What this file does not do: talk to PortAudio, recognize.
 """
 
 from __future__ import annotations
 
-import atexit
-import importlib
-import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from queue import Empty
 from threading import Event as Flag
-from threading import Thread
-from types import ModuleType, TracebackType
-from typing import Any, Literal
+from types import TracebackType
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from edge_asr.audio import STREAM_SAMPLE_RATE
 from edge_asr.errors import ConfigError, DeviceError
-from edge_asr.runtime.live.queue_source import QueueSource
-from edge_asr.runtime.live.sources import AudioBlock
+from edge_asr.runtime.live.capture import InputDevice, choose_device
+from edge_asr.runtime.live.recording_process import RecordingProcess
+from edge_asr.runtime.live.sources import AudioBlock, Loss, SourceChange
 
-_log = logging.getLogger(__name__)
 _POLL_S = 0.1
-_DRIVER_ANSWERS_S = 3.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputDevice:
-    """A device that can record, as PortAudio describes it."""
-
-    index: int
-    name: str
-    host_api: str
-    max_channels: int
-    sample_rate: int
-    is_default: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {
-            "index": self.index,
-            "name": self.name,
-            "host_api": self.host_api,
-            "max_channels": self.max_channels,
-            "sample_rate": self.sample_rate,
-            "is_default": self.is_default,
-        }
+_STOPS_S = 1.0
+"""How long the sound system may take to stop a device."""
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.2, 5.0
+_SILENT_S = 5.0
+"""How long a microphone may give nothing but zeros before that is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +44,10 @@ class MicrophoneConfig:
         block_s: length of a callback's block.
         latency_s: how much the driver buffers, which is how late a callback may be before audio is lost.
         queue_s: the most audio that waits for a busy recognizer; more is dropped and reported.
-        stall_timeout_s: how long without audio becomes a DeviceError.
+        stall_timeout_s: how long without audio means that the device is gone.
+        reconnect_s: how long to try to open a device again that is gone; 0 makes it an error at once, None
+            never gives up.
+        wait: whether to wait, also at the beginning, for a device that is not there.
     """
 
     device: int | str | None = None
@@ -76,64 +56,36 @@ class MicrophoneConfig:
     block_s: float = 0.02
     latency_s: float = 0.2
     queue_s: float = 30.0
-    stall_timeout_s: float = 8.0
+    stall_timeout_s: float = 3.0
+    reconnect_s: float | None = None
+    wait: bool = False
 
     def __post_init__(self) -> None:
         for name in ("block_s", "latency_s", "queue_s", "stall_timeout_s"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a positive number of seconds")
+        if self.reconnect_s is not None and not 0 <= self.reconnect_s < float("inf"):
+            raise ConfigError(
+                f"reconnect_s is {self.reconnect_s}; give seconds, 0 for an error at once, or None for no end"
+            )
         if self.mix not in ("first", "mean"):
             raise ConfigError(f"mix is {self.mix!r}; it must be 'first' or 'mean'")
         if self.sample_rate is not None and not 8_000 <= self.sample_rate <= 768_000:
             raise ConfigError(f"sample_rate is {self.sample_rate} Hz; it must be 8000 to 768000")
 
 
-def import_sounddevice() -> ModuleType:
-    """Import the sounddevice module.
-
-    Raises:
-        DeviceError: sounddevice or the PortAudio library is missing.
-    """
-    try:
-        return importlib.import_module("sounddevice")
-    except ImportError as error:
-        raise DeviceError(
-            f"no microphone without the sounddevice package ({error}); "
-            "install it with: pip install sounddevice"
-        ) from error
-    except OSError as error:
-        raise DeviceError(
-            f"no microphone without the PortAudio library ({error}); "
-            "install it, on Debian and Ubuntu with: apt install libportaudio2"
-        ) from error
-
-
 def list_devices() -> list[InputDevice]:
     """List all devices that can record, in PortAudio's order.
 
     Raises:
-        DeviceError: PortAudio is missing or fails.
+        DeviceError: PortAudio is missing or fails, or the sound system does not answer.
     """
-    sd = import_sounddevice()
+    capture = RecordingProcess({"do": "list"})
     try:
-        devices, apis = sd.query_devices(), sd.query_hostapis()
-        default = sd.default.device[0]
-    except sd.PortAudioError as error:
-        raise DeviceError(
-            f"PortAudio cannot list the devices ({error}); is the sound system running?"
-        ) from error
-    return [
-        InputDevice(
-            index=index,
-            name=device["name"],
-            host_api=apis[device["hostapi"]]["name"],
-            max_channels=device["max_input_channels"],
-            sample_rate=round(device["default_samplerate"]),
-            is_default=index == default,
-        )
-        for index, device in enumerate(devices)
-        if device["max_input_channels"] > 0
-    ]
+        capture.wait_until_ready(lambda: False)
+    finally:
+        capture.close()
+    return [InputDevice(**device) for device in capture.answer["devices"]]
 
 
 def find_device(wanted: int | str | None) -> InputDevice:
@@ -142,33 +94,17 @@ def find_device(wanted: int | str | None) -> InputDevice:
     Raises:
         DeviceError: none fits, or several do; the message lists the devices.
     """
-    devices = list_devices()
-    if not devices:
-        raise DeviceError(
-            "no microphone found; plug one in, and see whether the system lists it "
-            "(arecord -l, pactl list sources)"
-        )
-    if wanted is None:
-        fits = [d for d in devices if d.is_default] or devices[:1]
-    elif isinstance(wanted, int):
-        fits = [d for d in devices if d.index == wanted]
-    else:
-        name = wanted.lower()
-        fits = [d for d in devices if d.name.lower() == name]
-        fits = fits or [d for d in devices if name in d.name.lower()]
-    if len(fits) == 1:
-        return fits[0]
-    listing = "; ".join(f"{d.index}: {d.name}" for d in (fits or devices))
-    if not fits:
-        raise DeviceError(f"no input device fits {wanted!r}; there are {listing}")
-    raise DeviceError(f"{len(fits)} input devices fit {wanted!r}; give the index of one of {listing}")
+    return choose_device(list_devices(), wanted)
 
 
 class MicrophoneSource:
     """An `AudioSource` that hears through PortAudio. Use it as a context manager, once.
 
+    A device that goes away is opened again as soon as it is back, by its name. What was heard before is
+    recognized at once; how long it was away is reported as a `Loss`.
+
     Attributes after opening: `device` (InputDevice) and `sample_rate` (Hz, as opened). Counters, any
-    time: `n_overflows` (flags of the driver), `n_dropped_frames` (refused by the full queue).
+    time: `n_overflows` (flags of the driver), `n_dropped_frames` (refused by full queues).
     """
 
     def __init__(self, config: MicrophoneConfig | None = None) -> None:
@@ -176,43 +112,41 @@ class MicrophoneSource:
         self.device: InputDevice | None = None
         self.sample_rate = 0
         self.n_overflows = 0
-        self._queue: QueueSource | None = None
+        self._others: list[str] = []
+        self._n_dropped_before = 0
+        self._capture: RecordingProcess | None = None
         self._stopping = Flag()
         self._stop_at: float | None = None
-        self._last_arrival_s = 0.0
-        self._stream_ended = False
-        self._is_left_behind = False
+        self._waited_s = 0.0
+        self._absence: _Absence | None = None
+        self._n_zeros = 0
+        self._failure: DeviceError | None = None
 
     def __enter__(self) -> MicrophoneSource:
-        sd = import_sounddevice()
-        self.device = find_device(self.config.device)
-        self.sample_rate = self.config.sample_rate or self.device.sample_rate
-        self._queue = QueueSource(
-            self.sample_rate, queue_s=self.config.queue_s, mix=self.config.mix, is_live=True
-        )
-        self._stream = self._open(sd)
-        self._last_arrival_s = time.monotonic()
         try:
-            self._stream.start()
-        except sd.PortAudioError as error:
-            self._end_stream("close")
-            raise DeviceError(self._refusal(str(error))) from error
+            self._open()
+        except DeviceError as error:
+            if not self.config.wait:
+                raise
+            self._absence = _Absence(problem=str(error), lost_at_s=None, gives_up_at_s=None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_stream("close")
+        self._close()
 
     @property
     def n_dropped_frames(self) -> int:
-        """Count the frames that the full queue refused."""
-        return 0 if self._queue is None else self._queue.n_dropped_samples
+        """Count the frames that full queues refused."""
+        capture = self._capture
+        return self._n_dropped_before + (0 if capture is None else capture.n_dropped_frames)
 
     @property
     def queued_s(self) -> float:
         """Return the seconds of audio that wait for the reader."""
-        return 0.0 if self._queue is None else self._queue.queued_s
+        queue = self._capture and self._capture.queue
+        return queue.queued_s if queue else 0.0
 
     def stop(self) -> None:
         """End soon, after what the driver still holds has been heard."""
@@ -222,103 +156,187 @@ class MicrophoneSource:
         """Wait for the next block; None after `stop`, once all that was heard has been returned.
 
         Raises:
-            DeviceError: the device went away, or no audio came for `stall_timeout_s`.
+            DeviceError: the device is gone, and did not come back within `reconnect_s`.
         """
-        assert self._queue is not None
         while True:
-            self._end_stream_when_asked()
+            if self._failure is not None:
+                raise self._failure
+            absence = self._absence
+            if absence is not None and not absence.is_told:
+                absence.is_told = True
+                return AudioBlock(_NOTHING, (), (absence.beginning(self._name),))
+            if self._capture is None:
+                if self._stopping.is_set():
+                    return self._last_gap()
+                assert absence is not None
+                if not self._come_back(absence):
+                    return self._last_gap()
+                continue
+            if (block := self._hear(self._capture)) is not None:
+                return block
+            self._close()  # it was stopped, or is gone
+
+    def _hear(self, capture: RecordingProcess) -> AudioBlock | None:
+        """Return the next block of the open device; None if it has ended or is gone."""
+        queue = capture.queue
+        assert queue is not None
+        while True:
+            self._stop_when_asked(capture)
+            began = time.monotonic()
             try:
-                return self._queue.read_within(_POLL_S)
+                block = queue.read_within(_POLL_S)
+            except DeviceError as error:
+                if self._stop_at is None:
+                    self._lose(capture, str(error))
+                return None
             except Empty:
-                if not self._stream_ended and (failure := self._find_failure()) is not None:
-                    self._stream_ended = True
-                    self._queue.end(failure)
+                # Counted in short pieces, because this process may have been the one that stood still.
+                self._waited_s += min(time.monotonic() - began, 2 * _POLL_S)
+                if self._stop_at is None and self._waited_s > self.config.stall_timeout_s:
+                    silence = DeviceError(
+                        f"{self._name} has given no audio for {self._waited_s:.1f} s; "
+                        "is it unplugged, suspended or used by another program?"
+                    )
+                    queue.end(silence)
+                continue
+            self._waited_s = 0.0
+            return None if block is None else self._note(block, capture)
 
-    def _open(self, sd: ModuleType) -> Any:
-        assert self.device is not None
-        problem = ""
-        for channels in dict.fromkeys((1, min(2, self.device.max_channels), self.device.max_channels)):
-            try:
-                return sd.InputStream(
-                    device=self.device.index,
-                    samplerate=self.sample_rate,
-                    channels=channels,
-                    dtype="float32",
-                    blocksize=max(1, round(self.config.block_s * self.sample_rate)),
-                    latency=self.config.latency_s,
-                    callback=self._callback,
+    def _note(self, block: AudioBlock, capture: RecordingProcess) -> AudioBlock:
+        """Add to a block what has changed: the device is back, or has begun or ceased to give zeros."""
+        changes = list(block.changes)
+        losses = block.losses
+        if self._absence is not None:
+            absence, self._absence = self._absence, None
+            if absence.lost_at_s is not None:
+                lost_s = max(0.0, capture.first_s - absence.lost_at_s)
+                losses = (Loss(lost_s=lost_s, reason="device_lost", estimated=True), *losses)
+                changes.append(_change("back", self._name, f"is back, at {self.sample_rate} Hz"))
+        was_silent = self._n_zeros >= _SILENT_S * STREAM_SAMPLE_RATE
+        self._n_zeros = 0 if block.samples.any() else self._n_zeros + len(block.samples)
+        is_silent = self._n_zeros >= _SILENT_S * STREAM_SAMPLE_RATE
+        if is_silent and not was_silent:
+            problem = f"has given nothing but zeros for {_SILENT_S:g} s; is it muted?"
+            changes.append(_change("silent", self._name, problem))
+        elif was_silent and not is_silent:
+            changes.append(_change("audible", self._name, "can be heard again"))
+        if not changes and losses is block.losses:
+            return block
+        return replace(block, losses=losses, changes=tuple(changes))
+
+    def _lose(self, capture: RecordingProcess, problem: str) -> None:
+        """Note that the device is gone; the next `read` says so, and tries to open it again."""
+        if self.config.reconnect_s == 0:
+            self._failure = DeviceError(f"{problem} plug it in and start again")
+        elif self._absence is None:
+            patience_s = self.config.reconnect_s
+            gives_up_at_s = None if patience_s is None else time.monotonic() + patience_s
+            self._absence = _Absence(problem=problem, lost_at_s=capture.last_s, gives_up_at_s=gives_up_at_s)
+        else:
+            self._absence.problem = problem  # it was opened, but nothing was heard
+
+    def _come_back(self, absence: _Absence) -> bool:
+        """Try to open the device, after a while; return whether it is worth going on."""
+        self._stopping.wait(absence.retry_in_s)
+        if self._stopping.is_set():
+            return True
+        absence.retry_in_s = min(2 * absence.retry_in_s, _LAST_RETRY_S)
+        try:
+            self._open()
+        except DeviceError as error:
+            absence.problem = str(error)
+            if absence.gives_up_at_s is not None and time.monotonic() >= absence.gives_up_at_s:
+                self._failure = DeviceError(
+                    f"{self._name} did not come back within {self.config.reconnect_s:g} s: {error}"
                 )
-            except sd.PortAudioError as error:
-                _log.debug("%s with %d channels: %s", self.device.name, channels, error)
-                problem = problem or str(error)
-        raise DeviceError(self._refusal(problem))
+                return False
+        return True
 
-    def _refusal(self, problem: str) -> str:
-        assert self.device is not None
-        return (
-            f"input device {self.device.index} ({self.device.name}) cannot be opened "
-            f"at {self.sample_rate} Hz: {problem}; is it in use? --list-devices shows the others"
+    def _last_gap(self) -> AudioBlock | None:
+        """Return how long the device has been away, once, at the end."""
+        absence, self._absence = self._absence, None
+        if absence is None or absence.lost_at_s is None:
+            return None
+        lost_s = time.monotonic() - absence.lost_at_s
+        return AudioBlock(_NOTHING, (Loss(lost_s=lost_s, reason="device_lost", estimated=True),))
+
+    def _open(self) -> None:
+        """Open the device, the same as before if there was one; `stop` ends the attempt.
+
+        Raises:
+            DeviceError: it is not there, is in use, or the sound system does not answer.
+        """
+        by_name = self.device is not None and self.config.device is not None
+        again = {"name": self._device_name, "others": self._others} if by_name else None
+        capture = RecordingProcess(
+            {**asdict(self.config), "do": "record", "again": again},
+            self._count_overflow,
+            self.config.queue_s,
+            self.config.mix,
         )
+        try:
+            capture.wait_until_ready(self._stopping.is_set)
+        except BaseException:
+            capture.close()
+            raise
+        if capture.queue is None:  # stopped meanwhile
+            capture.close()
+            return
+        self._capture = capture
+        self.device = InputDevice(**capture.answer["device"])
+        self._others = capture.answer["others"]
+        self.sample_rate = capture.answer["sample_rate"]
+        self._waited_s = 0.0
 
-    def _callback(self, data: npt.NDArray[np.float32], n_frames: int, when: Any, status: Any) -> None:
-        """Copy, enqueue and return, in PortAudio's thread: no locks, no arithmetic, no waiting."""
-        assert self._queue is not None
-        self._last_arrival_s = time.monotonic()
-        self.n_overflows += bool(status.input_overflow)
-        self._queue.push(data, overflowed=bool(status.input_overflow))
+    def _count_overflow(self) -> None:
+        self.n_overflows += 1
 
-    def _end_stream_when_asked(self) -> None:
-        if not self._stopping.is_set() or self._stream_ended:
+    def _close(self) -> None:
+        capture, self._capture = self._capture, None
+        if capture is not None:
+            capture.close()
+            self._n_dropped_before += capture.n_dropped_frames
+
+    @property
+    def _device_name(self) -> str:
+        return "" if self.device is None else self.device.name
+
+    @property
+    def _name(self) -> str:
+        if self.device is not None:
+            return f"input device {self.device.index} ({self.device.name})"
+        return "the default input" if self.config.device is None else f"input device {self.config.device!r}"
+
+    def _stop_when_asked(self, capture: RecordingProcess) -> None:
+        if not self._stopping.is_set():
             return
         now = time.monotonic()
         if self._stop_at is None:
             self._stop_at = now + self.config.latency_s
-        if now >= self._stop_at:
-            self._end_stream("stop")
-            self._stream_ended = True
-            assert self._queue is not None
-            self._queue.end()
+        if now >= self._stop_at + _STOPS_S:
+            capture.end()
+        elif now >= self._stop_at:
+            capture.stop()
 
-    def _end_stream(self, how: Literal["stop", "close"]) -> None:
-        """Stop or close the stream; if it does not answer, leave it open with a warning.
 
-        PortAudio waits forever for a sound server that hangs, and for libpulse (16.1), two threads of which
-        can wait for each other when the server dies.
-        """
-        assert self.device is not None
-        if self._is_left_behind:
-            return
+_NOTHING = np.zeros(0, np.float32)
 
-        def call() -> None:
-            getattr(self._stream, how)()
-            if how == "stop" and self._is_left_behind:
-                self._stream.close()  # slow but not dead: it ended after the timeout
 
-        calling = Thread(target=call, name="edge-asr-microphone", daemon=True)
-        calling.start()
-        calling.join(_DRIVER_ANSWERS_S)
-        if calling.is_alive():
-            self._is_left_behind = True
-            # At exit sounddevice (0.5.6) would close all streams of the process, and wait too.
-            if (at_exit := getattr(import_sounddevice(), "_exit_handler", None)) is not None:
-                atexit.unregister(at_exit)
-            _log.warning(
-                "the sound system did not %s input device %d (%s) within %g s; it is left open",
-                how,
-                self.device.index,
-                self.device.name,
-                _DRIVER_ANSWERS_S,
-            )
+@dataclass(slots=True)
+class _Absence:
+    """A device that is not there: why, since when (monotonic; None if it never was), until when to try."""
 
-    def _find_failure(self) -> DeviceError | None:
-        assert self.device is not None
-        name = f"input device {self.device.index} ({self.device.name})"
-        if not self._stream.active:
-            return DeviceError(f"{name} stopped by itself; was it unplugged? plug it in and start again")
-        silent_s = time.monotonic() - self._last_arrival_s
-        if silent_s > self.config.stall_timeout_s:
-            return DeviceError(
-                f"{name} has given no audio for {silent_s:.1f} s; "
-                "is it unplugged, suspended or used by another program?"
-            )
-        return None
+    problem: str
+    lost_at_s: float | None
+    gives_up_at_s: float | None
+    retry_in_s: float = _FIRST_RETRY_S
+    is_told: bool = False
+
+    def beginning(self, name: str) -> SourceChange:
+        if self.lost_at_s is None:
+            return SourceChange("waiting", name, f"waiting for {name}: {self.problem}")
+        return SourceChange("lost", name, f"{self.problem} it is opened again as soon as that is possible")
+
+
+def _change(state: Literal["back", "silent", "audible"], name: str, what: str) -> SourceChange:
+    return SourceChange(state, name, f"{name} {what}")

@@ -99,13 +99,22 @@ class QueueSource:
         """Return the seconds of sound that wait for the reader."""
         return (self._n_enqueued - self._n_taken) / self.sample_rate
 
-    def push(self, samples: npt.NDArray[Any], *, overflowed: bool = False) -> bool:
+    def push(
+        self,
+        samples: npt.NDArray[Any],
+        *,
+        overflowed: bool = False,
+        arrival_s: float | None = None,
+        n_dropped_before: int = 0,
+    ) -> bool:
         """Copy and enqueue a block; never waits, and takes no lock that the reader holds for long.
 
         Args:
             samples: [n] or [n, channels], float with full scale 1.0, int16 or int32. They are checked when
                 they are read; if they are not sound, the stream ends with an `AudioError`.
             overflowed: whether the caller knows that something before this block was lost.
+            arrival_s: `time.monotonic()` at which its last sample came; None is now.
+            n_dropped_before: samples that the caller itself had to drop before this block.
 
         Returns:
             Whether the block was taken; it is refused if the queue is full, or after the end.
@@ -113,10 +122,12 @@ class QueueSource:
         if self._is_ended:
             return False
         n_samples = len(samples)
+        self.n_dropped_samples += n_dropped_before
         if self._n_enqueued - self._n_taken + n_samples > self._limit:
             self.n_dropped_samples += n_samples
             return False
-        pushed = _Pushed(np.array(samples), time.monotonic(), overflowed, self.n_dropped_samples)
+        arrival_s = time.monotonic() if arrival_s is None else arrival_s
+        pushed = _Pushed(np.array(samples), arrival_s, overflowed, self.n_dropped_samples)
         self._queue.put(pushed)
         self._n_enqueued += n_samples
         return True

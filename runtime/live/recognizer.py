@@ -25,10 +25,19 @@ import numpy.typing as npt
 from edge_asr.audio import STREAM_SAMPLE_RATE, mono_from_waveform
 from edge_asr.errors import ConfigError, DeviceError, EdgeAsrError
 from edge_asr.runtime.live.endpointing import Endpoint, EndpointConfig, Endpointer
-from edge_asr.runtime.live.events import Error, Event, Final, FinalReason, Gap, Partial, Unmatched
+from edge_asr.runtime.live.events import (
+    DeviceChange,
+    Error,
+    Event,
+    Final,
+    FinalReason,
+    Gap,
+    Partial,
+    Unmatched,
+)
 from edge_asr.runtime.live.history import AudioHistory
 from edge_asr.runtime.live.partials import PartialDecoder, PartialHypothesis, Transcriber, WindowedDecoder
-from edge_asr.runtime.live.sources import AudioBlock, AudioSource, Loss, Recorder
+from edge_asr.runtime.live.sources import AudioBlock, AudioSource, Loss, Recorder, SourceChange
 from edge_asr.runtime.live.streaming_decoder import Partials, streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.transcript import shift_grammar_result, shift_tokens
@@ -308,9 +317,10 @@ class LiveRecognizer:
         waited_s, heard_s = 0.0, 0.0  # counted since stop was called
         began = time.monotonic()
         while (block := self._read()) is not None:
-            self.hearing.set()
             for loss in block.losses:
                 self._lose(loss)
+            for change in block.changes:
+                self._change(change)
             samples = mono_from_waveform(block.samples)
             if self._stopped_at is not None:
                 waited_s += time.monotonic() - max(began, self._stopped_at)
@@ -335,16 +345,24 @@ class LiveRecognizer:
             self.stats,
             n_gaps=self.stats.n_gaps + 1,
             lost_s=self.stats.lost_s + loss.lost_s,
-            n_overflows=self.stats.n_overflows + (loss.reason != "missing"),
+            n_overflows=self.stats.n_overflows + loss.reason.endswith("overflow"),
         )
         at_s = now / STREAM_SAMPLE_RATE
         self._emit(Gap(at_s=at_s, lost_s=loss.lost_s, reason=loss.reason, estimated=loss.estimated))
+
+    def _change(self, change: SourceChange) -> None:
+        if change.state == "lost":
+            self._end_utterance(self._history.end, "gap")
+            self._earliest = self._history.end
+        at_s = self._history.end / STREAM_SAMPLE_RATE
+        self._emit(DeviceChange(state=change.state, device=change.device, message=change.message, at_s=at_s))
 
     def _hear(self, samples: npt.NDArray[np.float32]) -> None:
         self._history.append(samples)
         self._endpointer.push(samples)
         now = self._history.end
         self.stats = replace(self.stats, audio_s=now / STREAM_SAMPLE_RATE)
+        self.hearing.set()
         if self._utterance is None:
             start = self._endpointer.onset(max(self._earliest, self._history.start))
             if start is None:

@@ -27,7 +27,7 @@ from edge_asr.audio import (
     mono_from_waveform,
 )
 from edge_asr.errors import AudioError, ConfigError
-from edge_asr.runtime.live.events import GapReason
+from edge_asr.runtime.live.events import DeviceState, GapReason
 
 Waveform = npt.NDArray[np.float32]
 
@@ -42,11 +42,21 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceChange:
+    """What has become of the device of a source, in a word and in a sentence; see `DeviceChange`."""
+
+    state: DeviceState
+    device: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class AudioBlock:
-    """The next piece of the stream: losses before it, and samples f32 [n] at 16 kHz, n >= 0."""
+    """The next piece of the stream: losses and changes before it, and samples f32 [n] at 16 kHz, n >= 0."""
 
     samples: Waveform
     losses: tuple[Loss, ...] = field(default=())
+    changes: tuple[SourceChange, ...] = field(default=())
 
 
 class AudioSource(Protocol):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from test_microphone import DEVICES, FakeSoundDevice
+from test_microphone import DEVICES, FakeSoundDevice, fake_portaudio
 
 from edge_asr.cli import listen
 from edge_asr.cli.main import cli
@@ -158,9 +158,7 @@ def test_a_terminal_shows_a_dim_line_that_finals_replace() -> None:
 
 @pytest.fixture
 def portaudio(monkeypatch: pytest.MonkeyPatch) -> FakeSoundDevice:
-    fake = FakeSoundDevice()
-    monkeypatch.setitem(sys.modules, "sounddevice", fake)
-    return fake
+    return fake_portaudio(monkeypatch)
 
 
 def test_list_devices(portaudio: FakeSoundDevice) -> None:

@@ -257,10 +257,10 @@ def test_list_devices_shows_the_virtual_microphone(virtual_microphone: VirtualMi
     assert [device["name"] for device in devices if device["is_default"]] == ["default"]
 
 
-def test_a_sound_server_that_dies_is_an_error_after_the_last_words(
+def test_a_sound_server_that_dies_is_an_error_if_nobody_wants_to_wait(
     virtual_microphone: VirtualMicrophone,
 ) -> None:
-    program = Program(virtual_microphone, "--json", "--threads", "1")
+    program = Program(virtual_microphone, "--json", "--threads", "1", "--reconnect", "0")
     program.wait_for("listening to")
     virtual_microphone.kill()
     code, lines, messages = program.wait()
@@ -271,6 +271,89 @@ def test_a_sound_server_that_dies_is_an_error_after_the_last_words(
     assert "Traceback" not in messages
 
 
+def test_a_microphone_that_goes_away_comes_back(
+    virtual_microphone: VirtualMicrophone, sample_path: Path, tmp_path: Path
+) -> None:
+    """The server dies within a sentence and is started again; its sink goes and returns; it freezes."""
+    speech = tmp_path / "speech.wav"
+    soundfile.write(speech, read_audio(sample_path), RATE, subtype="PCM_16")
+    program = Program(virtual_microphone, "--json", "--threads", "1", "--partials", "off")
+
+    def events(kind: str) -> list[dict[str, Any]]:
+        return [event for event in map(json.loads, list(program.lines)) if event["type"] == kind]
+
+    def changes_are(*states: str) -> None:
+        wanted = [*states]
+        deadline = time.monotonic() + 40
+        while [event["state"] for event in events("device") if event["state"] in ("lost", "back")] != wanted:
+            assert time.monotonic() < deadline, (wanted, program.lines, program.messages)
+            time.sleep(0.05)
+
+    program.wait_for("listening to")
+    with subprocess.Popen(
+        ["paplay", "--device=mic", str(speech)], env=virtual_microphone.environment, stderr=subprocess.DEVNULL
+    ):
+        time.sleep(2.5)  # "enter seven two five" has been said, nothing has been final yet, or it has
+        away = [time.monotonic()]
+        virtual_microphone.kill()
+    changes_are("lost")
+    assert events("final")[0]["text"].startswith("enter"), "what was heard is final before it is back"
+    virtual_microphone.start()
+    changes_are("lost", "back")
+    away.append(time.monotonic())
+
+    virtual_microphone.unplug()
+    changes_are("lost", "back", "lost")
+    virtual_microphone.plug(16_000)
+    changes_are("lost", "back", "lost", "back")
+    away.append(time.monotonic())
+
+    virtual_microphone.freeze()
+    changes_are("lost", "back", "lost", "back", "lost")
+    virtual_microphone.thaw()
+    changes_are(*("lost", "back") * 3)
+    away.append(time.monotonic())
+
+    n_before = len(events("final"))
+    virtual_microphone.play(speech)
+    code, lines, messages = program.interrupt()
+    assert code == 130
+    assert "Traceback" not in messages
+    last = [event for event in map(json.loads, lines) if event["type"] == "final"][n_before:]
+    assert "stop" in " ".join(event["text"] for event in last)
+    gaps = [event for event in events("gap") if event["reason"] == "device_lost"]
+    assert len(gaps) == 3
+    for gap, first, end in zip(gaps, away, away[1:], strict=False):
+        assert 0 < gap["lost_s"] <= end - first + 0.5, (gap, end - first)
+    assert events("error") == []
+
+
+def test_a_sound_server_that_is_frozen_before_opening_does_not_block_ctrl_c(
+    virtual_microphone: VirtualMicrophone,
+) -> None:
+    virtual_microphone.freeze()
+    for options in ([], ["--wait"]):
+        program = Program(virtual_microphone, "--json", "--threads", "1", *options)
+        time.sleep(4.0)
+        began = time.monotonic()
+        code, lines, messages = program.interrupt()
+        assert code == 130, messages
+        assert time.monotonic() - began < 5
+        assert lines == []
+        assert "Traceback" not in messages
+
+
+def test_a_microphone_that_is_not_there_yet_is_waited_for(virtual_microphone: VirtualMicrophone) -> None:
+    virtual_microphone.kill()
+    program = Program(virtual_microphone, "--json", "--threads", "1", "--wait", "--device", "default")
+    program.wait_for('"waiting"')
+    virtual_microphone.start()
+    program.wait_for("listening to")
+    code, lines, _ = program.interrupt()
+    assert code == 130
+    assert [json.loads(line)["state"] for line in lines] == ["waiting"]
+
+
 def test_a_sound_server_that_hangs_does_not_hang_listen(virtual_microphone: VirtualMicrophone) -> None:
     """PortAudio waits for such a server for ever; libpulse sometimes does for one that died."""
     program = Program(virtual_microphone, "--json", "--threads", "1")
@@ -279,7 +362,6 @@ def test_a_sound_server_that_hangs_does_not_hang_listen(virtual_microphone: Virt
     code, lines, messages = program.interrupt()
     assert code == 130
     assert lines == []
-    assert "the sound system did not stop input device" in messages
     assert "Traceback" not in messages
 
 

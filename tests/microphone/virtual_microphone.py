@@ -49,6 +49,16 @@ class VirtualMicrophone:
     def running(self) -> Iterator[VirtualMicrophone]:
         """The server, until the block ends."""
         (self.folder / ".asoundrc").write_text(ASOUND)
+        try:
+            self.start()
+            yield self
+        finally:
+            self.kill()
+            assert self.server is not None
+            self.server.wait(timeout=10)
+
+    def start(self) -> None:
+        """Start the server, again if it was killed."""
         arguments = ["--daemonize=no", "--system=false", "--exit-idle-time=-1", "--use-pid-file=no", "-n"]
         modules = [
             f"module-native-protocol-unix socket={self.socket} auth-anonymous=1",
@@ -57,17 +67,11 @@ class VirtualMicrophone:
         loads = [argument for module in modules for argument in ("-L", module)]
         environment = {k: v for k, v in self.environment.items() if k != "PULSE_SERVER"}
         with (self.folder / "log").open("wb") as log:
-            server = self.server = subprocess.Popen(
+            self.server = subprocess.Popen(
                 ["pulseaudio", *arguments, *loads], env=environment, stdout=log, stderr=log
             )
-            try:
-                self._wait_until_up(server)
-                self._control("set-default-source", "mic.monitor")
-                yield self
-            finally:
-                server.send_signal(signal.SIGCONT)
-                server.terminate()
-                server.wait(timeout=10)
+        self._wait_until_up(self.server)
+        self.control("set-default-source", "mic.monitor")
 
     def play(self, path: Path) -> None:
         """Play a sound file at real time; returns when it has been played."""
@@ -83,22 +87,38 @@ class VirtualMicrophone:
         """End the server as a crash would."""
         assert self.server is not None
         self.server.kill()
+        self.server.wait(timeout=10)
 
     def freeze(self) -> None:
         """Stop the server where it is: it answers nobody, and closes nothing."""
         assert self.server is not None
         self.server.send_signal(signal.SIGSTOP)
 
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        assert self.server is not None
+        self.server.send_signal(signal.SIGCONT)
+
+    def unplug(self) -> None:
+        """Take the sink and its source away."""
+        self.control("unload-module", "module-null-sink")
+
+    def plug(self, rate: int) -> None:
+        """Put them back, at another rate."""
+        self.control("load-module", "module-null-sink", "sink_name=mic", f"rate={rate}", "channels=1")
+        self.control("set-default-source", "mic.monitor")
+
     def _wait_until_up(self, server: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and server.poll() is None:
-            if self.socket.exists() and self._control("info", check=False) == 0:
+            if self.socket.exists() and self.control("info", check=False) == 0:
                 return
             time.sleep(0.05)
         log = (self.folder / "log").read_text()
         raise RuntimeError(f"pulseaudio did not start within 20 s; it said:\n{log}")
 
-    def _control(self, *arguments: str, check: bool = True) -> int:
+    def control(self, *arguments: str, check: bool = True) -> int:
+        """Tell the server something with pactl; its exit code."""
         return subprocess.run(
             ["pactl", *arguments], env=self.environment, check=check, capture_output=True, timeout=20
         ).returncode
