@@ -10,6 +10,8 @@ from edge_asr.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edge_asr.feature_config import FeatureConfig as FeatureConfig
+    from edge_asr.runtime.alignment.result import AlignedWord as AlignedWord
+    from edge_asr.runtime.alignment.result import Alignment as Alignment
     from edge_asr.runtime.backends import Backend as Backend
     from edge_asr.runtime.backends import OnnxRuntimeBackend as OnnxRuntimeBackend
     from edge_asr.runtime.backends import create_backend as create_backend
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "AlignedWord": "alignment.result",
+        "Alignment": "alignment.result",
         "AudioBlock": "live.sources",
         "AudioSource": "live.sources",
         "Backend": "backends",

@@ -53,6 +53,7 @@ from edge_asr.runtime.windows import WindowGeometry, stitch_log_probs
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from edge_asr.runtime.alignment.result import Alignment
     from edge_asr.runtime.streaming_model import StreamingModel
 
 F32Array = npt.NDArray[np.float32]
@@ -307,6 +308,45 @@ class Recognizer:
         rate = self.features.sample_rate
         return self._transcribe_whole([resample(*clip, rate) for clip in checked], durations, lap)
 
+    def align(self, waveform: npt.ArrayLike, sample_rate: int, text: str) -> Alignment:
+        """Find when each word of a text is said in a waveform of any length (forced alignment).
+
+        Args:
+            waveform, sample_rate: as `transcribe`.
+            text: what is said, in ordinary spelling. Sound that it lacks and words that the sound lacks are
+                allowed.
+
+        Raises:
+            ConfigError: the text has nothing to align.
+            VocabularyError: the model cannot spell a word; the message names it.
+            AudioError: as `transcribe`, or the sound is too short for the text.
+            BackendError: as `transcribe`.
+        """
+        samples = mono_from_waveform(waveform)
+        rate = check_sample_rate(sample_rate)
+        return self._align_blocks(_split_blocks(samples, rate), rate, text)
+
+    def align_file(
+        self,
+        source: str | Path | BinaryIO | AudioFile,
+        text: str,
+        *,
+        progress: Callable[[float], None] | None = None,
+    ) -> Alignment:
+        """Find when each word of a text is said in a sound file of any length, in bounded memory.
+
+        Args:
+            source, progress: as `transcribe_file`.
+            text: as `align`.
+
+        Raises:
+            As `align`.
+        """
+        if isinstance(source, AudioFile):
+            return self._align_blocks(source.blocks(), source.sample_rate, text, progress)
+        with AudioFile(source) as file:
+            return self._align_blocks(file.blocks(), file.sample_rate, text, progress)
+
     def new_decoder(self) -> Decoder:
         """Return a fresh decoder, of the kind that the recognizer was made with."""
         return self._decoder.fork()
@@ -375,6 +415,34 @@ class Recognizer:
         progress: Callable[[float], None] | None = None,
     ) -> Transcript:
         """Transcribe blocks of any lengths at their own rate, a window at a time."""
+        decoder = self._decoder.fork()
+        duration_s = self._encode_blocks(blocks, sample_rate, decoder.push, lap, progress)
+        transcript = self._transcript(decoder.flush(), duration_s)
+        lap("decode")
+        return transcript
+
+    def _align_blocks(
+        self,
+        blocks: Iterable[F32Array],
+        sample_rate: int,
+        text: str,
+        progress: Callable[[float], None] | None = None,
+    ) -> Alignment:
+        from edge_asr.runtime.alignment.aligner import Aligner
+
+        with Aligner(text, self.vocabulary) as aligner:
+            duration_s = self._encode_blocks(blocks, sample_rate, aligner.push, self._start_laps(), progress)
+            return aligner.finish(self.frame_s, duration_s)
+
+    def _encode_blocks(
+        self,
+        blocks: Iterable[F32Array],
+        sample_rate: int,
+        take: Callable[[F32Array], None],
+        lap: _Laps,
+        progress: Callable[[float], None] | None,
+    ) -> float:
+        """Give the log-probs of blocks to `take`, a window at a time; return the seconds of sound."""
         n_samples = 0
 
         def count(blocks: Iterable[F32Array]) -> Iterator[F32Array]:
@@ -389,13 +457,10 @@ class Recognizer:
             lap("decode")
             return self._encode([window], lap)[0]
 
-        decoder = self._decoder.fork()
         pieces = self._feature_pieces(count(blocks), sample_rate, lap)
         for log_probs in stitch_log_probs(pieces, encode, self.windows, self.vocabulary.blank_id):
-            decoder.push(log_probs)
-        transcript = self._transcript(decoder.flush(), n_samples / sample_rate)
-        lap("decode")
-        return transcript
+            take(log_probs)
+        return n_samples / sample_rate
 
     def _feature_pieces(self, blocks: Iterable[F32Array], sample_rate: int, lap: _Laps) -> Iterator[F32Array]:
         """Yield features [t, n_mels] of native-rate blocks, not normalized."""

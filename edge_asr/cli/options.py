@@ -182,6 +182,8 @@ _DECODER_NAMES = ("decoder", "beam_size", "hotwords", "grammar", "grammar_thresh
 #: Adds -m, --precision, --backend, --threads, --allow-unverified, --decoder, --beam-size, --hotwords
 #: and the --grammar options; `recognizer` holds the arguments of `Recognizer.load`.
 recognizer_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE, *_DECODER), _choose_decoder)
+#: The same without the options of decoding.
+model_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE))
 #: Adds how to decode alone; `decoding` goes to `make_decoder_options`.
 decoder_options = option_group("decoding", _DECODER)
 #: The same for a command with a --precision of its own.

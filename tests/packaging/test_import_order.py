@@ -52,6 +52,7 @@ OPTIONAL = "needs an extra that this road alone asks for"
 #: (room that imports, module imported inside a function): why it may not stand at the top of the file.
 DEFERRED: Mapping[tuple[str, str], str] = {
     ("benchmark", "edge_asr.runtime.decoding.choice"): TIMED,
+    ("runtime", "edge_asr.runtime.alignment.aligner"): COLD_START,
     ("runtime", "edge_asr.runtime.decoding.beam"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.grammar.read"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.grammar.recognition"): COLD_CHOICE,

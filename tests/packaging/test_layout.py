@@ -180,6 +180,8 @@ except ModuleNotFoundError as error:
 def test_public_names_are_pinned() -> None:
     assert edge_asr.__all__ == ["__version__"]
     assert edge_asr.runtime.__all__ == [
+        "AlignedWord",
+        "Alignment",
         "AudioBlock",
         "AudioSource",
         "Backend",

@@ -1,0 +1,1 @@
+"""Forced alignment: when each word of a given text is said in a recording of any length."""
