@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.live.microphone import MicrophoneConfig as MicrophoneConfig
     from edge_asr.runtime.live.microphone import MicrophoneSource as MicrophoneSource
     from edge_asr.runtime.live.microphone import list_devices as list_devices
+    from edge_asr.runtime.live.pcm_source import PcmSource as PcmSource
     from edge_asr.runtime.live.queue_source import QueueSource as QueueSource
     from edge_asr.runtime.live.recognizer import LiveConfig as LiveConfig
     from edge_asr.runtime.live.recognizer import LiveRecognizer as LiveRecognizer
@@ -92,6 +93,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "MicrophoneSource": "live.microphone",
         "OnnxRuntimeBackend": "backends",
         "Partial": "live.events",
+        "PcmSource": "live.pcm_source",
         "QueueSource": "live.queue_source",
         "Recognizer": "recognizer",
         "Recorder": "live.sources",

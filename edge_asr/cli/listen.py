@@ -1,15 +1,16 @@
 """`edge-asr listen`: a live microphone to text, as a live line for people or JSON Lines for programs.
 
-It parses, connects a microphone to a `LiveRecognizer` and prints its events.
+It parses, connects a source of sound to a `LiveRecognizer` and prints its events.
 What this file does not do: record, recognize, detect pauses (edge_asr.runtime.live).
 """
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -24,13 +25,15 @@ from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
 if TYPE_CHECKING:
     from edge_asr.runtime.live.capture import InputDevice
     from edge_asr.runtime.live.events import Event
-    from edge_asr.runtime.live.microphone import MicrophoneSource
+    from edge_asr.runtime.live.pcm_source import PcmFormat
     from edge_asr.runtime.live.recognizer import LiveRecognizer
+    from edge_asr.runtime.live.sources import AudioSource
 
 _SIGNAL_EXIT = 128
 
 
 @click.command()
+@click.argument("source", metavar="[-]", required=False)
 @recognizer_options
 @click.option("--device", metavar="NAME|INDEX", help="Input device; part of a name is enough.")
 @click.option("--list-devices", is_flag=True, help="Show the input devices and exit.")
@@ -38,7 +41,26 @@ _SIGNAL_EXIT = 128
     "--rate",
     type=click.IntRange(8_000, 768_000),
     metavar="HZ",
-    help="Rate to open the device at. The default is what it reports (a sound server may report any).",
+    help="Rate to open the device at; the default is what it reports (a sound server may report any). "
+    "With -, the rate of the samples, 16000 by default.",
+)
+@click.option(
+    "--format",
+    "pcm_format",
+    type=click.Choice(["s16le", "s32le", "f32le"]),
+    help="With -, what the samples are. The default is s16le.",
+)
+@click.option(
+    "--channels",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="With -, how many channels are interleaved. The default is 1.",
+)
+@click.option(
+    "--simulate",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Hear a sound file, at the pace at which it was spoken, in place of a microphone.",
 )
 @click.option("--wait", is_flag=True, help="Start before the device is there, and wait for it.")
 @click.option(
@@ -68,9 +90,13 @@ _SIGNAL_EXIT = 128
 )
 @click.option("--force", is_flag=True, help="Let --record overwrite an existing file.")
 def command(
+    source: str | None,
     device: str | None,
     list_devices: bool,
     rate: int | None,
+    pcm_format: PcmFormat | None,
+    channels: int | None,
+    simulate: Path | None,
     wait: bool,
     reconnect: float | None,
     as_json: bool,
@@ -80,7 +106,7 @@ def command(
     force: bool,
     recognizer: dict[str, Any],
 ) -> None:
-    """Transcribe a live microphone.
+    """Transcribe a live microphone, or raw samples from standard input (-).
 
     Finals go to stdout at each pause; the utterance in progress is a live line on a terminal.
     Silence prints nothing. Ctrl-C stops listening, still recognizes the last words, and exits with 130
@@ -93,37 +119,117 @@ def command(
     edge-asr listen
     edge-asr listen --device usb --record heard.wav
     edge-asr listen --json | my-robot
+    arecord -t raw -f S16_LE -r 16000 | edge-asr listen -
     """
-    from edge_asr.runtime.live import microphone
-
+    _refuse_contradictions(
+        source,
+        {"--device": device, "--wait": wait, "--reconnect": reconnect, "--list-devices": list_devices},
+        {"--format": pcm_format, "--channels": channels},
+        rate,
+        simulate,
+    )
     if list_devices:
-        _print_devices(microphone.list_devices(), as_json=as_json)
+        from edge_asr.runtime.live.microphone import list_devices as find_devices
+
+        _print_devices(find_devices(), as_json=as_json)
         return
 
     from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
     from edge_asr.runtime.live.sources import Recorder, check_recording_path
     from edge_asr.runtime.recognizer import Recognizer
 
-    wanted = int(device) if device is not None and device.isdecimal() else device
     # Refuse what can be refused at once, before the model is loaded.
-    if not wait:
-        microphone.find_device(wanted)
+    if source is not None:
+        hearing, greeting = _standard_input(rate, channels, pcm_format)
+    elif simulate is not None:
+        hearing, greeting = _file(simulate)
+    else:
+        hearing, greeting = _microphone(device, rate, wait=wait, reconnect_s=reconnect)
     if record is not None:
         check_recording_path(record, overwrite=force)
     with Recognizer.load(**recognizer) as loaded:
-        source = microphone.MicrophoneSource(
-            microphone.MicrophoneConfig(device=wanted, sample_rate=rate, wait=wait, reconnect_s=reconnect)
-        )
         live = LiveRecognizer(
             loaded,
-            source,
+            hearing,
             config=LiveConfig(max_audio_s=seconds),
             partials=partials,
             recorder=Recorder(record, overwrite=force) if record is not None else None,
         )
-        code = run_live(live, as_json=as_json, greeting=lambda: _greeting(source, recognizer["path_or_name"]))
+        model = recognizer["path_or_name"]
+        code = run_live(
+            live, as_json=as_json, greeting=lambda: f"listening to {greeting()} with {model}; Ctrl-C stops"
+        )
     if code:
         sys.exit(code)
+
+
+def _refuse_contradictions(
+    source: str | None,
+    of_microphone: dict[str, Any],
+    of_samples: dict[str, Any],
+    rate: int | None,
+    simulate: Path | None,
+) -> None:
+    """Refuse options of a source that is not the one that is heard."""
+    if source is not None and source != "-":
+        raise click.UsageError(
+            f"{source!r} is no source: - means raw samples from standard input; --simulate {source} hears a "
+            "file, --device NAME chooses a microphone"
+        )
+    if source is not None and simulate is not None:
+        raise click.UsageError(f"- and --simulate {simulate} are two sources; leave one out")
+    chosen = "-" if source is not None else "--simulate" if simulate is not None else "a microphone"
+    refused = {**(of_microphone if chosen != "a microphone" else {}), **(of_samples if chosen != "-" else {})}
+    if chosen == "--simulate":
+        refused["--rate"] = rate
+    for name, value in refused.items():
+        if value is not None and value is not False:
+            raise click.UsageError(f"{name} does not go with {chosen}; leave it out")
+
+
+_Hearing = tuple["AudioSource", Callable[[], str]]
+
+
+def _standard_input(rate: int | None, channels: int | None, pcm_format: PcmFormat | None) -> _Hearing:
+    from edge_asr.runtime.live.pcm_source import PcmSource
+
+    if sys.stdin is None or sys.stdin.closed or is_terminal(sys.stdin):
+        raise click.UsageError(
+            "- reads raw samples from a pipe, and standard input is none; "
+            "try: arecord -t raw -f S16_LE -r 16000 | edge-asr listen -"
+        )
+    source = PcmSource(
+        io.FileIO(sys.stdin.fileno(), closefd=False),  # no lock is held while it waits
+        sample_rate=rate or 16_000,
+        channels=channels or 1,
+        format=pcm_format or "s16le",
+    )
+    return source, lambda: f"standard input at {source.sample_rate} Hz"
+
+
+def _file(path: Path) -> _Hearing:
+    from edge_asr.audio import AudioFile
+    from edge_asr.runtime.live.sources import FileSource
+
+    AudioFile(path).close()
+    return FileSource(path), lambda: str(path)
+
+
+def _microphone(device: str | None, rate: int | None, *, wait: bool, reconnect_s: float | None) -> _Hearing:
+    from edge_asr.runtime.live.microphone import MicrophoneConfig, MicrophoneSource, find_device
+
+    wanted = int(device) if device is not None and device.isdecimal() else device
+    if not wait:
+        find_device(wanted)
+    source = MicrophoneSource(
+        MicrophoneConfig(device=wanted, sample_rate=rate, wait=wait, reconnect_s=reconnect_s)
+    )
+
+    def name() -> str:
+        assert source.device is not None
+        return f"{source.device.index}: {source.device.name} at {source.sample_rate} Hz"
+
+    return source, name
 
 
 class Greeting(Protocol):
@@ -250,12 +356,6 @@ class _TextPrinter:
         room = max(10, self._console.width - 2)
         shown = text if len(text) <= room else "…" + text[-room + 1 :]
         self._line.update(self._text(shown, style="dim"), refresh=True)
-
-
-def _greeting(source: MicrophoneSource, model: str) -> str:
-    assert source.device is not None
-    device = f"{source.device.index}: {source.device.name}"
-    return f"listening to {device} at {source.sample_rate} Hz with {model}; Ctrl-C stops"
 
 
 def _summary(live: LiveRecognizer) -> str:

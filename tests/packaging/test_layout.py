@@ -209,6 +209,7 @@ def test_public_names_are_pinned() -> None:
         "MicrophoneSource",
         "OnnxRuntimeBackend",
         "Partial",
+        "PcmSource",
         "QueueSource",
         "Recognizer",
         "Recorder",
