@@ -150,8 +150,10 @@ def put_in_place(text: str, folder: Path, sample: Path) -> None:
         (folder / name).write_text(json.dumps(row) + "\n")
     for name in re.findall(r"--hotwords ([\w./-]+)", text):
         (folder / name).write_text("marvin\nrecharge:1.5\n")
-    for name in re.findall(r"grammar (?:check |compile )?([\w./-]+\.txt)", text):
-        (folder / name).write_text(sample.with_suffix(".txt").read_text())
+    for name in re.findall(
+        r"grammar (?:check |compile )?([\w./-]+\.txt)|align [\w./-]+ ([\w./-]+\.txt)", text
+    ):
+        (folder / "".join(name)).write_text(sample.with_suffix(".txt").read_text())
     for name in re.findall(r"(?:-m|--model|inspect) ([\w./-]+)|load\(\"([\w./-]+)\"", text):
         bundle = next(filter(None, name))
         if bundle != "tiny-en" and not (folder / bundle).exists():
