@@ -12,6 +12,7 @@ What this file does not do: wrap errors that are bugs, which keep their tracebac
     |-- ManifestError (ValueError)            a manifest or one of its rows
     |-- VocabularyError (ValueError)          tokens, blank, text outside the vocabulary
     |-- GrammarError (ValueError)             a grammar that cannot be read, compiled or spelled
+    |-- LanguageModelError (ValueError)       a language model that cannot be read or built
     |-- CheckpointError (ValueError)          a checkpoint that cannot be read
     |-- BundleError (ValueError)              a bundle that is incomplete, altered or unverified
     |-- MissingDependencyError (ImportError)  an optional package that is not installed
@@ -50,6 +51,10 @@ class VocabularyError(EdgeAsrError, ValueError):
 
 class GrammarError(EdgeAsrError, ValueError):
     """A grammar that cannot be read, contradicts itself, or has words that the vocabulary cannot spell."""
+
+
+class LanguageModelError(EdgeAsrError, ValueError):
+    """A language model that is damaged or of an unknown format, or text that none can be built from."""
 
 
 class CheckpointError(EdgeAsrError, ValueError):

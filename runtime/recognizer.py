@@ -38,6 +38,7 @@ from edge_asr.errors import AudioError, BundleError, ConfigError, EdgeAsrError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
 from edge_asr.runtime.backends import Backend, check_log_probs, choose_backend
+from edge_asr.runtime.decoding.choice import BeamFactory
 from edge_asr.runtime.decoding.decoder import Decoder, DecoderFactory, Hypothesis
 from edge_asr.runtime.decoding.greedy import GreedyDecoder
 from edge_asr.runtime.features.extractor import FeatureExtractor
@@ -174,8 +175,11 @@ class Recognizer:
             BundleError: the bundle does not exist, or is damaged or unverified.
             BackendError: the backend is not available here; an EngineError if its engine is the cause.
             MissingDependencyError: the backend's library is not installed.
+            LanguageModelError: the language model of the decoder cannot be read.
         """
         bundle = Bundle.load(path_or_name, allow_unverified=allow_unverified, check_hashes=False)
+        if isinstance(decoder, BeamFactory):
+            decoder = decoder.for_bundle(bundle.language_model_path)
         features, factor = bundle.info.features, bundle.info.subsampling_factor
 
         def prepare() -> None:

@@ -24,6 +24,8 @@ import click
 import pytest
 
 from edge_asr.cli.main import cli
+from edge_asr.runtime.decoding.lm.kneser_ney import build_ngrams
+from edge_asr.runtime.decoding.lm.model_file import write_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
@@ -151,9 +153,12 @@ def put_in_place(text: str, folder: Path, sample: Path) -> None:
     for name in re.findall(r"--hotwords ([\w./-]+)", text):
         (folder / name).write_text("marvin\nrecharge:1.5\n")
     for name in re.findall(
-        r"grammar (?:check |compile )?([\w./-]+\.txt)|align [\w./-]+ ([\w./-]+\.txt)", text
+        r"(?:grammar (?:check |compile )?|lm build |align [\w./-]+ )([\w./-]+\.txt)", text
     ):
-        (folder / "".join(name)).write_text(sample.with_suffix(".txt").read_text())
+        (folder / name).write_text(sample.with_suffix(".txt").read_text())
+    for name in re.findall(r"--lm ([\w./-]+\.bin)", text):
+        words = sample.with_suffix(".txt").read_text().split()
+        write_model(folder / name, build_ngrams([words], 2))
     for name in re.findall(r"(?:-m|--model|inspect) ([\w./-]+)|load\(\"([\w./-]+)\"", text):
         bundle = next(filter(None, name))
         if bundle != "tiny-en" and not (folder / bundle).exists():

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 from edge_asr.atomic import FolderKind
-from edge_asr.bundle.manifest import Artifact, BundleInfo, CpuGraph, Precision, StreamingInfo
+from edge_asr.bundle.manifest import (
+    Artifact,
+    BundleInfo,
+    CpuGraph,
+    LanguageModelFile,
+    Precision,
+    StreamingInfo,
+)
 from edge_asr.bundle.names import MANIFEST_NAME, TOKENS_NAME
 from edge_asr.errors import BundleError, VocabularyError
 from edge_asr.records import read_json
@@ -111,7 +118,7 @@ class Bundle:
             sha256, found = _hash_and_find(path, _EXTERNAL_DATA)
             if sha256 != file.sha256:
                 raise self._altered(file)
-            if found:
+            if found and not isinstance(file, LanguageModelFile):
                 raise BundleError(
                     f"{path} keeps weights in another file (ONNX external data), which no hash in "
                     "bundle.json covers; export the model again: edge-asr writes each model in one file"
@@ -134,6 +141,12 @@ class Bundle:
         return self.path / self.artifact(precision).file
 
     @property
+    def language_model_path(self) -> Path | None:
+        """Return the path of the language model; None without one."""
+        entry = self.info.language_model
+        return None if entry is None else self.path / entry.file
+
+    @property
     def streaming(self) -> StreamingInfo:
         """Return the streaming graph.
 
@@ -147,10 +160,11 @@ class Bundle:
         return self.info.streaming
 
     @property
-    def _files(self) -> list[Artifact | CpuGraph]:
+    def _files(self) -> list[Artifact | CpuGraph | LanguageModelFile]:
         streaming = () if self.info.streaming is None else (self.info.streaming.artifact,)
         artifacts = (*self.info.artifacts, *streaming)
-        return [*artifacts, *(a.cpu_graph for a in artifacts if a.cpu_graph is not None)]
+        language_model = () if self.info.language_model is None else (self.info.language_model,)
+        return [*artifacts, *(a.cpu_graph for a in artifacts if a.cpu_graph is not None), *language_model]
 
     def _check_sizes(self) -> None:
         for file in self._files:
@@ -160,7 +174,7 @@ class Bundle:
             if path.stat().st_size != file.size_bytes:
                 raise self._altered(file)
 
-    def _altered(self, file: Artifact | CpuGraph) -> BundleError:
+    def _altered(self, file: Artifact | CpuGraph | LanguageModelFile) -> BundleError:
         path = self.path / file.file
         return BundleError(
             f"{path} ({path.stat().st_size} bytes) is not the file that bundle.json "

@@ -95,6 +95,24 @@ class StreamingInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModelFile:
+    """The language model that beam search uses with this bundle.
+
+    Attributes:
+        file: name inside the bundle folder.
+        sha256: hash of the file, lower-case hex.
+        size_bytes: size of the file.
+    """
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        _check_file_name(self.file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BundleInfo:
     """Content of bundle.json, validated on creation.
 
@@ -115,6 +133,7 @@ class BundleInfo:
         verification: results of the proof; details are in report.json.
         verified: false for a bundle kept by `--keep-failed`.
         toolkit_version: version of edge-asr that wrote it.
+        language_model: what beam search uses by default; null without one.
     """
 
     name: str
@@ -134,6 +153,7 @@ class BundleInfo:
     streaming: StreamingInfo | None = None
     first_output_frames: int = 1
     tokens_sha256: str | None = None
+    language_model: LanguageModelFile | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import edge_asr
-from edge_asr.bundle.folder import sha256_of
-from edge_asr.bundle.manifest import Artifact, BundleInfo, CpuGraph, Precision
+from edge_asr.atomic import partial_folder, put_in_place
+from edge_asr.bundle.folder import Bundle, sha256_of
+from edge_asr.bundle.manifest import Artifact, BundleInfo, CpuGraph, LanguageModelFile, Precision
 from edge_asr.bundle.names import (
     CPU_GRAPH_NAME,
+    LANGUAGE_MODEL_NAME,
     MANIFEST_NAME,
     MODEL_FILES,
     ONNX_ASR_CONFIG_NAME,
@@ -119,3 +122,22 @@ def write_manifest(folder: Path, info: BundleInfo) -> None:
     data: dict[str, Any] = dataclasses.replace(info, tokens_sha256=tokens_sha256).to_dict()
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+def attach_language_model(bundle: Bundle, model: Path | None) -> None:
+    """Put a language model into a bundle, in the place of the one it has; None takes that one out.
+
+    Raises:
+        OSError: the folder cannot be written; it is as it was.
+    """
+    with partial_folder(bundle.path) as folder:
+        shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
+        entry = None
+        if bundle.info.language_model is not None:
+            (folder / bundle.info.language_model.file).unlink()
+        if model is not None:
+            path = folder / LANGUAGE_MODEL_NAME
+            shutil.copyfile(model, path)
+            entry = LanguageModelFile(file=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size)
+        write_manifest(folder, dataclasses.replace(bundle.info, language_model=entry))
+        put_in_place(folder, bundle.path)

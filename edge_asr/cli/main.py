@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Measure word and character error rates of a bundle on a manifest.",
     ),
     "grammar": ("edge_asr.cli.grammar", "Check, compile and tune a grammar: the phrases to recognize."),
+    "lm": ("edge_asr.cli.lm", "Build, convert, tune and attach a language model: which words are likely."),
     "inspect": ("edge_asr.cli.inspect", "Show what is in a bundle or a checkpoint."),
     "doctor": ("edge_asr.cli.doctor", "Show what this machine can run, and how to fix what it cannot."),
 }

@@ -116,11 +116,21 @@ _DEVICE = (
     ),
 )
 
+
+class _FileOrNone(click.Path):
+    """A path, or the word none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or fail with a usage error."""
+        return Path(value) if str(value) == "none" else super().convert(value, param, ctx)
+
+
 _DECODER = (
     click.option(
         "--decoder",
         type=click.Choice(DECODERS),
-        help="How text is found: greedy (the default) or beam, which is slower and can use hotwords.",
+        help="How text is found: greedy (the default) or beam, which is slower and uses the bundle's "
+        "language model.",
     ),
     click.option(
         "--beam-size",
@@ -133,6 +143,13 @@ _DECODER = (
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="FILE",
         help="Phrases to favor, one a line, `phrase:boost` if wanted. Implies --decoder beam.",
+    ),
+    click.option(
+        "--lm",
+        type=_FileOrNone(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Language model to use, from `edge-asr lm`. Implies --decoder beam, which uses the bundle's own "
+        "if it has one; `none` turns that off.",
     ),
     click.option(
         "--grammar",
@@ -177,10 +194,10 @@ def _choose_decoder(values: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "decoder": None if asked is None else asked.factory()}
 
 
-_DECODER_NAMES = ("decoder", "beam_size", "hotwords", "grammar", "grammar_threshold", "grammar_mode")
+_DECODER_NAMES = ("decoder", "beam_size", "hotwords", "lm", "grammar", "grammar_threshold", "grammar_mode")
 
-#: Adds -m, --precision, --backend, --threads, --allow-unverified, --decoder, --beam-size, --hotwords
-#: and the --grammar options; `recognizer` holds the arguments of `Recognizer.load`.
+#: Adds -m, --precision, --backend, --threads, --allow-unverified, --decoder, --beam-size, --hotwords,
+#: --lm and the --grammar options; `recognizer` holds the arguments of `Recognizer.load`.
 recognizer_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE, *_DECODER), _choose_decoder)
 #: The same without the options of decoding.
 model_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE))

@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,25 +20,78 @@ from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from edge_asr.runtime.decoding.hotwords import Hotword
+    from edge_asr.runtime.decoding.lm.model_file import LanguageModel
 
 DECODERS = ("greedy", "beam")
+BUNDLE_LM = "bundle"
+"""In the place of the name of a language model: that of the bundle, if it has one."""
+NO_LM = "none"
+"""In its place among `DecoderOptions`: none, also if the bundle has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamFactory:
+    """A `DecoderFactory` that makes a prefix beam search; `beam_decoder` makes one.
+
+    Attributes:
+        beam_size: prefixes kept.
+        hotwords: phrases to favor; None without.
+        language_model: its file, or the model itself; None without.
+        takes_bundles: whether it takes the language model of a bundle, if that has one.
+    """
+
+    beam_size: int
+    hotwords: tuple[Hotword, ...] | None
+    language_model: Path | LanguageModel | None
+    takes_bundles: bool
+
+    def for_bundle(self, language_model: Path | None) -> BeamFactory:
+        """Return the factory for a bundle with this language model."""
+        if not self.takes_bundles:
+            return self
+        return dataclasses.replace(self, language_model=language_model, takes_bundles=False)
+
+    def __call__(self, vocabulary: Vocabulary) -> Decoder:
+        """Make the decoder.
+
+        Raises:
+            LanguageModelError: the file of the language model cannot be read.
+            VocabularyError: the vocabulary cannot spell a hotword.
+        """
+        from edge_asr.runtime.decoding.beam import BeamDecoder, PrefixScorer
+        from edge_asr.runtime.decoding.hotwords import HotwordScorer
+
+        scorers: list[PrefixScorer] = []
+        if self.hotwords is not None:
+            scorers.append(HotwordScorer(self.hotwords, vocabulary))
+        if self.language_model is not None:
+            from edge_asr.runtime.decoding.lm.model_file import LanguageModel
+            from edge_asr.runtime.decoding.lm.scorer import LanguageModelScorer
+
+            found = self.language_model
+            model = LanguageModel.load(found) if isinstance(found, Path) else found
+            scorers.append(LanguageModelScorer(model, vocabulary))
+        return BeamDecoder(vocabulary.blank_id, beam_size=self.beam_size, scorers=scorers)
 
 
 def beam_decoder(
-    *, beam_size: int = 8, hotwords: str | Path | Iterable[Hotword | str] | None = None
-) -> DecoderFactory:
+    *,
+    beam_size: int = 8,
+    hotwords: str | Path | Iterable[Hotword | str] | None = None,
+    lm: str | Path | LanguageModel | None = BUNDLE_LM,
+) -> BeamFactory:
     """Return what makes a prefix beam search, for `Recognizer.load(decoder=...)`.
 
     Args:
         beam_size: prefixes kept; more cost more time.
         hotwords: phrases to favor: a file of them (`read_hotwords`), or a list of `Hotword`s and phrases.
+        lm: a language model, or its file. "bundle" is that of the bundle, if it has one; None is none.
 
     Raises:
         ConfigError: a beam below 1, or hotwords that cannot be read. A word that the model cannot spell is a
-            VocabularyError of `Recognizer.load`.
+            VocabularyError of `Recognizer.load`, a damaged language model a LanguageModelError there.
     """
-    from edge_asr.runtime.decoding.beam import BeamDecoder, PrefixScorer
-    from edge_asr.runtime.decoding.hotwords import Hotword, HotwordScorer, read_hotwords
+    from edge_asr.runtime.decoding.hotwords import Hotword, read_hotwords
 
     if beam_size < 1:
         raise ConfigError(f"beam_size is {beam_size}; give 1 or more")
@@ -46,12 +100,13 @@ def beam_decoder(
         words = read_hotwords(hotwords)
     elif hotwords is not None:
         words = tuple(Hotword(word) if isinstance(word, str) else word for word in hotwords)
-
-    def make(vocabulary: Vocabulary) -> Decoder:
-        scorers: list[PrefixScorer] = [] if words is None else [HotwordScorer(words, vocabulary)]
-        return BeamDecoder(vocabulary.blank_id, beam_size=beam_size, scorers=scorers)
-
-    return make
+    is_bundles = isinstance(lm, str) and lm == BUNDLE_LM
+    return BeamFactory(
+        beam_size=beam_size,
+        hotwords=words,
+        language_model=None if is_bundles else Path(lm) if isinstance(lm, str) else lm,
+        takes_bundles=is_bundles,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +117,7 @@ class DecoderOptions:
         decoder: "greedy" or "beam"; None is beam where another option needs it, else greedy.
         beam_size: prefixes that the beam keeps; None is the default.
         hotwords: file of phrases to favor.
+        lm: file of a language model; "none" is none, None that of the bundle, if it has one.
         grammar: file of the only phrases that may be recognized.
         grammar_threshold: what a token of a phrase may cost; None is the default.
         grammar_mode: "whole" or "spot"; None is whole.
@@ -74,6 +130,7 @@ class DecoderOptions:
     decoder: str | None = None
     beam_size: int | None = None
     hotwords: Path | None = None
+    lm: Path | None = None
     grammar: Path | None = None
     grammar_threshold: float | None = None
     grammar_mode: Literal["whole", "spot"] | None = None
@@ -82,13 +139,16 @@ class DecoderOptions:
         if self.grammar is None and (self.grammar_threshold is not None or self.grammar_mode is not None):
             raise ConfigError("a threshold or mode of the grammar needs a grammar; give its file too")
         if self.grammar is not None and self._is_beam:
-            raise ConfigError("a grammar has a search of its own, without beam and hotwords; leave them out")
+            raise ConfigError(
+                "a grammar has a search of its own, without beam, hotwords and language model; leave them out"
+            )
         if self.decoder not in (None, *DECODERS):
             raise ConfigError(f"decoder is {self.decoder!r}; it must be {' or '.join(DECODERS)}")
         if self.beam_size is not None and self.beam_size < 1:
             raise ConfigError(f"beam_size is {self.beam_size}; give 1 or more")
-        if self.decoder == "greedy" and (self.beam_size is not None or self.hotwords is not None):
-            unused = "a beam size" if self.hotwords is None else "hotwords"
+        if self.decoder == "greedy" and self._is_beam:
+            unused = "a beam size" if self.beam_size is not None else "hotwords"
+            unused = "a language model" if self._has_lm else unused
             raise ConfigError(
                 f"greedy search has no use for {unused}; choose the decoder beam, or leave it out"
             )
@@ -99,8 +159,13 @@ class DecoderOptions:
         return not self._is_beam and self.grammar is None
 
     @property
+    def _has_lm(self) -> bool:
+        return self.lm is not None and str(self.lm) != NO_LM
+
+    @property
     def _is_beam(self) -> bool:
-        return self.decoder == "beam" or self.beam_size is not None or self.hotwords is not None
+        needs_beam = self.beam_size is not None or self.hotwords is not None or self._has_lm
+        return self.decoder == "beam" or needs_beam
 
     def factory(self) -> DecoderFactory | None:
         """Return what `Recognizer.load` takes; None is greedy search.
@@ -120,7 +185,8 @@ class DecoderOptions:
         from edge_asr.runtime.decoding.beam import BEAM_SIZE
 
         size = BEAM_SIZE if self.beam_size is None else self.beam_size
-        return beam_decoder(beam_size=size, hotwords=self.hotwords)
+        lm = BUNDLE_LM if self.lm is None else self.lm if self._has_lm else None
+        return beam_decoder(beam_size=size, hotwords=self.hotwords, lm=lm)
 
     def to_dict(self) -> dict[str, str | int | float | None]:
         """JSON form, for a process with another working folder."""
@@ -128,6 +194,7 @@ class DecoderOptions:
             "decoder": self.decoder,
             "beam_size": self.beam_size,
             "hotwords": None if self.hotwords is None else str(self.hotwords.resolve()),
+            "lm": None if self.lm is None else str(self.lm.resolve()) if self._has_lm else NO_LM,
             "grammar": None if self.grammar is None else str(self.grammar.resolve()),
             "grammar_threshold": self.grammar_threshold,
             "grammar_mode": self.grammar_mode,
@@ -136,7 +203,7 @@ class DecoderOptions:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DecoderOptions:
         """Read the JSON form, the inverse of `to_dict`."""
-        paths = {name: Path(data[name]) for name in ("hotwords", "grammar") if data[name] is not None}
+        paths = {name: Path(data[name]) for name in ("hotwords", "lm", "grammar") if data[name] is not None}
         return cls(**{**data, **paths})
 
     def describe(self) -> str:
@@ -148,4 +215,5 @@ class DecoderOptions:
         from edge_asr.runtime.decoding.beam import BEAM_SIZE
 
         words = "" if self.hotwords is None else f", hotwords {self.hotwords.name}"
+        words += "" if self.lm is None else f", lm {self.lm.name}"
         return f"beam {BEAM_SIZE if self.beam_size is None else self.beam_size}{words}"

@@ -128,7 +128,7 @@ class HotwordScorer:
             boosts[phrase] = max(hotword.boost, boosts.get(phrase, 0.0))
         if not boosts:
             raise ConfigError("there are no hotwords; give one at least, or leave them out")
-        spelled = [_bytes_of(token) for token in vocabulary.tokens]
+        spelled = [bytes_of_token(token) for token in vocabulary.tokens]
         spelled[vocabulary.blank_id] = b""
         _check_spelling(boosts, spelled)
         trie = _Trie()
@@ -192,8 +192,8 @@ class _Trie:
 
     def add(self, phrase: str, boost: float) -> None:
         """Add a phrase whose words are parted by one space each."""
-        before = b"" if _is_unspaced(phrase[0]) else b" "
-        behind = b"" if _is_unspaced(phrase[-1]) else b" "
+        before = b"" if is_unspaced(phrase[0]) else b" "
+        behind = b"" if is_unspaced(phrase[-1]) else b" "
         text = before + phrase.encode() + behind
         state, n_letters = self.ROOT, -len(before)
         for index, byte in enumerate(text):
@@ -237,15 +237,16 @@ class _Trie:
         return step, gain, earned - pending
 
 
-def _bytes_of(token: str) -> bytes:
-    """The bytes of a token as text."""
+def bytes_of_token(token: str) -> bytes:
+    """Return the bytes of a token as text, a word boundary as a space."""
     piece = _BYTE_PIECE.fullmatch(token)
     if piece:
         return bytes.fromhex(piece[1])
     return token.replace(WORD_BOUNDARY, " ").encode()
 
 
-def _is_unspaced(character: str) -> bool:
+def is_unspaced(character: str) -> bool:
+    """Return whether a character is of a script that puts no space between words."""
     return any(first <= ord(character) <= last for first, last in _UNSPACED)
 
 

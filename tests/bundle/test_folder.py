@@ -13,7 +13,7 @@ import pytest
 
 from edge_asr.bundle.folder import Bundle, sha256_of
 from edge_asr.bundle.manifest import Artifact, BundleInfo
-from edge_asr.bundle.writer import write_manifest, write_model
+from edge_asr.bundle.writer import attach_language_model, write_manifest, write_model
 from edge_asr.errors import BundleError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.vocabulary import Vocabulary
@@ -270,3 +270,28 @@ def test_external_data_as_onnx_writes_it_is_refused(bundle_path: Path) -> None:
 def test_an_empty_name_is_no_folder() -> None:
     with pytest.raises(BundleError, match="no bundle at ''"):
         Bundle.load("")
+
+
+def test_a_language_model_is_attached_proven_and_taken_out(bundle_path: Path, tmp_path_factory: Any) -> None:
+    model = tmp_path_factory.mktemp("lm") / "english.bin"
+    model.write_bytes(b"likely words")
+    assert Bundle.load(bundle_path).language_model_path is None
+    attach_language_model(Bundle.load(bundle_path), model)
+    attach_language_model(Bundle.load(bundle_path), model)  # in the place of the first
+    bundle = Bundle.load(bundle_path)
+    assert bundle.language_model_path == bundle_path / "lm.bin"
+    assert bundle.language_model_path.read_bytes() == b"likely words"
+    bundle.language_model_path.write_bytes(b"likely sword")
+    with pytest.raises(BundleError, match=r"lm.bin .* is not the file that bundle.json"):
+        Bundle.load(bundle_path)
+    bundle.language_model_path.unlink()
+    with pytest.raises(BundleError, match=r"lm.bin is missing, though bundle.json lists it"):
+        Bundle.load(bundle_path)
+    bundle.language_model_path.write_bytes(b"likely words")
+    attach_language_model(Bundle.load(bundle_path), None)
+    assert Bundle.load(bundle_path).language_model_path is None
+    assert not (bundle_path / "lm.bin").exists()
+    assert (bundle_path / "model.onnx").read_bytes() == b"not a graph"
+    edit(bundle_path, language_model={"file": "../lm.bin", "sha256": "", "size_bytes": 1})
+    with pytest.raises(BundleError, match="must be a plain name inside the bundle folder"):
+        Bundle.load(bundle_path)

@@ -56,6 +56,7 @@ def test_help_lists_every_command_with_its_line(run) -> None:
         "bench",
         "evaluate",
         "grammar",
+        "lm",
         "inspect",
         "doctor",
     ]

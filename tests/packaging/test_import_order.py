@@ -57,6 +57,8 @@ DEFERRED: Mapping[tuple[str, str], str] = {
     ("runtime", "edge_asr.runtime.decoding.grammar.read"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.grammar.recognition"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.hotwords"): COLD_CHOICE,
+    ("runtime", "edge_asr.runtime.decoding.lm.model_file"): COLD_CHOICE,
+    ("runtime", "edge_asr.runtime.decoding.lm.scorer"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.engine.backend"): COLD_START,
     ("runtime", "edge_asr.runtime.engine.lookup"): COLD_START,
     ("runtime", "edge_asr.runtime.streaming_model"): COLD_START,

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 import edge_asr
-from edge_asr.errors import ConfigError, VocabularyError
+from edge_asr.errors import ConfigError, LanguageModelError, VocabularyError
 from edge_asr.runtime.decoding.beam import SKIP_BLANK, BeamDecoder
-from edge_asr.runtime.decoding.choice import DecoderOptions, beam_decoder
+from edge_asr.runtime.decoding.choice import BeamFactory, DecoderOptions, beam_decoder
 from edge_asr.runtime.decoding.decoder import DecoderFactory
 from edge_asr.runtime.decoding.grammar.recognition import GrammarDecoder
 from edge_asr.runtime.decoding.hotwords import Hotword
+from edge_asr.runtime.decoding.lm.kneser_ney import build_ngrams
+from edge_asr.runtime.decoding.lm.model_file import LanguageModel, write_model
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.vocabulary import Vocabulary
 
@@ -65,6 +67,9 @@ def test_options_in_words(words: Path) -> None:
     assert DecoderOptions().describe() == "greedy"
     assert DecoderOptions(decoder="beam").describe() == "beam 8"
     assert DecoderOptions(hotwords=words, beam_size=4).describe() == "beam 4, hotwords words.txt"
+    assert DecoderOptions(lm=Path("x/en.bin")).describe() == "beam 8, lm en.bin"
+    assert DecoderOptions(decoder="beam", lm=Path("none")).describe() == "beam 8, lm none"
+    assert DecoderOptions(lm=Path("none")).is_greedy
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,8 @@ def test_options_in_words(words: Path) -> None:
         ({"beam_size": 0}, "beam_size is 0"),
         ({"decoder": "greedy", "hotwords": Path("w.txt")}, "no use for hotwords; choose the decoder beam"),
         ({"decoder": "greedy", "beam_size": 4}, "no use for a beam size"),
+        ({"decoder": "greedy", "lm": Path("lm.bin")}, "no use for a language model; choose the decoder beam"),
+        ({"grammar": Path("g.txt"), "lm": Path("lm.bin")}, "a grammar has a search of its own"),
         ({"grammar": Path("g.txt"), "beam_size": 4}, "a grammar has a search of its own"),
         ({"grammar_threshold": 0.5}, "needs a grammar"),
     ],
@@ -92,8 +99,35 @@ def test_a_hotword_is_heard_in_real_speech() -> None:
 
     plain = hear(None)
     assert "start" in plain.split()
-    assert hear(beam_decoder()) == hear(beam_decoder(hotwords=["zebra"])) == plain
+    assert hear(beam_decoder(lm=None)) == hear(beam_decoder(hotwords=["zebra"], lm=None)) == plain
     assert "starch" in hear(beam_decoder(hotwords=[Hotword("starch", 4.0)])).split()
+
+
+def test_a_language_model_is_a_file_or_the_bundles(tmp_path: Path, words: Path) -> None:
+    path, other = tmp_path / "lm.bin", tmp_path / "other.bin"
+    for file in (path, other):
+        write_model(file, build_ngrams([["a", "b"]], 2))
+    options = DecoderOptions(lm=path, hotwords=words)
+    assert DecoderOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
+    none = DecoderOptions(decoder="beam", lm=Path("none"))
+    assert DecoderOptions.from_dict(json.loads(json.dumps(none.to_dict()))) == none
+    for factory, n_plain, n_bundle in (
+        (options.factory(), 2, 2),
+        (none.factory(), 0, 0),
+        (DecoderOptions(decoder="beam").factory(), 0, 1),
+        (beam_decoder(lm=LanguageModel.load(path)), 1, 1),
+        (beam_decoder(lm=str(path)), 1, 1),
+        (beam_decoder(lm=None), 0, 0),
+    ):
+        assert isinstance(factory, BeamFactory)
+        for made, n_scorers in ((factory, n_plain), (factory.for_bundle(other), n_bundle)):
+            decoder = made(LETTERS)
+            assert isinstance(decoder, BeamDecoder)
+            assert len(decoder._scorers) == n_scorers
+        assert factory.for_bundle(None)(LETTERS) is not None
+    path.write_bytes(b"")
+    with pytest.raises(LanguageModelError, match="is no language model of edge-asr"):
+        beam_decoder(lm=path)(LETTERS)
 
 
 def test_skipped_frames_change_no_text_of_real_speech() -> None:

@@ -1,0 +1,1 @@
+"""Language models of words: built from text, kept in one file, and used by the beam search."""
