@@ -25,6 +25,7 @@ from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.compare import summarize_step
 from edge_asr.proof.inputs import ProofInputs
 from edge_asr.proof.report import file_sizes, read_report, step_to_dict, write_report
+from edge_asr.proof.self_test import add_self_test
 from edge_asr.proof.stages import StageProgress, Stages
 
 
@@ -108,9 +109,12 @@ def _write(folder: Path, source: Bundle, graph: Int8Graph, *, verified: bool) ->
             "steps": [*_other_steps(source.info.verification), summarize_step(graph.step)],
         },
         verified=verified,
+        self_test=None,
         toolkit_version=edge_asr.__version__,
     )
     write_manifest(folder, info)
+    if verified:
+        add_self_test(folder)
     report = {"name": info.name, **read_report(folder), "verified": verified}
     report["steps"] = [*_other_steps(report), step_to_dict(graph.step)]
     report["sizes_bytes"] = file_sizes(folder)

@@ -39,6 +39,7 @@ from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.compare import summarize_step
 from edge_asr.proof.inputs import ProofInputs
 from edge_asr.proof.report import file_sizes
+from edge_asr.proof.self_test import add_self_test
 from edge_asr.proof.stages import StageProgress, Stages
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _write_files(folder: Path, name: str, source: _Source, graphs: ExportedGraph
         toolkit_version=edge_asr.__version__,
     )
     write_manifest(folder, info)
-    return info
+    return add_self_test(folder) if info.verified else info
 
 
 def _make_report(

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.recognizer import Recognizer as Recognizer
     from edge_asr.runtime.recognizer import StageTime as StageTime
     from edge_asr.runtime.streaming_model import StreamingModel as StreamingModel
+    from edge_asr.runtime.tested import load_tested as load_tested
     from edge_asr.runtime.transcript import GrammarResult as GrammarResult
     from edge_asr.runtime.transcript import Segment as Segment
     from edge_asr.runtime.transcript import Token as Token
@@ -113,6 +114,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "grammar_decoder": "decoding.grammar.read",
         "greedy_decode": "decoding.greedy",
         "list_devices": "live.microphone",
+        "load_tested": "tested",
         "read_hotwords": "decoding.hotwords",
         "streaming_decoders": "live.streaming_decoder",
     },

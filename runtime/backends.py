@@ -163,6 +163,7 @@ class OnnxRuntimeBackend:
         onnxruntime = load_onnxruntime()
         self.path = path
         self.name = device
+        self.runtime = f"onnxruntime {onnxruntime.__version__}, {path.name}"
         self.precision = precision
         self.num_threads: int | None = _check_num_threads(num_threads)
         self.max_frames: int | None = None

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform, resample
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
-from edge_asr.errors import AudioError, BundleError, ConfigError, EdgeAsrError
+from edge_asr.errors import AudioError, BackendError, BundleError, ConfigError, EdgeAsrError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
 from edge_asr.runtime.backends import Backend, check_log_probs, choose_backend
@@ -156,6 +156,7 @@ class Recognizer:
         allow_unverified: bool = False,
         decoder: DecoderFactory | None = None,
         on_stage: StageObserver | None = None,
+        self_test: bool = False,
     ) -> _Recognizer:
         """Load a recognizer from a bundle folder or by the name of an embedded model.
 
@@ -170,10 +171,13 @@ class Recognizer:
             decoder: makes a decoder for the bundle's vocabulary; None is greedy search. It decodes everything
                 that the recognizer gives, live partials included.
             on_stage: see the class.
+            self_test: run the bundle's own clip, and refuse an execution that hears other words than the
+                exporter did (`edge_asr.runtime.self_test`, which also says how much it deviates).
 
         Raises:
-            BundleError: the bundle does not exist, or is damaged or unverified.
-            BackendError: the backend is not available here; an EngineError if its engine is the cause.
+            BundleError: the bundle does not exist, or is damaged or unverified, or carries no self-test.
+            BackendError: the backend is not available here, or failed the self-test; an EngineError if its
+                engine is the cause.
             MissingDependencyError: the backend's library is not installed.
             LanguageModelError: the language model of the decoder cannot be read.
         """
@@ -204,7 +208,7 @@ class Recognizer:
                 raise
         try:
             prepared.result()
-            return cls(
+            recognizer = cls(
                 choice.backend,
                 features=features,
                 vocabulary=bundle.vocabulary,
@@ -215,6 +219,12 @@ class Recognizer:
                 decoder=decoder,
                 on_stage=on_stage,
             )
+            if self_test:
+                from edge_asr.runtime.self_test import find_problem
+
+                if problem := find_problem(recognizer):
+                    raise BackendError(f"{problem}; run `edge-asr doctor -m {bundle.path}`")
+            return recognizer
         except BaseException:
             choice.backend.close()
             raise
@@ -350,6 +360,29 @@ class Recognizer:
             return self._align_blocks(source.blocks(), source.sample_rate, text, progress)
         with AudioFile(source) as file:
             return self._align_blocks(file.blocks(), file.sample_rate, text, progress)
+
+    @property
+    def execution(self) -> str:
+        """Describe what runs the model: precision, backend, and its runtime if the backend says."""
+        runtime = getattr(self.backend, "runtime", self.backend.name)
+        return f"{self.backend.precision} on {self.backend.name} ({runtime})"
+
+    def log_probs(self, waveform: npt.ArrayLike, sample_rate: int) -> F32Array:
+        """Compute the log-probs [T', V] of a waveform of at most `window_s`, in one run of the model.
+
+        Raises:
+            AudioError: as `transcribe`, or the waveform is longer.
+            BackendError: as `transcribe`.
+        """
+        ((samples, rate),) = _check_clips([(waveform, sample_rate)])
+        if len(samples) > self.window_s * rate:
+            raise AudioError(
+                f"the waveform is {len(samples) / rate:.2f} s long and one run of the model takes at most "
+                f"{self.window_s:.2f} s; transcribe cuts longer ones"
+            )
+        return self._encode([self._extractor(resample(samples, rate, self.features.sample_rate))], _NO_LAPS)[
+            0
+        ]
 
     def new_decoder(self) -> Decoder:
         """Return a fresh decoder, of the kind that the recognizer was made with."""

@@ -68,6 +68,12 @@ def logging_as_at_the_start() -> None:
     logging.getLogger("edge_asr").setLevel(logging.NOTSET)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What commands remember from one run to the next stays among the files of this run."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the work tree."""

@@ -113,6 +113,30 @@ class LanguageModelFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTest:
+    """A clip, and what the exporter heard of it, with which a machine can check itself.
+
+    Attributes:
+        clip: name of a sound file inside the bundle folder.
+        sha256: hash of that file, lower-case hex.
+        references: by precision: `text`, by greedy search; `argmax`, the best token of each frame; `values`,
+            its log-prob in steps of 1/64. Numbers are separated by spaces.
+    """
+
+    clip: str
+    sha256: str
+    references: Mapping[str, Mapping[str, str]]
+
+    def __post_init__(self) -> None:
+        _check_file_name(self.clip)
+        for precision, reference in self.references.items():
+            if set(reference) != {"text", "argmax", "values"}:
+                raise BundleError(
+                    f"self_test of {precision} has {', '.join(reference)}; it needs text, argmax and values"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BundleInfo:
     """Content of bundle.json, validated on creation.
 
@@ -127,6 +151,7 @@ class BundleInfo:
             a clip of T frames has ceil(T / factor) output frames.
         vocabulary_kind, vocabulary_size, blank_id: those of tokens.txt; the size counts the blank.
         tokens_sha256: hash of tokens.txt, lower-case hex; None in bundles of older versions.
+        self_test: what a machine needs to check itself; None in bundles of older versions.
         streaming: the streaming graph and its geometry, null for an offline bundle.
         artifacts: one entry per offline model file.
         source: where the weights came from.
@@ -154,6 +179,7 @@ class BundleInfo:
     first_output_frames: int = 1
     tokens_sha256: str | None = None
     language_model: LanguageModelFile | None = None
+    self_test: SelfTest | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

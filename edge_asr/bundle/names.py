@@ -9,6 +9,7 @@ TOKENS_NAME = "tokens.txt"
 REPORT_JSON = "report.json"
 REPORT_MARKDOWN = "report.md"
 PLOT_NAME = "int8.png"
+SELF_TEST_CLIP = "self_test.flac"
 ENGINES_FOLDER = "engines"
 
 #: By precision; onnx-asr and sherpa-onnx look for these names.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import click
 
-from edge_asr.cli.options import FiniteRange, recognizer_options
+from edge_asr.cli.options import FiniteRange, recognizer_options, self_test_option
 from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _SIGNAL_EXIT = 128
 @click.command()
 @click.argument("source", metavar="[-]", required=False)
 @recognizer_options
+@self_test_option
 @click.option("--device", metavar="NAME|INDEX", help="Input device; part of a name is enough.")
 @click.option("--list-devices", is_flag=True, help="Show the input devices and exit.")
 @click.option(
@@ -91,6 +92,7 @@ _SIGNAL_EXIT = 128
 @click.option("--force", is_flag=True, help="Let --record overwrite an existing file.")
 def command(
     source: str | None,
+    self_test: bool,
     device: str | None,
     list_devices: bool,
     rate: int | None,
@@ -137,6 +139,7 @@ def command(
     from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
     from edge_asr.runtime.live.sources import Recorder, check_recording_path
     from edge_asr.runtime.recognizer import Recognizer
+    from edge_asr.runtime.tested import load_tested
 
     # Refuse what can be refused at once, before the model is loaded.
     if source is not None:
@@ -147,7 +150,8 @@ def command(
         hearing, greeting = _microphone(device, rate, wait=wait, reconnect_s=reconnect)
     if record is not None:
         check_recording_path(record, overwrite=force)
-    with Recognizer.load(**recognizer) as loaded:
+    load = load_tested if self_test else Recognizer.load
+    with load(**recognizer) as loaded:
         live = LiveRecognizer(
             loaded,
             hearing,

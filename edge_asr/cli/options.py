@@ -116,6 +116,13 @@ _DEVICE = (
     ),
 )
 
+self_test_option = click.option(
+    "--self-test/--no-self-test",
+    default=True,
+    help="Once for each machine, runtime and bundle, compare what is heard here in the bundle's own clip "
+    "with what its exporter heard, and take another precision or backend if the words differ. On by default.",
+)
+
 
 class _FileOrNone(click.Path):
     """A path, or the word none."""

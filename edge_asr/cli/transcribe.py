@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_asr.cli.formats import FORMATS, format_transcript
-from edge_asr.cli.options import progress_bar, recognizer_options
+from edge_asr.cli.options import progress_bar, recognizer_options, self_test_option
 from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
 from edge_asr.errors import ConfigError
 from edge_asr.printable import printable
@@ -83,8 +83,10 @@ class _Summary:
 )
 @click.option("--force", is_flag=True, help="Overwrite existing transcripts.")
 @recognizer_options
+@self_test_option
 def command(
     files: tuple[str, ...],
+    self_test: bool,
     output_format: str,
     as_json: bool,
     output_dir: Path | None,
@@ -120,11 +122,13 @@ def command(
         with _no_garbage():
             from edge_asr.runtime.backends import default_num_threads
             from edge_asr.runtime.recognizer import Recognizer
+            from edge_asr.runtime.tested import load_tested
 
             # Several files on one thread each are faster than one file on all threads.
             n_threads = recognizer["num_threads"] or default_num_threads()
             n_workers = min(n_threads, len(sources))
-            loaded = Recognizer.load(**{**recognizer, "num_threads": n_threads // n_workers})
+            load = load_tested if self_test else Recognizer.load
+            loaded = load(**{**recognizer, "num_threads": n_threads // n_workers})
         with loaded:
             on_cpu = loaded.backend.name == "cpu"
             _transcribe(loaded, sources, delivery, summary, n_workers if on_cpu else 1)

@@ -1,4 +1,4 @@
-"""Checks that a bundle is whole, and transcribes a sample with the embedded one.
+"""Checks that a bundle is whole and hears here what its exporter heard; transcribes a sample.
 
 What this file does not do: check engines (engines.py), measure error rates (`edge-asr evaluate`).
 """
@@ -20,6 +20,33 @@ with Recognizer.load(sys.argv[1]) as recognizer:
     transcript = recognizer.transcribe_file(sys.argv[2])
     elapsed_s = time.perf_counter() - started
 print(json.dumps({"text": transcript.text, "duration_s": transcript.duration_s, "elapsed_s": elapsed_s}))
+"""
+
+SELF_TEST_PROBE = """
+import json, sys
+from edge_asr.bundle.folder import Bundle
+from edge_asr.errors import EdgeAsrError
+from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.self_test import run_self_test
+from edge_asr.runtime.tested import remember
+info = Bundle.load(sys.argv[1], check_hashes=False).info
+tests = [] if info.self_test is None else [(p, "cpu") for p in info.self_test.references] + [("auto", "auto")]
+results = {}
+for precision, backend in tests:
+    name = f"{precision} on {backend}"
+    try:
+        with Recognizer.load(sys.argv[1], precision=precision, backend=backend) as recognizer:
+            name = f"{recognizer.backend.precision} on {recognizer.backend.name}"
+            if name in results:
+                continue
+            result = run_self_test(recognizer)
+            results[name] = [result.passed, str(result)]
+            remember(recognizer, "" if result.passed else str(result))
+    except EdgeAsrError as error:
+        results[name] = [False, str(error)]
+    except OSError:
+        pass  # nothing can be remembered here
+print(json.dumps(results))
 """
 
 _MIN_SIMILARITY = 0.8
@@ -48,6 +75,34 @@ def check_model(model: str | None) -> list[Check]:
         f"{a.file} {a.size_bytes / 1e6:.1f} MB sha256 {a.sha256[:12]}" for a in bundle.info.artifacts
     )
     return [Check(name=name, status="ok", detail=f"{bundle.info.name}: {files}", required=True)]
+
+
+def check_self_test(model: str | None) -> list[Check]:
+    """Run the clip of a bundle with each of its precisions on the CPU, and as "auto" would.
+
+    This runs in a process of its own, and what it finds is what `transcribe` and `listen` go by.
+    """
+    try:
+        from edge_asr.bundle.folder import DEFAULT_MODEL, resolve_bundle_path
+
+        path = resolve_bundle_path(DEFAULT_MODEL if model is None else model).resolve()
+    except (EdgeAsrError, ImportError, OSError):
+        return []  # `check_model` has said so
+    answer, problem = run_probe(SELF_TEST_PROBE, str(path))
+    if answer is None:
+        return [Check(name="self-test", status="broken", detail=first_line(problem), fix="fix what is above")]
+    if not answer:
+        fix = "export the model again, or add one: python -m edge_asr.proof.self_test BUNDLE"
+        return [Check(name="self-test", status="missing", detail="the bundle carries none", fix=fix)]
+    return [
+        Check(
+            name="self-test",
+            status="ok" if passed else "broken",
+            detail=first_line(detail),
+            fix="" if passed else "use another precision or backend, or the runtime that made the bundle",
+        )
+        for passed, detail in answer.values()
+    ]
 
 
 def check_sample() -> list[Check]:

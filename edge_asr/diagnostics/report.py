@@ -15,7 +15,7 @@ from edge_asr.diagnostics.environment import check_extras, check_python
 from edge_asr.diagnostics.inference import check_onnxruntime
 from edge_asr.diagnostics.jetson import check_jetson
 from edge_asr.diagnostics.machine import Machine
-from edge_asr.diagnostics.model import check_model, check_sample
+from edge_asr.diagnostics.model import check_model, check_sample, check_self_test
 from edge_asr.diagnostics.tensorrt import check_tensorrt
 
 
@@ -37,5 +37,6 @@ def run_checks(model: str | None = None, machine: Machine | None = None) -> Iter
     yield from check_model(model)
     yield from check_engines(model, libraries)
     yield from check_sample()
+    yield from check_self_test(model)
     yield from check_microphone()
     yield from check_extras()

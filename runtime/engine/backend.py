@@ -88,6 +88,7 @@ class TensorRTBackend:
             # Open CUDA first; otherwise a missing GPU is reported as a device mismatch.
             self._cuda = Cuda(extra="jetson" if NV_TEGRA_RELEASE.exists() else "tensorrt")
             device, version = DeviceIdentity.detect(), version_of(trt)
+            self.runtime = f"{flavor} {version}"
             if engine is None:
                 engine = find_engine(
                     bundle, precision, flavor=flavor, tensorrt_version=version, device=device

@@ -229,6 +229,7 @@ def test_public_names_are_pinned() -> None:
         "grammar_decoder",
         "greedy_decode",
         "list_devices",
+        "load_tested",
         "read_hotwords",
         "streaming_decoders",
     ]

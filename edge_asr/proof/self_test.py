@@ -1,0 +1,66 @@
+"""Gives a bundle the clip and the references with which a machine can check itself.
+
+`export` and `quantize` do so for every verified bundle; for an older one it is
+`python -m edge_asr.proof.self_test FOLDER`.
+What this file does not do: run the check (edge_asr.runtime.self_test).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from edge_asr.audio import read_audio
+from edge_asr.bundle.folder import Bundle, sha256_of
+from edge_asr.bundle.manifest import BundleInfo, SelfTest
+from edge_asr.bundle.names import SELF_TEST_CLIP
+from edge_asr.bundle.writer import write_manifest
+from edge_asr.proof.clips import find_clips
+from edge_asr.runtime.decoding.greedy import greedy_decode
+from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.self_test import STEPS_PER_NAT
+
+MAX_CLIP_S = 10.0
+
+
+def add_self_test(folder: Path) -> BundleInfo:
+    """Add the embedded sample to a bundle, with what onnxruntime hears in it on this CPU; return the record.
+
+    Every precision is run as the runtime would run it, on one thread.
+
+    Raises:
+        BundleError, BackendError: the bundle cannot be run.
+    """
+    info = Bundle.load(folder, check_hashes=False).info
+    waveform = read_audio(find_clips()[0], info.features.sample_rate)
+    waveform = waveform[: round(MAX_CLIP_S * info.features.sample_rate)]
+    clip = folder / SELF_TEST_CLIP
+    soundfile.write(clip, waveform, info.features.sample_rate, format="FLAC", subtype="PCM_16")
+    references: dict[str, Mapping[str, str]] = {}
+    for artifact in info.artifacts:
+        with Recognizer.load(
+            folder, precision=artifact.precision, backend="cpu", num_threads=1
+        ) as recognizer:
+            rate = info.features.sample_rate
+            log_probs = recognizer.log_probs(read_audio(clip, rate), rate)
+            argmax = np.argmax(log_probs, axis=1)
+            values = np.rint(np.max(log_probs, axis=1) * STEPS_PER_NAT).astype(int)
+            ids = greedy_decode(log_probs, info.blank_id).ids.tolist()
+            references[artifact.precision] = {
+                "text": recognizer.vocabulary.decode(ids),
+                "argmax": " ".join(map(str, argmax)),
+                "values": " ".join(map(str, values)),
+            }
+    self_test = SelfTest(clip=clip.name, sha256=sha256_of(clip), references=references)
+    info = dataclasses.replace(info, self_test=self_test)
+    write_manifest(folder, info)
+    return info
+
+
+if __name__ == "__main__":
+    add_self_test(Path(sys.argv[1]))
