@@ -38,8 +38,12 @@ from edge_asr.errors import AudioError, BackendError, BundleError, ConfigError, 
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
 from edge_asr.runtime.backends import Backend, check_log_probs, choose_backend
-from edge_asr.runtime.decoding.choice import BeamFactory
-from edge_asr.runtime.decoding.decoder import Decoder, DecoderFactory, Hypothesis
+from edge_asr.runtime.decoding.decoder import (
+    BundleDecoderFactory,
+    Decoder,
+    DecoderFactory,
+    Hypothesis,
+)
 from edge_asr.runtime.decoding.greedy import GreedyDecoder
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.features.normalization import normalize_features
@@ -182,8 +186,8 @@ class Recognizer:
             LanguageModelError: the language model of the decoder cannot be read.
         """
         bundle = Bundle.load(path_or_name, allow_unverified=allow_unverified, check_hashes=False)
-        if isinstance(decoder, BeamFactory):
-            decoder = decoder.for_bundle(bundle.language_model_path)
+        if isinstance(decoder, BundleDecoderFactory):
+            decoder = decoder.for_bundle(bundle)
         features, factor = bundle.info.features, bundle.info.subsampling_factor
 
         def prepare() -> None:

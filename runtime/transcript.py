@@ -92,8 +92,8 @@ class GrammarResult:
         matched: whether one was; if not, text, tokens and words of the transcript are empty.
         phrase: as the grammar writes it; "" if not matched.
         slots, tags: of the phrase, in its order.
-        score: log-probability of the phrase's path less that of the best path of all, for each token of the
-            phrase, at most 0; None where no phrase came near.
+        score: log-probability of the phrase's path less that of the best path of all, for each letter of the
+            phrase, at most 0; None if not matched.
         confidence: exp(score), 0 to 1; 0 if not matched.
         heard: tokens of greedy search, whatever the grammar.
         heard_text: their text.

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_asr.audio import AudioFile
-from edge_asr.benchmark.grammar import LogProbsRecorder, count_by_threshold, hear_clips
+from edge_asr.benchmark.grammar import LogProbsRecorder, count_by_threshold, find_phrases, hear_clips
 from edge_asr.benchmark.table import Table, make_console, print_table
 from edge_asr.manifest import read_manifest
 from edge_asr.runtime.decoding.decoder import Decoder
@@ -153,7 +153,7 @@ def measure_accuracy(
         other = hear_clips(
             recognizer, recorders[0], [u for u in rest if not graph.has_phrase(u.text)][:n_clips]
         )
-    counts = count_by_threshold(graph, known, other, mode=mode)
+    counts = count_by_threshold(find_phrases(graph, known, mode=mode), find_phrases(graph, other, mode=mode))
     minutes = counts[0].other_s / 60
     n_greedy = sum(clip.heard == clip.text for clip in known)
     table = Table(
@@ -161,7 +161,7 @@ def measure_accuracy(
         columns=("threshold", "right", "wrong", "rejected", "false accepts", "an hour"),
         rows=tuple(
             (
-                f"{c.threshold:g}",
+                f"{c.threshold or 0.0:g}",
                 *(str(n) for n in (c.n_right, c.n_wrong, c.n_rejected, c.n_false_accepts)),
                 f"{c.false_accepts_an_hour:.1f}",
             )

@@ -6,6 +6,7 @@ writes it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -137,6 +138,26 @@ class SelfTest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GrammarThresholds:
+    """What a letter of a grammar's phrase may cost with this model, by the mode of the grammar; positive.
+
+    Attributes:
+        whole, spot: None where it is not known.
+    """
+
+    whole: float | None = None
+    spot: float | None = None
+
+    def __post_init__(self) -> None:
+        for mode, value in (("whole", self.whole), ("spot", self.spot)):
+            if value is not None and not 0.0 < value < math.inf:
+                raise BundleError(
+                    f"the grammar threshold {mode} is {value}; it must be a positive number, as "
+                    "`edge-asr grammar tune --save` writes"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BundleInfo:
     """Content of bundle.json, validated on creation.
 
@@ -159,6 +180,7 @@ class BundleInfo:
         verified: false for a bundle kept by `--keep-failed`.
         toolkit_version: version of edge-asr that wrote it.
         language_model: what beam search uses by default; null without one.
+        grammar: thresholds for grammars; null where nobody tuned them.
     """
 
     name: str
@@ -180,6 +202,7 @@ class BundleInfo:
     tokens_sha256: str | None = None
     language_model: LanguageModelFile | None = None
     self_test: SelfTest | None = None
+    grammar: GrammarThresholds | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import edge_asr
-from edge_asr.atomic import partial_folder, put_in_place
+from edge_asr.atomic import partial_folder, put_in_place, write_file
 from edge_asr.bundle.folder import Bundle, sha256_of
 from edge_asr.bundle.manifest import Artifact, BundleInfo, CpuGraph, LanguageModelFile, Precision
 from edge_asr.bundle.names import (
@@ -121,7 +121,7 @@ def write_manifest(folder: Path, info: BundleInfo) -> None:
     tokens_sha256 = sha256_of(folder / TOKENS_NAME)
     data: dict[str, Any] = dataclasses.replace(info, tokens_sha256=tokens_sha256).to_dict()
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    write_file(folder / MANIFEST_NAME, text)
 
 
 def attach_language_model(bundle: Bundle, model: Path | None) -> None:

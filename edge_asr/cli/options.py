@@ -168,7 +168,8 @@ _DECODER = (
         "--grammar-threshold",
         type=FiniteRange(min=0, min_open=True),
         metavar="X",
-        help="What a phrase may cost more than any text, a token; lower rejects more. The default is 0.6.",
+        help="What a phrase may cost more than any text, a letter; lower rejects more. The default is that "
+        "of the compiled grammar, else of the bundle, else 1.5 (spot: 1.1).",
     ),
     click.option(
         "--grammar-mode",

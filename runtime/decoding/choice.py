@@ -19,6 +19,7 @@ from edge_asr.runtime.decoding.decoder import Decoder, DecoderFactory
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from edge_asr.bundle.folder import Bundle
     from edge_asr.runtime.decoding.hotwords import Hotword
     from edge_asr.runtime.decoding.lm.model_file import LanguageModel
 
@@ -45,11 +46,11 @@ class BeamFactory:
     language_model: Path | LanguageModel | None
     takes_bundles: bool
 
-    def for_bundle(self, language_model: Path | None) -> BeamFactory:
-        """Return the factory for a bundle with this language model."""
+    def for_bundle(self, bundle: Bundle) -> BeamFactory:
+        """Return the factory for this bundle, which may have a language model."""
         if not self.takes_bundles:
             return self
-        return dataclasses.replace(self, language_model=language_model, takes_bundles=False)
+        return dataclasses.replace(self, language_model=bundle.language_model_path, takes_bundles=False)
 
     def __call__(self, vocabulary: Vocabulary) -> Decoder:
         """Make the decoder.
@@ -119,7 +120,7 @@ class DecoderOptions:
         hotwords: file of phrases to favor.
         lm: file of a language model; "none" is none, None that of the bundle, if it has one.
         grammar: file of the only phrases that may be recognized.
-        grammar_threshold: what a token of a phrase may cost; None is the default.
+        grammar_threshold: what a letter of a phrase may cost; None is that of the grammar or the bundle.
         grammar_mode: "whole" or "spot"; None is whole.
 
     Raises:
@@ -178,10 +179,9 @@ class DecoderOptions:
             return None
         if self.grammar is not None:
             from edge_asr.runtime.decoding.grammar.read import grammar_decoder
-            from edge_asr.runtime.decoding.grammar.recognition import DEFAULT_THRESHOLD
 
-            threshold = DEFAULT_THRESHOLD if self.grammar_threshold is None else self.grammar_threshold
-            return grammar_decoder(self.grammar, threshold=threshold, mode=self.grammar_mode or "whole")
+            mode = self.grammar_mode or "whole"
+            return grammar_decoder(self.grammar, threshold=self.grammar_threshold, mode=mode)
         from edge_asr.runtime.decoding.beam import BEAM_SIZE
 
         size = BEAM_SIZE if self.beam_size is None else self.beam_size

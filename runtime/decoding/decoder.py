@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_asr.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from edge_asr.bundle.folder import Bundle
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
@@ -97,8 +100,9 @@ class PhraseMatch:
         matched: whether it is one; if not, the hypothesis has no tokens.
         phrase: the words as the grammar writes them; "" if not matched.
         slots, tags: in the order of the phrase.
-        score: log-probability of the phrase's path less that of the best path of all, for each token of the
-            phrase, at most 0; None where no phrase came near.
+        score: log-probability of the phrase's path less that of the best path of all, for each letter of the
+            phrase, at most 0; None if not matched.
+        n_letters: letters of the phrase as the model spells it, and the borders within it; 0 if not matched.
         confidence: exp(score), 0 to 1; 0 if not matched.
         heard: the tokens of greedy search, whether matched or not.
     """
@@ -108,6 +112,7 @@ class PhraseMatch:
     slots: tuple[SlotValue, ...]
     tags: tuple[str, ...]
     score: float | None
+    n_letters: int
     confidence: float
     heard: TokenRuns
 
@@ -164,3 +169,16 @@ class Decoder(Protocol):
 
 #: Makes the decoder of a model once, when a recognizer is made; every utterance gets a fork of it.
 DecoderFactory = Callable[[Vocabulary], Decoder]
+
+
+@runtime_checkable
+class BundleDecoderFactory(Protocol):
+    """A `DecoderFactory` that wants to see the bundle first, for what else the bundle knows of decoding."""
+
+    def __call__(self, vocabulary: Vocabulary) -> Decoder:
+        """Make the decoder of a model."""
+        ...
+
+    def for_bundle(self, bundle: Bundle) -> DecoderFactory:
+        """Return the factory for the model of this bundle."""
+        ...

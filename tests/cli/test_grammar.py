@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,10 @@ import pytest
 import soundfile
 
 import edge_asr
+from edge_asr.bundle.folder import Bundle, resolve_bundle_path
+from edge_asr.bundle.manifest import GrammarThresholds
+from edge_asr.errors import BundleError
+from edge_asr.runtime.decoding.grammar.read import grammar_decoder, load_graph
 
 SAMPLE = Path(edge_asr.__file__).parent / "models/samples/robot_commands.flac"
 SAID = "enter seven two five start recording go three meters and stop"
@@ -103,6 +108,46 @@ def test_tune_finds_a_threshold(run, grammar: Path, tmp_path: Path) -> None:
     assert [row["n_right"] for row in found["thresholds"]] == [1] * len(found["thresholds"])
     text = run("grammar", "tune", grammar, "--commands", commands, "--other", other).stdout
     assert "1 of 1 commands right, 0 rejected" in text
+    assert found["held_out"] is None  # one recording of each kind leaves none to judge by
     swapped = run("grammar", "tune", grammar, "--commands", other, "--other", commands)
     assert swapped.exit_code == 1
     assert "a threshold takes recordings of both kinds" in swapped.stderr
+
+
+def test_tune_saves_into_the_bundle_or_the_compiled_grammar(run, grammar: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(resolve_bundle_path("tiny-en"), bundle)
+    rows = [{"audio_filepath": str(SAMPLE), "text": SAID, "speaker": f"{i % 4}"} for i in range(6)]
+    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(1).normal(0, 0.05, 16_000), 16_000)
+    noise = [{"audio_filepath": "noise.wav", "text": "", "speaker": f"{i}"} for i in range(5)]
+    for name, manifest in (("commands", rows), ("other", noise)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, manifest)))
+    recordings = (
+        "--commands",
+        tmp_path / "commands.jsonl",
+        "--other",
+        tmp_path / "other.jsonl",
+        "-m",
+        bundle,
+    )
+    result = run("grammar", "tune", grammar, *recordings, "--save", "--json")
+    found = json.loads(result.stdout)
+    assert (found["held_out"]["n_right"], found["held_out"]["n_false_accepts"]) == (6, 0)
+    assert "has this threshold now" in result.stderr
+    loaded = Bundle.load(bundle)
+    assert loaded.info.grammar == GrammarThresholds(whole=found["threshold"])
+    factory = grammar_decoder(grammar).for_bundle(loaded)
+    assert factory(loaded.vocabulary).threshold == found["threshold"]
+    assert grammar_decoder(grammar, threshold=2.0).for_bundle(loaded)(loaded.vocabulary).threshold == 2.0
+
+    compiled = tmp_path / "robot.npz"
+    assert run("grammar", "compile", grammar, "-o", compiled, "-m", bundle).exit_code == 0
+    assert run("grammar", "tune", compiled, *recordings, "--save", "--spot").exit_code == 0
+    graph = load_graph(compiled, loaded.vocabulary)
+    assert set(graph.thresholds) == {"spot"}
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf")])
+def test_a_threshold_of_a_bundle_is_a_positive_number(value: float) -> None:
+    with pytest.raises(BundleError, match="it must be a positive number"):
+        GrammarThresholds(spot=value)

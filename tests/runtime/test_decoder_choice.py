@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
 import edge_asr
+from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import ConfigError, LanguageModelError, VocabularyError
 from edge_asr.runtime.decoding.beam import SKIP_BLANK, BeamDecoder
 from edge_asr.runtime.decoding.choice import BeamFactory, DecoderOptions, beam_decoder
@@ -103,10 +106,17 @@ def test_a_hotword_is_heard_in_real_speech() -> None:
     assert "starch" in hear(beam_decoder(hotwords=[Hotword("starch", 4.0)])).split()
 
 
+def bundle_with(language_model: Path | None) -> Bundle:
+    bundle = Mock(spec=Bundle)
+    bundle.language_model_path = language_model
+    return cast(Bundle, bundle)
+
+
 def test_a_language_model_is_a_file_or_the_bundles(tmp_path: Path, words: Path) -> None:
     path, other = tmp_path / "lm.bin", tmp_path / "other.bin"
     for file in (path, other):
         write_model(file, build_ngrams([["a", "b"]], 2))
+    with_model, without = bundle_with(other), bundle_with(None)
     options = DecoderOptions(lm=path, hotwords=words)
     assert DecoderOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
     none = DecoderOptions(decoder="beam", lm=Path("none"))
@@ -120,11 +130,11 @@ def test_a_language_model_is_a_file_or_the_bundles(tmp_path: Path, words: Path) 
         (beam_decoder(lm=None), 0, 0),
     ):
         assert isinstance(factory, BeamFactory)
-        for made, n_scorers in ((factory, n_plain), (factory.for_bundle(other), n_bundle)):
+        for made, n_scorers in ((factory, n_plain), (factory.for_bundle(with_model), n_bundle)):
             decoder = made(LETTERS)
             assert isinstance(decoder, BeamDecoder)
             assert len(decoder._scorers) == n_scorers
-        assert factory.for_bundle(None)(LETTERS) is not None
+        assert factory.for_bundle(without)(LETTERS) is not None
     path.write_bytes(b"")
     with pytest.raises(LanguageModelError, match="is no language model of edge-asr"):
         beam_decoder(lm=path)(LETTERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,16 @@ from hypothesis import strategies as st
 
 from edge_asr.errors import ConfigError, GrammarError
 from edge_asr.runtime.decoding.decoder import PhraseMatch
+from edge_asr.runtime.decoding.grammar import search
 from edge_asr.runtime.decoding.grammar.graph import TokenGraph, compile_graph
 from edge_asr.runtime.decoding.grammar.jsgf import parse_jsgf
 from edge_asr.runtime.decoding.grammar.read import load_graph
-from edge_asr.runtime.decoding.grammar.recognition import GrammarDecoder
+from edge_asr.runtime.decoding.grammar.recognition import (
+    DEFAULT_THRESHOLDS,
+    PHRASE_COST,
+    GrammarDecoder,
+    allowed_cost,
+)
 from edge_asr.runtime.decoding.grammar.template import parse_template
 from edge_asr.vocabulary import Vocabulary
 
@@ -133,7 +140,8 @@ def test_it_finds_the_best_of_all_phrases_and_spellings(
     assert path is not None
     # float32 sums of up to 30 frames
     assert path.score == pytest.approx(expected, abs=1e-4)
-    assert match.score == pytest.approx(expected / len(path.nodes), abs=1e-4)
+    n_letters = len(match.phrase)
+    assert (match.n_letters, match.score) == (n_letters, pytest.approx(expected / n_letters, abs=1e-4))
     # The path scores what it claims: its frames say so themselves.
     total, previous = 0.0, 0
     for node, begin, end in zip(path.nodes.tolist(), path.first_frames, path.last_frames, strict=True):
@@ -159,16 +167,25 @@ def test_it_keeps_the_contract_of_a_decoder(
 @settings(max_examples=15, deadline=None)
 @given(n_frames=st.integers(3, 60), seed=st.integers(0, 10_000))
 def test_dropping_paths_loses_nothing(n_frames: int, seed: int) -> None:
-    """A threshold only decides; below it nothing is found, above it the same as without bounds."""
+    """The cheapest phrase is found wherever it may cost what it does; another one must cost more, and may."""
     graph = compile_graph(parse_template(TEXT), CHARACTERS)
     log_probs = random_log_probs(n_frames, len(CHARACTERS), seed, peak=1.0)
     free = match_of(GrammarDecoder(graph, threshold=1000.0), log_probs)
     for threshold in (0.2, 0.7, 1.5, 4.0):
         match = match_of(GrammarDecoder(graph, threshold=threshold), log_probs)
-        is_near = free.score is not None and free.score >= -threshold
-        assert match.matched == (free.matched and is_near)
-        if match.matched:
+        if is_allowed(free, threshold):
             assert (match.phrase, match.score) == (free.phrase, free.score)
+        elif match.matched:
+            assert free.score is not None
+            assert match.score is not None
+            assert is_allowed(match, threshold)
+            assert match.score * match.n_letters <= free.score * free.n_letters
+
+
+def is_allowed(match: PhraseMatch, threshold: float) -> bool:
+    if match.score is None:
+        return False
+    return -match.score * match.n_letters <= allowed_cost(threshold, np.float32(match.n_letters)) + 1e-5
 
 
 def test_what_is_no_phrase_is_rejected_with_what_was_heard() -> None:
@@ -218,20 +235,124 @@ def test_tags_repetition_and_weights_of_jsgf() -> None:
 
 
 def test_a_phrase_is_spotted_within_other_speech() -> None:
-    graph = compile_graph(parse_template("ab\nab ac"), CHARACTERS)
-    sound = spoken("ca cb ab ac cb", CHARACTERS)
-    assert not match_of(GrammarDecoder(graph, threshold=0.5), sound).matched
-    decoder = GrammarDecoder(graph, threshold=0.5, mode="spot")
+    graph = compile_graph(parse_template("ab ca\nab ca ac"), CHARACTERS)
+    sound = spoken("ca cb ab ca ac cb", CHARACTERS)
+    assert not match_of(GrammarDecoder(graph), sound).matched
+    decoder = GrammarDecoder(graph, mode="spot")
     decoder.push(sound)
     hypothesis = decoder.flush()
     assert hypothesis.match is not None
-    assert hypothesis.match.phrase == "ab ac"  # the longer of the two
-    whole = CHARACTERS.encode_characters("ca cb ab ac cb")
+    assert hypothesis.match.phrase == "ab ca ac"  # the longer of the two
+    whole = CHARACTERS.encode_characters("ca cb ab ca ac cb")
     # Two frames and a blank a token, after one blank: its place tells its frames.
-    assert hypothesis.tokens.ids.tolist() == whole[6:11]
+    assert hypothesis.tokens.ids.tolist() == whole[6:14]
     assert hypothesis.tokens.first_frames[0] == 1 + 3 * 6
     nothing = spoken("cb cc ca", CHARACTERS)
-    assert not match_of(GrammarDecoder(graph, threshold=0.5, mode="spot"), nothing).matched
+    assert not match_of(GrammarDecoder(graph, mode="spot"), nothing).matched
+
+
+@pytest.mark.parametrize(
+    ("said", "is_found"),
+    [
+        ("abca", True),
+        ("c abca c", True),
+        ("abcab", False),
+        ("cabca", False),
+        ("c abcac c", False),
+        ("c cabca c", False),
+        ("cc abca", True),
+        ("abca cc", True),
+    ],
+)
+def test_a_spotted_phrase_is_whole_words(said: str, is_found: bool) -> None:
+    graph = compile_graph(parse_template("abca"), CHARACTERS)
+    for frames in (1, 3):
+        sound = spoken(said, CHARACTERS, frames=frames)
+        assert match_of(GrammarDecoder(graph, mode="spot"), sound).matched == is_found
+
+
+def test_silence_is_a_border_of_words_too() -> None:
+    graph = compile_graph(parse_template("abca"), CHARACTERS)
+    for n_frames, is_found in ((3, False), (9, True)):
+        pause = np.tile(spoken("a", CHARACTERS)[:1], (n_frames, 1))
+        parts = [spoken("cc", CHARACTERS), pause, spoken("abca", CHARACTERS), pause, spoken("b", CHARACTERS)]
+        match = match_of(GrammarDecoder(graph, mode="spot"), np.concatenate(parts))
+        assert match.matched == is_found
+
+
+@pytest.mark.parametrize(
+    ("pieces", "is_found"),
+    [
+        (["\u2581ab", "ca"], True),
+        (["\u2581c", "\u2581ab", "ca", "\u2581b"], True),
+        (["\u2581c", "\u2581ab", "ca", "b"], False),
+        (["\u2581c", "ab", "ca"], False),
+        (["c", "\u2581", "ab", "ca"], True),
+    ],
+)
+def test_pieces_begin_words(pieces: list[str], is_found: bool) -> None:
+    vocabulary = Vocabulary.from_pieces(["\u2581", "ab", "\u2581ab", "ca", "c", "\u2581c", "b", "\u2581b"])
+    path = [vocabulary.blank_id]
+    for piece in pieces:
+        path += [vocabulary.tokens.index(piece), vocabulary.blank_id]
+    logits = np.zeros((len(path), len(vocabulary)))
+    logits[np.arange(len(path)), path] = 9.0
+    sound = np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), np.float32)
+    graph = compile_graph(parse_template("abca"), vocabulary)
+    assert match_of(GrammarDecoder(graph, mode="spot"), sound).matched == is_found
+
+
+@pytest.mark.parametrize("n_silent", [2, 8])
+@settings(max_examples=40, deadline=None)
+@given(n_frames=st.integers(3, 24), seed=st.integers(0, 10_000), threshold=st.sampled_from([2.0, 3.0, 4.0]))
+def test_spotting_finds_the_best_of_all_places(
+    n_silent: int, n_frames: int, seed: int, threshold: float
+) -> None:
+    """Every phrase between every two borders of greedy search, one after the other, in float64."""
+    log_probs = random_log_probs(n_frames, len(CHARACTERS), seed)
+    greedy = [CHARACTERS.tokens[i] for i in log_probs.argmax(axis=1).tolist()]
+    blank = CHARACTERS.tokens[CHARACTERS.blank_id]
+    relative = log_probs - log_probs.max(axis=1, keepdims=True)
+
+    def is_border(heard: list[str], after: str) -> bool:
+        """Whether a border of words is between what was heard and the token after it."""
+        spoken = [token for token in heard if token != blank]
+        silent = len(heard) >= n_silent and all(token == blank for token in heard[-n_silent:])
+        return after == "\u2581" or silent or not spoken or spoken[-1] == "\u2581"
+
+    begins = [t for t in range(n_frames) if is_border(greedy[:t], greedy[t])]
+    ends = [
+        t
+        for t in range(1, n_frames + 1)
+        if t == n_frames
+        or greedy[t] == "\u2581"
+        or all(token == blank for token in greedy[t:])
+        or (t >= n_silent and all(token == blank for token in greedy[t - n_silent : t]))
+    ]
+    best = max(
+        threshold * len(phrase)
+        - PHRASE_COST
+        + ctc_viterbi(relative[begin:end], tuple(CHARACTERS.encode_characters(phrase)), CHARACTERS.blank_id)
+        for phrase in PHRASES
+        for begin in begins
+        for end in ends
+        if end > begin
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "SILENT_FRAMES", n_silent)
+        decoder = GrammarDecoder(
+            compile_graph(parse_template(TEXT), CHARACTERS), threshold=threshold, mode="spot"
+        )
+        decoder.push(log_probs)
+        match = decoder.flush().match
+    assert match is not None
+    if best > 1e-3 and len(match.heard):
+        assert match.matched
+        assert match.score is not None
+        net = (threshold + match.score) * match.n_letters - PHRASE_COST
+        assert net == pytest.approx(best, abs=1e-3)
+    elif best < -1e-3:
+        assert not match.matched
 
 
 def test_case_follows_the_model() -> None:
@@ -291,6 +412,26 @@ def test_a_threshold_is_a_positive_number(threshold: float) -> None:
         GrammarDecoder(graph, threshold=threshold)
     with pytest.raises(ConfigError, match="whole or spot"):
         GrammarDecoder(graph, mode="half")  # type: ignore[arg-type]
+
+
+def test_a_short_phrase_must_fit_better() -> None:
+    """What a letter may cost grows with the phrase; even the shortest may cost something."""
+    shares = [float(allowed_cost(1.5, np.float32(n))) / n for n in (1, 2, 4, 8, 16, 32)]
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(0.25 * 1.5)
+    assert shares[-1] == pytest.approx(1.5 - PHRASE_COST / 32)
+
+
+def test_a_compiled_grammar_may_have_its_own_thresholds(tmp_path: Path) -> None:
+    graph = replace(compile_graph(parse_template("ab ca"), CHARACTERS), thresholds={"whole": 0.7})
+    graph.save(tmp_path / "x.npz")
+    loaded = load_graph(tmp_path / "x.npz", CHARACTERS)
+    assert GrammarDecoder(loaded).threshold == 0.7
+    assert GrammarDecoder(loaded, mode="spot").threshold == DEFAULT_THRESHOLDS["spot"]
+    assert GrammarDecoder(loaded, threshold=2.0).threshold == 2.0
+    replace(graph, thresholds={"whole": -1.0}).save(tmp_path / "y.npz")
+    with pytest.raises(GrammarError, match="a threshold is no positive number"):
+        load_graph(tmp_path / "y.npz", CHARACTERS)
 
 
 def test_nothing_is_pushed_behind_the_end() -> None:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class TokenGraph:
         is_final: [n], whether a phrase may end in the node.
         out_start, out_target: the nodes that follow node i are out_target[out_start[i]:out_start[i + 1]].
         in_start, in_source: likewise the nodes before it. The start has one, n, which is no node.
+        thresholds: of this grammar by mode, where it has its own.
     """
 
     source: str
@@ -65,6 +67,7 @@ class TokenGraph:
     out_target: I32Array
     in_start: I32Array
     in_source: I32Array
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.token)
@@ -107,6 +110,7 @@ class TokenGraph:
             "lines": self.network.lines,
             "actions": self.network.actions,
             "n_states": self.network.n_states,
+            "thresholds": dict(self.thresholds),
         }
         content = io.BytesIO()
         np.savez_compressed(
@@ -149,6 +153,7 @@ class TokenGraph:
                 vocabulary=vocabulary,
                 network=network,
                 spellings=tuple(facts["spellings"]),
+                thresholds=dict(facts.get("thresholds", {})),
                 **arrays,
             )
             _check(graph)
@@ -377,6 +382,8 @@ def _check(graph: TokenGraph) -> None:
             raise ValueError("the arcs of the graph are out of order")
     if (np.diff(graph.in_start) < 1).any():
         raise ValueError("a node of the graph cannot be reached")
+    if not all(isinstance(x, float) and 0.0 < x < math.inf for x in graph.thresholds.values()):
+        raise ValueError("a threshold is no positive number")
     n_arcs = len(network.source)
     inside(network.source, 0, network.n_states, n_arcs)
     inside(network.target, 0, network.n_states, n_arcs)

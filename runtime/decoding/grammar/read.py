@@ -6,16 +6,20 @@ plain text. What this file does not do: parse, compile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_asr.errors import GrammarError
 from edge_asr.runtime.decoding.grammar.expression import Grammar
 from edge_asr.runtime.decoding.grammar.graph import TokenGraph, compile_graph
 from edge_asr.runtime.decoding.grammar.jsgf import HEADER, parse_jsgf
-from edge_asr.runtime.decoding.grammar.recognition import DEFAULT_THRESHOLD, GrammarDecoder, Mode
+from edge_asr.runtime.decoding.grammar.recognition import GrammarDecoder, Mode
 from edge_asr.runtime.decoding.grammar.template import parse_template
 from edge_asr.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from edge_asr.bundle.folder import Bundle
 
 _ZIP = b"PK\x03\x04"
 MAX_BYTES = 50_000_000
@@ -41,26 +45,74 @@ def read_grammar(path: Path) -> Grammar:
     return parse_jsgf(text, path.name, read_import)
 
 
+def is_compiled(path: Path) -> bool:
+    """Tell whether a file is a compiled grammar.
+
+    Raises:
+        GrammarError: the file cannot be read.
+    """
+    return _read_bytes(path, len(_ZIP)) == _ZIP
+
+
 def load_graph(path: Path, vocabulary: Vocabulary) -> TokenGraph:
     """Read a grammar and compile it for a vocabulary, or load a compiled one.
 
     Raises:
         GrammarError: as `read_grammar`, `compile_graph` and `TokenGraph.load`.
     """
-    if _read_bytes(path, len(_ZIP)) == _ZIP:
+    if is_compiled(path):
         return TokenGraph.load(path, vocabulary)
     return compile_graph(read_grammar(path), vocabulary)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrammarFactory:
+    """A `DecoderFactory` that makes the decoder of a grammar; `grammar_decoder` makes one.
+
+    Attributes:
+        path: the grammar, as text or compiled.
+        threshold: what a letter of a phrase may cost; None is that of the compiled grammar, else the
+        fallback.
+        mode: "whole" or "spot".
+        fallback: of the bundle; None is the default.
+    """
+
+    path: Path
+    threshold: float | None
+    mode: Mode
+    fallback: float | None = None
+
+    def for_bundle(self, bundle: Bundle) -> GrammarFactory:
+        """Return the factory for a bundle, which may have a threshold of its own."""
+        known = bundle.info.grammar
+        return replace(self, fallback=None if known is None else getattr(known, self.mode))
+
+    def __call__(self, vocabulary: Vocabulary) -> GrammarDecoder:
+        """Read and compile the grammar, and make its decoder.
+
+        Raises:
+            ConfigError: as `GrammarDecoder`.
+            GrammarError: as `load_graph`.
+        """
+        graph = load_graph(self.path, vocabulary)
+        threshold = (
+            graph.thresholds.get(self.mode, self.fallback) if self.threshold is None else self.threshold
+        )
+        return GrammarDecoder(graph, threshold=threshold, mode=self.mode)
+
+
 def grammar_decoder(
-    path: str | Path, *, threshold: float = DEFAULT_THRESHOLD, mode: Mode = "whole"
-) -> Callable[[Vocabulary], GrammarDecoder]:
-    """Return a `DecoderFactory`: `Recognizer.load(decoder=grammar_decoder("robot.txt"))`."""
+    path: str | Path, *, threshold: float | None = None, mode: Mode = "whole"
+) -> GrammarFactory:
+    """Return a `DecoderFactory`: `Recognizer.load(decoder=grammar_decoder("robot.txt"))`.
 
-    def make(vocabulary: Vocabulary) -> GrammarDecoder:
-        return GrammarDecoder(load_graph(Path(path), vocabulary), threshold=threshold, mode=mode)
-
-    return make
+    Args:
+        path: the grammar, as text or compiled.
+        threshold: what a letter of a phrase may cost; None is that of the compiled grammar, else of the
+        bundle.
+        mode: "whole": the phrase is all that was said. "spot": it may stand within other speech.
+    """
+    return GrammarFactory(path=Path(path), threshold=threshold, mode=mode)
 
 
 def _read_text(path: Path) -> str:

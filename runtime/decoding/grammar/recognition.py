@@ -1,10 +1,11 @@
 """`GrammarDecoder`: one of the phrases of a grammar, or none of them.
 
-What an utterance scores is how much less probable the best path of its phrase is than the best path of all
-(natural log, at most 0), over the whole utterance, for each token of the phrase. Below the threshold it is
-rejected: its text is empty, and what greedy search heard is given beside. The search may drop what has cost
-more than the threshold allows, so it is exact wherever the answer is a phrase. The mean is one over tokens,
-not over frames, for silence and noise have many frames that cost nothing (docs/log.md).
+The cost of a phrase is how much less probable its best path is than the best path of all, natural log, over
+the whole utterance. Each letter of the phrase pays for `threshold` of it, less `PHRASE_COST` for having a
+phrase at all: a few letters are found in anything, so a short phrase must fit better than a long one. What
+costs more is rejected: its text is empty, and what greedy search heard is given beside. The search drops what
+has cost more than is allowed; no phrase that is the cheapest and allowed is lost by that. It is letters that
+count, not frames, for silence and noise have many frames that cost nothing (docs/log.md).
 What this file does not do: compile grammars (graph.py), search (search.py).
 """
 
@@ -19,18 +20,27 @@ from edge_asr.errors import ConfigError
 from edge_asr.runtime.decoding.decoder import F32Array, Hypothesis, PhraseMatch, SlotValue, TokenRuns
 from edge_asr.runtime.decoding.grammar.graph import TokenGraph
 from edge_asr.runtime.decoding.grammar.network import Reading
-from edge_asr.runtime.decoding.grammar.search import FoundPath, Search, SearchPlan
+from edge_asr.runtime.decoding.grammar.search import FoundPath, Search, SearchPlan, SpotPrice
 from edge_asr.runtime.decoding.greedy import GreedyDecoder
 from edge_asr.vocabulary import WORD_BOUNDARY
 
 Mode = Literal["whole", "spot"]
 MODES: tuple[Mode, ...] = ("whole", "spot")
 
-DEFAULT_THRESHOLD = 0.6
-"""For `tiny-en`; docs/decoding.md has the measurement."""
+DEFAULT_THRESHOLDS: dict[Mode, float] = {"whole": 1.5, "spot": 1.1}
+"""Where neither the caller nor the compiled grammar nor the bundle has one (docs/decoding.md)."""
 
-FIRST_BOUND = 20.0
-"""What a path may cost at first. Most phrases that match cost less; if none does, the search is repeated."""
+PHRASE_COST = 4.0
+"""Natural log. With it, one threshold serves grammars of 40 to 1000 phrases (docs/log.md)."""
+
+ROUNDING = 1e-3
+
+
+def allowed_cost(threshold: float, n_letters: F32Array) -> F32Array:
+    """Return what phrases of the whole utterance may cost; at least a quarter of what their letters pay."""
+    pay = np.float32(threshold) * n_letters
+    allowed: F32Array = np.maximum(pay - np.float32(PHRASE_COST), np.float32(0.25) * pay)
+    return allowed
 
 
 class GrammarDecoder:
@@ -38,17 +48,18 @@ class GrammarDecoder:
 
     Args:
         graph: the compiled grammar.
-        threshold: what a token may cost on average, natural log, positive.
-        mode: "whole": the phrase is all that was said. "spot": it may stand within other speech; then paths
-            that fall `FIRST_BOUND` behind are dropped, and the first best phrase is taken.
+        threshold: what a letter pays for, natural log, positive; None is the graph's own, or the default.
+        mode: "whole": the phrase is all that was said. "spot": it may stand within other speech, as whole
+        words;
+            the one is taken that pays for the most more than it costs, the first among equals.
 
     Raises:
         ConfigError: a threshold that is not positive, or an unknown mode.
     """
 
-    def __init__(
-        self, graph: TokenGraph, *, threshold: float = DEFAULT_THRESHOLD, mode: Mode = "whole"
-    ) -> None:
+    def __init__(self, graph: TokenGraph, *, threshold: float | None = None, mode: Mode = "whole") -> None:
+        if threshold is None:
+            threshold = graph.thresholds.get(mode, DEFAULT_THRESHOLDS.get(mode, 1.0))
         if not 0.0 < threshold < math.inf:
             raise ConfigError(f"the threshold of the grammar is {threshold}; it must be a positive number")
         if mode not in MODES:
@@ -56,7 +67,10 @@ class GrammarDecoder:
         self.threshold = threshold
         self.mode: Mode = mode
         self._plan = SearchPlan(graph)
-        self._search = Search(self._plan, FIRST_BOUND, threshold if mode == "spot" else None)
+        price = SpotPrice(threshold, PHRASE_COST) if mode == "spot" else None
+        # What the longest phrase through a node may cost is what a path may cost there.
+        floors = -ROUNDING - allowed_cost(threshold, np.maximum(self._plan.longest, 0.0))
+        self._search = Search(self._plan, floors, price)
         self._greedy = GreedyDecoder(graph.vocabulary.blank_id)
         self._best: list[F32Array] = []  # log-probs of the best token, piece by piece
         self._relative: list[F32Array] = []  # what the search was given
@@ -78,27 +92,20 @@ class GrammarDecoder:
         relative = log_probs[:, self._plan.columns] - best[:, None]
         self._best.append(best)
         self._relative.append(relative)
-        self._search.push(relative)
+        self._search.push(relative, log_probs.argmax(axis=1))
 
     def peek(self) -> Hypothesis:
         """See `Decoder.peek`."""
         heard = self._greedy.peek().tokens
         path = self._search.best()
-        if path is None and self.mode == "whole" and len(heard):
-            # No phrase has more tokens than frames.
-            longest = self._plan.longest or self._greedy.n_frames
-            needed = self.threshold * min(longest, self._greedy.n_frames)
-            if needed > self._search.bound:
-                # While the utterance goes on, some room ahead: not every look shall begin anew.
-                self._search = self._search.restart(needed if self._is_flushed else 1.5 * needed)
-                path = self._search.best()
         if path is None or not len(heard):  # where greedy search hears silence there is no phrase either
-            return self._rejected(heard, None)
-        runs = self._runs(path)
-        score = path.score / len(runs) - (self.threshold if self.mode == "spot" else 0.0)
-        score = min(score, 0.0)
-        if score < -self.threshold:
-            return self._rejected(heard, score if self.mode == "spot" else None)
+            return self._rejected(heard)
+        runs = self._without_edges(self._runs(path))
+        n_letters = self._plan.count_letters(runs.ids)
+        paid = self.threshold * n_letters - PHRASE_COST if self.mode == "spot" else 0.0
+        cost = max(paid - path.score, 0.0)
+        if cost > (paid if self.mode == "spot" else allowed_cost(self.threshold, np.float32(n_letters))):
+            return self._rejected(heard)
         reading = self.graph.read(runs.ids.tolist())
         assert reading is not None, "a path through the graph is a phrase of its grammar"
         match = PhraseMatch(
@@ -106,11 +113,12 @@ class GrammarDecoder:
             phrase=" ".join(reading.words),
             slots=_slot_values(reading),
             tags=reading.tags,
-            score=score,
-            confidence=math.exp(score),
+            score=-cost / n_letters,
+            n_letters=n_letters,
+            confidence=math.exp(-cost / n_letters),
             heard=heard,
         )
-        return Hypothesis(tokens=self._without_edges(runs), match=match)
+        return Hypothesis(tokens=runs, match=match)
 
     def flush(self) -> Hypothesis:
         """See `Decoder.flush`."""
@@ -126,9 +134,9 @@ class GrammarDecoder:
         twin._is_flushed = self._is_flushed
         return twin
 
-    def _rejected(self, heard: TokenRuns, score: float | None) -> Hypothesis:
+    def _rejected(self, heard: TokenRuns) -> Hypothesis:
         match = PhraseMatch(
-            matched=False, phrase="", slots=(), tags=(), score=score, confidence=0.0, heard=heard
+            matched=False, phrase="", slots=(), tags=(), score=None, n_letters=0, confidence=0.0, heard=heard
         )
         return Hypothesis(tokens=heard.select(slice(0, 0)), match=match)
 
