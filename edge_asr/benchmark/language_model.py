@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from edge_asr.benchmark.grammar import Clip
 from edge_asr.errors import ConfigError
 from edge_asr.metrics import compute_error_rates
-from edge_asr.runtime.decoding.beam import BEAM_SIZE, BeamDecoder
+from edge_asr.runtime.decoding.beam import BEAM_SIZE_LM, BeamDecoder
 from edge_asr.runtime.decoding.lm.model_file import LanguageModel, LmWeights
 from edge_asr.runtime.decoding.lm.scorer import LanguageModelScorer
 from edge_asr.vocabulary import Vocabulary
@@ -54,7 +54,7 @@ def tune_weights(
     *,
     alphas: Sequence[float] = ALPHAS,
     betas: Sequence[float] = BETAS,
-    beam_size: int = BEAM_SIZE,
+    beam_size: int = BEAM_SIZE_LM,
     progress: Callable[[float], None] | None = None,
 ) -> list[Tried]:
     """Try weights one after the other, each with the best of the other, until nothing gets better.

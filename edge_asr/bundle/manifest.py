@@ -103,11 +103,13 @@ class LanguageModelFile:
         file: name inside the bundle folder.
         sha256: hash of the file, lower-case hex.
         size_bytes: size of the file.
+        weights: how much it has to say with this model, in the place of what the file says; None leaves it.
     """
 
     file: str
     sha256: str
     size_bytes: int
+    weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         _check_file_name(self.file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -124,8 +125,15 @@ def write_manifest(folder: Path, info: BundleInfo) -> None:
     write_file(folder / MANIFEST_NAME, text)
 
 
-def attach_language_model(bundle: Bundle, model: Path | None) -> None:
+def attach_language_model(
+    bundle: Bundle, model: Path | None, weights: Mapping[str, float] | None = None
+) -> None:
     """Put a language model into a bundle, in the place of the one it has; None takes that one out.
+
+    Args:
+        bundle: the bundle.
+        model: file of the language model; may be the one in the bundle.
+        weights: what tuning found for this bundle.
 
     Raises:
         OSError: the folder cannot be written; it is as it was.
@@ -136,8 +144,9 @@ def attach_language_model(bundle: Bundle, model: Path | None) -> None:
         if bundle.info.language_model is not None:
             (folder / bundle.info.language_model.file).unlink()
         if model is not None:
-            path = folder / LANGUAGE_MODEL_NAME
-            shutil.copyfile(model, path)
-            entry = LanguageModelFile(file=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size)
+            path = Path(shutil.copyfile(model, folder / LANGUAGE_MODEL_NAME))
+            entry = LanguageModelFile(
+                file=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size, weights=weights
+            )
         write_manifest(folder, dataclasses.replace(bundle.info, language_model=entry))
         put_in_place(folder, bundle.path)

@@ -6,8 +6,7 @@ try weights (edge_asr.benchmark.language_model).
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +144,7 @@ def convert(model: Path, output: Path, prune: float, max_mb: float | None, force
 @click.option(
     "--beta", "betas", callback=_listed(FiniteRange()), metavar="X,X", help="What a word adds, to try."
 )
-@click.option("--beam-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True)
+@click.option("--beam-size", type=click.IntRange(min=1, max=1024), default=16, show_default=True)
 @click.option("--dry-run", is_flag=True, help="Show what is best, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @bundle_options
@@ -161,6 +160,7 @@ def tune(
 ) -> None:
     """Find the weights of a language model on speech, and write them into its file.
 
+    Those of the bundle's own go into bundle.json, and the file stays as it is.
     MANIFEST holds speech that the recognizer did not learn from, and whose text the model does not know.
     """
     from edge_asr.benchmark.grammar import LogProbsRecorder, hear_clips
@@ -200,10 +200,7 @@ def tune(
     if not dry_run and lm is not None:
         set_weights(lm, tried[0].weights)
     elif not dry_run:
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(shutil.copy(path, folder))
-            set_weights(copy, tried[0].weights)
-            attach_language_model(loaded.bundle, copy)
+        attach_language_model(loaded.bundle, path, dataclasses.asdict(tried[0].weights))
     _print_tried(tried, as_json, len(clips))
 
 

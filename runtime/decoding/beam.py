@@ -8,7 +8,7 @@ beams.
 - Tokens below `min_log_prob`, and those behind the `top_k` best, are not tried.
 - A frame that is blank with a probability of at least `skip_blank` only closes the tokens before it. That
   leaves out paths of probability 1 - `skip_blank`, and most of silence costs nothing.
-- What an application knows (hotwords; a language model later) is a `PrefixScorer`: it adds to the score of a
+- What an application knows (hotwords, a language model) is a `PrefixScorer`: it adds to the score of a
   prefix, never to its probabilities, so that paths which meet again agree on it.
 
 The frames of a token are those of the paths that dominate its prefix: it begins where most of the probability
@@ -32,6 +32,8 @@ from edge_asr.runtime.decoding.decoder import EMPTY_RUNS, F32Array, Hypothesis, 
 F64Array = npt.NDArray[np.float64]
 
 BEAM_SIZE = 8
+BEAM_SIZE_LM = 16
+"""With a language model a larger beam is worth its time (docs/log.md); without one it is not."""
 TOP_K = 24
 """Tokens tried in a frame at most; 5 were enough on all speech tried (docs/log.md)."""
 MIN_LOG_PROB = -10.0

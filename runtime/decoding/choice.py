@@ -9,11 +9,12 @@ them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import ConfigError
 from edge_asr.runtime.decoding.decoder import Decoder, DecoderFactory
 from edge_asr.vocabulary import Vocabulary
@@ -35,22 +36,25 @@ class BeamFactory:
     """A `DecoderFactory` that makes a prefix beam search; `beam_decoder` makes one.
 
     Attributes:
-        beam_size: prefixes kept.
+        beam_size: prefixes kept; None is the default for what is known.
         hotwords: phrases to favor; None without.
         language_model: its file, or the model itself; None without.
+        weights: how much it has to say; None is what its file says.
         takes_bundles: whether it takes the language model of a bundle, if that has one.
     """
 
-    beam_size: int
+    beam_size: int | None
     hotwords: tuple[Hotword, ...] | None
-    language_model: Path | LanguageModel | None
-    takes_bundles: bool
+    language_model: Path | LanguageModel | None = None
+    weights: Mapping[str, float] | None = None
+    takes_bundles: bool = False
 
     def for_bundle(self, bundle: Bundle) -> BeamFactory:
-        """Return the factory for this bundle, which may have a language model."""
-        if not self.takes_bundles:
+        """Return the factory for a bundle: with its language model, if it may be taken."""
+        entry = bundle.info.language_model
+        if not self.takes_bundles or entry is None:
             return self
-        return dataclasses.replace(self, language_model=bundle.language_model_path, takes_bundles=False)
+        return dataclasses.replace(self, language_model=bundle.path / entry.file, weights=entry.weights)
 
     def __call__(self, vocabulary: Vocabulary) -> Decoder:
         """Make the decoder.
@@ -59,32 +63,34 @@ class BeamFactory:
             LanguageModelError: the file of the language model cannot be read.
             VocabularyError: the vocabulary cannot spell a hotword.
         """
-        from edge_asr.runtime.decoding.beam import BeamDecoder, PrefixScorer
+        from edge_asr.runtime.decoding.beam import BEAM_SIZE, BEAM_SIZE_LM, BeamDecoder, PrefixScorer
         from edge_asr.runtime.decoding.hotwords import HotwordScorer
 
         scorers: list[PrefixScorer] = []
         if self.hotwords is not None:
             scorers.append(HotwordScorer(self.hotwords, vocabulary))
         if self.language_model is not None:
-            from edge_asr.runtime.decoding.lm.model_file import LanguageModel
+            from edge_asr.runtime.decoding.lm.model_file import LanguageModel, weights_from_dict
             from edge_asr.runtime.decoding.lm.scorer import LanguageModelScorer
 
             found = self.language_model
             model = LanguageModel.load(found) if isinstance(found, Path) else found
-            scorers.append(LanguageModelScorer(model, vocabulary))
-        return BeamDecoder(vocabulary.blank_id, beam_size=self.beam_size, scorers=scorers)
+            weights = None if self.weights is None else weights_from_dict(self.weights)
+            scorers.append(LanguageModelScorer(model, vocabulary, weights))
+        size = BEAM_SIZE if self.language_model is None else BEAM_SIZE_LM
+        return BeamDecoder(vocabulary.blank_id, beam_size=self.beam_size or size, scorers=scorers)
 
 
 def beam_decoder(
     *,
-    beam_size: int = 8,
+    beam_size: int | None = None,
     hotwords: str | Path | Iterable[Hotword | str] | None = None,
     lm: str | Path | LanguageModel | None = BUNDLE_LM,
 ) -> BeamFactory:
     """Return what makes a prefix beam search, for `Recognizer.load(decoder=...)`.
 
     Args:
-        beam_size: prefixes kept; more cost more time.
+        beam_size: prefixes kept; more cost more time. None is 8, or 16 with a language model.
         hotwords: phrases to favor: a file of them (`read_hotwords`), or a list of `Hotword`s and phrases.
         lm: a language model, or its file. "bundle" is that of the bundle, if it has one; None is none.
 
@@ -94,7 +100,7 @@ def beam_decoder(
     """
     from edge_asr.runtime.decoding.hotwords import Hotword, read_hotwords
 
-    if beam_size < 1:
+    if beam_size is not None and beam_size < 1:
         raise ConfigError(f"beam_size is {beam_size}; give 1 or more")
     words: tuple[Hotword, ...] | None = None
     if isinstance(hotwords, (str, Path)):
@@ -182,11 +188,8 @@ class DecoderOptions:
 
             mode = self.grammar_mode or "whole"
             return grammar_decoder(self.grammar, threshold=self.grammar_threshold, mode=mode)
-        from edge_asr.runtime.decoding.beam import BEAM_SIZE
-
-        size = BEAM_SIZE if self.beam_size is None else self.beam_size
         lm = BUNDLE_LM if self.lm is None else self.lm if self._has_lm else None
-        return beam_decoder(beam_size=size, hotwords=self.hotwords, lm=lm)
+        return beam_decoder(beam_size=self.beam_size, hotwords=self.hotwords, lm=lm)
 
     def to_dict(self) -> dict[str, str | int | float | None]:
         """JSON form, for a process with another working folder."""
@@ -212,8 +215,6 @@ class DecoderOptions:
             return "greedy"
         if self.grammar is not None:
             return f"grammar {self.grammar.name}"
-        from edge_asr.runtime.decoding.beam import BEAM_SIZE
-
         words = "" if self.hotwords is None else f", hotwords {self.hotwords.name}"
         words += "" if self.lm is None else f", lm {self.lm.name}"
-        return f"beam {BEAM_SIZE if self.beam_size is None else self.beam_size}{words}"
+        return f"beam{'' if self.beam_size is None else f' {self.beam_size}'}{words}"

@@ -55,7 +55,12 @@ def test_build_convert_tune_attach_and_transcribe(run, text: Path, manifest: Pat
     assert Bundle.load(bundle).language_model_path == bundle / "lm.bin"
     table = run("lm", "tune", manifest, "-m", bundle, "--alpha", "0.2", "--beta", "1").stdout
     assert "0.00 %" in table
-    assert LanguageModel.load(Bundle.load(bundle).language_model_path).header.weights.alpha == 0.2
+    entry = Bundle.load(bundle).info.language_model
+    assert entry is not None
+    assert entry.weights is not None
+    assert (entry.weights["alpha"], entry.weights["beta"]) == (0.2, 1.0)
+    assert (bundle / "lm.bin").read_bytes() == lm.read_bytes()
+    assert run("transcribe", SAMPLE, "-m", bundle, "--decoder", "beam").stdout == f"{SAID}\n"
     (bundle / "lm.bin").write_bytes(b"x" * (bundle / "lm.bin").stat().st_size)
     for options in ((), ("--decoder", "beam")):
         assert "lm.bin" in run("transcribe", SAMPLE, "-m", bundle, *options).stderr

@@ -55,7 +55,6 @@ DEFERRED: Mapping[tuple[str, str], str] = {
     ("runtime", "edge_asr.runtime.alignment.aligner"): COLD_START,
     ("runtime", "edge_asr.runtime.decoding.beam"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.grammar.read"): COLD_CHOICE,
-    ("runtime", "edge_asr.runtime.decoding.grammar.recognition"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.hotwords"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.lm.model_file"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.lm.scorer"): COLD_CHOICE,

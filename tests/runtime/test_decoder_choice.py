@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import cast
-from unittest.mock import Mock
 
 import pytest
 
 import edge_asr
-from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.folder import EMBEDDED_MODELS, Bundle
+from edge_asr.bundle.writer import attach_language_model
 from edge_asr.errors import ConfigError, LanguageModelError, VocabularyError
 from edge_asr.runtime.decoding.beam import SKIP_BLANK, BeamDecoder
 from edge_asr.runtime.decoding.choice import BeamFactory, DecoderOptions, beam_decoder
@@ -68,10 +68,10 @@ def test_options_mean_a_decoder(words: Path) -> None:
 
 def test_options_in_words(words: Path) -> None:
     assert DecoderOptions().describe() == "greedy"
-    assert DecoderOptions(decoder="beam").describe() == "beam 8"
+    assert DecoderOptions(decoder="beam").describe() == "beam"
     assert DecoderOptions(hotwords=words, beam_size=4).describe() == "beam 4, hotwords words.txt"
-    assert DecoderOptions(lm=Path("x/en.bin")).describe() == "beam 8, lm en.bin"
-    assert DecoderOptions(decoder="beam", lm=Path("none")).describe() == "beam 8, lm none"
+    assert DecoderOptions(lm=Path("x/en.bin")).describe() == "beam, lm en.bin"
+    assert DecoderOptions(decoder="beam", lm=Path("none")).describe() == "beam, lm none"
     assert DecoderOptions(lm=Path("none")).is_greedy
 
 
@@ -106,21 +106,20 @@ def test_a_hotword_is_heard_in_real_speech() -> None:
     assert "starch" in hear(beam_decoder(hotwords=[Hotword("starch", 4.0)])).split()
 
 
-def bundle_with(language_model: Path | None) -> Bundle:
-    bundle = Mock(spec=Bundle)
-    bundle.language_model_path = language_model
-    return cast(Bundle, bundle)
-
-
 def test_a_language_model_is_a_file_or_the_bundles(tmp_path: Path, words: Path) -> None:
     path, other = tmp_path / "lm.bin", tmp_path / "other.bin"
     for file in (path, other):
         write_model(file, build_ngrams([["a", "b"]], 2))
-    with_model, without = bundle_with(other), bundle_with(None)
     options = DecoderOptions(lm=path, hotwords=words)
     assert DecoderOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
     none = DecoderOptions(decoder="beam", lm=Path("none"))
     assert DecoderOptions.from_dict(json.loads(json.dumps(none.to_dict()))) == none
+    folder = tmp_path / "bundle"
+    shutil.copytree(EMBEDDED_MODELS / "tiny-en/bundle", folder)
+    attach_language_model(Bundle.load(folder), None)
+    without = Bundle.load(folder, check_hashes=False)
+    attach_language_model(without, other, {"alpha": 0.25, "beta": 3.0})
+    bundle = Bundle.load(folder, check_hashes=False)
     for factory, n_plain, n_bundle in (
         (options.factory(), 2, 2),
         (none.factory(), 0, 0),
@@ -130,11 +129,21 @@ def test_a_language_model_is_a_file_or_the_bundles(tmp_path: Path, words: Path) 
         (beam_decoder(lm=None), 0, 0),
     ):
         assert isinstance(factory, BeamFactory)
-        for made, n_scorers in ((factory, n_plain), (factory.for_bundle(with_model), n_bundle)):
-            decoder = made(LETTERS)
+        made = (
+            (factory, n_plain),
+            (factory.for_bundle(without), n_plain),
+            (factory.for_bundle(bundle), n_bundle),
+        )
+        for one, n_scorers in made:
+            decoder = one(LETTERS)
             assert isinstance(decoder, BeamDecoder)
             assert len(decoder._scorers) == n_scorers
-        assert factory.for_bundle(without)(LETTERS) is not None
+            assert decoder.beam_size == (16 if n_scorers else 8)
+    weights = beam_decoder().for_bundle(bundle)(LETTERS)._scorers[0]._weights  # type: ignore[attr-defined]
+    assert (weights.alpha, weights.beta) == (0.25, 3.0)
+    attach_language_model(bundle, other, {"alpha": 0.25, "gamma": 3.0})
+    with pytest.raises(LanguageModelError, match=r"in bundle.json.*gamma"):
+        beam_decoder().for_bundle(Bundle.load(folder, check_hashes=False))(LETTERS)
     path.write_bytes(b"")
     with pytest.raises(LanguageModelError, match="is no language model of edge-asr"):
         beam_decoder(lm=path)(LETTERS)

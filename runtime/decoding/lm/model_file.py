@@ -20,7 +20,7 @@ import json
 import mmap
 import zlib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -56,14 +56,24 @@ class LmWeights:
     """
 
     alpha: float = 0.6
-    beta: float = 1.0
+    beta: float = 1.5
     unknown_word: float = -9.0
-    unknown_letter: float = -1.0
+    unknown_letter: float = -2.0
 
     def __post_init__(self) -> None:
         check_fields(self, "the weights of the language model", error=LanguageModelError)
         if self.alpha < 0:
             raise LanguageModelError(f"alpha is {self.alpha}; give 0 or more")
+
+
+def weights_from_dict(data: Mapping[str, float]) -> LmWeights:
+    """Read the weights that a bundle has.
+
+    Raises:
+        LanguageModelError: a missing or unknown key, or a value out of range.
+    """
+    where = "the weights of the language model in bundle.json"
+    return record_from_json(LmWeights, dict(data), where, error=LanguageModelError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ The bundle is exported from the checkpoint as it was rounded to float16, with it
 float16, and is proven on the clips: float32 ONNX against PyTorch in float64, float32 ONNX against
 the stored file by identical greedy text and a reported error. INT8 is calibrated on the training
 manifests, and its loss bounded on the manifests of the clips. Both folders are written beside the
-old ones and swapped in only after everything passed. It does not train, and writes no model card.
+old ones and swapped in only after everything passed. The language model of the old bundle goes into the new
+one; its weights are found anew (`edge-asr lm tune`). It does not train, and writes no model card.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from pathlib import Path
 
 import click
 
-from edge_asr.bundle.folder import EMBEDDED_MODELS
+from edge_asr.bundle.folder import EMBEDDED_MODELS, Bundle
+from edge_asr.bundle.names import LANGUAGE_MODEL_NAME
+from edge_asr.bundle.writer import attach_language_model
 from edge_asr.calibration import Int8Options
 from edge_asr.checkpoints import load_any, save_checkpoint
 from edge_asr.export import export_bundle
@@ -91,6 +94,9 @@ def main(
         total_bytes = checkpoint_bytes + folder_bytes(report.output)
         if total_bytes > MAX_TOTAL_BYTES:
             sys.exit(f"checkpoint and bundle have {total_bytes} bytes, more than {MAX_TOTAL_BYTES}")
+        language_model = home / "bundle" / LANGUAGE_MODEL_NAME
+        if language_model.exists():
+            attach_language_model(Bundle.load(report.output), language_model)
         for part in ("checkpoint", "bundle"):
             swap_in(Path(temporary) / part, home / part)
     print(f"{name}: {report.n_parameters} parameters, {len(report.clips)} clips")
