@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import click
 
-from edge_asr.cli.options import FiniteRange, recognizer_options, self_test_option
+from edge_asr.cli.options import FiniteRange, digits_option, recognizer_options, self_test_option
 from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _SIGNAL_EXIT = 128
 
 @click.command()
 @click.argument("source", metavar="[-]", required=False)
+@digits_option
 @recognizer_options
 @self_test_option
 @click.option("--device", metavar="NAME|INDEX", help="Input device; part of a name is enough.")
@@ -106,6 +107,7 @@ def command(
     partials: Literal["auto", "streaming", "windowed", "off"],
     record: Path | None,
     force: bool,
+    digits: bool,
     recognizer: dict[str, Any],
 ) -> None:
     """Transcribe a live microphone, or raw samples from standard input (-).
@@ -161,7 +163,10 @@ def command(
         )
         model = recognizer["path_or_name"]
         code = run_live(
-            live, as_json=as_json, greeting=lambda: f"listening to {greeting()} with {model}; Ctrl-C stops"
+            live,
+            as_json=as_json,
+            greeting=lambda: f"listening to {greeting()} with {model}; Ctrl-C stops",
+            digits=digits,
         )
     if code:
         sys.exit(code)
@@ -242,7 +247,7 @@ class Greeting(Protocol):
     def __call__(self) -> str: ...
 
 
-def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
+def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting, digits: bool = False) -> int:
     """Listen until the source ends or a signal comes, print every event, then a summary on stderr.
 
     Returns:
@@ -263,7 +268,7 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
         try:
             with _JsonPrinter() if as_json else _TextPrinter() as printer:
                 for event in live:
-                    printer.show(event)
+                    printer.show(_with_digits(event) if digits else event)
         except BrokenPipeError:
             # The reader has left, so nothing more may reach the broken stdout, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -273,6 +278,12 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting) -> int:
     if live.error is not None:
         raise live.error
     return _SIGNAL_EXIT + received[0] if received else 0
+
+
+def _with_digits(event: Event) -> Event:
+    from edge_asr.runtime.digits import write_event_digits
+
+    return write_event_digits(event)
 
 
 @contextmanager

@@ -215,6 +215,13 @@ decoder_options = option_group("decoding", _DECODER)
 #: The same for a command with a --precision of its own.
 bundle_options = option_group("bundle", (_MODEL, *_DEVICE))
 
+#: Adds --digits.
+digits_option = click.option(
+    "--digits",
+    is_flag=True,
+    help="Write English numbers, dates, times, money and units with digits: 23, may 21 1960, 7:30, $5, 3 m.",
+)
+
 _MANIFEST = click.Path(exists=True, path_type=Path)
 
 #: Adds the options of quantization; `int8` goes to `make_int8_options`.

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_asr.cli.formats import FORMATS, format_transcript
-from edge_asr.cli.options import progress_bar, recognizer_options, self_test_option
+from edge_asr.cli.options import digits_option, progress_bar, recognizer_options, self_test_option
 from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
 from edge_asr.errors import ConfigError
 from edge_asr.printable import printable
@@ -82,6 +82,7 @@ class _Summary:
     help="Write one file per sound to DIR instead of printing.",
 )
 @click.option("--force", is_flag=True, help="Overwrite existing transcripts.")
+@digits_option
 @recognizer_options
 @self_test_option
 def command(
@@ -91,6 +92,7 @@ def command(
     as_json: bool,
     output_dir: Path | None,
     force: bool,
+    digits: bool,
     recognizer: dict[str, Any],
 ) -> None:
     """Transcribe sound files, all those in folders, or `-` for a sound on stdin.
@@ -114,7 +116,9 @@ def command(
         _check_outputs(sources, output_dir, output_format, force=force)
 
     several = len(sources) + len(problems) > 1
-    delivery = _Delivery(output_format, as_json=as_json, output_dir=output_dir, several=several)
+    delivery = _Delivery(
+        output_format, as_json=as_json, output_dir=output_dir, several=several, digits=digits
+    )
     summary = _Summary([], [])
     for path, message in problems:
         _report_error(summary, path, message)
@@ -156,6 +160,7 @@ class _Delivery:
     as_json: bool
     output_dir: Path | None
     several: bool
+    digits: bool
 
     def output(self, source: _Source) -> Path | None:
         """Return the file of a transcript; None if it is printed."""
@@ -163,6 +168,10 @@ class _Delivery:
 
     def write(self, source: _Source, transcript: Transcript) -> dict[str, Any]:
         """Write or print one transcript, and return its entry in the JSON document."""
+        if self.digits:
+            from edge_asr.runtime.digits import write_transcript_digits
+
+            transcript = write_transcript_digits(transcript)
         entry = {"file": source.path, **transcript.to_dict()}
         output = self.output(source)
         if output is not None:

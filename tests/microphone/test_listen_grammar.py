@@ -1,4 +1,4 @@
-"""`edge-asr listen --grammar` through PulseAudio and PortAudio: three commands, two sentences that are none."""
+"""`edge-asr listen --grammar` through a real microphone path: three commands, two sentences that are none."""
 
 from __future__ import annotations
 

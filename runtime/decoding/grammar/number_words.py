@@ -12,11 +12,11 @@ MAX_VALUES = 10_000
 """Numbers in one range; each of them is a path of its own."""
 
 # fmt: off
-_SMALL = (
+SMALL = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 # fmt: on
 
 
@@ -37,10 +37,10 @@ def _spoken(number: int, line: int) -> list[Expression]:
         return [Word(text, line) for text in texts]
 
     if number < 20:
-        return words(_SMALL[number])
+        return words(SMALL[number])
     if number < 100:
         tens, ones = divmod(number, 10)
-        return words(_TENS[tens - 2], *([_SMALL[ones]] if ones else []))
+        return words(TENS[tens - 2], *([SMALL[ones]] if ones else []))
     unit, name = (100, "hundred") if number < 1000 else (1000, "thousand")
     many, rest = divmod(number, unit)
     spoken = [*_spoken(many, line), *words(name)]
