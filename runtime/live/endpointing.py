@@ -1,9 +1,10 @@
 """Detects when an utterance begins and ends, by level over an adaptive noise floor and by blanks.
 
-Level alone opens an utterance, because it costs nothing to watch. Level and blanks together close it: a pause
-counts if it is quiet and the last token lies far enough back, or if only blanks came for longer although it
-is loud (noise, music). So silence never reaches the recognizer. The noise floor follows minimum statistics
-(Martin 2001, without its bias compensation): the quietest 100 ms of the last seconds.
+Level opens an utterance, because it costs nothing to watch; with `vad`, a neural detector must agree. Level
+and blanks together close it: a pause counts if it is quiet and the last token lies far enough back, or if
+only blanks came for longer although it is loud (noise, music). So silence never reaches the recognizer. The
+noise floor follows minimum statistics (Martin 2001, without its bias compensation): the quietest 100 ms of
+the last seconds.
 What this file does not do: run a recognizer, keep audio.
 """
 
@@ -11,18 +12,20 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_asr.audio import STREAM_SAMPLE_RATE
 from edge_asr.errors import ConfigError
+from edge_asr.runtime.live.vad import SpeechDetector
 
 FRAME_SAMPLES = STREAM_SAMPLE_RATE // 100
 _FRAME_S = FRAME_SAMPLES / STREAM_SAMPLE_RATE
 _SILENCE_DBFS = -120.0
 _BLOCK_FRAMES = 10
+_VAD_DELAY_S = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,8 @@ class EndpointConfig:
         min_level_dbfs: below this level nothing counts as sound.
         initial_noise_dbfs: noise floor that is assumed until it has been observed.
         noise_window_s: how far back the noise floor looks.
+        vad: ask a neural detector too (vad.py, `pip install 'edge-asr[vad]'`): what it does not take for
+            speech begins no utterance and does not keep one open.
     """
 
     pause_s: float = 0.6
@@ -54,6 +59,18 @@ class EndpointConfig:
     min_level_dbfs: float = -60.0
     initial_noise_dbfs: float = -55.0
     noise_window_s: float = 3.0
+    vad: bool = False
+
+    @classmethod
+    def preset(cls, name: str, *, vad: bool = False) -> EndpointConfig:
+        """Return the settings for a use: "command", "dictation" or "agent".
+
+        Raises:
+            ConfigError: there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"endpoint preset is {name!r}; it must be one of {', '.join(PRESETS)}")
+        return cls(**PRESETS[name], vad=vad)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -72,6 +89,15 @@ class EndpointConfig:
                 f"max_utterance_s is {self.max_utterance_s}; it must be at least "
                 f"cut_search_s + blank_pause_s = {self.cut_search_s + self.blank_pause_s}"
             )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "command": {"pause_s": 0.4, "tail_s": 0.25, "blank_pause_s": 1.0, "max_utterance_s": 10.0},
+    "dictation": {"pause_s": 1.0, "blank_pause_s": 2.0},
+    "agent": {"pause_s": 0.2, "tail_s": 0.2, "blank_pause_s": 0.6},
+}
+"""What differs from the defaults. A command is short; a dictating person thinks between words; an agent
+answers as soon as somebody pauses, and joins what it gets."""
 
 
 class LevelMeter:
@@ -157,14 +183,24 @@ class Endpointer:
     def __init__(self, config: EndpointConfig | None = None) -> None:
         self.config = config or EndpointConfig()
         self.meter = LevelMeter(self.config)
+        self._vad = SpeechDetector() if self.config.vad else None
 
     def push(self, samples: npt.NDArray[np.float32]) -> None:
         """Take samples f32 [n]."""
         self.meter.push(samples)
+        if self._vad is not None:
+            self._vad.push(samples, is_loud=self._was_loud())
 
     def onset(self, earliest: int) -> int | None:
         """Find where the utterance being heard begins, not before `earliest`; None in silence."""
         run = self.meter.active_run_frames
+        if self._vad is not None:
+            if not self._vad.is_speech or not self._was_loud():
+                return None
+            # The detector is late by up to a few chunks; the level tells where the sound rose.
+            rise = (self.meter.n_frames - run) * FRAME_SAMPLES if run else self._vad.speech_start
+            rise = max(min(rise, self._vad.speech_start), self._vad.speech_start - _samples(_VAD_DELAY_S))
+            return max(earliest, rise - _samples(self.config.pre_roll_s))
         if run < round(self.config.onset_s / _FRAME_S):
             return None
         rise = (self.meter.n_frames - run) * FRAME_SAMPLES
@@ -213,7 +249,13 @@ class Endpointer:
         return self.meter.quietest_sample(first, last)
 
     def _sound_end(self) -> int:
-        return (self.meter.last_active_frame + 1) * FRAME_SAMPLES
+        sound_end = (self.meter.last_active_frame + 1) * FRAME_SAMPLES
+        return sound_end if self._vad is None else min(sound_end, self._vad.speech_end)
+
+    def _was_loud(self) -> bool:
+        """Tell whether there was sound within the time by which the detector may be late."""
+        last = self.meter.last_active_frame
+        return last >= 0 and self.meter.n_frames - last <= _VAD_DELAY_S / _FRAME_S
 
 
 def _samples(seconds: float) -> int:
