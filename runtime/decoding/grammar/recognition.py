@@ -4,8 +4,9 @@ The cost of a phrase is how much less probable its best path is than the best pa
 the whole utterance. Each letter of the phrase pays for `threshold` of it, less `PHRASE_COST` for having a
 phrase at all: a few letters are found in anything, so a short phrase must fit better than a long one. What
 costs more is rejected: its text is empty, and what greedy search heard is given beside. The search drops what
-has cost more than is allowed; no phrase that is the cheapest and allowed is lost by that. It is letters that
-count, not frames, for silence and noise have many frames that cost nothing (docs/log.md).
+has cost more than is allowed. That loses no phrase that is allowed, but perhaps a cheaper one that is not;
+then there is no phrase either, so one look follows whether a cheaper one exists. It is letters that count,
+not frames, for silence and noise have many frames that cost nothing (docs/log.md).
 What this file does not do: compile grammars (graph.py), search (search.py).
 """
 
@@ -106,6 +107,8 @@ class GrammarDecoder:
         cost = max(paid - path.score, 0.0)
         if cost > (paid if self.mode == "spot" else allowed_cost(self.threshold, np.float32(n_letters))):
             return self._rejected(heard)
+        if self.mode == "whole" and self._has_cheaper(path):
+            return self._rejected(heard)
         reading = self.graph.read(runs.ids.tolist())
         assert reading is not None, "a path through the graph is a phrase of its grammar"
         match = PhraseMatch(
@@ -133,6 +136,14 @@ class GrammarDecoder:
         twin._best, twin._relative = list(self._best), list(self._relative)
         twin._is_flushed = self._is_flushed
         return twin
+
+    def _has_cheaper(self, path: FoundPath) -> bool:
+        """Tell whether another phrase costs less."""
+        floors = np.full(len(self.graph), path.score + ROUNDING, np.float32)
+        rival = Search(self._plan, floors)
+        relative = np.concatenate(self._relative)
+        rival.push(relative, np.zeros(len(relative), np.int64))
+        return rival.best() is not None
 
     def _rejected(self, heard: TokenRuns) -> Hypothesis:
         match = PhraseMatch(
