@@ -19,19 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.audio import read_audio
-from edge_asr.bundle.names import INPUT_NAMES
 from edge_asr.calibration.angles import shift_to_angles
 from edge_asr.calibration.calibration_set import (
     CalibrationSet,
     embedded_calibration_set,
     select_calibration_set,
 )
+from edge_asr.calibration.forms import WHOLE_CLIPS, GraphForm
 from edge_asr.calibration.int8_groups import GROUPS, Group
 from edge_asr.calibration.measure import Int8Loss, MeasuredClip, Reference
+from edge_asr.calibration.products import gemms_to_products
 from edge_asr.calibration.quantizer import activation_tensors, quantize_model
 from edge_asr.calibration.ranges import (
     DEFAULT_PERCENTILE,
-    Batch,
     RangeMethod,
     collect_channel_amax,
     collect_statistics,
@@ -176,17 +176,19 @@ def quantize_to_int8(
     *,
     output_frames: OutputFrames | None = None,
     chosen: CalibrationSet | None = None,
+    form: GraphForm = WHOLE_CLIPS,
 ) -> Int8Result:
     """Quantize a float32 graph, within a budget if possible; check `failure` of the result.
 
     Args:
-        model: a graph with the bundle's inputs and outputs, its nodes named by edge-asr's exporter.
+        model: a graph with the inputs and outputs of its form, its nodes named by edge-asr's exporter.
         features: front end of the model.
         vocabulary: the model's vocabulary.
         options: see `Int8Options`.
         progress: called as stages begin and advance.
         output_frames: how many output frames a clip gives; None takes all that the graph gives.
         chosen: from `choose_calibration_set`, if that was already called.
+        form: whether the graph takes whole clips or is a stream.
 
     Raises:
         GateError: a value is not finite.
@@ -194,24 +196,25 @@ def quantize_to_int8(
         BundleError: the nodes of the graph have no names to choose by.
     """
     stages = Stages(progress)
-    with stages.stage("int8: choose speech"):
+    with stages.stage(f"{form.label}: choose speech"):
         chosen = chosen or choose_calibration_set(options, features.sample_rate)
         ranged, measured = _halve(chosen, features)
-    with stages.stage("int8: smooth"):
-        smoothed, n_smoothed = shift_to_angles(model), 0
+        feeds = form.feeds(model, [clip.features for clip in ranged])
+    with stages.stage(f"{form.label}: smooth"):
+        smoothed, n_smoothed = gemms_to_products(shift_to_angles(model)), 0
         if options.smoothing is not None:
             tensors = find_smoothable_tensors(smoothed)
-            channel_amax = collect_channel_amax(smoothed, tensors, _feeds(ranged))
+            channel_amax = collect_channel_amax(smoothed, tensors, feeds)
             smoothed, sites = smooth_model(smoothed, channel_amax, options.smoothing)
             n_smoothed = len(sites)
-    with stages.stage("int8: collect ranges") as advance:
+    with stages.stage(f"{form.label}: collect ranges") as advance:
         statistics = collect_statistics(
-            smoothed, activation_tensors(smoothed, GROUPS), _feeds(ranged), progress=advance
+            smoothed, activation_tensors(smoothed, GROUPS), feeds, progress=advance
         )
-    with stages.stage("int8: measure float32") as advance:
-        reference = Reference(model, measured, vocabulary, output_frames)
+    with stages.stage(f"{form.label}: measure float32") as advance:
+        reference = Reference(model, measured, vocabulary, output_frames, form)
 
-    with stages.stage("int8: choose a range method"):
+    with stages.stage(f"{form.label}: choose a range method"):
         candidates = AUTO_METHODS if options.range_method == "auto" else (options.range_method,)
         ranges = {m: statistics.amax(m, percentile=options.percentile) for m in candidates}
         methods = {
@@ -222,15 +225,17 @@ def quantize_to_int8(
     def quantize(groups: Sequence[Group]) -> onnx.ModelProto:
         return quantize_model(smoothed, ranges[method], groups)
 
-    with stages.stage("int8: choose groups") as advance:
+    with stages.stage(f"{form.label}: choose groups") as advance:
         sensitivity = choose_groups(
             model, quantize, reference, _timed_clip(measured, features), TIMED_S, options.budget, advance
         )
     final = quantize(sensitivity.chosen.int8)
     evaluation = {}
     if options.evaluation:
-        with stages.stage("int8: evaluate") as advance:
-            evaluation = _evaluate(model, final, options.evaluation, features, vocabulary, output_frames)
+        with stages.stage(f"{form.label}: evaluate") as advance:
+            evaluation = _evaluate(
+                model, final, options.evaluation, features, vocabulary, output_frames, form
+            )
     return Int8Result(
         model=final,
         float32_bytes=model.ByteSize(),
@@ -282,12 +287,6 @@ def _halve(
     return tuple(ranged), tuple(measured)
 
 
-def _feeds(clips: Sequence[MeasuredClip]) -> list[Batch]:
-    """Make inputs with channels first, as views, so that a list costs nothing."""
-    audio, length = INPUT_NAMES
-    return [{audio: c.features.T[None], length: np.asarray([len(c.features)], np.int64)} for c in clips]
-
-
 def _timed_clip(clips: Sequence[MeasuredClip], config: FeatureConfig) -> F32Array:
     """Lay speech end to end and cut it at ten seconds."""
     n_frames = round(TIMED_S * config.sample_rate / config.hop_length)
@@ -303,6 +302,7 @@ def _evaluate(
     config: FeatureConfig,
     vocabulary: Vocabulary,
     output_frames: OutputFrames | None,
+    form: GraphForm,
 ) -> dict[str, Int8Loss]:
     """Measure the loss on every manifest and, if there are several, on all of them together."""
     extractor = FeatureExtractor(config)
@@ -322,6 +322,6 @@ def _evaluate(
         ]
     clips["pooled"] = [clip for some in clips.values() for clip in some]
     return {
-        name: Reference(model, some, vocabulary, output_frames).measure(quantized)
+        name: Reference(model, some, vocabulary, output_frames, form).measure(quantized)
         for name, some in clips.items()
     }

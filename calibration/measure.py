@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.calibration.forms import WHOLE_CLIPS, GraphForm
 from edge_asr.errors import AudioError, GateError
 from edge_asr.frames import OutputFrames
 from edge_asr.graph.mapped import MappedGraph
-from edge_asr.graph.session import open_graph
 from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.vocabulary import Vocabulary
@@ -78,6 +78,7 @@ class Reference:
         clips: one clip or more.
         vocabulary: the model's vocabulary.
         output_frames: how many output frames a clip gives; None takes all that the graph gives.
+        form: the kind of graph.
 
     Raises:
         AudioError: there is no clip.
@@ -90,13 +91,15 @@ class Reference:
         clips: Iterable[MeasuredClip],
         vocabulary: Vocabulary,
         output_frames: OutputFrames | None = None,
+        form: GraphForm = WHOLE_CLIPS,
     ) -> None:
+        self.form = form
         self.clips = tuple(clips)
         if not self.clips:
             raise AudioError("no clip to measure the loss of quantization on; give a manifest with speech")
         self._vocabulary = vocabulary
         self._output_frames = output_frames
-        self.outputs = run_clips(model, self.clips, output_frames)
+        self.outputs = run_clips(model, self.clips, output_frames, form)
         self._errors, self._n_words = self._count_errors(self.outputs)
 
     def measure(self, candidate: onnx.ModelProto | MappedGraph) -> Int8Loss:
@@ -105,7 +108,7 @@ class Reference:
         Raises:
             GateError: the candidate gives NaN or infinity.
         """
-        outputs = run_clips(candidate, self.clips, self._output_frames)
+        outputs = run_clips(candidate, self.clips, self._output_frames, self.form)
         pairs = list(zip(self.outputs, outputs, strict=True))
         divergence = np.concatenate([np.sum(np.exp(r) * (r - c), axis=1) for r, c in pairs])
         same = np.concatenate([r.argmax(axis=1) == c.argmax(axis=1) for r, c in pairs])
@@ -142,6 +145,7 @@ def run_clips(
     model: onnx.ModelProto | MappedGraph,
     clips: Sequence[MeasuredClip],
     output_frames: OutputFrames | None = None,
+    form: GraphForm = WHOLE_CLIPS,
 ) -> list[F32Array]:
     """Compute log-probs [T', V] of every clip alone; only of valid frames, if the rule for them is given.
 
@@ -149,10 +153,10 @@ def run_clips(
         GateError: a value is not finite; the message names the clip.
     """
     outputs = []
-    with open_graph(model) as backend:
+    with form.open(model) as backend:
         for clip in clips:
             lengths = np.asarray([len(clip.features)], np.int64)
-            log_probs = backend.log_probs(clip.features[None], lengths)[0]
+            log_probs: F32Array = backend.log_probs(clip.features[None], lengths)[0]
             if not np.isfinite(log_probs).all():
                 raise GateError(f"the graph gives NaN or infinity on {clip.name}; its ranges are wrong")
             outputs.append(
@@ -181,19 +185,24 @@ def bootstrap_difference(
 
 
 def time_graphs(
-    models: Sequence[onnx.ModelProto | MappedGraph], features: F32Array, *, repeats: int = 15
+    models: Sequence[onnx.ModelProto | MappedGraph],
+    features: F32Array,
+    *,
+    repeats: int = 15,
+    form: GraphForm = WHOLE_CLIPS,
 ) -> list[list[float]]:
     """Time each run of each graph on one clip, in seconds, on one thread, with the graphs taking turns.
 
     Args:
-        models: graphs as for `open_graph`; only ratios within one call are meaningful.
+        models: graphs of that form; only ratios within one call are meaningful.
         features: [T, n_mels].
         repeats: number of turns; fewer if they take longer than 20 s in all.
+        form: the kind of graphs.
     """
     batch, lengths = features[None], np.asarray([len(features)], np.int64)
     times: list[list[float]] = [[] for _ in models]
     with ExitStack() as stack:
-        backends = [stack.enter_context(open_graph(model, num_threads=1)) for model in models]
+        backends = [stack.enter_context(form.open(model, num_threads=1)) for model in models]
         for backend in backends:
             backend.log_probs(batch, lengths)  # warm-up
         started = time.perf_counter()

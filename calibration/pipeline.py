@@ -14,10 +14,10 @@ from typing import Any
 import edge_asr
 from edge_asr.atomic import check_target, replacing_folder
 from edge_asr.bundle.folder import BUNDLE_FOLDER, EMBEDDED_MODELS, Bundle
-from edge_asr.bundle.names import CPU_GRAPH_NAME, MODEL_FILES, PLOT_NAME
+from edge_asr.bundle.names import CPU_GRAPH_NAME, MODEL_FILES, PLOT_NAME, STREAM_INT8_NAME
 from edge_asr.bundle.writer import write_manifest
-from edge_asr.calibration.int8 import Int8Options, Int8Result
-from edge_asr.calibration.proof import INT8_NAME, Int8Graph, make_int8
+from edge_asr.calibration.int8 import Int8Options, Int8Result, choose_calibration_set
+from edge_asr.calibration.proof import Int8Graph, make_int8
 from edge_asr.errors import BundleError, GateError, require
 from edge_asr.graph.weights import load_float32
 from edge_asr.proof.cases import CasePlan, build_cases
@@ -40,7 +40,7 @@ def quantize_bundle(
     keep_failed: str | Path | None = None,
     progress: StageProgress | None = None,
 ) -> tuple[Bundle, Int8Result]:
-    """Add an INT8 model to a bundle, replacing an earlier one.
+    """Add an INT8 model to a bundle, and one of its stream if it has that, replacing earlier ones.
 
     Args:
         bundle: folder with an fp32 model, or the name of an embedded one.
@@ -83,31 +83,43 @@ def quantize_bundle(
         vocabulary=source.vocabulary,
         output_frames=source.info.output_frames,
     )
-    graph = make_int8(model, options or Int8Options(), inputs, Stages(progress))
-    failure = graph.failure
+    options, stages = options or Int8Options(), Stages(progress)
+    speech = choose_calibration_set(options, source.info.features.sample_rate)
+    graphs = [make_int8(model, options, inputs, stages, calibration=speech)]
+    stream = source.info.streaming
+    if stream is not None and stream.artifact.precision == "fp32" and graphs[0].failure is None:
+        model = load_float32(source.path / stream.artifact.file)
+        graphs.append(make_int8(model, options, inputs, stages, calibration=speech, stream=stream.geometry))
+    failure = graphs[-1].failure
     if failure is None:
         with replacing_folder(target, BUNDLE_FOLDER, force=force or in_place) as folder:
-            _write(folder, source, graph, verified=source.info.verified)
-        return Bundle.load(target), graph.result
+            _write(folder, source, graphs, verified=source.info.verified)
+        return Bundle.load(target), graphs[0].result
     if keep_failed is None:
         raise GateError(f"{failure}; nothing was written")
     with replacing_folder(Path(keep_failed), BUNDLE_FOLDER, force=force) as folder:
-        _write(folder, source, graph, verified=False)
+        _write(folder, source, graphs, verified=False)
     raise GateError(f"{failure}; kept in {keep_failed}")
 
 
-def _write(folder: Path, source: Bundle, graph: Int8Graph, *, verified: bool) -> None:
-    """Write the files of the old folder, engines too, with a new INT8 model and what belongs to it."""
-    stale = (MODEL_FILES["int8"], CPU_GRAPH_NAME, PLOT_NAME, "model.int8.plan", "model.int8.json")
+def _write(folder: Path, source: Bundle, graphs: Sequence[Int8Graph], *, verified: bool) -> None:
+    """Write the files of the old folder, engines too, with new INT8 models and what belongs to them."""
+    stale = [MODEL_FILES["int8"], CPU_GRAPH_NAME, PLOT_NAME, "model.int8.plan", "model.int8.json"]
+    streaming = source.info.streaming
+    offline, stream = graphs[0], graphs[1] if len(graphs) > 1 else None
+    if stream is not None:
+        stale.append(STREAM_INT8_NAME)
     shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*stale))
-    artifact = graph.write(folder)
+    artifact = offline.write(folder)
+    if stream is not None and streaming is not None:
+        streaming = dataclasses.replace(streaming, int8=stream.write(folder))
+    verification = source.info.verification
+    steps = [*_other_steps(verification, graphs), *(summarize_step(graph.step) for graph in graphs)]
     info = dataclasses.replace(
         source.info,
         artifacts=(*(a for a in source.info.artifacts if a.precision != "int8"), artifact),
-        verification={
-            **source.info.verification,
-            "steps": [*_other_steps(source.info.verification), summarize_step(graph.step)],
-        },
+        streaming=streaming,
+        verification={**verification, "steps": steps},
         verified=verified,
         self_test=None,
         toolkit_version=edge_asr.__version__,
@@ -116,12 +128,14 @@ def _write(folder: Path, source: Bundle, graph: Int8Graph, *, verified: bool) ->
     if verified:
         add_self_test(folder)
     report = {"name": info.name, **read_report(folder), "verified": verified}
-    report["steps"] = [*_other_steps(report), step_to_dict(graph.step)]
+    report["steps"] = [*_other_steps(report, graphs), *(step_to_dict(graph.step) for graph in graphs)]
     report["sizes_bytes"] = file_sizes(folder)
-    report["int8"] = graph.result.to_dict()
+    for graph in graphs:
+        report["int8_stream" if graph.is_stream else "int8"] = graph.result.to_dict()
     write_report(folder, report)
 
 
-def _other_steps(record: Mapping[str, Any]) -> list[Any]:
-    """Return the steps of a report or a verification, except those of an earlier INT8 graph."""
-    return [step for step in record.get("steps", ()) if step.get("candidate") != INT8_NAME]
+def _other_steps(record: Mapping[str, Any], graphs: Sequence[Int8Graph]) -> list[Any]:
+    """Return the steps of a report or a verification, except those of earlier graphs of the same names."""
+    names = [graph.step.candidate for graph in graphs]
+    return [step for step in record.get("steps", ()) if step.get("candidate") not in names]

@@ -9,14 +9,14 @@ ranks the groups, because it changes long before a word does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle.names import INPUT_NAMES
+from edge_asr.calibration.forms import WHOLE_CLIPS, GraphForm
 from edge_asr.calibration.int8_groups import Group, group_nodes
 from edge_asr.calibration.measure import Int8Loss, Reference, time_graphs
 from edge_asr.errors import ConfigError
@@ -149,7 +149,7 @@ def choose_groups(
     def measure(int8: tuple[Group, ...]) -> Candidate:
         nonlocal n_done
         with MappedGraph(quantize(int8)) as candidate:  # only its sessions take memory
-            float32_s, int8_s = time_graphs([float32, candidate], timed)
+            float32_s, int8_s = time_graphs([float32, candidate], timed, form=reference.form)
             loss = reference.measure(candidate)
         n_done += 1
         if progress is not None:
@@ -161,7 +161,7 @@ def choose_groups(
             time_ratio=float(np.median(int8_s) / np.median(float32_s)),
         )
 
-    multiply_adds = count_multiply_adds(model, timed)
+    multiply_adds = count_multiply_adds(model, timed, reference.form)
     with MappedGraph(model) as float32:
         alone = {group: measure((group,)) for group in groups}
         costliest_first = sorted(groups, key=lambda g: -alone[g].loss.divergence / max(multiply_adds[g], 1))
@@ -177,12 +177,15 @@ def choose_groups(
     )
 
 
-def count_multiply_adds(model: onnx.ModelProto, features: F32Array) -> dict[Group, int]:
-    """Count the multiply-adds of every group on one clip, from the shapes of a run.
+def count_multiply_adds(
+    model: onnx.ModelProto, features: F32Array, form: GraphForm = WHOLE_CLIPS
+) -> dict[Group, int]:
+    """Count the multiply-adds of every group on one clip, from the shapes of its runs.
 
     Args:
         model: float32 graph.
         features: [T, n_mels].
+        form: the kind of graph.
     """
     import onnx
 
@@ -198,21 +201,21 @@ def count_multiply_adds(model: onnx.ModelProto, features: F32Array) -> dict[Grou
         shaped.graph.output.append(
             onnx.helper.make_tensor_value_info(f"{tensor}_shape", onnx.TensorProto.INT64, [None])
         )
-    lengths = np.asarray([len(features)], np.int64)
+    counts: dict[Group, int] = dict.fromkeys(group_of.values(), 0)
     with MappedGraph(shaped) as graph:
         del shaped
         with CpuSession(graph) as session:
-            found = session.run(
-                None, dict(zip(INPUT_NAMES, (np.ascontiguousarray(features.T[None]), lengths), strict=True))
-            )
-    shapes = dict(zip(wanted, (tuple(map(int, shape)) for shape in found), strict=True)) | weights
-    counts: dict[Group, int] = dict.fromkeys(group_of.values(), 0)
-    for node in nodes:
-        n_outputs = int(np.prod(shapes[node.output[0]]))
-        if node.op_type == "Conv":  # weight [C_out, C_in / groups, ...]
-            depth = int(np.prod(shapes[node.input[1]][1:]))
-        else:
-            transposed = any(a.name == "transA" and a.i for a in node.attribute)
-            depth = shapes[node.input[0]][-2 if transposed else -1]
-        counts[group_of[node.name]] += n_outputs * depth
+            for feed in form.feeds(model, [features]):
+                found = session.run(None, feed)
+                shapes = dict(zip(wanted, (tuple(map(int, shape)) for shape in found), strict=True)) | weights
+                for node in nodes:
+                    counts[group_of[node.name]] += _multiply_adds(node, shapes)
     return counts
+
+
+def _multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    n_outputs = int(np.prod(shapes[node.output[0]]))
+    if node.op_type == "Conv":  # weight [C_out, C_in / groups, ...]
+        return n_outputs * int(np.prod(shapes[node.input[1]][1:]))
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return n_outputs * shapes[node.input[0]][-2 if transposed else -1]

@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from edge_asr.errors import ConfigError
 from edge_asr.frames import OutputFrames
 from edge_asr.records import check_fields, json_from_record, record_from_json
 
+StreamLayout = Literal["nemo", "kv"]
 #: Smallest value of each field; 1 for fields that are not named.
 _LEAST = {
     "frame_ms": None,
@@ -25,6 +26,7 @@ _LEAST = {
     "ahead_frames": 0,
     "dropped_frames": 0,
     "reach_frames": 0,
+    "layout": None,
 }
 
 
@@ -45,6 +47,9 @@ class StreamingGeometry:
         n_layers: layers of the encoder.
         channel_width, time_width, time_frames: shapes of the caches: channels kept for a frame of attention,
             channels of the convolution, frames it keeps.
+        layout: of the caches: "nemo", or "kv", where every head of a layer has rows for its keys, then every
+            head for its values, and where the frames of the convolution come before its channels.
+        n_heads: heads of attention.
 
     Raises:
         ConfigError: a number is out of range; the message names the field.
@@ -62,6 +67,8 @@ class StreamingGeometry:
     channel_width: int
     time_width: int
     time_frames: int
+    layout: StreamLayout = "nemo"
+    n_heads: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self, "streaming")
@@ -71,6 +78,11 @@ class StreamingGeometry:
             value, least = getattr(self, field.name), _LEAST.get(field.name, 1)
             if least is not None and value < least:
                 raise ConfigError(f"streaming {field.name} is {value!r}; it must be at least {least}")
+        if self.layout == "kv" and self.channel_width % (2 * self.n_heads):
+            raise ConfigError(
+                f"streaming channel_width is {self.channel_width}; it must be a multiple of twice the "
+                f"{self.n_heads} heads, for keys and values"
+            )
 
     @property
     def output_frames(self) -> OutputFrames:
@@ -100,11 +112,16 @@ class StreamingGeometry:
     @property
     def cache_last_channel(self) -> tuple[int, int, int]:
         """Shape of the attention cache of one stream."""
+        if self.layout == "kv":
+            n_rows = 2 * self.n_heads
+            return (self.n_layers * n_rows, self.left_frames, self.channel_width // n_rows)
         return (self.n_layers, self.left_frames, self.channel_width)
 
     @property
     def cache_last_time(self) -> tuple[int, int, int]:
         """Shape of the convolution cache of one stream."""
+        if self.layout == "kv":
+            return (self.n_layers, self.time_frames, self.time_width)
         return (self.n_layers, self.time_width, self.time_frames)
 
     def window(self, step: int) -> tuple[int, int]:

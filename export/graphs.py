@@ -11,7 +11,8 @@ from edge_asr.calibration.int8 import Int8Options, choose_calibration_set
 from edge_asr.calibration.proof import Int8Graph, make_int8
 from edge_asr.export.float32 import Float32Graph, StoredGraph, make_float32, make_stored
 from edge_asr.export.fp16.proof import Fp16Graph, make_fp16
-from edge_asr.export.streaming.proof import StreamGraph, make_stream
+from edge_asr.export.streaming.plan import StreamingPlan
+from edge_asr.export.streaming.proof import StreamGraph, make_stored_stream, make_stream
 from edge_asr.proof.compare import ProofStep
 from edge_asr.proof.inputs import ProofInputs
 from edge_asr.proof.stages import Stages
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import onnx
 
     from edge_asr.checkpoints import Checkpoint
-    from edge_asr.model.config import ConformerConfig
 
 Weights = Literal["fp32", "fp16"]
 
@@ -45,6 +45,7 @@ class ExportedGraphs:
         stream: the streaming graph.
         stored: the float32 graph with its weights stored as float16.
         fp16, int8: the graphs of these precisions.
+        stream_stored, stream_int8: the streaming graph, likewise.
     """
 
     float32: Float32Graph
@@ -52,6 +53,8 @@ class ExportedGraphs:
     stored: StoredGraph | None = None
     fp16: Fp16Graph | None = None
     int8: Int8Graph | None = None
+    stream_stored: StoredGraph | None = None
+    stream_int8: Int8Graph | None = None
 
     @property
     def shipped(self) -> onnx.ModelProto:
@@ -69,39 +72,40 @@ class ExportedGraphs:
         return (
             self.float32.step,
             *(() if self.stream is None else self.stream.steps),
-            *(() if self.stored is None else (self.stored.step,)),
-            *(() if self.int8 is None else (self.int8.step,)),
+            *(graph.step for graph in (self.stored, self.stream_stored, *self._int8) if graph is not None),
         )
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Say in sentences what failed, in the order of the chain."""
-        int8_step = None if self.int8 is None else self.int8.step
-        failures = [s.failure_message() for s in self.steps if not s.passed and s is not int8_step]
+        int8_steps = [id(graph.step) for graph in self._int8]
+        failures = [s.failure_message() for s in self.steps if not s.passed and id(s) not in int8_steps]
         if self.fp16 is not None and not self.fp16.proof.passed:
             failures.append(self.fp16.proof.failure_message())
-        if self.int8 is not None and self.int8.failure is not None:
-            failures.append(self.int8.failure)
-        return tuple(failures)
+        return (*failures, *(graph.failure for graph in self._int8 if graph.failure is not None))
+
+    @property
+    def _int8(self) -> tuple[Int8Graph, ...]:
+        return tuple(graph for graph in (self.int8, self.stream_int8) if graph is not None)
 
 
 def make_graphs_of_torch(
     checkpoint: Checkpoint,
-    stream: ConformerConfig | None,
+    plan: StreamingPlan,
     inputs: ProofInputs,
     options: ExportOptions,
     stages: Stages,
 ) -> ExportedGraphs:
-    """Make the graphs that come from PyTorch: float32 and, with a configuration for it, the stream.
+    """Make the graphs that come from PyTorch: float32 and, if it is planned, the stream.
 
     Raises:
         ConfigError, GateError: see `make_float32` and `make_stream`.
     """
     named: dict[str, Any] = {"name": options.name, "opset": options.opset}
     graphs = ExportedGraphs(float32=make_float32(checkpoint, inputs, stages, **named))
-    if stream is None or graphs.failures:
+    if plan.stream is None or graphs.failures:
         return graphs
-    made = make_stream(checkpoint, stream, inputs, stages, **named)
+    made = make_stream(checkpoint, plan.stream, inputs, stages, layout=plan.layout, **named)
     return dataclasses.replace(graphs, stream=made)
 
 
@@ -114,9 +118,11 @@ def make_graphs_of_float32(
         GateError: a graph cannot be converted.
         ManifestError, AudioError, ConfigError: calibration speech cannot be used.
     """
-    float32 = graphs.float32
+    float32, stream = graphs.float32, graphs.stream
     if options.weights == "fp16" and not graphs.failures:
         graphs = dataclasses.replace(graphs, stored=make_stored(float32, inputs, stages))
+        if stream is not None and not graphs.failures:
+            graphs = dataclasses.replace(graphs, stream_stored=make_stored_stream(stream, inputs, stages))
     if graphs.failures or not {"fp16", "int8"}.intersection(options.precisions):
         return graphs
     with stages.stage("choose calibration speech"):
@@ -129,4 +135,15 @@ def make_graphs_of_float32(
             float32.model, options.int8, inputs, stages, reference=float32.outputs, calibration=speech
         )
         graphs = dataclasses.replace(graphs, int8=int8)
+    if "int8" in options.precisions and stream is not None and not graphs.failures:
+        stream_int8 = make_int8(
+            stream.model,
+            options.int8,
+            inputs,
+            stages,
+            reference=stream.outputs,
+            calibration=speech,
+            stream=stream.geometry,
+        )
+        graphs = dataclasses.replace(graphs, stream_int8=stream_int8)
     return graphs

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from edge_asr.graph.part_names import (
     ODD_WEIGHT,
     SHIFTED_PRODUCT,
 )
-from edge_asr.model.attention.relative import RelPosAttention
+from edge_asr.model.attention.relative import RelPosAttention, recall
 from edge_asr.model.convolution.base import Convolution
 from edge_asr.model.ctc import ConformerCTC
 from edge_asr.model.encoder import ConformerBlock
@@ -158,34 +158,32 @@ class ShiftAttention(nn.Module):
             self.qkv.bias.copy_(torch.cat((by_content, key_bias, value_bias)))
             # Turns q + u, which the content uses, into q + v.
             self.register_buffer("v_less_u", ((attention.pos_bias_v - attention.pos_bias_u) * scale)[:, None])
+            for name, part in (("query", slice(None, d_model)), ("keys_values", slice(d_model, None))):
+                linear = nn.Linear(d_model, len(self.qkv.bias[part]))
+                linear.weight.copy_(self.qkv.weight[part])
+                linear.bias.copy_(self.qkv.bias[part])
+                self.add_module(name, linear)  # for a memory of inputs
         self.add_module(DISTANCE_TABLE, DistanceTable(attention.position.weight))
         self.add_module(SHIFTED_PRODUCT, ShiftedProduct())
         self.out = attention.out
 
     def forward(
-        self, x: Tensor, bias: Tensor, positions: tuple[Tensor, Tensor, Tensor], valid: Tensor
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        bias: Tensor,
+        positions: tuple[Tensor, Tensor, Tensor],
+        valid: Tensor,
+        memory: Tensor | None = None,
+    ) -> Any:
         """See `RelPosAttention.forward`; positions come from `HalfPositions`."""
-        batch, n_frames, _ = x.shape
-        query, key, value = self.qkv(x).reshape(batch, n_frames, 3, self.n_heads, self.d_head).unbind(2)
-        return self._attend(query, key, value, bias, positions)
-
-    def memorize(self, x: Tensor) -> Tensor:
-        """See `RelPosAttention.memorize`."""
-        return x
-
-    def recall(
-        self, x: Tensor, memory: Tensor, bias: Tensor, positions: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
-        """See `RelPosAttention.recall`; positions come from `HalfPositions.stream`."""
-        d_model = self.n_heads * self.d_head
-        query = F.linear(x, self.qkv.weight[:d_model], self.qkv.bias[:d_model])
-        key, value = F.linear(memory, self.qkv.weight[d_model:], self.qkv.bias[d_model:]).chunk(2, dim=-1)
-        query, key, value = (
-            part.reshape(part.shape[0], part.shape[1], self.n_heads, self.d_head)
-            for part in (query, key, value)
-        )
-        return self._attend(query, key, value, bias, positions)
+        if memory is None:
+            batch, n_frames, _ = x.shape
+            query, key, value = self.qkv(x).reshape(batch, n_frames, 3, self.n_heads, self.d_head).unbind(2)
+            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+            context = self._attend(query, key, value, bias, positions)
+            return self.out(context.reshape(batch, n_frames, -1))
+        query, key, value, memory = recall(self, x, memory, valid.shape[1])
+        return self.out(self._attend(query, key, value, bias, positions).reshape(-1, x.shape[1])), memory
 
     def _attend(
         self,
@@ -195,14 +193,12 @@ class ShiftAttention(nn.Module):
         bias: Tensor,
         positions: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:
-        batch, n_queries, _, _ = query.shape
-        query = query.transpose(1, 2)  # (B, H, Q, d)
-        by_content = torch.matmul(query, key.permute(0, 2, 3, 1))  # (B, H, Q, K)
-        table = getattr(self, DISTANCE_TABLE)(*positions, n_queries)
+        """See `RelPosAttention._attend`."""
+        by_content = torch.matmul(query, key.transpose(2, 3))  # (B, H, Q, K)
+        table = getattr(self, DISTANCE_TABLE)(*positions, query.shape[2])
         scores = by_content + getattr(self, SHIFTED_PRODUCT)(query + self.v_less_u, table)
         weights = torch.softmax(scores + bias, dim=-1)
-        context = torch.matmul(weights, value.transpose(1, 2))  # (B, H, Q, d)
-        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_queries, -1)))
+        return torch.matmul(weights, value).transpose(1, 2)
 
 
 class PlaneConvolution(nn.Module):
@@ -223,22 +219,28 @@ class PlaneConvolution(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """See `Convolution.forward`."""
-        return self._filter(F.pad(self._gate(x, valid), self.context))
+        return self._filter(F.pad(self._gate(x, valid)[:, None].permute(0, 3, 1, 2), self.context))
 
     def stream(self, x: Tensor, valid: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """See `Convolution.stream`."""
-        frames = torch.cat((cache[:, :, None], self._gate(x, valid)), dim=3)
-        return self._filter(F.pad(frames, (0, self.context[1]))), frames.squeeze(2)
+        gated = self._gate(x, valid if self.context[1] else None).reshape(
+            cache.shape[0], 1, valid.shape[1], -1
+        )
+        frames = torch.cat((cache, gated), dim=2)
+        padded = F.pad(frames.permute(0, 3, 1, 2), (0, self.context[1]))
+        filtered = self.depthwise(padded).permute(0, 2, 3, 1)  # (B, 1, Q, D)
+        return self._project(filtered.reshape(x.shape)), frames
 
-    def _gate(self, x: Tensor, valid: Tensor) -> Tensor:
-        """(B, T, D) -> (B, D, 1, T)."""
+    def _gate(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """See `Convolution._gate`."""
         x = F.glu(self.pointwise_in(self.norm(x)), dim=-1)
-        x = x * valid[:, :, None].to(x.dtype)
-        return x[:, None].permute(0, 3, 1, 2)
+        return x if valid is None else x * valid.reshape(*x.shape[:-1], 1).to(x.dtype)
 
     def _filter(self, x: Tensor) -> Tensor:
-        x = self.depthwise(x)  # (B, D, 1, T)
-        x = x.permute(0, 2, 3, 1).squeeze(1)
+        """(B, D, 1, left + T + right) -> (B, T, D)."""
+        return self._project(self.depthwise(x).permute(0, 2, 3, 1).squeeze(1))
+
+    def _project(self, x: Tensor) -> Tensor:
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return cast(Tensor, self.pointwise_out(self.activation(x)))

@@ -101,7 +101,7 @@ def export_bundle(
         int8=int8 or Int8Options(),
     )
     source = _load(checkpoint, streaming or StreamingOptions(), clips, plan, stages)
-    graphs = make_graphs_of_torch(source.checkpoint, source.plan.stream, source.inputs, options, stages)
+    graphs = make_graphs_of_torch(source.checkpoint, source.plan, source.inputs, options, stages)
     source = source.without_weights()  # gigabytes in a large model, and no longer needed
     graphs = make_graphs_of_float32(graphs, source.inputs, options, stages)
     destination = failed if graphs.failures else target
@@ -188,8 +188,13 @@ def _write_files(folder: Path, name: str, source: _Source, graphs: ExportedGraph
         artifacts.append(graphs.int8.write(folder))
     streaming = None
     if graphs.stream is not None:
-        artifact = write_model(folder, graphs.stream.model, "fp32", "fp32", file=STREAM_NAME)
-        streaming = StreamingInfo(artifact=artifact, geometry=graphs.stream.geometry)
+        model, stored = graphs.stream.model, graphs.stream_stored
+        if stored is not None:
+            model = stored.model
+        weights: Weights = "fp32" if stored is None else "fp16"
+        artifact = write_model(folder, model, "fp32", weights, file=STREAM_NAME)
+        int8 = None if graphs.stream_int8 is None else graphs.stream_int8.write(folder)
+        streaming = StreamingInfo(artifact=artifact, geometry=graphs.stream.geometry, int8=int8)
     write_token_files(folder, vocabulary, features.n_mels, config.subsampling_factor)
     info = BundleInfo(
         name=name,
@@ -243,6 +248,7 @@ def _make_report(
         versions=collect_versions(),
         fp16=None if graphs.fp16 is None else graphs.fp16.proof,
         int8=None if graphs.int8 is None else graphs.int8.result.to_dict(),
+        int8_stream=None if graphs.stream_int8 is None else graphs.stream_int8.result.to_dict(),
         streaming=None if info.streaming is None else info.streaming.geometry,
         not_streaming=source.plan.reason,
     )

@@ -395,7 +395,8 @@ class Recognizer:
     def streaming_model(self, *, num_threads: int | None = None) -> StreamingModel:
         """Return the bundle's streaming graph, for partials, loaded at the first call and closed with this.
 
-        It runs on CUDA if the recognizer does, else on the CPU.
+        It runs on CUDA if the recognizer does, else on the CPU, in the recognizer's precision if the bundle
+        has a graph in that.
 
         Args:
             num_threads: threads of the graph on the CPU, for the first call; None takes the recognizer's.
@@ -412,6 +413,7 @@ class Recognizer:
             if self._streaming_model is None:
                 self._streaming_model = StreamingModel.load(
                     self.bundle,
+                    precision=self.backend.precision,
                     num_threads=num_threads or self.backend.num_threads,
                     device="cuda" if self.backend.name == "cuda" else "cpu",
                 )

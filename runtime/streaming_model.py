@@ -11,6 +11,7 @@ What this file does not do: features, decoding, microphones.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from edge_asr.stream_geometry import StreamingGeometry
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,12 +60,13 @@ class StreamState:
 
 
 class StreamingModel:
-    """A loaded stream.onnx. It holds no state of a stream, so it may serve many, from several threads.
+    """A loaded streaming graph. It holds no state of a stream, so it may serve many, from several threads.
 
     Args:
         path: the file.
         geometry: the geometry that it was exported with.
         n_mels, vocab_size: bands of the features, and outputs, the blank included.
+        precision: precision of the file, for reports.
         num_threads, device: see `OnnxRuntimeBackend`.
 
     Raises:
@@ -78,22 +81,25 @@ class StreamingModel:
         *,
         n_mels: int,
         vocab_size: int,
+        precision: str = "fp32",
         num_threads: int | None = None,
         device: str = "cpu",
     ) -> None:
         self.geometry = geometry
+        self.precision = precision
         self.n_mels, self.vocab_size = n_mels, vocab_size
-        self._backend = OnnxRuntimeBackend(path, precision="fp32", device=device, num_threads=num_threads)
+        self._backend = OnnxRuntimeBackend(path, precision=precision, device=device, num_threads=num_threads)
 
     @classmethod
     def load(
         cls,
         bundle: Bundle | str | Path = DEFAULT_MODEL,
         *,
+        precision: str = "fp32",
         num_threads: int | None = None,
         device: str = "cpu",
     ) -> StreamingModel:
-        """Load the streaming graph of a bundle.
+        """Load the streaming graph of a bundle, in the precision asked for if the bundle has it.
 
         Raises:
             BundleError: there is no bundle, or it lacks a streaming graph.
@@ -102,11 +108,17 @@ class StreamingModel:
         if not isinstance(bundle, Bundle):
             bundle = Bundle.load(bundle)
         streaming = bundle.streaming
+        artifact = streaming.find(precision)
+        if artifact.precision != precision and "int8" in (artifact.precision, precision):
+            logger.warning(
+                "the bundle has no streaming graph in %s: partials run in %s", precision, artifact.precision
+            )
         return cls(
-            bundle.path / streaming.artifact.file,
+            bundle.path / artifact.file,
             streaming.geometry,
             n_mels=bundle.info.features.n_mels,
             vocab_size=bundle.info.vocabulary_size,
+            precision=artifact.precision,
             num_threads=num_threads,
             device=device,
         )

@@ -220,6 +220,29 @@ def streaming_bundle(random_checkpoint: Path, sample_path: Path, made_once: Made
 
 
 @pytest.fixture(scope="session")
+def streaming_int8_bundle(streaming_bundle: Path, made_once: MadeOnce) -> Path:
+    """`streaming_bundle` with INT8 of both graphs, whatever it loses, on a minute of the embedded speech."""
+    from functools import partial
+
+    from edge_asr.calibration import Budget, Int8Options, quantize_bundle, sensitivity
+    from edge_asr.calibration.measure import time_graphs
+    from edge_asr.export import CasePlan
+
+    def make(folder: Path) -> None:
+        anything = Budget(max_wer_loss=1.0, min_agreement=0.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sensitivity, "time_graphs", partial(time_graphs, repeats=1))
+            quantize_bundle(
+                streaming_bundle,
+                Int8Options(minutes=1, range_method="minmax", budget=anything),
+                output=folder,
+                plan=CasePlan(random_lengths=1, max_random_s=2.0, max_batch=2),
+            )
+
+    return made_once("streaming-int8-bundle", make)
+
+
+@pytest.fixture(scope="session")
 def golden_bundle(golden_dir: Path, made_once: MadeOnce) -> Callable[[str], Path]:
     """Name of a golden fixture -> its bundle, exported once a test run."""
 

@@ -34,6 +34,14 @@ def test_round_trip_through_json() -> None:
     assert StreamingGeometry.from_dict(json.loads(json.dumps(NEMO.to_dict()))) == NEMO
 
 
+def test_older_bundles_have_nemos_layout() -> None:
+    data = NEMO.to_dict()
+    del data["layout"], data["n_heads"]
+    assert StreamingGeometry.from_dict(data) == NEMO
+    kv = dataclasses.replace(NEMO, layout="kv", n_heads=4)
+    assert (kv.cache_last_channel, kv.cache_last_time) == ((24, 28, 8), (3, 8, 64))
+
+
 @given(
     factor=st.sampled_from([1, 4, 8]),
     chunk=st.integers(1, 20),
@@ -64,6 +72,8 @@ def test_windows_cover_each_chunk_once(factor: int, chunk: int, ahead: int, drop
         ({"chunk_frames": 8}, "window_frames is 65; the other numbers say 73"),
         ({"cache_last_time": [3, 64, 9]}, "cache_last_time"),
         ({"lookahead_ms": 80.0}, "lookahead_ms is 80.0"),
+        ({"layout": "rows"}, "layout is 'rows'"),
+        ({"layout": "kv", "n_heads": 5}, "channel_width is 64; it must be a multiple of twice the 5 heads"),
         ({"colour": 1}, "unknown key 'colour'"),
     ],
 )

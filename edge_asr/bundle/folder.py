@@ -161,7 +161,7 @@ class Bundle:
 
     @property
     def _files(self) -> list[Artifact | CpuGraph | LanguageModelFile]:
-        streaming = () if self.info.streaming is None else (self.info.streaming.artifact,)
+        streaming = () if self.info.streaming is None else self.info.streaming.artifacts
         artifacts = (*self.info.artifacts, *streaming)
         language_model = () if self.info.language_model is None else (self.info.language_model,)
         return [*artifacts, *(a.cpu_graph for a in artifacts if a.cpu_graph is not None), *language_model]

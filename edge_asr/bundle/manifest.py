@@ -87,12 +87,23 @@ class StreamingInfo:
     """The streaming graph of a bundle.
 
     Attributes:
-        artifact: its file.
+        artifact: the float32 file; in a bundle without one, the INT8 file.
         geometry: what a step takes and gives.
+        int8: the INT8 file beside the float32 one; None without one, and in bundles of older versions.
     """
 
     artifact: Artifact
     geometry: StreamingGeometry
+    int8: Artifact | None = None
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Return every file of the graph."""
+        return (self.artifact,) if self.int8 is None else (self.artifact, self.int8)
+
+    def find(self, precision: str) -> Artifact:
+        """Return the file of a precision, or else the first one."""
+        return next((a for a in self.artifacts if a.precision == precision), self.artifact)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,6 +171,8 @@ def _print_summary(report: ExportReport) -> None:
     console.print(table)
     for line in () if report.int8 is None else int8_summary_lines(report.int8):
         print_line(line)
+    if report.int8_stream is not None:
+        print_line(*int8_summary_lines(report.int8_stream, stream=True))
     if report.streaming is not None:
         print_line(f"stream.onnx: {report.streaming.describe()}")
     elif report.not_streaming is not None:

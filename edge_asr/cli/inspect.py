@@ -253,7 +253,8 @@ def _print_tables(description: Mapping[str, Any]) -> None:
         for column in _ARTIFACT_COLUMNS:
             artifacts.add_column(column)
         streaming = description.get("streaming")
-        for entry in (*description["artifacts"], *([streaming["artifact"]] if streaming else [])):
+        streams = [streaming[key] for key in ("artifact", "int8") if streaming[key]] if streaming else []
+        for entry in (*description["artifacts"], *streams):
             row = {**entry, "size": _text("size_bytes", entry["size_bytes"])}
             row["sha256"] = entry["sha256"][:8]
             artifacts.add_row(*(_cell(str(row[column])) for column in _ARTIFACT_COLUMNS))

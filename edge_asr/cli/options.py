@@ -335,6 +335,13 @@ streaming_options = option_group(
             metavar="MS",
             help="How far attention sees before the chunk, if training left it open. The default is 2560.",
         ),
+        click.option(
+            "--stream-layout",
+            "layout",
+            type=click.Choice(["kv", "nemo"]),
+            help="What the caches of stream.onnx hold: keys and values, which is faster, or NeMo's. "
+            "The default is nemo for a NeMo checkpoint, and kv for all others.",
+        ),
     ),
 )
 

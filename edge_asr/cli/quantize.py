@@ -51,6 +51,8 @@ def command(
 ) -> None:
     """Add an INT8 model to BUNDLE, calibrated on speech, its loss measured and bounded.
 
+    A bundle with stream.onnx gets stream.int8.onnx as well.
+
     Each group of layers is measured alone; then as few groups as the budget demands stay in float32. The
     tables and the plot are in the bundle's report.md. If the result is over the budget, the exit code is 3
     and BUNDLE does not change.
@@ -61,6 +63,7 @@ def command(
     """
     from edge_asr.calibration import quantize_bundle
     from edge_asr.proof.int8_report import int8_summary_lines
+    from edge_asr.proof.report import read_report
 
     with stage_display() as progress:
         written, result = quantize_bundle(
@@ -77,6 +80,9 @@ def command(
     else:
         for line in int8_summary_lines(result.to_dict()):
             print_line(line)
+        stream = read_report(written.path).get("int8_stream")
+        if stream is not None:
+            print_line(*int8_summary_lines(stream, stream=True))
         print_line(
             f"{written.path}: {written.artifact('int8').size_bytes / 1e6:.2f} MB, details in report.md"
         )

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from edge_asr.model.attention.absolute import AbsolutePositions
@@ -56,26 +55,22 @@ class ConformerBlock(nn.Module):
         """Process one chunk of a stream.
 
         Args:
-            x: float (B, Q, D).
-            bias, positions: see `RelPosAttention.recall`.
+            x: float (B * Q, D); with two axes a linear layer is one product with its bias.
+            bias, positions, memory: see `RelPosAttention.forward`.
             valid: bool (B, Q).
-            memory: float (B, M, D or 2D), what attention memorized of the frames before.
-            cache: float (B, D, left), see `Convolution.stream`.
+            cache: float (B, 1, left, D), see `Convolution.stream`.
 
         Returns:
-            float (B, Q, D), and the memory (B, M + Q, ...) and cache (B, D, left + Q) with the chunk's
-            frames.
+            float (B * Q, D), and the memory and cache with the chunk's frames.
         """
         kept: dict[str, Tensor] = {}
-        attention, convolution = cast(Any, self.attention), cast(Any, self.convolution)
 
         def attend(x: Tensor) -> Tensor:
-            x = self.attention_norm(x)
-            kept["memory"] = torch.cat((memory, attention.memorize(x)), dim=1)
-            return cast(Tensor, attention.recall(x, kept["memory"], bias, positions))
+            x, kept["memory"] = self.attention(self.attention_norm(x), bias, positions, valid, memory)
+            return x
 
         def convolve(x: Tensor) -> Tensor:
-            x, kept["cache"] = convolution.stream(x, valid, cache)
+            x, kept["cache"] = cast(Any, self.convolution).stream(x, valid, cache)
             return x
 
         return self._run(x, attend, convolve), kept["memory"], kept["cache"]

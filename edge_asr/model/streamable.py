@@ -20,7 +20,7 @@ from typing import Any
 from edge_asr.errors import ConfigError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.model.config import ConformerConfig, ContextStyle
-from edge_asr.stream_geometry import StreamingGeometry
+from edge_asr.stream_geometry import StreamingGeometry, StreamLayout
 
 _CACHED = ("rel_pos", "absolute_pos")
 
@@ -117,8 +117,10 @@ def describe_streaming(
     return {"chunk_ms": f"any ({default})"}
 
 
-def geometry_from_config(config: ConformerConfig, features: FeatureConfig) -> StreamingGeometry:
-    """Compute the geometry of a model's streaming graph.
+def geometry_from_config(
+    config: ConformerConfig, features: FeatureConfig, layout: StreamLayout = "nemo"
+) -> StreamingGeometry:
+    """Compute the geometry of a model's streaming graph, with caches of a layout.
 
     Raises:
         ConfigError: the model cannot stream; the message says why.
@@ -141,10 +143,12 @@ def geometry_from_config(config: ConformerConfig, features: FeatureConfig) -> St
         dropped_frames=-(-before // factor),
         reach_frames=behind,
         n_layers=config.n_layers,
-        # What attention recalls: its input, or (absolute positions) keys and values.
-        channel_width=config.d_model * (2 if config.attention == "absolute_pos" else 1),
+        # What attention recalls: its input, or keys and values.
+        channel_width=config.d_model * (2 if config.attention == "absolute_pos" or layout == "kv" else 1),
         time_width=config.d_model,
         time_frames=config.conv_left_right[0],
+        layout=layout,
+        n_heads=config.n_heads,
     )
 
 

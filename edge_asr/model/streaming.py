@@ -6,9 +6,10 @@ weights.
 What this file does not do: cut windows out of a feature stream (edge_asr.runtime.streaming_model), choose the
 geometry (streamable.py).
 
-The state is NeMo's: for every layer the last inputs of attention (after its LayerNorm) and of the depthwise
-convolution, and the number of frames of the former. WeNet's attention memorizes keys and values instead, and
-its count continues beyond the memory, because its positions are absolute.
+The state has for every layer what attention recalls, the last inputs of the depthwise convolution, and the
+number of frames of the former. NeMo recalls the inputs of attention (after its LayerNorm), the other layout,
+which is faster, keys and values (`StreamingGeometry.layout`). WeNet's attention always recalls these, and its
+count continues beyond the memory, because its positions are absolute.
 
 Sources: NeMo, nemo/collections/asr/modules/conformer_encoder.py (`forward_internal`,
 `setup_streaming_params`) and parts/submodules/{multi_head_attention,causal_convs}.py (`update_cache`); WeNet,
@@ -33,8 +34,8 @@ class StreamCaches(NamedTuple):
     """The state of a batch of streams between steps; a new stream is all zeros.
 
     Attributes:
-        channel: float (B, L, left_frames, channel_width), memories of attention, the latest last.
-        time: float (B, L, D, time_frames), inputs of the depthwise convolutions.
+        channel: float (B, *cache_last_channel), memories of attention, the latest frame last.
+        time: float (B, *cache_last_time), inputs of the depthwise convolutions, likewise.
         channel_len: int64 (B,), frames heard; of relative attention at most left_frames.
     """
 
@@ -56,6 +57,7 @@ class StreamingStep(nn.Module):
         self.acoustic_model = model
         self.geometry = geometry
         self.counts_on = model.config.attention == "absolute_pos"
+        self._n_heads = model.config.n_heads
 
     def initial_state(self, batch: int = 1) -> StreamCaches:
         """The state of streams that have heard nothing."""
@@ -88,24 +90,45 @@ class StreamingStep(nn.Module):
         positions = positions_as(
             x.dtype, cast(Any, encoder.positions).stream(n_new, geometry.left_frames, state.channel_len)
         )
-        memories, caches = [], []
+        memories, caches = self._split_state(state)
+        x = x.flatten(0, 1)
         for number, layer in enumerate(encoder.layers):
-            block = cast(ConformerBlock, layer)
-            before = state.channel[:, number], state.time[:, number]
-            x, memory, cache = block.stream(x, bias, positions, valid, *before)
-            memories.append(memory)
-            caches.append(cache)
+            before = memories[number], caches[number]
+            x, memories[number], caches[number] = cast(ConformerBlock, layer).stream(
+                x, bias, positions, valid, *before
+            )
         if encoder.output_norm is not None:
             x = encoder.output_norm(x)
+        x = x.reshape(-1, n_new, x.shape[1])
         log_probs = self.acoustic_model.head(x[:, : geometry.chunk_frames])
         n_valid = n_valid.clamp(max=geometry.chunk_frames)
         n_heard = state.channel_len + n_valid
-        next_state = StreamCaches(
-            channel=_cut(torch.stack(memories, dim=1), n_valid, geometry.left_frames, dim=2),
-            time=_cut(torch.stack(caches, dim=1), n_valid, geometry.time_frames, dim=3),
-            channel_len=n_heard if self.counts_on else n_heard.clamp(max=geometry.left_frames),
-        )
-        return log_probs, n_valid, next_state
+        n_heard = n_heard if self.counts_on else n_heard.clamp(max=geometry.left_frames)
+        return log_probs, n_valid, self._join_state(memories, caches, n_valid, n_heard)
+
+    def _split_state(self, state: StreamCaches) -> tuple[list[Tensor], list[Tensor]]:
+        """The state as `ConformerBlock.stream` takes it: memories and caches by layer."""
+        n_layers, channel, time = self.geometry.n_layers, state.channel, state.time
+        if self.geometry.layout == "nemo":
+            time = time.transpose(2, 3)
+            if self.counts_on:  # WeNet's keys and values
+                heads = channel.reshape(*channel.shape[:3], 2 * self._n_heads, -1)
+                channel = heads.transpose(2, 3).flatten(1, 2)
+        memories = torch.split(channel, channel.shape[1] // n_layers, dim=1)
+        return list(memories), list(torch.split(time, 1, dim=1))
+
+    def _join_state(
+        self, memories: list[Tensor], caches: list[Tensor], n_valid: Tensor, n_heard: Tensor
+    ) -> StreamCaches:
+        geometry = self.geometry
+        channel = _cut(torch.cat(memories, dim=1), n_valid, geometry.left_frames)
+        time = _cut(torch.cat(caches, dim=1), n_valid, geometry.time_frames)
+        if geometry.layout == "nemo":
+            time = time.transpose(2, 3)
+            if self.counts_on:
+                rows = channel.reshape(len(channel), geometry.n_layers, -1, *channel.shape[2:])
+                channel = rows.transpose(2, 3).flatten(3)
+        return StreamCaches(channel=channel, time=time, channel_len=n_heard)
 
     def _subsample(self, features: Tensor, lens: Tensor, n_new: int) -> tuple[Tensor, Tensor]:
         """The window's new encoder frames (B, n_new, D) and how many of them are valid, int64 (B,)."""
@@ -138,10 +161,16 @@ class StreamingStep(nn.Module):
         return (~visible).to(torch.float32) * MASKED_SCORE
 
 
-def _cut(frames: Tensor, first: Tensor, n_kept: int, dim: int) -> Tensor:
-    """Frames first[b] ... first[b] + n_kept - 1 along a dimension of row b of (B, L, ., .)."""
-    index = first[:, None] + torch.arange(n_kept, device=frames.device)  # (B, n_kept)
-    shape = [-1, frames.shape[1], frames.shape[2], frames.shape[3]]
-    shape[dim] = n_kept
-    index = index[:, None, :, None] if dim == 2 else index[:, None, None, :]
-    return torch.gather(frames, dim, index.expand(*shape))
+def _cut(frames: Tensor, first: Tensor, n_kept: int) -> Tensor:
+    """Frames first[b] ... first[b] + n_kept - 1 of row b of (B, L, K, .).
+
+    Whole frames are selected from a flat list of them, which copies memory in long pieces.
+    """
+    n_rows, n_layers, n_frames, width = frames.shape
+    row = torch.arange(n_rows, device=frames.device)[:, None] * n_layers + torch.arange(
+        n_layers, device=frames.device
+    )  # (B, L)
+    start = row * n_frames + first[:, None]
+    index = start[:, :, None] + torch.arange(n_kept, device=frames.device)  # (B, L, n_kept)
+    kept = frames.reshape(-1, width).index_select(0, index.flatten())
+    return kept.reshape(-1, n_layers, n_kept, width)

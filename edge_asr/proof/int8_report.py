@@ -15,9 +15,15 @@ Record = Mapping[str, Any]
 _CANDIDATE = ("divergence", "frames agreeing", "WER loss, points", "size", "time")
 
 
-def int8_summary_lines(int8: Record) -> list[str]:
-    """Summarize what INT8 costs and gains in a few lines."""
+def int8_summary_lines(int8: Record, *, stream: bool = False) -> list[str]:
+    """Summarize what INT8 costs and gains in a few lines, and in one for the stream."""
     loss, chosen = _gate(int8), _chosen(int8)
+    if stream:
+        wer = f"{_wer_words(loss)}, " if _has_wer(loss) else ""
+        return [
+            f"INT8, streaming: {wer}{loss['agreement']:.2%} of the frames keep their most likely token; time "
+            f"{chosen['time_ratio']:.2f} of float32's on one thread here"
+        ]
     lines = []
     if int8["calibration"]["is_synthetic"]:
         lines.append(
@@ -33,17 +39,21 @@ def int8_summary_lines(int8: Record) -> list[str]:
     return [*lines, f"INT8: {loss['agreement']:.2%} of the frames keep their most likely token; {speed}"]
 
 
-def int8_blocks(int8: Record) -> Iterator[str | list[str]]:
-    """Yield the blocks of the section, including its heading of the first level."""
+def int8_blocks(int8: Record, *, stream: bool = False) -> Iterator[str | list[str]]:
+    """Yield the blocks of the section of the graph or the stream, with its heading of the first level."""
     found, chosen = int8["sensitivity"], _chosen(int8)
     float32_bytes, budget = int8["float32_bytes"], found["budget"]
     is_slower = chosen["time_ratio"] >= 1
-    yield "# INT8"
+    yield "# INT8, streaming" if stream else "# INT8"
     yield (
         f"In INT8: {', '.join(chosen['int8'])}. {chosen['size_bytes'] / 1e6:.2f} MB, "
         f"{chosen['size_bytes'] / float32_bytes:.1%} of float32; encoder time {chosen['time_ratio']:.2f} of "
         f"float32's ({found['clip_s']:g} s of speech, one thread, this machine's onnxruntime)."
-        + (" **Slower than float32 here: `--precision auto` passes it over.**" if is_slower else "")
+        + (
+            f" **Slower than float32 here{'' if stream else ': `--precision auto` passes it over'}.**"
+            if is_slower
+            else ""
+        )
     )
     if int8["failure"] is not None:
         yield f"**Failed: {int8['failure']}.**"
@@ -79,7 +89,8 @@ def int8_blocks(int8: Record) -> Iterator[str | list[str]]:
         f"{len(int8['measured_on'])} clips ({chosen['loss']['n_frames']} frames, {chosen['loss']['n_words']} "
         "words) outside the calibration. Times are noisy to a few percent."
     )
-    yield f"![Loss against time and size]({PLOT_NAME})"
+    if not stream:
+        yield f"![Loss against time and size]({PLOT_NAME})"
 
 
 def _chosen(int8: Record) -> Record:

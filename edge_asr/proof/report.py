@@ -110,6 +110,8 @@ def _blocks(report: Record) -> Iterator[Block]:
         yield ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     if report.get("int8"):
         yield from int8_blocks(report["int8"])
+    if report.get("int8_stream"):
+        yield from int8_blocks(report["int8_stream"], stream=True)
 
 
 def _head(report: Record) -> Iterator[Block]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from edge_asr.errors import ConfigError
 from edge_asr.model.streamable import lookahead_frames, why_not_streamable
+from edge_asr.stream_geometry import StreamLayout
 
 if TYPE_CHECKING:
     from edge_asr.checkpoints import Checkpoint
@@ -36,6 +37,8 @@ class StreamingOptions:
         chunk_ms: chunk of a model trained with chunks of many sizes; rounded up to whole encoder frames.
         left_context_ms: what attention sees before the chunk, where training left it open; rounded up to
             whole chunks.
+        layout: of the caches; None takes NeMo's for a NeMo checkpoint, and else the faster "kv"
+            (`StreamingGeometry.layout`).
 
     Raises:
         ConfigError: a number is out of range, or options are given for a stream that is disabled.
@@ -45,12 +48,17 @@ class StreamingOptions:
     lookahead_ms: float | None = None
     chunk_ms: float | None = None
     left_context_ms: float | None = None
+    layout: StreamLayout | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("lookahead_ms", 0), ("chunk_ms", 1), ("left_context_ms", 1)):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ConfigError(f"{name} is {value!r}; give {least} ms or more")
+        if self.layout not in (None, *get_args(StreamLayout)):
+            raise ConfigError(
+                f"layout is {self.layout!r}; it must be one of {', '.join(get_args(StreamLayout))}"
+            )
         if self.enabled is False and (self.chunk_ms is not None or self.left_context_ms is not None):
             raise ConfigError("a chunk or left context is given, but the stream is disabled; leave one out")
 
@@ -63,11 +71,13 @@ class StreamingPlan:
         offline: configuration of the offline graph.
         stream: configuration of the streaming graph, with its context; None without such a graph.
         reason: why a model of limited context has no streaming graph, for people.
+        layout: of the caches of the stream.
     """
 
     offline: ConformerConfig
     stream: ConformerConfig | None
     reason: str | None = None
+    layout: StreamLayout = "kv"
 
 
 def plan_streaming(checkpoint: Checkpoint, options: StreamingOptions) -> StreamingPlan:
@@ -95,7 +105,10 @@ def plan_streaming(checkpoint: Checkpoint, options: StreamingOptions) -> Streami
         lookahead_ms = lookahead_frames(stream) * _frame_ms(checkpoint)
         if lookahead_ms > 0:
             reason = f"its look-ahead adds up to {lookahead_ms:g} ms over the layers; --streaming forces it"
-    return StreamingPlan(offline=offline, stream=stream if reason is None else None, reason=reason)
+    layout = options.layout or ("nemo" if checkpoint.provenance.get("format") == "nemo" else "kv")
+    return StreamingPlan(
+        offline=offline, stream=stream if reason is None else None, reason=reason, layout=layout
+    )
 
 
 def _frame_ms(checkpoint: Checkpoint) -> float:

@@ -102,8 +102,8 @@ def streaming_decoders(
 ) -> Callable[[], StreamingDecoder] | None:
     """Return a function that makes decoders on a bundle's streaming graph; None if windows are better.
 
-    The graph is loaded once for a recognizer, however often this is called, and closed with it. It is
-    float32, whatever the recognizer runs. `LiveRecognizer(partials=...)` calls this function.
+    The graph is loaded once for a recognizer, however often this is called, and closed with it
+    (`Recognizer.streaming_model`). `LiveRecognizer(partials=...)` calls this function.
 
     Args:
         recognizer: a loaded recognizer. The graph runs on CUDA if the recognizer does, else on the CPU, and
@@ -132,7 +132,7 @@ def streaming_decoders(
             logger.info("partials: windowed, as the streaming graph repeats its look-ahead in every step")
             return None
     model = recognizer.streaming_model(num_threads=num_threads)
-    logger.info("partials: streaming, %s", model.geometry.describe())
+    logger.info("partials: streaming, %s, %s", model.precision, model.geometry.describe())
     return partial(
         StreamingDecoder, model, recognizer.features, recognizer.vocabulary, recognizer.new_decoder()
     )

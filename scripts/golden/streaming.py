@@ -24,10 +24,11 @@ import torch
 from edge_asr.checkpoints import Checkpoint
 from edge_asr.checkpoints.vocabularies import original_ids, original_order
 from edge_asr.export.streaming.graph import make_stream_graph
-from edge_asr.export.streaming.proof import Step, TorchStep, open_stream
+from edge_asr.export.streaming.proof import TorchStep
 from edge_asr.model.config import ContextStyle
 from edge_asr.model.streamable import geometry_from_config
 from edge_asr.model.streaming import StreamingStep
+from edge_asr.proof.streams import Step, open_stream
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.streaming_model import StreamingModel

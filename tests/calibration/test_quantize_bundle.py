@@ -178,7 +178,7 @@ def test_again_in_place_replaces_what_there_was_and_a_slow_one_is_passed_over(
     (folder / "engines" / "some").mkdir(parents=True)
     for name in ("model.int8.plan", "model.int8.json", "model.fp32.plan", "timing.cache"):
         (folder / "engines" / "some" / name).write_bytes(b"x")
-    monkeypatch.setattr(sensitivity, "time_graphs", lambda models, timed: [[1.0], [2.0]])
+    monkeypatch.setattr(sensitivity, "time_graphs", lambda models, timed, form: [[1.0], [2.0]])
     clip = calibration_manifest.with_name("3.wav")
     bundle, result = quantize_bundle(
         folder, options(calibration_manifest, smoothing=None), clips=[clip], plan=PLAN

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from edge_asr.bundle.folder import EMBEDDED_MODELS
+from edge_asr.calibration.forms import WHOLE_CLIPS
 from edge_asr.calibration.int8_groups import Group
 from edge_asr.calibration.measure import Int8Loss
 from edge_asr.calibration.sensitivity import Budget, Sensitivity, choose_groups, count_multiply_adds
@@ -39,6 +40,8 @@ ORDER: list[Group] = ["depthwise", "head", "pointwise", "feed_forward", "attenti
 
 class KnownLosses:
     """Stands in for `Reference`: the loss of a candidate is the sum over the groups named in its metadata."""
+
+    form = WHOLE_CLIPS
 
     def __init__(self, *, changed: float = 10.0, wer: tuple[float, float] | None = None) -> None:
         self.changed = changed  # changed frames per unit of divergence

@@ -29,11 +29,12 @@ from edge_asr.errors import BundleError, GateError
 from edge_asr.export.engine.parser import parse_network
 from edge_asr.export.streaming import proof as stream_proof
 from edge_asr.export.streaming.graph import check_stream, make_stream_graph
-from edge_asr.export.streaming.proof import prove_stream, stream_cases
+from edge_asr.export.streaming.proof import prove_stream
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerCTC
 from edge_asr.model.streamable import geometry_from_config
 from edge_asr.proof.cases import CasePlan, build_cases
+from edge_asr.proof.streams import stream_cases
 from edge_asr.runtime.engine.api import create_logger
 from edge_asr.vocabulary import Vocabulary
 
@@ -68,7 +69,8 @@ def prove(
     cases = build_cases({"speechlike": speechlike(2.0)}, FEATURES, causal.config.output_frames, plan)
 
     def run(model: ConformerCTC = causal, proto: onnx.ModelProto = graph) -> list[Any]:
-        return prove_stream(copy.deepcopy(model), proto, geometry, stream_cases(cases, geometry), vocabulary)
+        chosen = stream_cases(cases, geometry)
+        return list(prove_stream(copy.deepcopy(model), proto, geometry, chosen, vocabulary)[0])
 
     return run
 
@@ -168,12 +170,12 @@ def test_bundle_records_and_reports_the_stream(streaming_bundle: Path) -> None:
     )
     metadata = {p.key: p.value for p in onnx.load(streaming_bundle / "stream.onnx").metadata_props}
     wanted = {"window_size": "36", "chunk_shift": "32", "subsampling_factor": "4", "vocab_size": "28"}
-    wanted |= {
-        "cache_last_channel_dim1": "2",
+    wanted |= {  # a row for each head's keys, and for its values
+        "cache_last_channel_dim1": "16",
         "cache_last_channel_dim2": "16",
-        "cache_last_channel_dim3": "32",
+        "cache_last_channel_dim3": "8",
     }
-    wanted |= {"cache_last_time_dim1": "2", "cache_last_time_dim2": "32", "cache_last_time_dim3": "14"}
+    wanted |= {"cache_last_time_dim1": "2", "cache_last_time_dim2": "14", "cache_last_time_dim3": "32"}
     assert {key: metadata[key] for key in wanted} == wanted
 
 

@@ -55,6 +55,13 @@ def test_dynamic_chunks_stream_by_default(plain: Checkpoint) -> None:
     assert plan(dynamic, enabled=False).stream is None
 
 
+def test_nemo_checkpoints_keep_nemos_caches_unless_asked(plain: Checkpoint) -> None:
+    nemo = dataclasses.replace(plain, provenance={"format": "nemo"})
+    assert (plan(plain, enabled=True).layout, plan(nemo, enabled=True).layout) == ("kv", "nemo")
+    assert plan(plain, enabled=True, layout="nemo").layout == "nemo"
+    assert plan(nemo, enabled=True, layout="kv").layout == "kv"
+
+
 @pytest.mark.parametrize(("ms", "chosen"), [(None, (70, 13)), (480, (70, 6)), (80, (70, 1)), (0, (70, 0))])
 def test_look_ahead_chooses_the_context_of_both_graphs(
     several: Checkpoint, ms: float | None, chosen: tuple[int, int]
@@ -123,6 +130,7 @@ def test_look_ahead_that_grows_with_the_layers_streams_only_when_asked(several: 
         {"chunk_ms": 0},
         {"left_context_ms": float("nan")},
         {"enabled": False, "chunk_ms": 640},
+        {"layout": "rows"},
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.model.streamable import geometry_from_config, why_not_streamable
 from edge_asr.model.streaming import StreamCaches, StreamingStep
+from edge_asr.stream_geometry import StreamLayout
 
 FEATURES = FeatureConfig.from_preset("nemo", n_mels=N_MELS)
 CHUNKED: dict[str, Any] = {"attention_context": (6, 2), "attention_context_style": "chunked_limited"}
@@ -53,9 +54,9 @@ def streamable_model(name: str) -> ConformerCTC:
     return build_model(**{"conv_context": "causal", **STREAMABLE[name]})
 
 
-def make_step(model: ConformerCTC) -> StreamingStep:
+def make_step(model: ConformerCTC, layout: StreamLayout = "nemo") -> StreamingStep:
     features = dataclasses.replace(FEATURES, n_mels=model.config.n_mels)
-    return StreamingStep(model, geometry_from_config(model.config, features))
+    return StreamingStep(model, geometry_from_config(model.config, features, layout))
 
 
 def run_stream(step: StreamingStep, features: Tensor) -> Tensor:
@@ -73,11 +74,12 @@ def run_stream(step: StreamingStep, features: Tensor) -> Tensor:
     raise AssertionError("the stream does not end")
 
 
+@pytest.mark.parametrize("layout", ["nemo", "kv"])
 @pytest.mark.parametrize("name", STREAMABLE)
 @torch.inference_mode()
-def test_chunks_give_the_whole_clip(name: str) -> None:
+def test_chunks_give_the_whole_clip(name: str, layout: StreamLayout) -> None:
     model = streamable_model(name)
-    step = make_step(model)
+    step = make_step(model, layout)
     factor, (_, first) = step.geometry.subsampling_factor, step.geometry.window(0)
     features = torch.randn(first + 9 * step.geometry.shift_frames + 3, model.config.n_mels)
     lengths = {1, factor, factor + 1, len(features)}
@@ -92,25 +94,26 @@ def test_chunks_give_the_whole_clip(name: str) -> None:
         torch.testing.assert_close(streamed, whole, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("layout", ["nemo", "kv"])
 @pytest.mark.parametrize("name", ["nemo", "ours", "many heads", "band with look-ahead"])
 @torch.inference_mode()
-def test_inference_form_streams_the_same(name: str) -> None:
+def test_inference_form_streams_the_same(name: str, layout: StreamLayout) -> None:
     model = streamable_model(name)
-    step = make_step(model)
+    step = make_step(model, layout)
     rewritten = to_inference_form(model)
     assert isinstance(rewritten, ConformerCTC)
     assert isinstance(rewritten.encoder.positions, HalfPositions)
     features = torch.randn(6 * step.geometry.shift_frames, N_MELS)
     torch.testing.assert_close(
-        run_stream(make_step(rewritten), features), run_stream(step, features), rtol=0, atol=5e-5
+        run_stream(make_step(rewritten, layout), features), run_stream(step, features), rtol=0, atol=5e-5
     )
 
 
-@pytest.mark.parametrize("name", ["nemo", "wenet"])
+@pytest.mark.parametrize(("name", "layout"), [("nemo", "nemo"), ("nemo", "kv"), ("wenet", "nemo")])
 @torch.inference_mode()
-def test_rows_of_a_batch_are_streams_of_their_own(name: str) -> None:
+def test_rows_of_a_batch_are_streams_of_their_own(name: str, layout: StreamLayout) -> None:
     """A row that pauses keeps its state, and goes on as if the pause had not been."""
-    step = make_step(streamable_model(name))
+    step = make_step(streamable_model(name), layout)
     geometry = step.geometry
     clips = torch.randn(2, 12 * geometry.shift_frames, N_MELS)
     alone = [run_stream(step, clip[: geometry.window(5)[1]])[: 6 * geometry.chunk_frames] for clip in clips]
@@ -146,6 +149,8 @@ def test_state_is_what_nemo_keeps() -> None:
     step = make_step(streamable_model("nemo"))
     state = step.initial_state(3)
     assert [tuple(t.shape) for t in state] == [(3, 2, 6, 16), (3, 2, 16, 4), (3,)]
+    kv = make_step(streamable_model("nemo"), "kv").initial_state()
+    assert [tuple(t.shape) for t in kv] == [(1, 8, 6, 8), (1, 2, 4, 16), (1,)]
     wenet = make_step(streamable_model("wenet"))
     assert tuple(wenet.initial_state().channel.shape) == (1, 2, 6, 32)  # keys and values
     for model_step, expected in ((step, [3, 6, 6, 6]), (wenet, [3, 6, 9, 12])):

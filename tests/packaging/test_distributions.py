@@ -30,8 +30,8 @@ EMBEDDED = (
     "edge_asr/models/samples/robot_commands.txt",
     "edge_asr/py.typed",
 )
-MAX_MODEL_BYTES = 25_000_000
-MAX_CHECKPOINT_BYTES = 12_000_000
+MAX_MODEL_BYTES = 60_000_000
+MAX_CHECKPOINT_BYTES = 16_000_000
 #: Fixtures of other projects, in the repository only.
 GOLDEN = "tests/data/golden/"
 MAX_GOLDEN_BYTES = 8_000_000

@@ -19,7 +19,7 @@ from torch import nn
 
 import edge_asr.model.encoder as encoder
 from edge_asr.export.inference_form import to_inference_form
-from edge_asr.export.streaming.proof import LockstepStreams, TorchStep, stream_cases
+from edge_asr.export.streaming.proof import TorchStep
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.model.attention.relative import RelativePositions
@@ -29,6 +29,7 @@ from edge_asr.model.streamable import geometry_from_config
 from edge_asr.model.streaming import StreamingStep
 from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
 from edge_asr.proof.compare import LogProbModel, ProofStep, TorchModel, run_cases
+from edge_asr.proof.streams import LockstepStreams, stream_cases
 from edge_asr.proof.truth import Truth, compare_to_truth, run_truth
 from edge_asr.stream_geometry import StreamingGeometry
 from edge_asr.vocabulary import Vocabulary
@@ -232,15 +233,15 @@ def shift_streamed_positions(model: ConformerCTC) -> None:
 
 
 def forget_the_last_memory(model: ConformerCTC) -> None:
-    attention = model.encoder.layers[0].attention
-    recall = attention.recall
+    attention: Any = model.encoder.layers[0].attention
+    attend = attention._attend
 
-    def blind(x: torch.Tensor, memory: torch.Tensor, bias: torch.Tensor, positions: Any) -> torch.Tensor:
+    def blind(query: Any, keys: torch.Tensor, values: Any, bias: torch.Tensor, positions: Any) -> Any:
         hidden = bias.clone()
-        hidden[..., memory.shape[1] - 1] = -1e4
-        return recall(x, memory, hidden, positions)
+        hidden[..., keys.shape[2] - query.shape[2] - 1] = -1e4
+        return attend(query, keys, values, hidden, positions)
 
-    attention.recall = blind
+    attention._attend = blind
 
 
 STREAM_FAULTS: dict[str, Callable[[ConformerCTC], None]] = {

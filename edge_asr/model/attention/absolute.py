@@ -8,7 +8,6 @@ commented out) and embedding.py (RelPositionalEncoding).
 """
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,24 +47,19 @@ class AbsolutePositions(nn.Module):
 
 
 class AbsolutePosAttention(RelPosAttention):
-    """Multi-head attention whose keys know their position; the weights of `RelPosAttention`."""
+    """Multi-head attention whose keys know their position; the weights of `RelPosAttention`.
 
-    def memorize(self, x: Tensor) -> Tensor:
-        """Return keys and values (B, T, 2D), which is what WeNet's cache holds."""
-        return super()._keys_values(x)
-
-    def _keys_values(self, x: Tensor) -> Tensor:
-        return x  # already keys and values
+    Of a stream it recalls keys and values, as WeNet's does.
+    """
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
         """See `RelPosAttention._attend`; positions are (K, D), from `AbsolutePositions`, or (B, K, D)."""
-        batch, n_queries, _, _ = query.shape
         scale = self.d_head**-0.5
-        position = self.position(positions).unflatten(-1, (self.n_heads, self.d_head))
+        position = self.position(positions).unflatten(-1, (self.n_heads, self.d_head)).transpose(-3, -2)
         # (q + u) . k + (q + v) . p = q . (k + p) + (u . k + v . p)
-        of_key = (key * self.pos_bias_u).sum(-1) + (position * self.pos_bias_v).sum(-1)  # (B, K, H)
-        scores = torch.matmul(query.transpose(1, 2) * scale, (key + position).permute(0, 2, 3, 1))
-        scores = scores + (of_key * scale).transpose(1, 2)[:, :, None, :]  # (B, H, Q, K)
+        of_u, of_v = key * self.pos_bias_u[:, None], position * self.pos_bias_v[:, None]
+        of_key = of_u.sum(-1) + of_v.sum(-1)  # (B, H, K)
+        scores = torch.matmul(query * scale, (key + position).transpose(2, 3))
+        scores = scores + (of_key * scale)[:, :, None, :]  # (B, H, Q, K)
         weights = torch.softmax(scores + bias, dim=-1)
-        context = torch.matmul(self.dropout(weights), value.transpose(1, 2))  # (B, H, Q, d)
-        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_queries, -1)))
+        return torch.matmul(self.dropout(weights), value).transpose(1, 2)

@@ -70,7 +70,9 @@ class LegacyRelPosAttention(RelPosAttention):
         super().__init__(config)
         self.n_rows = config.position_table
 
-    def forward(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor
+    ) -> Tensor:
         """See `RelPosAttention.forward`; positions are (T, D), from `LegacyPositions`."""
         batch, n_frames, _ = x.shape
         query, key, value = self.qkv(x).reshape(batch, n_frames, 3, self.n_heads, self.d_head).unbind(2)

@@ -1,12 +1,11 @@
 """Self-attention over encoder frames with Transformer-XL relative positions.
 
 The encoder computes masks and positions once for all layers. Nothing is looked up in a table of fixed length.
-What this file does not do: keep the memory of a stream. `edge_asr.model.streaming` keeps it; `memorize` and
-`recall` use it.
+What this file does not do: keep the memory of a stream between chunks (edge_asr.model.streaming).
 """
 
 import math
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,7 @@ class RelativePositions(nn.Module):
         return self._encode(n_frames, 2 * n_frames)
 
     def stream(self, n_frames: int, n_memory: int, n_before: Tensor) -> Tensor:
-        """Encode distances n_memory + n_frames, ..., -(n_frames - 1), for `RelPosAttention.recall`."""
+        """Encode distances n_memory + n_frames, ..., -(n_frames - 1), for `RelPosAttention` with a memory."""
         return self._encode(n_memory + n_frames, n_memory + 2 * n_frames)
 
     def _encode(self, first: int, n_distances: int) -> Tensor:
@@ -63,6 +62,34 @@ def relative_shift(scores: Tensor) -> Tensor:
     return rows[:, :, :, : n_distances - n_queries]
 
 
+def recall(attention: Any, x: Tensor, memory: Tensor, n_new: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Project a chunk, and join it to what attention recalls of the frames before.
+
+    Args:
+        attention: has `qkv`, or for NeMo's memory `query` and `keys_values`, and `n_heads`.
+        x: float (B * Q, D).
+        memory: float (B, 2H, M, d) of keys, then values, or float (B, 1, M, D) of inputs, as in NeMo's cache.
+        n_new: Q.
+
+    Returns:
+        Queries (B, H, Q, d); keys and values (B, H, M + Q, d); the memory with the chunk's frames.
+    """
+    n_heads, d_model, batch = attention.n_heads, x.shape[1], memory.shape[0]
+
+    def split_heads(projected: Tensor, n_frames: int) -> Tensor:
+        return projected.reshape(batch, n_frames, -1, d_model // n_heads).transpose(1, 2)
+
+    if memory.shape[1] == 1:
+        memory = torch.cat((memory, x.reshape(batch, 1, n_new, d_model)), dim=2)
+        query = split_heads(attention.query(x), n_new)
+        both = split_heads(attention.keys_values(memory.reshape(-1, d_model)), memory.shape[2])
+    else:
+        query, both = torch.split(split_heads(attention.qkv(x), n_new), [n_heads, 2 * n_heads], dim=1)
+        both = memory = torch.cat((memory, both), dim=2)
+    keys, values = torch.split(both, n_heads, dim=1)
+    return query, keys, values, memory
+
+
 class RelPosAttention(nn.Module):
     """Multi-head attention with relative positions and untied biases u and v.
 
@@ -80,62 +107,45 @@ class RelPosAttention(nn.Module):
         self.pos_bias_v = nn.Parameter(torch.zeros(config.n_heads, self.d_head))
         self.dropout = nn.Dropout(config.dropout_attention)
 
-    def forward(self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-        """Attend.
+    def forward(
+        self, x: Tensor, bias: Tensor, positions: Tensor, valid: Tensor, memory: Tensor | None = None
+    ) -> Any:
+        """Attend: within a clip, or with a memory from a chunk to the frames before it and its own.
 
         Args:
-            x: float (B, T, D).
-            bias: float (B, 1, 1 or T, T), added to the scores (`masks.attention_bias`).
-            positions: float (2T, D), from `RelativePositions`.
-            valid: unused, because the bias holds it.
+            x: float (B, T, D), the clip, or (B * T, D), the chunk.
+            bias: float (B, 1, 1 or T, K), added to the scores (`masks.attention_bias`); K is T for a clip.
+            positions: float (2T, D), from `RelativePositions`; from its `stream` with a memory.
+            valid: bool (B, T).
+            memory: what attention recalls of the frames before the chunk; see `recall`.
 
         Returns:
-            float (B, T, D).
+            float, the shape of `x`; with a memory also the memory with the chunk's frames.
         """
-        batch, n_frames, _ = x.shape
-        query, key, value = self.qkv(x).reshape(batch, n_frames, 3, self.n_heads, self.d_head).unbind(2)
-        return self._attend(query, key, value, bias, positions)
+        if memory is None:
+            query, key, value = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)
+            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+            return self.out(self._attend(query, key, value, bias, positions).flatten(2))
+        query, key, value, memory = recall(self, x, memory, valid.shape[1])
+        return self.out(self._attend(query, key, value, bias, positions).reshape(-1, x.shape[1])), memory
 
-    def memorize(self, x: Tensor) -> Tensor:
-        """Return what `recall` will need of these frames: their input, which is what NeMo's cache holds."""
-        return x
-
-    def recall(self, x: Tensor, memory: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
-        """Attend from a chunk to memorized frames, which include its own.
-
-        Args:
-            x: float (B, Q, D), the chunk.
-            memory: float (B, K, D or 2D), from `memorize`; its last Q frames are those of `x`.
-            bias: float (B, 1, 1 or Q, K), added to the scores.
-            positions: from the `stream` of the positions.
-
-        Returns:
-            float (B, Q, D).
-        """
+    def query(self, x: Tensor) -> Tensor:
+        """(..., D) -> queries (..., D)."""
         d_model = self.n_heads * self.d_head
-        query = F.linear(x, self.qkv.weight[:d_model], self.qkv.bias[:d_model])
-        key, value = self._keys_values(memory).chunk(2, dim=-1)
-        query, key, value = (self._split_heads(part) for part in (query, key, value))
-        return self._attend(query, key, value, bias, positions)
+        return F.linear(x, self.qkv.weight[:d_model], self.qkv.bias[:d_model])
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, H, d)."""
-        return x.reshape(x.shape[0], x.shape[1], self.n_heads, self.d_head)
-
-    def _keys_values(self, x: Tensor) -> Tensor:
-        """(B, K, D) -> keys and values (B, K, 2D)."""
+    def keys_values(self, x: Tensor) -> Tensor:
+        """(..., D) -> keys, then values (..., 2D)."""
         d_model = self.n_heads * self.d_head
         return F.linear(x, self.qkv.weight[d_model:], self.qkv.bias[d_model:])
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
-        """Attend: queries (B, Q, H, d) are the last of the K frames of keys and values (B, K, H, d)."""
-        batch, n_queries, _, _ = query.shape
+        """Attend: queries (B, H, Q, d) are the last of the K frames of keys and values; (B, Q, H, d)."""
         scale = self.d_head**-0.5
-        query_u = ((query + self.pos_bias_u) * scale).transpose(1, 2)  # (B, H, Q, d)
-        query_v = ((query + self.pos_bias_v) * scale).transpose(1, 2)
+        query_u = (query + self.pos_bias_u[:, None]) * scale  # (B, H, Q, d)
+        query_v = (query + self.pos_bias_v[:, None]) * scale
         position = self.position(positions).reshape(-1, self.n_heads, self.d_head).permute(1, 2, 0)
-        by_content = torch.matmul(query_u, key.permute(0, 2, 3, 1))  # (B, H, Q, K)
+        by_content = torch.matmul(query_u, key.transpose(2, 3))  # (B, H, Q, K)
         by_distance = relative_shift(torch.matmul(query_v, position))
         weights = torch.softmax(by_content + by_distance + bias, dim=-1)
-        context = torch.matmul(self.dropout(weights), value.transpose(1, 2))  # (B, H, Q, d)
-        return cast(Tensor, self.out(context.transpose(1, 2).reshape(batch, n_queries, -1)))
+        return torch.matmul(self.dropout(weights), value).transpose(1, 2)

@@ -47,27 +47,30 @@ class Convolution(nn.Module):
         Returns:
             float (B, T, D).
         """
-        return self._filter(F.pad(self._gate(x, valid), self.context))
+        return self._filter(F.pad(self._gate(x, valid).transpose(1, 2), self.context))
 
     def stream(self, x: Tensor, valid: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve a chunk that follows what came before it.
 
         Args:
-            x: float (B, Q, D).
+            x: float (B * Q, D).
             valid: bool (B, Q).
-            cache: float (B, D, left), the last frames before the chunk; zeros at the clip's beginning.
+            cache: float (B, 1, left, D), the last frames before the chunk; zeros at the clip's beginning.
 
         Returns:
-            float (B, Q, D); the frames of the cache and the chunk, (B, D, left + Q), from which the next
+            float (B * Q, D); the frames of the cache and the chunk, (B, 1, left + Q, D), from which the next
             cache is cut.
         """
-        frames = torch.cat((cache, self._gate(x, valid)), dim=2)
-        return self._filter(F.pad(frames, (0, self.context[1]))), frames
+        # Nothing valid reads what follows the clip, unless the convolution looks ahead.
+        gated = self._gate(x, valid if self.context[1] else None)
+        frames = torch.cat((cache, gated.reshape(len(cache), 1, valid.shape[1], -1)), dim=2)
+        filtered = self._filter(F.pad(frames.squeeze(1).transpose(1, 2), (0, self.context[1])))
+        return filtered.reshape(x.shape), frames
 
-    def _gate(self, x: Tensor, valid: Tensor) -> Tensor:
-        """(B, T, D) -> the depthwise convolution's input (B, D, T), 0 on padding."""
+    def _gate(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """(B, T, D) or (B * T, D) -> the depthwise convolution's input of the same shape, 0 on padding."""
         x = F.glu(self.pointwise_in(self.norm(x)), dim=-1)
-        return (x * valid[:, :, None].to(x.dtype)).transpose(1, 2)
+        return x if valid is None else x * valid.reshape(*x.shape[:-1], 1).to(x.dtype)
 
     def _filter(self, x: Tensor) -> Tensor:
         """(B, D, left + T + right) -> (B, T, D)."""

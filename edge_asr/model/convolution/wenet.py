@@ -33,14 +33,14 @@ class WenetConvolution(Convolution):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """See `Convolution.forward`; `valid` is not needed."""
-        return self._filter(F.pad(self.norm(x).transpose(1, 2), (self.context[0], 0)))
+        return self._filter(F.pad(self.norm(x), (0, 0, self.context[0], 0)))
 
     def stream(self, x: Tensor, valid: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """See `Convolution.stream`; the cache holds frames after the LayerNorm, as in WeNet."""
-        frames = torch.cat((cache, self.norm(x).transpose(1, 2)), dim=2)
-        return self._filter(frames), frames
+        new = self.norm(x).reshape(cache.shape[0], 1, valid.shape[1], -1)
+        frames = torch.cat((cache, new), dim=2)
+        return self._filter(frames.squeeze(1)).reshape(x.shape), frames
 
     def _filter(self, x: Tensor) -> Tensor:
-        """(B, D, k - 1 + T) -> (B, T, D)."""
-        x = F.glu(self.pointwise_in(x.transpose(1, 2)), dim=-1)
-        return super()._filter(x.transpose(1, 2))
+        """(B, k - 1 + T, D) -> (B, T, D)."""
+        return super()._filter(F.glu(self.pointwise_in(x), dim=-1).transpose(1, 2))
