@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.calibration.forms import WHOLE_CLIPS, GraphForm
 from edge_asr.errors import BackendError
 from edge_asr.frames import OutputFrames
-from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import Outputs, run_cases
 from edge_asr.proof.stages import Progress
@@ -41,6 +41,8 @@ def make_cpu_graph(
     outputs: Outputs,
     output_frames: OutputFrames,
     progress: Progress | None = None,
+    *,
+    form: GraphForm = WHOLE_CLIPS,
 ) -> onnx.ModelProto | None:
     """Make the graph that onnxruntime's CPU provider runs; None, with a warning, if its outputs differ.
 
@@ -50,10 +52,11 @@ def make_cpu_graph(
         outputs: what `model` gave for them.
         output_frames: the model's rule for output frames.
         progress: called with (cases done, cases in all).
+        form: the kind of graph.
     """
     try:
         rewritten = _rewrite(model)
-        with open_graph(rewritten, precision="int8", rewritten=True) as backend:
+        with form.open(rewritten, rewritten=True) as backend:
             candidate = run_cases(backend, cases, output_frames, progress=progress)
     except (BackendError, RuntimeError) as error:
         logger.warning("no copy of the INT8 graph for the CPU: %s", error)

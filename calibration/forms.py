@@ -45,7 +45,11 @@ class GraphForm(Protocol):
         ...
 
     def open(
-        self, model: onnx.ModelProto | MappedGraph, *, num_threads: int | None = None
+        self,
+        model: onnx.ModelProto | MappedGraph,
+        *,
+        num_threads: int | None = None,
+        rewritten: bool = False,
     ) -> AbstractContextManager[LogProbModel]:
         """Open a graph of this kind as a model of whole clips, closed at the end of the block."""
         ...
@@ -66,10 +70,14 @@ class WholeClips:
     label = "int8"
 
     def open(
-        self, model: onnx.ModelProto | MappedGraph, *, num_threads: int | None = None
+        self,
+        model: onnx.ModelProto | MappedGraph,
+        *,
+        num_threads: int | None = None,
+        rewritten: bool = False,
     ) -> AbstractContextManager[LogProbModel]:
         """See `GraphForm`."""
-        return open_graph(model, num_threads=num_threads)
+        return open_graph(model, num_threads=num_threads, rewritten=rewritten)
 
     def feeds(self, model: onnx.ModelProto, clips: Sequence[F32Array]) -> Feeds:
         """See `GraphForm`; views, so that the list costs nothing."""
@@ -91,10 +99,15 @@ class StreamSteps:
 
     @contextmanager
     def open(
-        self, model: onnx.ModelProto | MappedGraph, *, num_threads: int | None = None
+        self,
+        model: onnx.ModelProto | MappedGraph,
+        *,
+        num_threads: int | None = None,
+        rewritten: bool = False,
     ) -> Iterator[LockstepStreams]:
         """See `GraphForm`."""
-        with open_stream(model, self.geometry, num_threads=num_threads, **self._sizes) as step:
+        options = {**self._sizes, "num_threads": num_threads, "rewritten": rewritten}
+        with open_stream(model, self.geometry, **options) as step:
             yield LockstepStreams(step)
 
     def feeds(self, model: onnx.ModelProto, clips: Sequence[F32Array]) -> Feeds:

@@ -201,7 +201,9 @@ def quantize_to_int8(
         ranged, measured = _halve(chosen, features)
         feeds = form.feeds(model, [clip.features for clip in ranged])
     with stages.stage(f"{form.label}: smooth"):
-        smoothed, n_smoothed = gemms_to_products(shift_to_angles(model)), 0
+        # A stream has its table of positions as a constant.
+        angles = shift_to_angles(model) if form is WHOLE_CLIPS else model
+        smoothed, n_smoothed = gemms_to_products(angles), 0
         if options.smoothing is not None:
             tensors = find_smoothable_tensors(smoothed)
             channel_amax = collect_channel_amax(smoothed, tensors, feeds)

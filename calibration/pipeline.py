@@ -14,7 +14,13 @@ from typing import Any
 import edge_asr
 from edge_asr.atomic import check_target, replacing_folder
 from edge_asr.bundle.folder import BUNDLE_FOLDER, EMBEDDED_MODELS, Bundle
-from edge_asr.bundle.names import CPU_GRAPH_NAME, MODEL_FILES, PLOT_NAME, STREAM_INT8_NAME
+from edge_asr.bundle.names import (
+    CPU_GRAPH_NAME,
+    MODEL_FILES,
+    PLOT_NAME,
+    STREAM_CPU_GRAPH_NAME,
+    STREAM_INT8_NAME,
+)
 from edge_asr.bundle.writer import write_manifest
 from edge_asr.calibration.int8 import Int8Options, Int8Result, choose_calibration_set
 from edge_asr.calibration.proof import Int8Graph, make_int8
@@ -108,7 +114,7 @@ def _write(folder: Path, source: Bundle, graphs: Sequence[Int8Graph], *, verifie
     streaming = source.info.streaming
     offline, stream = graphs[0], graphs[1] if len(graphs) > 1 else None
     if stream is not None:
-        stale.append(STREAM_INT8_NAME)
+        stale += [STREAM_INT8_NAME, STREAM_CPU_GRAPH_NAME]
     shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*stale))
     artifact = offline.write(folder)
     if stream is not None and streaming is not None:

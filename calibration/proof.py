@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_asr.bundle.manifest import Artifact
-from edge_asr.bundle.names import PLOT_NAME, STREAM_INT8_NAME
+from edge_asr.bundle.names import CPU_GRAPH_NAME, PLOT_NAME, STREAM_CPU_GRAPH_NAME, STREAM_INT8_NAME
 from edge_asr.bundle.writer import write_cpu_graph, write_model
 from edge_asr.calibration.cpu_graph import make_cpu_graph
 from edge_asr.calibration.forms import WHOLE_CLIPS, GraphForm, StreamSteps
@@ -45,8 +45,8 @@ class Int8Graph:
     Attributes:
         result: the graph, how it was made, and what it loses.
         step: its run on every case, against float32.
-        cpu_graph: the graph for onnxruntime's CPU provider (cpu_graph.py); None if the proof failed,
-            onnxruntime makes no graph with the same outputs, or this is a stream.
+        cpu_graph: the graph for onnxruntime's CPU provider (cpu_graph.py); None if the proof failed, or
+            onnxruntime makes no graph with the same outputs.
     """
 
     result: Int8Result
@@ -64,22 +64,19 @@ class Int8Graph:
         return self.step.candidate == STREAMED_INT8_NAME
 
     def write(self, folder: Path) -> Artifact:
-        """Write it into a bundle, the offline graph with its copy for the CPU and the plot; describe it."""
+        """Write it and its copy for the CPU into a bundle, and describe it; the offline one with the plot."""
         result = self.result
+        file, copy = None, CPU_GRAPH_NAME
         if self.is_stream:
-            ratio = result.time_ratio
-            return write_model(
-                folder, result.model, "int8", "int8", file=STREAM_INT8_NAME, cpu_time_over_fp32=ratio
-            )
-        write_plot(result.sensitivity, result.float32_bytes, folder / PLOT_NAME)
-        return write_model(
-            folder,
-            result.model,
-            "int8",
-            "int8",
-            cpu_time_over_fp32=result.time_ratio,
-            cpu_graph=None if self.cpu_graph is None else write_cpu_graph(folder, self.cpu_graph),
-        )
+            file, copy = STREAM_INT8_NAME, STREAM_CPU_GRAPH_NAME
+        else:
+            write_plot(result.sensitivity, result.float32_bytes, folder / PLOT_NAME)
+        ratio = result.time_ratio
+        artifact = write_model(folder, result.model, "int8", "int8", file=file, cpu_time_over_fp32=ratio)
+        if self.cpu_graph is None:
+            return artifact
+        cpu_graph = write_cpu_graph(folder, self.cpu_graph, artifact, file=copy)
+        return dataclasses.replace(artifact, cpu_graph=cpu_graph)
 
 
 def make_int8(
@@ -134,9 +131,11 @@ def make_int8(
         outputs = inputs.run(int8, stages, f"prove: {form.label}")
     step = inputs.compare(reference, outputs, *names, INT8_TOLERANCE)
     cpu_graph = None
-    if stream is None and find_failure(result, step) is None:
-        with stages.stage("int8 for the CPU") as progress:
-            cpu_graph = make_cpu_graph(result.model, inputs.cases, outputs, inputs.output_frames, progress)
+    if find_failure(result, step) is None:
+        with stages.stage(f"{form.label} for the CPU") as progress:
+            cpu_graph = make_cpu_graph(
+                result.model, inputs.cases, outputs, inputs.output_frames, progress, form=form
+            )
     return Int8Graph(result=result, step=step, cpu_graph=cpu_graph)
 
 

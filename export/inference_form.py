@@ -71,6 +71,17 @@ def to_inference_form(model: nn.Module) -> nn.Module:
     return folded.eval()
 
 
+def freeze_stream_positions(model: ConformerCTC, n_new: int, n_memory: int) -> None:
+    """Make positions constants in an inference form that runs in chunks of always the same distances."""
+    positions = model.encoder.positions
+    for layer in model.encoder.layers if isinstance(positions, HalfPositions) else ():
+        attention = cast(ShiftAttention, cast(ConformerBlock, layer).attention)
+        with torch.no_grad():
+            rows = getattr(attention, DISTANCE_TABLE)(*positions(n_memory + n_new), n_new)
+            heads = rows.reshape(-1, attention.n_heads, attention.d_head)
+            attention.table = heads.permute(1, 2, 0).contiguous()
+
+
 def _scale_projection(feed_forward: FeedForward, factor: float) -> None:
     with torch.no_grad():
         feed_forward.project.weight.mul_(factor)
@@ -129,9 +140,11 @@ class ShiftedProduct(nn.Module):
     """Computes scores by distance; a module of its own, so that its nodes can be found by name."""
 
     def forward(self, query: Tensor, table: Tensor) -> Tensor:
-        """(B, H, Q, d) and (K + 1 + Q, D) of `DistanceTable` -> (B, H, Q, K)."""
+        """(B, H, Q, d) and (K + 1 + Q, D) of `DistanceTable`, or (H, d, K + 1 + Q) -> (B, H, Q, K)."""
         batch, n_heads, n_queries, d_head = query.shape
-        scores = torch.matmul(query, table.reshape(-1, n_heads, d_head).permute(1, 2, 0))  # (B, H, Q, N)
+        if table.dim() == 2:
+            table = table.reshape(-1, n_heads, d_head).permute(1, 2, 0)
+        scores = torch.matmul(query, table)  # (B, H, Q, N)
         n_distances = scores.shape[3]
         # Row i needs columns Q - i and up, which in the flat matrix are rows of N - 1 that begin at Q.
         flat = scores.reshape(batch, n_heads, n_queries * n_distances)[:, :, n_queries:]
@@ -143,6 +156,7 @@ class ShiftAttention(nn.Module):
     """`RelPosAttention` with biases and scale in its weights, and half the projection of positions."""
 
     v_less_u: Tensor
+    table: Tensor | None
 
     def __init__(self, attention: RelPosAttention) -> None:
         super().__init__()
@@ -165,6 +179,7 @@ class ShiftAttention(nn.Module):
                 self.add_module(name, linear)  # for a memory of inputs
         self.add_module(DISTANCE_TABLE, DistanceTable(attention.position.weight))
         self.add_module(SHIFTED_PRODUCT, ShiftedProduct())
+        self.register_buffer("table", None)
         self.out = attention.out
 
     def forward(
@@ -195,7 +210,9 @@ class ShiftAttention(nn.Module):
     ) -> Tensor:
         """See `RelPosAttention._attend`."""
         by_content = torch.matmul(query, key.transpose(2, 3))  # (B, H, Q, K)
-        table = getattr(self, DISTANCE_TABLE)(*positions, query.shape[2])
+        table = self.table
+        if table is None:
+            table = getattr(self, DISTANCE_TABLE)(*positions, query.shape[2])
         scores = by_content + getattr(self, SHIFTED_PRODUCT)(query + self.v_less_u, table)
         weights = torch.softmax(scores + bias, dim=-1)
         return torch.matmul(weights, value).transpose(1, 2)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.bundle.folder import Bundle
-from edge_asr.bundle.manifest import Precision
+from edge_asr.bundle.manifest import Artifact, Precision
 from edge_asr.bundle.names import ENGINES_FOLDER
 from edge_asr.errors import BackendError, EngineError, MissingDependencyError, require
 
@@ -415,23 +415,32 @@ def _create_onnxruntime(
     bundle: Bundle, precision: str, device: str, num_threads: int | None
 ) -> BackendChoice:
     chosen = choose_precision(bundle, precision, device)
-    num_threads = _check_num_threads(num_threads)  # checked here, or it would look like a fault of the copy
-    graph = _find_cpu_graph(bundle, chosen) if device == "cpu" else None
-    runner: OnnxRuntimeBackend | None = None
-    if graph is not None:
-        try:
-            runner = OnnxRuntimeBackend(graph, precision=chosen, num_threads=num_threads, rewritten=True)
-        except BackendError as error:  # its operators are internal to onnxruntime, and may change
-            logger.warning("%s; %s is taken instead", error, bundle.artifact(chosen).file)
-    if runner is None:
-        path = bundle.artifact_path(chosen)
-        runner = OnnxRuntimeBackend(path, precision=chosen, device=device, num_threads=num_threads)
+    runner = open_artifact(bundle, bundle.artifact(chosen), device=device, num_threads=num_threads)
     return BackendChoice(backend=runner, reason=f"{device}, {chosen}, {runner.num_threads} threads")
 
 
-def _find_cpu_graph(bundle: Bundle, precision: Precision) -> Path | None:
+def open_artifact(
+    bundle: Bundle, artifact: Artifact, *, device: str = "cpu", num_threads: int | None = None
+) -> OnnxRuntimeBackend:
+    """Open a file of a bundle with onnxruntime, on the CPU its copy for it, if that can be loaded.
+
+    Raises:
+        MissingDependencyError, BackendError: see `OnnxRuntimeBackend`.
+    """
+    num_threads = _check_num_threads(num_threads)  # checked here, or it would look like a fault of the copy
+    graph = _find_cpu_graph(bundle, artifact) if device == "cpu" else None
+    options: dict[str, Any] = {"precision": artifact.precision, "num_threads": num_threads}
+    if graph is not None:
+        try:
+            return OnnxRuntimeBackend(graph, rewritten=True, **options)
+        except BackendError as error:  # its operators are internal to onnxruntime, and may change
+            logger.warning("%s; %s is taken instead", error, artifact.file)
+    return OnnxRuntimeBackend(bundle.path / artifact.file, device=device, **options)
+
+
+def _find_cpu_graph(bundle: Bundle, artifact: Artifact) -> Path | None:
     """Find the artifact as onnxruntime's CPU provider rewrote it, unless this onnxruntime is older."""
-    graph = bundle.artifact(precision).cpu_graph
+    graph = artifact.cpu_graph
     if graph is None:
         return None
     have = load_onnxruntime().__version__

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.errors import AudioError, BackendError
-from edge_asr.runtime.backends import OnnxRuntimeBackend, check_log_probs
+from edge_asr.runtime.backends import OnnxRuntimeBackend, check_log_probs, open_artifact
 from edge_asr.stream_geometry import StreamingGeometry
 
 F32Array = npt.NDArray[np.float32]
@@ -63,32 +63,23 @@ class StreamingModel:
     """A loaded streaming graph. It holds no state of a stream, so it may serve many, from several threads.
 
     Args:
-        path: the file.
+        backend: runs the graph; closed with this.
         geometry: the geometry that it was exported with.
         n_mels, vocab_size: bands of the features, and outputs, the blank included.
-        precision: precision of the file, for reports.
-        num_threads, device: see `OnnxRuntimeBackend`.
-
-    Raises:
-        MissingDependencyError: onnxruntime is not installed.
-        BackendError: the device is not available, or the file cannot be loaded.
     """
 
     def __init__(
         self,
-        path: Path,
+        backend: OnnxRuntimeBackend,
         geometry: StreamingGeometry,
         *,
         n_mels: int,
         vocab_size: int,
-        precision: str = "fp32",
-        num_threads: int | None = None,
-        device: str = "cpu",
     ) -> None:
         self.geometry = geometry
-        self.precision = precision
+        self.precision = backend.precision
         self.n_mels, self.vocab_size = n_mels, vocab_size
-        self._backend = OnnxRuntimeBackend(path, precision=precision, device=device, num_threads=num_threads)
+        self._backend = backend
 
     @classmethod
     def load(
@@ -103,7 +94,7 @@ class StreamingModel:
 
         Raises:
             BundleError: there is no bundle, or it lacks a streaming graph.
-            MissingDependencyError, BackendError: see the class.
+            MissingDependencyError, BackendError: see `OnnxRuntimeBackend`.
         """
         if not isinstance(bundle, Bundle):
             bundle = Bundle.load(bundle)
@@ -114,13 +105,10 @@ class StreamingModel:
                 "the bundle has no streaming graph in %s: partials run in %s", precision, artifact.precision
             )
         return cls(
-            bundle.path / artifact.file,
+            open_artifact(bundle, artifact, device=device, num_threads=num_threads),
             streaming.geometry,
             n_mels=bundle.info.features.n_mels,
             vocab_size=bundle.info.vocabulary_size,
-            precision=artifact.precision,
-            num_threads=num_threads,
-            device=device,
         )
 
     def start(self) -> StreamState:

@@ -118,11 +118,15 @@ class Bundle:
             sha256, found = _hash_and_find(path, _EXTERNAL_DATA)
             if sha256 != file.sha256:
                 raise self._altered(file)
-            if found and not isinstance(file, LanguageModelFile):
+            if found and not isinstance(file, LanguageModelFile) and not self._reads_artifact(file):
                 raise BundleError(
                     f"{path} keeps weights in another file (ONNX external data), which no hash in "
                     "bundle.json covers; export the model again: edge-asr writes each model in one file"
                 )
+
+    def _reads_artifact(self, file: Artifact | CpuGraph) -> bool:
+        """Tell whether the weights of a graph lie in an artifact, whose hash covers them."""
+        return isinstance(file, CpuGraph) and file.weights_file in {a.file for a in self._artifacts}
 
     def artifact(self, precision: Precision) -> Artifact:
         """Return the artifact of a precision.
@@ -160,11 +164,14 @@ class Bundle:
         return self.info.streaming
 
     @property
+    def _artifacts(self) -> tuple[Artifact, ...]:
+        return (*self.info.artifacts, *(() if self.info.streaming is None else self.info.streaming.artifacts))
+
+    @property
     def _files(self) -> list[Artifact | CpuGraph | LanguageModelFile]:
-        streaming = () if self.info.streaming is None else self.info.streaming.artifacts
-        artifacts = (*self.info.artifacts, *streaming)
+        copies = (artifact.cpu_graph for artifact in self._artifacts)
         language_model = () if self.info.language_model is None else (self.info.language_model,)
-        return [*artifacts, *(a.cpu_graph for a in artifacts if a.cpu_graph is not None), *language_model]
+        return [*self._artifacts, *(copy for copy in copies if copy is not None), *language_model]
 
     def _check_sizes(self) -> None:
         for file in self._files:

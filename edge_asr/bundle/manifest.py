@@ -37,15 +37,19 @@ class CpuGraph:
         sha256: hash of the file, lower-case hex.
         size_bytes: size of the file.
         onnxruntime: version that wrote it; older versions take the artifact itself.
+        weights_file: the artifact whose file holds its large weights; None if its own does.
     """
 
     file: str
     sha256: str
     size_bytes: int
     onnxruntime: str
+    weights_file: str | None = None
 
     def __post_init__(self) -> None:
         _check_file_name(self.file)
+        if self.weights_file is not None:
+            _check_file_name(self.weights_file)
         if not re.match(r"\d+\.\d+", self.onnxruntime):
             raise BundleError(f"{self.file} names onnxruntime {self.onnxruntime!r}; a version is like 1.32.0")
 

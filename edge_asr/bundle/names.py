@@ -21,6 +21,7 @@ MODEL_FILES: Mapping[str, str] = {
 CPU_GRAPH_NAME = "model.int8.cpu.onnx"
 STREAM_NAME = "stream.onnx"
 STREAM_INT8_NAME = "stream.int8.onnx"
+STREAM_CPU_GRAPH_NAME = "stream.int8.cpu.onnx"
 LANGUAGE_MODEL_NAME = "lm.bin"
 #: The same lines as tokens.txt, and the model's type: what onnx-asr reads.
 VOCAB_NAME = "vocab.txt"

@@ -126,7 +126,7 @@ class StreamingStep(nn.Module):
         if geometry.layout == "nemo":
             time = time.transpose(2, 3)
             if self.counts_on:
-                rows = channel.reshape(len(channel), geometry.n_layers, -1, *channel.shape[2:])
+                rows = channel.reshape(channel.shape[0], geometry.n_layers, -1, *channel.shape[2:])
                 channel = rows.transpose(2, 3).flatten(3)
         return StreamCaches(channel=channel, time=time, channel_len=n_heard)
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edge_asr.graph.mapped import MappedGraph
 from edge_asr.proof.cases import ProofCase
+from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.stream_geometry import StreamingGeometry
 
@@ -152,6 +153,7 @@ def open_stream(
     n_mels: int,
     vocab_size: int,
     num_threads: int | None = None,
+    rewritten: bool = False,
 ) -> Iterator[StreamingModel]:
     """Open a streaming graph in memory with the runtime's own code; it is closed at the end of the block.
 
@@ -161,9 +163,10 @@ def open_stream(
         BackendError: onnxruntime cannot load it.
     """
     with contextlib.nullcontext(model) if isinstance(model, MappedGraph) else MappedGraph(model) as graph:
-        streaming = StreamingModel(
-            graph.path, geometry, n_mels=n_mels, vocab_size=vocab_size, num_threads=num_threads
+        backend = OnnxRuntimeBackend(
+            graph.path, precision="fp32", num_threads=num_threads, rewritten=rewritten
         )
+        streaming = StreamingModel(backend, geometry, n_mels=n_mels, vocab_size=vocab_size)
         try:
             yield streaming
         finally:

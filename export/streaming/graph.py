@@ -48,10 +48,12 @@ def make_stream_graph(
     """
     require("torch", extra="export")
     # Both import torch.
-    from edge_asr.export.inference_form import to_inference_form
+    from edge_asr.export.inference_form import freeze_stream_positions, to_inference_form
     from edge_asr.model.streaming import StreamingStep
 
-    step = StreamingStep(cast("ConformerCTC", to_inference_form(model)), geometry)
+    rewritten = cast("ConformerCTC", to_inference_form(model))
+    freeze_stream_positions(rewritten, geometry.chunk_frames + geometry.ahead_frames, geometry.left_frames)
+    step = StreamingStep(rewritten, geometry)
     graph = simplify_stream(export_stream(step, opset=opset), geometry, model.config.n_mels)
     check_stream(graph, geometry)
     return graph

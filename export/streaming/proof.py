@@ -126,7 +126,7 @@ def make_stored_stream(stream: StreamGraph, inputs: ProofInputs, stages: Stages)
     """
     cases = stream_cases(inputs.cases, stream.geometry)
     inputs = dataclasses.replace(inputs, cases=cases)
-    sizes = {"n_mels": inputs.features.n_mels, "vocab_size": len(inputs.vocabulary)}
+    sizes: dict[str, Any] = {"n_mels": inputs.features.n_mels, "vocab_size": len(inputs.vocabulary)}
     with stages.stage("store weights as fp16"):
         model = store_weights_as_float16(stream.model)
         check_stream(model, stream.geometry)

@@ -16,6 +16,7 @@ from edge_asr.calibration.forms import StreamSteps
 from edge_asr.calibration.int8_groups import group_nodes
 from edge_asr.calibration.products import gemms_to_products
 from edge_asr.calibration.sensitivity import count_multiply_adds
+from edge_asr.errors import BundleError
 from edge_asr.export.optimize import count_operators
 from edge_asr.proof.streams import LockstepStreams
 from edge_asr.runtime.recognizer import Recognizer
@@ -117,6 +118,25 @@ def test_int8_runs_in_integers_and_stays_close(bundle: Bundle) -> None:
         outputs[precision] = LockstepStreams(model).log_probs(clip()[None], np.array([150]))[0]
     difference = np.abs(outputs["int8"] - outputs["fp32"])
     assert 0 < difference.max() < 1.0
+
+
+def test_copies_for_the_cpu_share_the_weights_of_their_artifacts(bundle: Bundle, tmp_path: Path) -> None:
+    for artifact in (bundle.artifact("int8"), bundle.streaming.find("int8")):
+        copy = artifact.cpu_graph
+        assert copy is not None
+        assert (copy.file, copy.weights_file) == (artifact.file.replace(".onnx", ".cpu.onnx"), artifact.file)
+        graph = onnx.load(bundle.path / copy.file, load_external_data=False).graph
+        shared = [i for i in graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
+        assert len(shared) > 4
+        assert all(i.external_data[0].value == artifact.file for i in shared)
+    model = StreamingModel.load(bundle, precision="int8", num_threads=1)
+    assert model._backend.path.name == "stream.int8.cpu.onnx"
+    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    data = json.loads((folder / "bundle.json").read_text())
+    data["streaming"]["int8"]["cpu_graph"]["weights_file"] = "other.onnx"
+    (folder / "bundle.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=r"stream\.int8\.cpu\.onnx keeps weights in another file"):
+        Bundle.load(folder)
 
 
 def test_recognizer_streams_in_its_own_precision(bundle: Bundle) -> None:

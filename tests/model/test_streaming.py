@@ -15,7 +15,11 @@ from small_models import N_MELS, build_model
 from torch import Tensor
 
 from edge_asr.errors import ConfigError
-from edge_asr.export.inference_form import HalfPositions, to_inference_form
+from edge_asr.export.inference_form import (
+    HalfPositions,
+    freeze_stream_positions,
+    to_inference_form,
+)
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.model.streamable import geometry_from_config, why_not_streamable
@@ -103,6 +107,11 @@ def test_inference_form_streams_the_same(name: str, layout: StreamLayout) -> Non
     rewritten = to_inference_form(model)
     assert isinstance(rewritten, ConformerCTC)
     assert isinstance(rewritten.encoder.positions, HalfPositions)
+    if layout == "kv":  # as a streaming graph has them; the other half of the cases computes them
+        geometry = step.geometry
+        n_new = geometry.chunk_frames + geometry.ahead_frames
+        freeze_stream_positions(rewritten, n_new, geometry.left_frames)
+        rewritten.encoder.positions.inverse_frequency.zero_()
     features = torch.randn(6 * step.geometry.shift_frames, N_MELS)
     torch.testing.assert_close(
         run_stream(make_step(rewritten, layout), features), run_stream(step, features), rtol=0, atol=5e-5

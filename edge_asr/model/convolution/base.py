@@ -63,7 +63,7 @@ class Convolution(nn.Module):
         """
         # Nothing valid reads what follows the clip, unless the convolution looks ahead.
         gated = self._gate(x, valid if self.context[1] else None)
-        frames = torch.cat((cache, gated.reshape(len(cache), 1, valid.shape[1], -1)), dim=2)
+        frames = torch.cat((cache, gated.reshape(cache.shape[0], 1, valid.shape[1], -1)), dim=2)
         filtered = self._filter(F.pad(frames.squeeze(1).transpose(1, 2), (0, self.context[1])))
         return filtered.reshape(x.shape), frames
 
