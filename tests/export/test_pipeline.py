@@ -33,6 +33,7 @@ FILES = {
     "model.onnx",
     "report.json",
     "report.md",
+    "self_test.flac",
     "tokens.txt",
     "vocab.txt",
 }
