@@ -7,13 +7,15 @@ takes longest. Times are of the processor, for the machine may be shared. The ph
 nearly all of greedy's time, so what the search adds is the difference. Goals: 10 000 phrases compile in less
 than 10 s, and the total with the grammar is at most twice greedy's.
 
-Accuracy, with --commands and --speech (JSON Lines manifests): every clip of a command whose text the
-grammar has must give that phrase; a clip of other speech must give none. The model runs once a clip, and each
-row of the table is one threshold: commands right, wrong and rejected; false accepts of other speech, and per
-hour.
+Accuracy, with --clips and --data: grammars of 40, 200 and 1000 robot commands said by a synthesizer
+(scripts/grammars/clips.py makes the folder), clean and in noise, and AN4 dev with its own texts; other speech
+and noise must be rejected. With --heard, what Whisper and PocketSphinx heard (scripts/grammars/hear.py)
+stands beside, on the same clips. The tables are Markdown; -o writes them below the text that a page has
+already.
 
     python scripts/bench_grammar.py
-    python scripts/bench_grammar.py --grammar robot.txt --commands commands.jsonl --speech other.jsonl
+    python scripts/bench_grammar.py --clips CLIPS --data DATA --heard HEARD -o
+    docs/results/grammar-2026-11-29.md
 """
 
 from __future__ import annotations
@@ -26,15 +28,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from grammars.accuracy import MAX_FALSE_ACCEPTS, measure_accuracy, to_markdown
 
 from edge_asr.audio import AudioFile
-from edge_asr.benchmark.grammar import LogProbsRecorder, count_by_threshold, find_phrases, hear_clips
 from edge_asr.benchmark.table import Table, make_console, print_table
-from edge_asr.manifest import read_manifest
 from edge_asr.runtime.decoding.decoder import Decoder
 from edge_asr.runtime.decoding.grammar.graph import TokenGraph, compile_graph
-from edge_asr.runtime.decoding.grammar.read import load_graph
-from edge_asr.runtime.decoding.grammar.recognition import MODES, GrammarDecoder, Mode
+from edge_asr.runtime.decoding.grammar.recognition import GrammarDecoder
 from edge_asr.runtime.decoding.grammar.template import parse_template
 from edge_asr.runtime.decoding.greedy import GreedyDecoder
 from edge_asr.runtime.recognizer import Recognizer
@@ -44,6 +44,8 @@ SAMPLE = Path(__file__).resolve().parents[1] / "edge_asr" / "models" / "samples"
 MAX_COMPILE_S = 10.0
 MAX_RATIO = 2.0
 CLIP_S = 3.0
+MIN_RIGHT, MAX_REJECTED = 0.97, 0.05
+TABLES = "## Tables"
 _SYLLABLES = [consonant + vowel for consonant in "bklmnrst" for vowel in "aeio"]
 
 
@@ -53,27 +55,30 @@ def main() -> int:
     parser.add_argument("-m", "--model", default="tiny-en")
     parser.add_argument("--phrases", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--grammar", type=Path)
-    parser.add_argument("--commands", type=Path)
-    parser.add_argument("--speech", type=Path)
-    parser.add_argument("--clips", type=int, default=60, help="at most so many of each manifest")
-    parser.add_argument("--mode", choices=MODES, default="whole")
+    parser.add_argument("--clips", type=Path, help="folder of scripts/grammars/clips.py")
+    parser.add_argument("--data", type=Path, help="folder of an4_dev, the other speech and noise (.jsonl)")
+    parser.add_argument("--heard", type=Path, help="folder of what peers heard")
+    parser.add_argument("-o", "--output", type=Path, help="page whose tables are replaced")
     arguments = parser.parse_args()
-    result: dict[str, object] = {}
-    if arguments.grammar is None:
-        result["speed"] = measure_speed(arguments.model, arguments.phrases, arguments.repeats)
-    else:
-        result["accuracy"] = measure_accuracy(
-            arguments.model,
-            arguments.grammar,
-            arguments.commands,
-            arguments.speech,
-            arguments.clips,
-            arguments.mode,
-        )
-    print(json.dumps(result))
-    speed = result.get("speed")
-    return int(isinstance(speed, dict) and not speed["goals_met"])
+    if arguments.clips is None:
+        speed = measure_speed(arguments.model, arguments.phrases, arguments.repeats)
+        print(json.dumps({"speed": speed}))
+        return int(not speed["goals_met"])
+    if arguments.data is None:
+        parser.error("--clips needs --data")
+    rows = measure_accuracy(arguments.model, arguments.clips, arguments.data, arguments.heard)
+    tables = to_markdown(rows)
+    print(tables)
+    if arguments.output is not None:
+        kept = arguments.output.read_text("utf-8").partition(TABLES)[0]
+        arguments.output.write_text(f"{kept}{TABLES}\n\n{tables}", encoding="utf-8")
+    named = [
+        {"grammar": r.grammar, "sound": r.clips, "program": r.contender, **r.counts.to_dict()} for r in rows
+    ]
+    print(json.dumps({"model": arguments.model, "rows": named}))
+    goal, speech = rows[0].counts, next(r.counts for r in rows if r.clips == "other speech")
+    is_met = goal.n_right >= MIN_RIGHT * goal.n_commands and goal.n_rejected <= MAX_REJECTED * goal.n_commands
+    return int(not is_met or speech.false_accepts_an_hour > MAX_FALSE_ACCEPTS)
 
 
 def random_grammar(n_phrases: int) -> str:
@@ -133,43 +138,6 @@ def measure_speed(model: str, n_phrases: int, n_repeats: int) -> dict[str, objec
         "ratio": round(ratio, 3),
         "goals_met": compile_s <= MAX_COMPILE_S and ratio <= MAX_RATIO,
     }
-
-
-def measure_accuracy(
-    model: str, grammar: Path, commands: Path | None, speech: Path | None, n_clips: int, mode: Mode
-) -> list[dict[str, float | int]]:
-    """Recognize both manifests, and count by threshold."""
-    recorders: list[LogProbsRecorder] = []
-
-    def record(vocabulary: Vocabulary) -> LogProbsRecorder:
-        recorders.append(LogProbsRecorder(vocabulary))
-        return recorders[-1]
-
-    with Recognizer.load(model, num_threads=1, backend="cpu", decoder=record) as recognizer:
-        graph = load_graph(grammar, recognizer.vocabulary)
-        said = [] if commands is None else list(read_manifest(commands).utterances)
-        known = hear_clips(recognizer, recorders[0], [u for u in said if graph.has_phrase(u.text)][:n_clips])
-        rest = [] if speech is None else list(read_manifest(speech).utterances)
-        other = hear_clips(
-            recognizer, recorders[0], [u for u in rest if not graph.has_phrase(u.text)][:n_clips]
-        )
-    counts = count_by_threshold(find_phrases(graph, known, mode=mode), find_phrases(graph, other, mode=mode))
-    minutes = counts[0].other_s / 60
-    n_greedy = sum(clip.heard == clip.text for clip in known)
-    table = Table(
-        title=f"{len(known)} commands (greedy: {n_greedy} right), {len(other)} others, {minutes:.1f} min",
-        columns=("threshold", "right", "wrong", "rejected", "false accepts", "an hour"),
-        rows=tuple(
-            (
-                f"{c.threshold or 0.0:g}",
-                *(str(n) for n in (c.n_right, c.n_wrong, c.n_rejected, c.n_false_accepts)),
-                f"{c.false_accepts_an_hour:.1f}",
-            )
-            for c in counts
-        ),
-    )
-    print_table(table, make_console())
-    return [count.to_dict() for count in counts]
 
 
 if __name__ == "__main__":
