@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from edge_asr.errors import ConfigError, require
@@ -159,6 +160,29 @@ def find_worst_utterances(
             )
     found.sort(key=lambda item: (-item.n_errors, -item.wer, item.index))
     return found[:n]
+
+
+def find_right_words(reference: str, words: Sequence[str], *, normalization: str = "basic") -> list[bool]:
+    """Tell of each recognized word whether it is right: aligned with an equal word of the reference.
+
+    A word that the normalization makes several words is right if all of them are; one that it leaves nothing
+    of is right.
+
+    Raises:
+        ConfigError: the normalization is unknown.
+        MissingDependencyError: jiwer is not installed.
+    """
+    jiwer = require("jiwer", extra="eval")
+    parts = [normalize_text(word, normalization).split() for word in words]
+    said = " ".join(part for word in parts for part in word)
+    expected = normalize_text(reference, normalization).strip()
+    hits: set[int] = set()
+    if said and expected:
+        for chunk in jiwer.process_words(expected, said).alignments[0]:
+            if chunk.type == "equal":
+                hits.update(range(chunk.hyp_start_idx, chunk.hyp_end_idx))
+    ends = accumulate(map(len, parts))
+    return [hits.issuperset(range(end - len(word), end)) for word, end in zip(parts, ends, strict=True)]
 
 
 def _normalized_pairs(

@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.audio import BLOCK_S, AudioFile, ResampleStream, check_sample_rate, mono_from_waveform, resample
+from edge_asr.bundle.confidence import find_table
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.errors import AudioError, BackendError, BundleError, ConfigError, EdgeAsrError
 from edge_asr.feature_config import FeatureConfig
@@ -49,6 +50,7 @@ from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.features.normalization import normalize_features
 from edge_asr.runtime.transcript import (
     Transcript,
+    calibrate_words,
     grammar_result,
     split_segments,
     tokens_from_runs,
@@ -106,6 +108,9 @@ class Recognizer:
 
     Attributes:
         window_s: the longest recording, in seconds, that takes one run of the model.
+        decoder_kind: "greedy" or "beam"; None for other decoders.
+        confidence_table: what calibrates the confidence of words; None if the bundle has none for this
+            precision and decoder.
 
     Raises:
         ConfigError: the windows are for another subsampling factor.
@@ -145,6 +150,10 @@ class Recognizer:
         # Windows are normalized after streaming.
         self._extractor = _extractor(features)
         self._decoder = (decoder or GreedyDecoder.for_vocabulary)(vocabulary)
+        self.decoder_kind: str | None = getattr(self._decoder, "kind", None)
+        self.confidence_table = (
+            None if bundle is None else find_table(bundle, backend.precision, self.decoder_kind)
+        )
         self._on_stage = on_stage
         self._lock = threading.Lock()
         self._streaming_model: StreamingModel | None = None
@@ -544,6 +553,8 @@ class Recognizer:
     def _transcript(self, hypothesis: Hypothesis, duration_s: float) -> Transcript:
         tokens = tokens_from_runs(hypothesis.tokens, self.vocabulary, self.frame_s, end_s=duration_s)
         words = words_from_tokens(tokens, self.vocabulary)
+        if self.confidence_table is not None:
+            words = calibrate_words(words, self.confidence_table.raw, self.confidence_table.calibrated)
         return Transcript(
             text=" ".join(word.text for word in words),
             tokens=tokens,

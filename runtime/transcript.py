@@ -1,7 +1,8 @@
 """The result of recognition: text, words, tokens and segments, as plain data made from a decoder's output.
 
 Here frames become seconds and tokens become words. The confidence of a word is that of its least certain
-token. A segment is a stretch of speech between pauses.
+token or, where the bundle has a table for it, the probability that the word is right. A segment is a stretch
+of speech between pauses.
 What this file does not do: subtitle layout (`edge_asr.cli.formats`), decoding (decoding/).
 """
 
@@ -41,7 +42,14 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Word:
-    """A word, from its first token's start to its last token's end, with the lowest token confidence."""
+    """A word, from its first token's start to its last token's end.
+
+    Attributes:
+        text: the word.
+        start_s, end_s: seconds.
+        confidence: lowest token confidence; calibrated, if the bundle has a table: the share of the words
+            with this confidence that were right on the speech that the table was made from.
+    """
 
     text: str
     start_s: float
@@ -291,6 +299,17 @@ def words_from_tokens(tokens: Sequence[Token], vocabulary: Vocabulary) -> tuple[
                 pieces.append((part, token))
     close()
     return tuple(words)
+
+
+def calibrate_words(
+    words: Sequence[Word], raw: Sequence[float], calibrated: Sequence[float]
+) -> tuple[Word, ...]:
+    """Replace the confidences of words by those of a table: knots, linear in between, constant outside."""
+    confidences = np.interp([word.confidence for word in words], raw, calibrated).tolist()
+    return tuple(
+        dataclasses.replace(word, confidence=confidence)
+        for word, confidence in zip(words, confidences, strict=True)
+    )
 
 
 def split_segments(words: Sequence[Word], pause_s: float = SEGMENT_PAUSE_S) -> tuple[Segment, ...]:

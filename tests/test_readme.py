@@ -184,6 +184,8 @@ def runs_here(line: str) -> bool:
             "tune",
         ]:  # it takes two kinds of speech; tests/cli/test_grammar.py has them
             return False
+        if "--calibrate-confidence" in words:  # it takes 500 words; tests/cli/test_evaluate.py has them
+            return False
         if NOT_RUN_WITH & set(words):
             return False
         if words[:1] == ["export"] and line not in commands(PAGES[:1]):  # slow, and tested in tests/export

@@ -10,6 +10,7 @@ REPORT_JSON = "report.json"
 REPORT_MARKDOWN = "report.md"
 PLOT_NAME = "int8.png"
 SELF_TEST_CLIP = "self_test.flac"
+CONFIDENCE_NAME = "confidence.json"
 ENGINES_FOLDER = "engines"
 
 #: By precision; onnx-asr and sherpa-onnx look for these names.

@@ -121,14 +121,18 @@ def _is_buffer(name: str) -> bool:
 
 
 def _describe_bundle(path_or_name: str | Path) -> dict[str, Any]:
+    from edge_asr.bundle.confidence import read_tables
     from edge_asr.bundle.folder import Bundle
 
     bundle = Bundle.load(path_or_name, allow_unverified=True)
+    facts = ("precision", "decoder", "n_words", "error_before", "error_after")
+    tables = [{name: getattr(table, name) for name in facts} for table in read_tables(bundle)]
     return {
         "kind": "bundle",
         "path": str(bundle.path),
         "size_bytes": _folder_bytes(bundle.path),
         **bundle.info.to_dict(),
+        **({"confidence": tables} if tables else {}),
         "tokens": _token_sample(bundle.vocabulary.tokens),
     }
 

@@ -87,11 +87,14 @@ class BeamDecoder:
         scorers: of prefixes; their scores are added.
 
     Attributes:
+        kind: names what its confidences mean, for `edge_asr.bundle.confidence`.
         n_frames: frames pushed so far.
 
     Raises:
         ConfigError: a value out of range.
     """
+
+    kind = "beam"
 
     def __init__(
         self,

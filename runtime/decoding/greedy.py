@@ -35,8 +35,11 @@ class GreedyDecoder:
         blank_id: index of blank.
 
     Attributes:
+        kind: names what its confidences mean, for `edge_asr.bundle.confidence`.
         n_frames: frames pushed so far.
     """
+
+    kind = "greedy"
 
     def __init__(self, blank_id: int) -> None:
         self.blank_id = blank_id
