@@ -239,9 +239,14 @@ def load_onnxruntime() -> ModuleType:
 
 def default_num_threads() -> int:
     """Return one thread per core that this process may use, at most four."""
+    return min(count_usable_cores(), 4)
+
+
+def count_usable_cores() -> int:
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), 4)
-    return min(os.cpu_count() or 1, 4)
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _check_num_threads(num_threads: int | None) -> int:

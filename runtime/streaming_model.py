@@ -21,12 +21,21 @@ import numpy.typing as npt
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.errors import AudioError, BackendError
-from edge_asr.runtime.backends import OnnxRuntimeBackend, check_log_probs, open_artifact
+from edge_asr.runtime.backends import (
+    OnnxRuntimeBackend,
+    check_log_probs,
+    count_usable_cores,
+    open_artifact,
+)
+from edge_asr.runtime.step_batching import Arrays, StepBatcher
 from edge_asr.stream_geometry import StreamingGeometry
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
 logger = logging.getLogger(__name__)
+
+MAX_BATCH = 32
+"""Steps of different streams that are computed together at most."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +71,10 @@ class StreamState:
 class StreamingModel:
     """A loaded streaming graph. It holds no state of a stream, so it may serve many, from several threads.
 
+    Steps that are due while the device is busy are computed together, as rows of one batch (`StepBatcher`).
+    A step that is computed alone gives the same bits however the stream is cut; rows of a batch may differ
+    in the last bits.
+
     Args:
         backend: runs the graph; closed with this.
         geometry: the geometry that it was exported with.
@@ -80,6 +93,8 @@ class StreamingModel:
         self.precision = backend.precision
         self.n_mels, self.vocab_size = n_mels, vocab_size
         self._backend = backend
+        n_places = 1 if backend.name == "cuda" else count_usable_cores() // (backend.num_threads or 1)
+        self._run = StepBatcher(self._run_graph, n_places=max(1, n_places), max_rows=MAX_BATCH)
 
     @classmethod
     def load(
@@ -180,12 +195,13 @@ class StreamingModel:
             BackendError: the run failed.
         """
         inputs = (np.ascontiguousarray(features.transpose(0, 2, 1)), feature_lens, *caches)
-        log_probs, n_valid, channel, time, channel_len = self._backend.run(
-            STREAM_OUTPUTS, dict(zip(STREAM_INPUTS, inputs, strict=True))
-        )
+        log_probs, n_valid, channel, time, channel_len = self._run(inputs)
         shape = (len(features), self.geometry.chunk_frames, self.vocab_size)
         check_log_probs(log_probs, shape, n_valid.tolist())
         return log_probs, n_valid, (channel, time, channel_len)
+
+    def _run_graph(self, inputs: Arrays) -> Arrays:
+        return tuple(self._backend.run(STREAM_OUTPUTS, dict(zip(STREAM_INPUTS, inputs, strict=True))))
 
     def close(self) -> None:
         """Give memory and devices back. May be called twice."""
