@@ -144,7 +144,7 @@ def convert(model: Path, output: Path, prune: float, max_mb: float | None, force
 @click.option(
     "--beta", "betas", callback=_listed(FiniteRange()), metavar="X,X", help="What a word adds, to try."
 )
-@click.option("--beam-size", type=click.IntRange(min=1, max=1024), default=16, show_default=True)
+@click.option("--beam-size", type=click.IntRange(min=1, max=1024), default=32, show_default=True)
 @click.option("--dry-run", is_flag=True, help="Show what is best, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @bundle_options

@@ -143,7 +143,7 @@ _DECODER = (
         "--beam-size",
         type=click.IntRange(min=1, max=1024),
         metavar="N",
-        help="Beginnings of the text that the beam keeps; the default is 8, or 16 with a language "
+        help="Beginnings of the text that the beam keeps; the default is 8, or 32 with a language "
         "model. Implies --decoder beam.",
     ),
     click.option(

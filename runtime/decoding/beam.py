@@ -32,7 +32,7 @@ from edge_asr.runtime.decoding.decoder import EMPTY_RUNS, F32Array, Hypothesis, 
 F64Array = npt.NDArray[np.float64]
 
 BEAM_SIZE = 8
-BEAM_SIZE_LM = 16
+BEAM_SIZE_LM = 32
 """With a language model a larger beam is worth its time (docs/log.md); without one it is not."""
 TOP_K = 24
 """Tokens tried in a frame at most; 5 were enough on all speech tried (docs/log.md)."""

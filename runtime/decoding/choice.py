@@ -90,7 +90,7 @@ def beam_decoder(
     """Return what makes a prefix beam search, for `Recognizer.load(decoder=...)`.
 
     Args:
-        beam_size: prefixes kept; more cost more time. None is 8, or 16 with a language model.
+        beam_size: prefixes kept; more cost more time. None is 8, or 32 with a language model.
         hotwords: phrases to favor: a file of them (`read_hotwords`), or a list of `Hotword`s and phrases.
         lm: a language model, or its file. "bundle" is that of the bundle, if it has one; None is none.
 

@@ -23,6 +23,7 @@ EMBEDDED = (
     "edge_asr/models/tiny-en/bundle/tokens.txt",
     "edge_asr/models/tiny-en/bundle/vocab.txt",
     "edge_asr/models/tiny-en/bundle/config.json",
+    "edge_asr/models/tiny-en/bundle/lm.bin",
     "edge_asr/models/tiny-en/checkpoint/config.json",
     "edge_asr/models/tiny-en/checkpoint/model.safetensors",
     "edge_asr/models/samples/robot_commands.flac",
@@ -32,6 +33,7 @@ EMBEDDED = (
 )
 MAX_MODEL_BYTES = 60_000_000
 MAX_CHECKPOINT_BYTES = 16_000_000
+MAX_LANGUAGE_MODEL_BYTES = 10_000_000
 #: Fixtures of other projects, in the repository only.
 GOLDEN = "tests/data/golden/"
 MAX_GOLDEN_BYTES = 8_000_000
@@ -95,6 +97,7 @@ def test_embedded_files_are_in_the_tree_and_within_their_sizes(repository: Path)
     size = {f: f.stat().st_size for f in model.rglob("*") if f.is_file()}
     assert sum(size.values()) <= MAX_MODEL_BYTES
     assert sum(n for f, n in size.items() if f.parent.name == "checkpoint") <= MAX_CHECKPOINT_BYTES
+    assert size[model / "bundle/lm.bin"] <= MAX_LANGUAGE_MODEL_BYTES
 
 
 def test_wheel_holds_every_module_and_model_and_nothing_else(distributions, expected_in_wheel) -> None:

@@ -138,7 +138,7 @@ def test_a_language_model_is_a_file_or_the_bundles(tmp_path: Path, words: Path) 
             decoder = one(LETTERS)
             assert isinstance(decoder, BeamDecoder)
             assert len(decoder._scorers) == n_scorers
-            assert decoder.beam_size == (16 if n_scorers else 8)
+            assert decoder.beam_size == (32 if n_scorers else 8)
     weights = beam_decoder().for_bundle(bundle)(LETTERS)._scorers[0]._weights  # type: ignore[attr-defined]
     assert (weights.alpha, weights.beta) == (0.25, 3.0)
     attach_language_model(bundle, other, {"alpha": 0.25, "gamma": 3.0})

@@ -86,7 +86,6 @@ class LmHeader:
         case: "lower" where no word has a capital letter, "upper" where none has a small one.
         characters: all that its words are made of, sorted.
         weights: what `lm tune` found.
-        n_sentences: of the text that it was built from; 0 if not known.
         crc32: of all behind the header.
     """
 
@@ -95,7 +94,6 @@ class LmHeader:
     case: Case
     characters: str
     weights: LmWeights = field(default_factory=LmWeights)
-    n_sentences: int = 0
     crc32: int = 0
 
     def __post_init__(self) -> None:
@@ -286,15 +284,13 @@ def read_header(path: Path) -> tuple[LmHeader, int]:
     return header, len(MAGIC) + len(line)
 
 
-def write_model(
-    path: Path, model: Ngrams, weights: LmWeights | None = None, n_sentences: int = 0
-) -> LmHeader:
+def write_model(path: Path, model: Ngrams, weights: LmWeights | None = None) -> LmHeader:
     """Quantize a model and write its file.
 
     Raises:
         OSError: it cannot be written.
     """
-    header, arrays = _encode(model, weights or LmWeights(), n_sentences)
+    header, arrays = _encode(model, weights or LmWeights())
     chunks = [
         array.astype(kind).tobytes() for (kind, _), array in zip(header.arrays.values(), arrays, strict=True)
     ]
@@ -341,7 +337,7 @@ def _places(header: LmHeader, offset: int) -> tuple[dict[str, tuple[type[np.gene
     return places, offset
 
 
-def _encode(model: Ngrams, weights: LmWeights, n_sentences: int) -> tuple[LmHeader, list[npt.NDArray[Any]]]:
+def _encode(model: Ngrams, weights: LmWeights) -> tuple[LmHeader, list[npt.NDArray[Any]]]:
     """Return the header and all arrays, in the order of `LmHeader.arrays`."""
     spelled = model.words[N_SPECIAL:]
     characters = "".join(sorted(set("".join(spelled))))
@@ -369,7 +365,6 @@ def _encode(model: Ngrams, weights: LmWeights, n_sentences: int) -> tuple[LmHead
         case=_case_of(characters),
         characters=characters,
         weights=weights,
-        n_sentences=n_sentences,
     )
     offsets = np.cumsum((0, *counts))
     suffixes = [level.suffixes + offsets[n - 1] for n, level in enumerate(model.levels)][2:-1]
