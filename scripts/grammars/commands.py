@@ -1,8 +1,8 @@
 """Grammars of a robot with 40, 200 and 1000 commands; each has those of the smaller ones.
 
 The 40 are written by hand, from one short word to seven words, and some differ by one word. The others are
-drawn, seeded, from the templates. No sentence of theirs is planned by the recipe of tiny-en, but many words
-are.
+drawn, seeded, from templates. Three of them ("stop", "lower the arm", "go to the kitchen") are also in the
+recipe of tiny-en; the rest are new sentences of words that are mostly known to it.
 What this file does not do: say them (clips.py).
 """
 
