@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,9 @@ def test_copies_for_the_cpu_share_the_weights_of_their_artifacts(bundle: Bundle,
         graph = onnx.load(bundle.path / copy.file, load_external_data=False).graph
         shared = [i for i in graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
         assert len(shared) > 4
+        counts = Counter(node.op_type for node in graph.node)
+        assert counts["MatMulIntegerToFloat"] > 10
+        assert "Gemm" not in counts  # which would unpack its INT8 weights in every run
         assert all(i.external_data[0].value == artifact.file for i in shared)
     model = StreamingModel.load(bundle, precision="int8", num_threads=1)
     assert model._backend.path.name == "stream.int8.cpu.onnx"
