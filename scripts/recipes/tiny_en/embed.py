@@ -3,7 +3,7 @@
     data=../shared/data
     python scripts/recipes/tiny_en/embed.py runs/tiny_en/best \
         --clips $data/an4_dev.jsonl --clips $data/librispeech_dev.jsonl \
-        --calibration $data/an4_train.jsonl --calibration $data/librispeech_train.jsonl
+        --calibration $data/an4_train.jsonl --calibration $data/librispeech_train.jsonl --chunk-ms 640
 
 The bundle is exported from the checkpoint as it was rounded to float16, with its weights stored as
 float16, and is proven on the clips: float32 ONNX against PyTorch in float64, float32 ONNX against
