@@ -40,6 +40,12 @@ def join_pieces(pieces: Iterable[str]) -> str:
     return _BYTE_RUN.sub(lambda run: _spell(run[0]), text)
 
 
+def begins_word(token: str) -> bool:
+    """Tell whether a token begins a word: after a space, or as a character of a script without spaces."""
+    is_word = token[:1] >= "\u2e80" and not "\uac00" <= token[:1] <= "\ud7a3"
+    return is_word or token.startswith((" ", WORD_BOUNDARY))
+
+
 def _spell(run: str) -> str:
     """The characters of `<0xC3><0xA9>...`."""
     return bytes.fromhex(run.replace("<0x", "").replace(">", "")).decode("utf-8", "replace")

@@ -66,7 +66,7 @@ def measure(decoder: PartialDecoder, manifest: Path, limit: int | None) -> dict[
         decoder.begin(0)
         for start in range(0, len(samples), step):
             history.append(samples[start : start + step])
-            text = decoder.decode(history).text
+            text = decoder.decode(history).settled_text
             if text and shown:
                 rates = compute_error_rates([shown], [text], normalization="none")
                 n_shown += rates.n_words

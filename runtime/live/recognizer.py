@@ -414,8 +414,8 @@ class LiveRecognizer:
         ended = time.monotonic()
         self.stats = replace(self.stats, compute_s=self.stats.compute_s + ended - began)
         self._next_partial_at = ended + (ended - began) * (1 / self.config.partial_load - 1)
-        if self.config.partials and utterance.hypothesis.text:
-            self._show(utterance, utterance.hypothesis.text)
+        if self.config.partials and (text := utterance.hypothesis.settled_text):
+            self._show(utterance, text)
 
     def _show(self, utterance: _Utterance, text: str) -> None:
         if text == utterance.shown:

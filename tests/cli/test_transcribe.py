@@ -26,6 +26,7 @@ MODULES = {
     "edge_asr.atomic",
     "edge_asr.audio",
     "edge_asr.bundle",
+    "edge_asr.bundle.confidence",
     "edge_asr.bundle.folder",
     "edge_asr.bundle.manifest",
     "edge_asr.bundle.names",

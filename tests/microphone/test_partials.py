@@ -67,3 +67,21 @@ def test_word_gaps_of_pieces_and_of_characters() -> None:
     assert PartialHypothesis(characters, 0).text == "go u"
     assert PartialHypothesis(characters[:3], 0).last_token_end == 8000
     assert PartialHypothesis((), 0).last_token_end is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "end_s", "settled"),
+    [
+        ([], 1.0, ""),
+        ([token("go", 0.2, 0.4)], 0.5, ""),
+        ([token("go", 0.2, 0.4)], 0.6, "go"),
+        ([token("go", 0.2, 0.34), token(" ", 0.4, 0.44), token("n", 0.5, 0.54)], 0.6, "go"),
+        ([token(" go", 0.2, 0.24), token(" no", 0.5, 0.54), token("rth", 0.6, 0.64)], 0.7, "go"),
+        ([token(" go", 0.2, 0.24), token(" no", 0.5, 0.54), token("rth", 0.6, 0.64)], 0.9, "go north"),
+        ([token("你", 0.2, 0.24), token("好", 0.5, 0.54)], 0.6, "你"),
+    ],
+)
+def test_a_word_is_shown_when_there_is_sound_behind_it(
+    tokens: list[Token], end_s: float, settled: str
+) -> None:
+    assert PartialHypothesis(tuple(tokens), round(end_s * RATE)).settled_text == settled

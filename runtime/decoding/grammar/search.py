@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.runtime.decoding.grammar.graph import TokenGraph
-from edge_asr.vocabulary import WORD_BOUNDARY
+from edge_asr.vocabulary import WORD_BOUNDARY, begins_word
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
@@ -221,6 +221,8 @@ class Search:
         self._last = self._last if kind == _BLANK else kind
 
     def _next(self, row: F32Array, nodes: I64Array, in_token: F32Array, in_blank: F32Array) -> _Column:
+        if not len(nodes):
+            return nodes, in_token, in_blank
         plan = self._plan
         assert self._scratch is not None
         either, blank, token, is_reached = self._scratch
@@ -236,10 +238,7 @@ class Search:
         offered = np.where(plan.in_same[arcs], blank[sources], either[sources])
         if self._price is not None:
             offered[plan.in_edge[arcs]] = _NEVER
-        if len(reached):
-            entered = np.maximum.reduceat(offered, first_arcs)
-        else:
-            entered = offered
+        entered = np.maximum.reduceat(offered, first_arcs)
         if self._price is not None:
             entered = entered + self._bonus[reached]
         new_token = np.maximum(entered, token[reached]) + row[plan.column[reached]]
@@ -307,11 +306,10 @@ def _lookup(column: _Column, nodes: I64Array) -> tuple[F32Array, F32Array]:
 
 
 def _kind(token: str) -> int:
-    """Tell what a token is to borders of words; a character of Chinese is a word, one of Korean is not."""
+    """Tell what a token is to borders of words."""
     if token == WORD_BOUNDARY:
         return _BORDER
-    is_word = token[0] >= "\u2e80" and not "\uac00" <= token[0] <= "\ud7a3"
-    return _BEGINS if is_word or token.startswith(WORD_BOUNDARY) else _INSIDE
+    return _BEGINS if begins_word(token) else _INSIDE
 
 
 def _farthest(values: F32Array, source: I64Array, target: I64Array, lengths: F32Array) -> F32Array:
