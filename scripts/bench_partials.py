@@ -13,8 +13,10 @@ The exit code is 3 when more than 5 % of the words change; the last line is JSON
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from edge_asr.audio import STREAM_SAMPLE_RATE, read_audio
@@ -62,25 +64,32 @@ def measure(decoder: PartialDecoder, manifest: Path, limit: int | None) -> dict[
     texts, lasts = [], []
     for utterance in read_manifest(manifest).utterances[:limit]:
         samples = read_audio(utterance.audio_path, STREAM_SAMPLE_RATE)
-        history, shown = AudioHistory(), ""
+        history, partials = AudioHistory(), list[str]()
         decoder.begin(0)
         for start in range(0, len(samples), step):
             history.append(samples[start : start + step])
-            text = decoder.decode(history).settled_text
-            if text and shown:
-                rates = compute_error_rates([shown], [text], normalization="none")
-                n_shown += rates.n_words
-                n_changed += rates.substitutions + rates.deletions
-            shown = text or shown
+            partials.append(decoder.decode(history).settled_text)
+        shown, changed = count_changed(partials)
+        n_shown, n_changed = n_shown + shown, n_changed + changed
         if utterance.text:
             texts.append(utterance.text)
-            lasts.append(shown)
+            lasts.append(next(filter(None, reversed(partials)), ""))
     return {
         "changed": n_changed / max(n_shown, 1),
         "n_shown": n_shown,
         "wer": compute_error_rates(texts, lasts).wer,
         "n_utterances": len(texts),
     }
+
+
+def count_changed(partials: Iterable[str]) -> tuple[int, int]:
+    """Count the words shown before another partial came, and those of them that it changed."""
+    n_shown = n_changed = 0
+    for before, after in itertools.pairwise(filter(None, partials)):
+        rates = compute_error_rates([before], [after], normalization="none")
+        n_shown += rates.n_words
+        n_changed += rates.substitutions + rates.deletions
+    return n_shown, n_changed
 
 
 if __name__ == "__main__":
