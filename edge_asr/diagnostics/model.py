@@ -96,12 +96,12 @@ def check_self_test(model: str | None) -> list[Check]:
         return [Check(name="self-test", status="missing", detail="the bundle carries none", fix=fix)]
     return [
         Check(
-            name="self-test",
+            name=f"self-test {execution}",
             status="ok" if passed else "broken",
             detail=first_line(detail),
             fix="" if passed else "use another precision or backend, or the runtime that made the bundle",
         )
-        for passed, detail in answer.values()
+        for execution, (passed, detail) in answer.items()
     ]
 
 

@@ -24,8 +24,10 @@ from edge_asr.vocabulary import begins_word, join_pieces
 # Steps of whole output frames, for any subsampling up to x8 of a 10 ms hop.
 _ALIGN_SAMPLES = 1280
 
-_SETTLING_SAMPLES = round(0.16 * STREAM_SAMPLE_RATE)
-"""With less sound behind it, a word often changes: 8.6 % of the words of partials, 2.1 % without these."""
+_SETTLING_SAMPLES = round(0.08 * STREAM_SAMPLE_RATE)
+"""With less sound behind it, a word often changes (docs/streaming.md)."""
+_MAX_WORD_SAMPLES = STREAM_SAMPLE_RATE
+"""Of a last word that began earlier, only the end is held back."""
 
 
 class Transcriber(Protocol):
@@ -51,11 +53,16 @@ class PartialHypothesis:
     @property
     def settled_text(self) -> str:
         """Return the text without a last word that ends so late that more sound may change it."""
-        tokens = self.tokens
-        if tokens and tokens[-1].end_s * STREAM_SAMPLE_RATE > self.end - _SETTLING_SAMPLES:
-            begins = [i for i, token in enumerate(tokens) if i == 0 or begins_word(token.text)]
-            tokens = tokens[: begins[-1]]
-        return PartialHypothesis(tokens, self.end).text
+        n_late = sum(token.end_s * STREAM_SAMPLE_RATE > self.end - _SETTLING_SAMPLES for token in self.tokens)
+        n_kept = len(self.tokens) - n_late
+        for index in range(n_kept, -1, -1) if n_late else ():
+            token = self.tokens[index]
+            if token.end_s * STREAM_SAMPLE_RATE < self.end - _MAX_WORD_SAMPLES:
+                break  # in a script without spaces, or very slow speech: what is old enough is shown
+            if index == 0 or begins_word(token.text):
+                n_kept = index
+                break
+        return PartialHypothesis(self.tokens[:n_kept], self.end).text
 
     @property
     def last_token_end(self) -> int | None:

@@ -73,9 +73,10 @@ def test_word_gaps_of_pieces_and_of_characters() -> None:
     ("tokens", "end_s", "settled"),
     [
         ([], 1.0, ""),
-        ([token("go", 0.2, 0.4)], 0.5, ""),
+        ([token("go", 0.2, 0.4)], 0.45, ""),
         ([token("go", 0.2, 0.4)], 0.6, "go"),
         ([token("go", 0.2, 0.34), token(" ", 0.4, 0.44), token("n", 0.5, 0.54)], 0.6, "go"),
+        ([token("g", 0.2, 0.24), token("o", 1.5, 1.54), token("o", 1.6, 1.64)], 1.65, "go"),
         ([token(" go", 0.2, 0.24), token(" no", 0.5, 0.54), token("rth", 0.6, 0.64)], 0.7, "go"),
         ([token(" go", 0.2, 0.24), token(" no", 0.5, 0.54), token("rth", 0.6, 0.64)], 0.9, "go north"),
         ([token("你", 0.2, 0.24), token("好", 0.5, 0.54)], 0.6, "你"),

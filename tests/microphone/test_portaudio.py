@@ -334,7 +334,7 @@ def test_a_sound_server_that_is_frozen_before_opening_does_not_block_ctrl_c(
     virtual_microphone.freeze()
     for options in ([], ["--wait"]):
         program = Program(virtual_microphone, "--json", "--threads", "1", *options)
-        time.sleep(4.0)
+        time.sleep(2.5)
         began = time.monotonic()
         code, lines, messages = program.interrupt()
         assert code == 130, messages
