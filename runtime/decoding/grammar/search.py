@@ -154,7 +154,7 @@ class Search:
         self._frames: list[_Column] = [(np.zeros(1, np.int64), never, zero)]
         self._last, self._n_silent = _BORDER, 0  # what greedy search heard last, and the blanks since
         self._rows: list[F32Array] = []
-        self._scratch: tuple[F32Array, F32Array, F32Array, npt.NDArray[np.bool_]] | None = None
+        self._scratch: tuple[F32Array, F32Array, F32Array] | None = None
         self._best_end = (float(_NEVER), -1, -1)  # score, frame, node of a phrase within other speech
 
     def fork(self) -> Search:
@@ -172,12 +172,7 @@ class Search:
         """
         if self._scratch is None:
             n = len(self._plan.graph) + 1  # one more, which stays as it is: the node before the start
-            self._scratch = (
-                np.full(n, _NEVER),
-                np.full(n, _NEVER),
-                np.full(n, _NEVER),
-                np.zeros(n, np.bool_),
-            )
+            self._scratch = (np.full(n, _NEVER), np.full(n, _NEVER), np.full(n, _NEVER))
         for row, kind in zip(relative, self._plan.kinds[heard].tolist(), strict=True):
             if self._price is not None:
                 self._pass_border(kind)
@@ -225,17 +220,18 @@ class Search:
             return nodes, in_token, in_blank
         plan = self._plan
         assert self._scratch is not None
-        either, blank, token, is_reached = self._scratch
+        either, blank, token = self._scratch
         either[nodes] = np.maximum(in_token, in_blank)
         blank[nodes], token[nodes] = in_blank, in_token
-        is_reached[nodes] = True
-        is_reached[plan.out_target[_ranges(plan.out_start[nodes], plan.out_count[nodes])[0]]] = True
-        reached = np.flatnonzero(is_reached)
-        is_reached[reached] = False
+        targets = plan.out_target[_ranges(plan.out_start[nodes], plan.out_count[nodes])[0]]
+        reached = np.sort(np.concatenate((nodes, targets)))
+        reached = reached[np.append(True, reached[1:] != reached[:-1])]
 
         arcs, first_arcs = _ranges(plan.in_start[reached], plan.in_count[reached])
         sources = plan.in_source[arcs]
-        offered = np.where(plan.in_same[arcs], blank[sources], either[sources])
+        offered = either[sources]
+        same = plan.in_same[arcs].nonzero()[0]
+        offered[same] = blank[sources[same]]
         if self._price is not None:
             offered[plan.in_edge[arcs]] = _NEVER
         entered = np.maximum.reduceat(offered, first_arcs)
