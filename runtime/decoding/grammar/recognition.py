@@ -50,9 +50,8 @@ class GrammarDecoder:
     Args:
         graph: the compiled grammar.
         threshold: what a letter pays for, natural log, positive; None is the graph's own, or the default.
-        mode: "whole": the phrase is all that was said. "spot": it may stand within other speech, as whole
-        words;
-            the one is taken that pays for the most more than it costs, the first among equals.
+        mode: "whole": the phrase is all that was said. "spot": it may stand within other speech, as
+            whole words; the one is taken that pays for the most more than it costs, the first among equals.
 
     Raises:
         ConfigError: a threshold that is not positive, or an unknown mode.

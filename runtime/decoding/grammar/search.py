@@ -137,9 +137,8 @@ class Search:
     Args:
         plan: of the graph.
         floors: [n] paths that score less, for each node, are dropped.
-        price: None to have the phrase take the whole utterance. Else a phrase may stand within other speech,
-        its
-            path is scored with what it earns and costs, and the floors are not used.
+        price: None to have the phrase take the whole utterance. Else a phrase may stand within other speech;
+            its path is scored with what it earns and costs, and the floors are not used.
     """
 
     def __init__(self, plan: SearchPlan, floors: F32Array, price: SpotPrice | None = None) -> None:
