@@ -25,7 +25,7 @@ from edge_asr.frames import OutputFrames
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import Outputs, run_cases
 from edge_asr.proof.stages import Progress
-from edge_asr.runtime.backends import SLOW_OPTIMIZERS
+from edge_asr.runtime.onnxruntime_backend import SLOW_OPTIMIZERS
 
 if TYPE_CHECKING:
     import onnx

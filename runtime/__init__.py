@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from edge_asr.runtime.alignment.result import AlignedWord as AlignedWord
     from edge_asr.runtime.alignment.result import Alignment as Alignment
     from edge_asr.runtime.backends import Backend as Backend
-    from edge_asr.runtime.backends import OnnxRuntimeBackend as OnnxRuntimeBackend
     from edge_asr.runtime.backends import create_backend as create_backend
     from edge_asr.runtime.decoding.beam import BeamDecoder as BeamDecoder
     from edge_asr.runtime.decoding.choice import beam_decoder as beam_decoder
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.live.sources import SourceChange as SourceChange
     from edge_asr.runtime.live.streaming_decoder import StreamingDecoder as StreamingDecoder
     from edge_asr.runtime.live.streaming_decoder import streaming_decoders as streaming_decoders
+    from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend as OnnxRuntimeBackend
     from edge_asr.runtime.recognizer import Recognizer as Recognizer
     from edge_asr.runtime.recognizer import StageTime as StageTime
     from edge_asr.runtime.streaming_model import StreamingModel as StreamingModel
@@ -92,7 +92,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Loss": "live.sources",
         "MicrophoneConfig": "live.microphone",
         "MicrophoneSource": "live.microphone",
-        "OnnxRuntimeBackend": "backends",
+        "OnnxRuntimeBackend": "onnxruntime_backend",
         "Partial": "live.events",
         "PcmSource": "live.pcm_source",
         "QueueSource": "live.queue_source",

@@ -21,12 +21,8 @@ import numpy.typing as npt
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.errors import AudioError, BackendError
-from edge_asr.runtime.backends import (
-    OnnxRuntimeBackend,
-    check_log_probs,
-    count_usable_cores,
-    open_artifact,
-)
+from edge_asr.runtime.backends import check_log_probs
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend, count_usable_cores, open_artifact
 from edge_asr.runtime.step_batching import Arrays, StepBatcher
 from edge_asr.stream_geometry import StreamingGeometry
 

@@ -50,8 +50,8 @@ from edge_asr.feature_config import FeatureConfig
 from edge_asr.graph.weights import load_float32
 from edge_asr.manifest import read_manifest
 from edge_asr.proof.clips import find_clips, load_clips
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 F32Array = npt.NDArray[np.float32]
 

@@ -52,8 +52,9 @@ from edge_asr.diagnostics.machine import Machine
 from edge_asr.graph.weights import load_float32
 from edge_asr.manifest import read_manifest
 from edge_asr.metrics import compute_error_rates
-from edge_asr.runtime.backends import OnnxRuntimeBackend, create_backend
+from edge_asr.runtime.backends import create_backend
 from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 F32Array = npt.NDArray[np.float32]
 

@@ -28,8 +28,8 @@ from edge_asr.benchmark.provenance import describe_cpu, package_versions
 from edge_asr.benchmark.timing import lap, restart_with_threads, rounds, take_turns
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.diagnostics.machine import Machine
-from edge_asr.runtime.backends import OnnxRuntimeBackend, open_artifact
 from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend, open_artifact
 from edge_asr.runtime.streaming_model import StreamingModel
 
 F32Array = npt.NDArray[np.float32]

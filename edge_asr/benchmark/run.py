@@ -34,10 +34,10 @@ from edge_asr.bundle.manifest import PRECISIONS, Artifact, CpuGraph, Precision
 from edge_asr.bundle.names import MANIFEST_NAME
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.manifest import Manifest
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.decoding.choice import DecoderOptions
 from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.live.streaming_decoder import streaming_decoders
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
 
 MIN_POWER_S = 2.0

@@ -124,7 +124,7 @@ def command(
         _report_error(summary, path, message)
     if sources:
         with _no_garbage():
-            from edge_asr.runtime.backends import default_num_threads
+            from edge_asr.runtime.onnxruntime_backend import default_num_threads
             from edge_asr.runtime.recognizer import Recognizer
             from edge_asr.runtime.tested import load_tested
 

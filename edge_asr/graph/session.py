@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_asr.errors import GateError, require
 from edge_asr.graph.mapped import MappedGraph
-from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
     import onnx

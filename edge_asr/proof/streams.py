@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edge_asr.graph.mapped import MappedGraph
 from edge_asr.proof.cases import ProofCase
-from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.stream_geometry import StreamingGeometry
 

@@ -33,7 +33,6 @@ from edge_asr.export.engine.proof import EngineProof, prove_engine
 from edge_asr.manifest import Utterance, read_manifest
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.stages import Progress, StageProgress, Stages
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.engine.api import create_logger, cuda_version, load_tensorrt, version_of
 from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.engine.lookup import build_command, fingerprint, plan_path_of, sidecar_path_of
@@ -45,6 +44,7 @@ from edge_asr.runtime.engine.sidecar import (
     EngineSidecar,
     Flavor,
 )
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.windows import OVERLAP_S
 
 _MAX_OPSET_8_6 = 17

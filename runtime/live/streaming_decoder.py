@@ -17,12 +17,12 @@ from typing import Literal
 from edge_asr.audio import STREAM_SAMPLE_RATE, ResampleStream
 from edge_asr.errors import ConfigError
 from edge_asr.feature_config import FeatureConfig
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.decoding.decoder import Decoder
 from edge_asr.runtime.decoding.greedy import GreedyDecoder
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.live.history import AudioHistory
 from edge_asr.runtime.live.partials import PartialHypothesis
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.runtime.transcript import tokens_from_runs

@@ -26,8 +26,8 @@ from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import PRECISIONS, Precision
 from edge_asr.errors import ConfigError, EdgeAsrError, MissingDependencyError
 from edge_asr.proof.compare import run_cases
-from edge_asr.runtime.backends import OnnxRuntimeBackend, check_device
 from edge_asr.runtime.engine.sidecar import FLAVORS, DeviceIdentity, Flavor
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend, check_device
 
 Answer = dict[str, Any]
 Save = Callable[[Answer], None]

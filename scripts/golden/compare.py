@@ -23,9 +23,9 @@ from edge_asr.checkpoints.vocabularies import original_ids, original_order
 from edge_asr.export.pipeline import export_bundle
 from edge_asr.export.streaming.plan import StreamingOptions
 from edge_asr.proof.cases import CasePlan
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
 from golden.fixtures import F32Array, Fixture
 from golden.streaming import compare_streams, has_streams

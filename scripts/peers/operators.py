@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edge_asr.benchmark.table import Table
 from edge_asr.benchmark.timing import lap, rounds, take_turns
-from edge_asr.runtime.backends import SLOW_OPTIMIZERS
+from edge_asr.runtime.onnxruntime_backend import SLOW_OPTIMIZERS
 
 F32Array = npt.NDArray[np.float32]
 Numbers = dict[str, float]

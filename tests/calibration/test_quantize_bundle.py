@@ -28,7 +28,8 @@ from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import build_cases
 from edge_asr.proof.compare import run_cases
 from edge_asr.proof.report import render_report
-from edge_asr.runtime.backends import OnnxRuntimeBackend, choose_precision
+from edge_asr.runtime.backends import choose_precision
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
 
 PLAN = CasePlan(random_lengths=1, max_random_s=3.0, max_batch=2)

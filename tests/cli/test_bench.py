@@ -14,7 +14,7 @@ import pytest
 from edge_asr.benchmark import fresh_process
 from edge_asr.benchmark.schema import STAGES, BenchReport
 from edge_asr.benchmark.statistics import summarize
-from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 QUICK = ("--min-duration", "0", "--warmup", "0", "--threads", "1")
 

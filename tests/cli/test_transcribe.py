@@ -54,6 +54,7 @@ MODULES = {
     "edge_asr.runtime.features.float32_tables",
     "edge_asr.runtime.features.mel",
     "edge_asr.runtime.features.normalization",
+    "edge_asr.runtime.onnxruntime_backend",
     "edge_asr.runtime.recognizer",
     "edge_asr.runtime.tested",
     "edge_asr.runtime.transcript",

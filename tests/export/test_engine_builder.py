@@ -40,11 +40,11 @@ from edge_asr.export.engine.opset17 import convert_to_opset17
 from edge_asr.export.engine.parser import parse_network
 from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.proof.cases import CasePlan
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.engine import backend as tensorrt_backend
 from edge_asr.runtime.engine.api import create_logger
 from edge_asr.runtime.engine.lookup import build_command, find_engine
 from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineSidecar
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_models import quantize

@@ -23,7 +23,7 @@ from edge_asr.export.engine.proof import BARS, EngineProof, prove_engine
 from edge_asr.manifest import Utterance
 from edge_asr.proof.cases import CasePlan, ProofCase
 from edge_asr.proof.clips import find_clips, load_clips
-from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]

@@ -14,9 +14,9 @@ from edge_asr.calibration import Budget, Int8Options, quantize_bundle
 from edge_asr.export import CasePlan
 from edge_asr.manifest import Utterance
 from edge_asr.metrics import compute_error_rates
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
 
 MODEL_TYPE = "nemo-conformer-ctc"

@@ -93,7 +93,7 @@ class Shifted:
     """The reference, with `shift` added to the log-prob of class 0, so that it becomes likeliest."""
 
     def __init__(self, bundle: Bundle, shift: float) -> None:
-        from edge_asr.runtime.backends import OnnxRuntimeBackend
+        from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
         self.inner = OnnxRuntimeBackend(bundle.artifact_path("fp32"), precision="fp32")
         self.shift = shift

@@ -24,9 +24,10 @@ from edge_asr.bundle.folder import Bundle, sha256_of
 from edge_asr.bundle.manifest import CpuGraph
 from edge_asr.cli import options
 from edge_asr.errors import BackendError, BundleError, EngineError, MissingDependencyError
-from edge_asr.runtime import backends
-from edge_asr.runtime.backends import OnnxRuntimeBackend, choose_backend, choose_precision, create_backend
+from edge_asr.runtime import backends, onnxruntime_backend
+from edge_asr.runtime.backends import choose_backend, choose_precision, create_backend
 from edge_asr.runtime.engine.backend import TensorRTBackend
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
 
 PROFILES = ((10, 200, 200, 1, 1, 8), (200, 800, 800, 1, 1, 8), (800, 3000, 3000, 1, 1, 8))
@@ -317,14 +318,14 @@ def test_tensorrt_by_name_where_it_is_not_installed(
 def test_a_fake_jetson_is_sent_to_engines_not_to_the_gpu_wheel(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(backends, "_PROVIDERS", {"cuda": "NoSuchExecutionProvider"})
+    monkeypatch.setattr(onnxruntime_backend, "_PROVIDERS", {"cuda": "NoSuchExecutionProvider"})
     for name in ("JETSON_RELEASE", "DEVICE_TREE"):
-        monkeypatch.setattr(backends, name, tmp_path / name)
+        monkeypatch.setattr(onnxruntime_backend, name, tmp_path / name)
     with pytest.raises(BackendError, match=r"pip install 'edge-asr\[gpu\]'"):
-        backends.check_device("cuda")
+        onnxruntime_backend.check_device("cuda")
     (tmp_path / "DEVICE_TREE").write_bytes(b"nvidia,p3768-0000\0nvidia,tegra234\0")
     with pytest.raises(BackendError, match="kernels for a Jetson's GPU: build a TensorRT engine") as caught:
-        backends.check_device("cuda")
+        onnxruntime_backend.check_device("cuda")
     assert "edge-asr[gpu]" not in str(caught.value)
 
 
@@ -344,7 +345,7 @@ def test_the_command_line_offers_the_same_names() -> None:
     (backend,) = (parameter for parameter in command.params if parameter.name == "backend")
     assert tuple(backend.type.choices) == backends.BACKENDS  # type: ignore[attr-defined]
     (threads,) = (parameter for parameter in command.params if parameter.name == "num_threads")
-    assert threads.type.max == backends.MAX_THREADS  # type: ignore[attr-defined]
+    assert threads.type.max == onnxruntime_backend.MAX_THREADS  # type: ignore[attr-defined]
 
 
 # --- the recognizer ---

@@ -15,7 +15,8 @@ import soundfile
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BackendError, BundleError, MissingDependencyError
-from edge_asr.runtime.backends import OnnxRuntimeBackend, create_backend
+from edge_asr.runtime.backends import create_backend
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
 
 

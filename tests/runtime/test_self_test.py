@@ -21,14 +21,14 @@ from edge_asr.diagnostics import model as diagnostics
 from edge_asr.errors import BackendError, BundleError
 from edge_asr.proof.self_test import add_self_test
 from edge_asr.runtime import self_test, tested
-from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.self_test import SelfTestResult, run_self_test
 from edge_asr.runtime.tested import load_tested
 
 BREAK = """
 import numpy as np
-from edge_asr.runtime.backends import OnnxRuntimeBackend
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 whole = OnnxRuntimeBackend.log_probs
 OnnxRuntimeBackend.log_probs = lambda self, *given: (
     np.roll(whole(self, *given), 1, axis=2) if self.precision == "int8" else whole(self, *given))

@@ -25,10 +25,10 @@ from fake_tensorrt import FakeGpu
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BackendError, EngineError
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.engine import runner as tensorrt_engine
 from edge_asr.runtime.engine.backend import TensorRTBackend, bucket_frames, choose_profile
 from edge_asr.runtime.engine.sidecar import EngineProfile
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from fake_tensorrt import FakeGpu
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BackendError, EngineError, MissingDependencyError
-from edge_asr.runtime.backends import OnnxRuntimeBackend
 from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.engine.sidecar import EngineSidecar
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 
 @pytest.fixture

@@ -1,0 +1,246 @@
+"""onnxruntime as a backend: a file of a bundle on the CPU or, with onnxruntime-gpu, on CUDA.
+
+What this file does not do: choose between backends and precisions (backends.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.manifest import Artifact
+from edge_asr.errors import BackendError, require
+
+F32Array = npt.NDArray[np.float32]
+I64Array = npt.NDArray[np.int64]
+
+logger = logging.getLogger(__name__)
+
+#: On a CPU the fused kernel takes three times as long as Add and LayerNormalization (1.32; docs/log.md).
+SLOW_OPTIMIZERS: dict[str, list[str]] = {"cpu": ["SkipLayerNormFusion"], "cuda": []}
+# In a graph that is already rewritten these find nothing, but take a quarter of the time to load it (1.32).
+_NOTHING_TO_DO = [
+    "CommonSubexpressionElimination",
+    "ConstantSharing",
+    "EnsureUniqueDQForNodeUnit",
+    "GatherSliceToSplitFusion",
+    "Level1_RuleBasedTransformer",
+    "Level2_RuleBasedTransformer",
+    "NhwcTransformer",
+    "TransposeOptimizer",
+    "TransposeOptimizer_CPUExecutionProvider",
+]
+JETSON_RELEASE = Path("/etc/nv_tegra_release")
+DEVICE_TREE = Path("/proc/device-tree/compatible")
+MAX_THREADS = 1024
+"""Most threads, more than any machine that this runs on has; each takes memory and time to start."""
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRuntimeBackend:
+    """onnxruntime on the CPU or, with onnxruntime-gpu, on CUDA. Thread-safe; rows of any length.
+
+    Args:
+        path: ONNX file with the inputs `audio_signal` [B, n_mels, T] and `length` [B] and the output
+            `logprobs` [B, T', V].
+        precision: precision of that file, for reports.
+        device: "cpu" or "cuda".
+        num_threads: threads of one operator; None means one per core that this process may use, at
+            most four (small models do not gain from more).
+        rewritten: whether onnxruntime has already rewritten the file (edge_asr.calibration.cpu_graph).
+        spin: let idle threads wait busily. It is off because on a small board that takes the core
+            which captures the sound.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        BackendError: the device is not available, or the file cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        precision: str,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        rewritten: bool = False,
+        spin: bool = False,
+    ) -> None:
+        onnxruntime = load_onnxruntime()
+        self.path = path
+        self.name = device
+        self.runtime = f"onnxruntime {onnxruntime.__version__}, {path.name}"
+        self.precision = precision
+        self.num_threads: int | None = _check_num_threads(num_threads)
+        self.max_frames: int | None = None
+        check_device(device)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.num_threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # Lengths change from call to call, so a memory plan per shape would only cost memory.
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        options.log_severity_level = 3
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path),
+                sess_options=options,
+                providers=[_PROVIDERS[device]],
+                disabled_optimizers=SLOW_OPTIMIZERS[device] + (_NOTHING_TO_DO if rewritten else []),
+            )
+        except Exception as error:  # onnxruntime raises a dozen classes without a common base
+            raise BackendError(
+                f"onnxruntime {onnxruntime.__version__} cannot load {path} ({error}); export the model again"
+            ) from error
+        if _PROVIDERS[device] not in self._session.get_providers():
+            # onnxruntime falls back to the CPU without an error.
+            raise BackendError(
+                f"onnxruntime could not start {_PROVIDERS[device]} here (driver, CUDA or cuDNN missing or of "
+                "another version); use backend='cpu', or run `edge-asr doctor`"
+            )
+
+    def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
+        """See `Backend.log_probs`."""
+        feeds = {
+            "audio_signal": np.ascontiguousarray(features.transpose(0, 2, 1)),  # (B, F, T)
+            "length": feature_lens,
+        }
+        log_probs: F32Array = self.run(("logprobs",), feeds)[0]
+        return log_probs
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """Run the graph directly: outputs by name, for inputs by name.
+
+        Raises:
+            BackendError: the run failed.
+        """
+        if self._session is None:
+            raise BackendError("this backend was closed; load the recognizer again")
+        try:
+            results: list[npt.NDArray[Any]] = self._session.run(list(outputs), dict(feeds))
+        except Exception as error:  # see __init__
+            shape = list(feeds["audio_signal"].transpose(0, 2, 1).shape)
+            raise BackendError(f"onnxruntime failed on features of shape {shape}: {error}") from error
+        return results
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._session = None
+
+
+def load_onnxruntime() -> ModuleType:
+    """Import onnxruntime with its telemetry off.
+
+    Importing edge_asr switches telemetry off before onnxruntime can start it. If a program imported
+    onnxruntime first, its events are stopped here.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    onnxruntime = require("onnxruntime", extra="cpu")
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def default_num_threads() -> int:
+    """Return one thread per core that this process may use, at most four."""
+    return min(count_usable_cores(), 4)
+
+
+def count_usable_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_num_threads(num_threads: int | None) -> int:
+    """Validate `num_threads`; None means `default_num_threads()`."""
+    if num_threads is None:
+        return default_num_threads()
+    whole = isinstance(num_threads, int) and not isinstance(num_threads, bool)
+    if not whole or not 1 <= num_threads <= MAX_THREADS:
+        raise BackendError(
+            f"num_threads is {num_threads!r}; give a whole number from 1 to {MAX_THREADS}, or None"
+        )
+    return num_threads
+
+
+def check_device(device: str) -> None:
+    """Check that the installed onnxruntime supports a device.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        BackendError: the device is unknown, or this build of onnxruntime lacks it.
+    """
+    if device not in _PROVIDERS:
+        raise BackendError(f"backend {device!r} is unknown; use one of {', '.join(_PROVIDERS)}")
+    onnxruntime = load_onnxruntime()
+    available = onnxruntime.get_available_providers()
+    if _PROVIDERS[device] not in available:
+        advice = "install it with: pip uninstall onnxruntime && pip install 'edge-asr[gpu]'"
+        if _is_jetson():
+            advice = (
+                "no onnxruntime wheel has kernels for a Jetson's GPU: build a TensorRT engine with "
+                "`edge-asr build`, or use backend='cpu'"
+            )
+        raise BackendError(
+            f"backend {device!r} needs {_PROVIDERS[device]}, this onnxruntime has {', '.join(available)}; "
+            f"{advice}"
+        )
+
+
+def _is_jetson() -> bool:
+    """Tell whether this is a Jetson, by its release file or, in a container, a Tegra in the device tree."""
+    if JETSON_RELEASE.exists():
+        return True
+    try:
+        return b"nvidia,tegra" in DEVICE_TREE.read_bytes()
+    except OSError:
+        return False
+
+
+def open_artifact(
+    bundle: Bundle, artifact: Artifact, *, device: str = "cpu", num_threads: int | None = None
+) -> OnnxRuntimeBackend:
+    """Open a file of a bundle with onnxruntime, on the CPU its copy for it, if that can be loaded.
+
+    Raises:
+        MissingDependencyError, BackendError: see `OnnxRuntimeBackend`.
+    """
+    num_threads = _check_num_threads(num_threads)  # checked here, or it would look like a fault of the copy
+    graph = _find_cpu_graph(bundle, artifact) if device == "cpu" else None
+    options: dict[str, Any] = {"precision": artifact.precision, "num_threads": num_threads}
+    if graph is not None:
+        try:
+            return OnnxRuntimeBackend(graph, rewritten=True, **options)
+        except BackendError as error:  # its operators are internal to onnxruntime, and may change
+            logger.warning("%s; %s is taken instead", error, artifact.file)
+    return OnnxRuntimeBackend(bundle.path / artifact.file, device=device, **options)
+
+
+def _find_cpu_graph(bundle: Bundle, artifact: Artifact) -> Path | None:
+    """Find the artifact as onnxruntime's CPU provider rewrote it, unless this onnxruntime is older."""
+    graph = artifact.cpu_graph
+    if graph is None:
+        return None
+    have = load_onnxruntime().__version__
+    if _release(have) < _release(graph.onnxruntime):
+        logger.info("%s was made by onnxruntime %s, this is %s", graph.file, graph.onnxruntime, have)
+        return None
+    return bundle.path / graph.file
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Parse "1.32.0.dev1" as (1, 32)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
