@@ -3,7 +3,7 @@
 Here frames become seconds and tokens become words. The confidence of a word is that of its least certain
 token or, where the bundle has a table for it, the probability that the word is right. A segment is a stretch
 of speech between pauses.
-What this file does not do: subtitle layout (`edge_asr.cli.formats`), decoding (decoding/).
+What this file does not do: subtitle layout (`edge_asr.transcript_formats`), decoding (decoding/).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`edge-asr align`: when each word of a given text is said in a recording.
 
 It reads the text, shows progress and writes the formats. What this file does not do: align
-(edge_asr.runtime.alignment), lay out subtitles (formats.py).
+(edge_asr.runtime.alignment), lay out subtitles (edge_asr.transcript_formats).
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def format_alignment(alignment: Alignment, output_format: str, name: str) -> str
     if output_format == "textgrid":
         return _format_textgrid(found, alignment.duration_s)
     if output_format in ("srt", "vtt"):
-        from edge_asr.cli.formats import format_srt, format_vtt, split_into_cues
         from edge_asr.runtime.transcript import Word
+        from edge_asr.transcript_formats import format_srt, format_vtt, split_into_cues
 
         cues = split_into_cues(
             [Word(text=w.text, start_s=start, end_s=end, confidence=w.score) for w, start, end in found]

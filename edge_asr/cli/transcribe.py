@@ -3,7 +3,7 @@
 It finds the files, hands them to the recognizer (several at a time on a CPU), and writes each transcript as
 soon as it and those before it are ready. A file that cannot be read is reported on stderr, the others are
 transcribed, and the exit code is 1.
-What this file does not do: recognize (edge_asr.runtime), lay out subtitles (formats.py).
+What this file does not do: recognize (edge_asr.runtime), lay out subtitles (edge_asr.transcript_formats).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_asr.cli.formats import FORMATS, format_transcript
 from edge_asr.cli.options import digits_option, progress_bar, recognizer_options, self_test_option
 from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
 from edge_asr.errors import ConfigError
 from edge_asr.printable import printable
+from edge_asr.transcript_formats import FORMATS, format_transcript
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -31,7 +31,6 @@ MODULES = {
     "edge_asr.bundle.manifest",
     "edge_asr.bundle.names",
     "edge_asr.cli",
-    "edge_asr.cli.formats",
     "edge_asr.cli.main",
     "edge_asr.cli.options",
     "edge_asr.cli.terminal",
@@ -59,6 +58,7 @@ MODULES = {
     "edge_asr.runtime.tested",
     "edge_asr.runtime.transcript",
     "edge_asr.runtime.windows",
+    "edge_asr.transcript_formats",
     "edge_asr.vocabulary",
 }
 ABSENT = ("scipy", "rich", "sounddevice", "torch", "onnx", "tensorrt", "cuda", "importlib.metadata")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_asr.cli import formats
+from edge_asr import transcript_formats as formats
 
 
 @dataclass(frozen=True)
