@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.live.streaming_decoder import streaming_decoders as streaming_decoders
     from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend as OnnxRuntimeBackend
     from edge_asr.runtime.recognizer import Recognizer as Recognizer
-    from edge_asr.runtime.recognizer import StageTime as StageTime
+    from edge_asr.runtime.stages import StageTime as StageTime
     from edge_asr.runtime.streaming_model import StreamingModel as StreamingModel
     from edge_asr.runtime.tested import load_tested as load_tested
     from edge_asr.runtime.transcript import GrammarResult as GrammarResult
@@ -100,7 +100,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Recorder": "live.sources",
         "Segment": "transcript",
         "SourceChange": "live.sources",
-        "StageTime": "recognizer",
+        "StageTime": "stages",
         "StreamingDecoder": "live.streaming_decoder",
         "StreamingModel": "streaming_model",
         "TensorRTBackend": "engine.backend",

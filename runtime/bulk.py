@@ -10,7 +10,8 @@ What this file does not do: recognize (recognizer.py), find files, write results
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from edge_asr.audio import AudioFile
 from edge_asr.errors import ConfigError, EdgeAsrError
+from edge_asr.runtime.acoustic_model import group_by_length
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.transcript import Transcript
 
@@ -93,8 +95,10 @@ def transcribe_files(
             for index in ahead:
                 opened[index] = _Opened(index, sources[index])
                 report(index, 0.0, opened[index].length_s)
-            groups = _group({index: opened[index].length_s for index in ahead}, recognizer.window_s)
-            submitted = [executor.submit(work, group) for group in groups]
+            # The longest come first, so that the last workers end about together; a length of 0 is unknown.
+            lengths_s = [opened[index].length_s or math.inf for index in ahead]
+            groups = group_by_length(lengths_s, recognizer.window_s, BATCH_S)
+            submitted = [executor.submit(work, [ahead[i] for i in group]) for group in groups]
             yield from _in_order(pending)
             pending = submitted
         yield from _in_order(pending)
@@ -145,22 +149,6 @@ class _Opened:
 
 def _in_order(futures: Sequence[Future[list[BulkResult]]]) -> Iterator[BulkResult]:
     yield from sorted((r for future in futures for r in future.result()), key=lambda r: r.index)
-
-
-def _group(lengths_s: Mapping[int, float], window_s: float) -> list[list[int]]:
-    """Group indexes that run together, the longest first, so that the last workers end about together.
-
-    Sources of unknown length come first and run alone, as do those longer than a window.
-    """
-    groups: list[list[int]] = []
-    known_s = {index: length_s or float("inf") for index, length_s in lengths_s.items()}
-    for index in sorted(known_s, key=lambda i: -known_s[i]):
-        longest_s = known_s[groups[-1][0]] if groups else float("inf")
-        if longest_s <= window_s and (len(groups[-1]) + 1) * longest_s <= BATCH_S:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
 
 
 def _transcribe_one(recognizer: Recognizer, opened: _Opened, heard: Heard) -> BulkResult:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_asr.bundle.confidence import ConfidenceTable
 from edge_asr.runtime.decoding.decoder import Hypothesis, I64Array, TokenRuns
 from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary, join_pieces
 
@@ -169,6 +170,28 @@ class Transcript:
         }
 
 
+def transcript_from_hypothesis(
+    hypothesis: Hypothesis,
+    vocabulary: Vocabulary,
+    frame_s: float,
+    duration_s: float,
+    table: ConfidenceTable | None = None,
+) -> Transcript:
+    """Make the transcript of what a decoder found in a recording; `table` calibrates confidences of words."""
+    tokens = tokens_from_runs(hypothesis.tokens, vocabulary, frame_s, end_s=duration_s)
+    words = words_from_tokens(tokens, vocabulary)
+    if table is not None:
+        words = calibrate_words(words, table)
+    return Transcript(
+        text=" ".join(word.text for word in words),
+        tokens=tokens,
+        words=words,
+        segments=split_segments(words),
+        duration_s=duration_s,
+        grammar=grammar_result(hypothesis, words, vocabulary, frame_s, duration_s),
+    )
+
+
 def tokens_from_runs(
     runs: TokenRuns,
     vocabulary: Vocabulary,
@@ -212,21 +235,19 @@ def grammar_result(
     words: Sequence[Word],
     vocabulary: Vocabulary,
     frame_s: float,
-    *,
-    offset_s: float = 0.0,
-    end_s: float | None = None,
+    end_s: float,
 ) -> GrammarResult | None:
     """Convert the match of a hypothesis; None if its decoder has no grammar.
 
     Args:
         hypothesis: of a decoder.
         words: those of its tokens.
-        vocabulary, frame_s, offset_s, end_s: as for `tokens_from_runs`.
+        vocabulary, frame_s, end_s: as for `tokens_from_runs`.
     """
     match = hypothesis.match
     if match is None:
         return None
-    heard = tokens_from_runs(match.heard, vocabulary, frame_s, offset_s=offset_s, end_s=end_s)
+    heard = tokens_from_runs(match.heard, vocabulary, frame_s, end_s=end_s)
     is_aligned = len(words) == len(match.phrase.split())
     return GrammarResult(
         matched=match.matched,
@@ -301,11 +322,9 @@ def words_from_tokens(tokens: Sequence[Token], vocabulary: Vocabulary) -> tuple[
     return tuple(words)
 
 
-def calibrate_words(
-    words: Sequence[Word], raw: Sequence[float], calibrated: Sequence[float]
-) -> tuple[Word, ...]:
+def calibrate_words(words: Sequence[Word], table: ConfidenceTable) -> tuple[Word, ...]:
     """Replace the confidences of words by those of a table: knots, linear in between, constant outside."""
-    confidences = np.interp([word.confidence for word in words], raw, calibrated).tolist()
+    confidences = np.interp([word.confidence for word in words], table.raw, table.calibrated).tolist()
     return tuple(
         dataclasses.replace(word, confidence=confidence)
         for word, confidence in zip(words, confidences, strict=True)

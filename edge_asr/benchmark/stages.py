@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.runtime.backends import Backend
-from edge_asr.runtime.recognizer import Recognizer, StageTime
+from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.stages import StageTime
 from edge_asr.runtime.transcript import Transcript
 
 F32Array = npt.NDArray[np.float32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from pathlib import Path
@@ -12,7 +13,8 @@ import soundfile
 
 from edge_asr.audio import AudioFile
 from edge_asr.errors import AudioError, BackendError, ConfigError
-from edge_asr.runtime.bulk import BATCH_S, LOOK_AHEAD, _group, transcribe_files
+from edge_asr.runtime.acoustic_model import group_by_length
+from edge_asr.runtime.bulk import BATCH_S, LOOK_AHEAD, transcribe_files
 from edge_asr.runtime.recognizer import Recognizer
 
 
@@ -105,10 +107,10 @@ def test_a_model_that_fails_is_an_error_of_each_file(
 
 
 def test_groups_are_of_like_length_and_bounded(recognizer: Recognizer, sounds: list[Path]) -> None:
-    lengths_s = {index: soundfile.info(path).duration for index, path in enumerate(sounds)}
-    groups = _group(lengths_s, recognizer.window_s)
-    assert groups == [[4], [2], [9, 5], [7, 0, 8, 3, 1, 6]]  # of the empty one the length cannot be told
-    assert _group(dict.fromkeys(range(3), 0.0), recognizer.window_s) == [[0], [1], [2]]
+    lengths_s = [soundfile.info(path).duration or math.inf for path in sounds]  # as where it cannot be told
+    groups = group_by_length(lengths_s, recognizer.window_s, BATCH_S)
+    assert groups == [[4], [2], [9, 5], [7, 0, 8, 3, 1, 6]]
+    assert group_by_length([math.inf] * 3, recognizer.window_s, BATCH_S) == [[0], [1], [2]]
     assert all(len(group) * 9.0 <= BATCH_S for group in groups if 9 in group)
 
 
