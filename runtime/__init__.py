@@ -40,15 +40,15 @@ if TYPE_CHECKING:
     from edge_asr.runtime.live.microphone import list_devices as list_devices
     from edge_asr.runtime.live.pcm_source import PcmSource as PcmSource
     from edge_asr.runtime.live.queue_source import QueueSource as QueueSource
-    from edge_asr.runtime.live.recognizer import LiveConfig as LiveConfig
     from edge_asr.runtime.live.recognizer import LiveRecognizer as LiveRecognizer
-    from edge_asr.runtime.live.recognizer import LiveStats as LiveStats
     from edge_asr.runtime.live.sources import AudioBlock as AudioBlock
     from edge_asr.runtime.live.sources import AudioSource as AudioSource
     from edge_asr.runtime.live.sources import FileSource as FileSource
     from edge_asr.runtime.live.sources import Loss as Loss
     from edge_asr.runtime.live.sources import Recorder as Recorder
     from edge_asr.runtime.live.sources import SourceChange as SourceChange
+    from edge_asr.runtime.live.stream import LiveConfig as LiveConfig
+    from edge_asr.runtime.live.stream import LiveStats as LiveStats
     from edge_asr.runtime.live.streaming_decoder import StreamingDecoder as StreamingDecoder
     from edge_asr.runtime.live.streaming_decoder import streaming_decoders as streaming_decoders
     from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend as OnnxRuntimeBackend
@@ -86,9 +86,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "GreedyDecoder": "decoding.greedy",
         "Hotword": "decoding.hotwords",
         "Hypothesis": "decoding.decoder",
-        "LiveConfig": "live.recognizer",
+        "LiveConfig": "live.stream",
         "LiveRecognizer": "live.recognizer",
-        "LiveStats": "live.recognizer",
+        "LiveStats": "live.stream",
         "Loss": "live.sources",
         "MicrophoneConfig": "live.microphone",
         "MicrophoneSource": "live.microphone",

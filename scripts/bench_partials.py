@@ -25,7 +25,7 @@ from edge_asr.manifest import read_manifest
 from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.live.history import AudioHistory
 from edge_asr.runtime.live.partials import PartialDecoder, WindowedDecoder
-from edge_asr.runtime.live.recognizer import LiveConfig
+from edge_asr.runtime.live.stream import LiveConfig
 from edge_asr.runtime.live.streaming_decoder import streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
 

@@ -29,7 +29,8 @@ from edge_asr.errors import GateError
 from edge_asr.runtime.live.events import Event, Final, Gap, Partial
 from edge_asr.runtime.live.history import AudioHistory
 from edge_asr.runtime.live.partials import PartialDecoder, PartialHypothesis, Transcriber, WindowedDecoder
-from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+from edge_asr.runtime.live.recognizer import LiveRecognizer
+from edge_asr.runtime.live.stream import LiveConfig
 from edge_asr.runtime.live.streaming_decoder import StreamingDecoder
 from edge_asr.runtime.transcript import Transcript
 

@@ -152,8 +152,9 @@ def command(
 
     from edge_asr.errors import require
     from edge_asr.runtime.live.endpointing import EndpointConfig
-    from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+    from edge_asr.runtime.live.recognizer import LiveRecognizer
     from edge_asr.runtime.live.sources import Recorder, check_recording_path
+    from edge_asr.runtime.live.stream import LiveConfig
     from edge_asr.runtime.recognizer import Recognizer
     from edge_asr.runtime.tested import load_tested
 

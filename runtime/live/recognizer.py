@@ -1,11 +1,9 @@
 """Live recognition: an audio source in, events out, in a thread of its own.
 
 Three threads never wait for each other: that of the driver (copies and enqueues, in microphone.py), the
-recognition thread (here: endpointing, partials, finals, recording), and that of the caller, who iterates over
-events or is called with them. A final is `Recognizer.transcribe` of exactly the samples [segment_start,
-segment_end) of the stream, so a recording can always be checked against it. The state of a stream belongs to
-the recognition thread alone, which is why this file is long.
-What this file does not do: open devices (microphone.py), detect pauses (endpointing.py), print.
+recognition thread (here: it reads the source, records, and feeds stream.py), and that of the caller, who
+iterates over events or is called with them.
+What this file does not do: open devices (microphone.py), find utterances (stream.py), print.
 """
 
 from __future__ import annotations
@@ -14,94 +12,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from edge_asr.audio import STREAM_SAMPLE_RATE, mono_from_waveform
 from edge_asr.errors import ConfigError, DeviceError, EdgeAsrError
-from edge_asr.runtime.live.endpointing import Endpoint, EndpointConfig, Endpointer
-from edge_asr.runtime.live.events import (
-    DeviceChange,
-    Error,
-    Event,
-    Final,
-    FinalReason,
-    Gap,
-    Partial,
-    Unmatched,
-)
-from edge_asr.runtime.live.history import AudioHistory
-from edge_asr.runtime.live.partials import PartialDecoder, PartialHypothesis, Transcriber, WindowedDecoder
-from edge_asr.runtime.live.sources import AudioBlock, AudioSource, Loss, Recorder, SourceChange
+from edge_asr.runtime.live.events import Error, Event
+from edge_asr.runtime.live.partials import PartialDecoder, Transcriber, WindowedDecoder
+from edge_asr.runtime.live.sources import AudioBlock, AudioSource, Recorder
+from edge_asr.runtime.live.stream import LiveConfig, LiveStats, LiveStream
 from edge_asr.runtime.live.streaming_decoder import Partials, streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
-from edge_asr.runtime.transcript import shift_grammar_result, shift_tokens
 
 _Result = TypeVar("_Result")
 
-_STEP_SAMPLES = 320
 _STOP_ANSWERS_S = 10.0
 """How long a stopped source may take in all to give what it has; after that it is abandoned."""
 _STOP_AUDIO_S = 120.0
 """How much sound a stopped source may still give, more than any queue holds; after that it is abandoned."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveConfig:
-    """How live recognition behaves.
-
-    Attributes:
-        endpoint: when utterances begin and end.
-        partials: whether to show the utterance in progress.
-        partial_interval_s: least audio between two partials.
-        partial_window_s: most audio that a partial encodes.
-        partial_load: share of the time that partials may take; on a slow machine they become rarer.
-        max_audio_s: stop after exactly this much audio; None continues until stopped.
-    """
-
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-    partials: bool = True
-    partial_interval_s: float = 0.3
-    partial_window_s: float = 8.0
-    partial_load: float = 0.5
-    max_audio_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.partial_interval_s > 0:
-            raise ConfigError(f"partial_interval_s is {self.partial_interval_s}; it must be positive")
-        if not 0 < self.partial_load <= 1:
-            raise ConfigError(f"partial_load is {self.partial_load}; it must lie in (0, 1]")
-        if self.max_audio_s is not None and not 0 < self.max_audio_s < float("inf"):
-            raise ConfigError(
-                f"max_audio_s is {self.max_audio_s}; give a positive number of seconds, or None for no end"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveStats:
-    """What has happened so far.
-
-    Attributes:
-        audio_s: audio heard.
-        n_finals, n_partials, n_unmatched: events given.
-        n_gaps: losses of audio; lost_s: their sum.
-        n_overflows: how many of them the driver or our queue reported as an overflow.
-        compute_s: wall time spent in the recognizer.
-    """
-
-    audio_s: float = 0.0
-    n_finals: int = 0
-    n_partials: int = 0
-    n_unmatched: int = 0
-    n_gaps: int = 0
-    lost_s: float = 0.0
-    n_overflows: int = 0
-    compute_s: float = 0.0
 
 
 class LiveRecognizer:
@@ -148,24 +78,18 @@ class LiveRecognizer:
     ) -> None:
         config = config or LiveConfig()
         self.config = replace(config, partials=config.partials and partials != "off")
-        self.stats = LiveStats()
         self.error: EdgeAsrError | None = None
         self.hearing = threading.Event()
         """Set when the first audio has arrived, or listening has ended without any."""
-        self._recognizer = recognizer
         self._source = source
         self._recorder = recorder
-        self._decoder = partial_decoder or _make_partial_decoder(
+        decoder = partial_decoder or _make_partial_decoder(
             recognizer, partials if self.config.partials else "off", self.config.partial_window_s
         )
+        self._stream = LiveStream(recognizer, decoder, self.config, self._emit)
         self._on_event = on_event
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._bug: BaseException | None = None
-        self._history = AudioHistory()
-        self._endpointer = Endpointer(self.config.endpoint)
-        self._earliest = 0
-        self._utterance: _Utterance | None = None
-        self._next_partial_at = 0.0
         self._thread = threading.Thread(target=self._run, name="edge-asr-live", daemon=True)
         self._is_started = False
         self._ended = threading.Event()
@@ -174,6 +98,11 @@ class LiveRecognizer:
         self._handover = threading.Lock()
         self._waiting_since: float | None = None
         self._is_left_behind = False
+
+    @property
+    def stats(self) -> LiveStats:
+        """Return what has happened so far."""
+        return self._stream.stats
 
     def __enter__(self) -> LiveRecognizer:
         self.start()
@@ -255,11 +184,11 @@ class LiveRecognizer:
         self.error = failure
         try:
             try:
-                self._end_utterance(self._history.end, "end")
+                self._stream.end()
             except EdgeAsrError as error:
                 self.error = self.error or error
             if self.error is not None:
-                at_s = self._history.end / STREAM_SAMPLE_RATE
+                at_s = self._stream.n_heard / STREAM_SAMPLE_RATE
                 self._emit(Error(message=str(self.error), kind=type(self.error).__name__, at_s=at_s))
             if self._recorder is not None:
                 self._recorder.close()
@@ -318,9 +247,9 @@ class LiveRecognizer:
         began = time.monotonic()
         while (block := self._read()) is not None:
             for loss in block.losses:
-                self._lose(loss)
+                self._stream.lose(loss)
             for change in block.changes:
-                self._change(change)
+                self._stream.change(change)
             samples = mono_from_waveform(block.samples)
             if self._stopped_at is not None:
                 waited_s += time.monotonic() - max(began, self._stopped_at)
@@ -328,189 +257,21 @@ class LiveRecognizer:
                 if waited_s > _STOP_ANSWERS_S or heard_s > _STOP_AUDIO_S:
                     raise DeviceError(_does_not_end("still gives sound"))
             if limit is not None:
-                samples = samples[: limit - self._history.end]
+                samples = samples[: limit - self._stream.n_heard]
             if self._recorder is not None:
                 self._recorder.write(samples)
-            for start in range(0, len(samples), _STEP_SAMPLES):
-                self._hear(samples[start : start + _STEP_SAMPLES])
-            if limit is not None and self._history.end >= limit:
+            self._stream.hear(samples)
+            if len(samples):
+                self.hearing.set()
+            if limit is not None and self._stream.n_heard >= limit:
                 break
             began = time.monotonic()
-
-    def _lose(self, loss: Loss) -> None:
-        now = self._history.end
-        self._end_utterance(now, "gap")
-        self._earliest = now
-        self.stats = replace(
-            self.stats,
-            n_gaps=self.stats.n_gaps + 1,
-            lost_s=self.stats.lost_s + loss.lost_s,
-            n_overflows=self.stats.n_overflows + loss.reason.endswith("overflow"),
-        )
-        at_s = now / STREAM_SAMPLE_RATE
-        self._emit(Gap(at_s=at_s, lost_s=loss.lost_s, reason=loss.reason, estimated=loss.estimated))
-
-    def _change(self, change: SourceChange) -> None:
-        if change.state == "lost":
-            self._end_utterance(self._history.end, "gap")
-            self._earliest = self._history.end
-        at_s = self._history.end / STREAM_SAMPLE_RATE
-        self._emit(DeviceChange(state=change.state, device=change.device, message=change.message, at_s=at_s))
-
-    def _hear(self, samples: npt.NDArray[np.float32]) -> None:
-        self._history.append(samples)
-        self._endpointer.push(samples)
-        now = self._history.end
-        self.stats = replace(self.stats, audio_s=now / STREAM_SAMPLE_RATE)
-        self.hearing.set()
-        if self._utterance is None:
-            start = self._endpointer.onset(max(self._earliest, self._history.start))
-            if start is None:
-                # twice the farthest that an onset can lie back
-                kept_s = 2 * (self.config.endpoint.pre_roll_s + self.config.endpoint.pause_s)
-                self._history.discard_before(now - round(kept_s * STREAM_SAMPLE_RATE))
-                return
-            self._begin_utterance(start)
-        self._follow(now)
-
-    def _follow(self, now: int) -> None:
-        utterance = self._utterance
-        assert utterance is not None
-        if self._partial_is_due(now, utterance):
-            self._decode(utterance)
-        endpoint = self._ask_endpoint(now, utterance)
-        if endpoint is not None and utterance.hypothesis.end < now:
-            self._decode(utterance)
-            endpoint = self._ask_endpoint(now, utterance)
-        if endpoint is None:
-            return
-        if endpoint.reason == "no_words":
-            self._drop_utterance(now)
-        elif endpoint.reason == "pause":
-            self._end_utterance(endpoint.sample, "pause", endpoint.speech_end)
-        else:
-            cut = self._endpointer.cut(utterance.hypothesis.word_gaps(), now)
-            self._end_utterance(cut, "max_length", cut)
-            self._begin_utterance(cut)
-
-    def _ask_endpoint(self, now: int, utterance: _Utterance) -> Endpoint | None:
-        return self._endpointer.endpoint(utterance.start, now, utterance.hypothesis.last_token_end)
-
-    def _begin_utterance(self, start: int) -> None:
-        self._utterance = _Utterance(start, PartialHypothesis((), start))
-        self._decoder.begin(start)
-
-    def _partial_is_due(self, now: int, utterance: _Utterance) -> bool:
-        new_s = (now - utterance.hypothesis.end) / STREAM_SAMPLE_RATE
-        return (
-            self.config.partials
-            and new_s >= self.config.partial_interval_s
-            and time.monotonic() >= self._next_partial_at
-        )
-
-    def _decode(self, utterance: _Utterance) -> None:
-        began = time.monotonic()
-        utterance.hypothesis = self._decoder.decode(self._history)
-        ended = time.monotonic()
-        self.stats = replace(self.stats, compute_s=self.stats.compute_s + ended - began)
-        self._next_partial_at = ended + (ended - began) * (1 / self.config.partial_load - 1)
-        if self.config.partials and (text := utterance.hypothesis.settled_text):
-            self._show(utterance, text)
-
-    def _show(self, utterance: _Utterance, text: str) -> None:
-        if text == utterance.shown:
-            return
-        utterance.shown = text
-        self.stats = replace(self.stats, n_partials=self.stats.n_partials + 1)
-        self._emit(
-            Partial(
-                id=self._next_id,
-                text=text,
-                start_s=utterance.start / STREAM_SAMPLE_RATE,
-                end_s=self._history.end / STREAM_SAMPLE_RATE,
-            )
-        )
-
-    def _drop_utterance(self, now: int) -> None:
-        """Drop sound without words, and keep what may be the onset of the next word."""
-        assert self._utterance is not None
-        self._show(self._utterance, "")
-        self._utterance = None
-        pre_roll = round(self.config.endpoint.pre_roll_s * STREAM_SAMPLE_RATE)
-        self._earliest = max(self._earliest, now - pre_roll)
-
-    def _end_utterance(self, end: int, reason: FinalReason, speech_end: int | None = None) -> None:
-        utterance, self._utterance = self._utterance, None
-        if utterance is None:
-            return
-        began = time.monotonic()
-        segment = self._history.read(utterance.start, end)
-        transcript = self._recognizer.transcribe(segment, STREAM_SAMPLE_RATE)
-        compute_s = time.monotonic() - began
-        self.stats = replace(self.stats, compute_s=self.stats.compute_s + compute_s)
-        self._earliest = end
-        heard = [token for token in transcript.heard if token.text.strip()]
-        if not heard:
-            self._show(utterance, "")
-            return
-        offset_s = utterance.start / STREAM_SAMPLE_RATE
-        waited = 0 if speech_end is None else self._history.end - speech_end
-        grammar = transcript.grammar and shift_grammar_result(transcript.grammar, offset_s)
-        if grammar is not None and not grammar.matched:
-            unmatched = Unmatched(
-                id=self._next_id,
-                heard=grammar.heard_text,
-                start_s=heard[0].start_s + offset_s,
-                end_s=heard[-1].end_s + offset_s,
-                score=grammar.score,
-                segment_start_samples=utterance.start,
-                segment_end_samples=end,
-                reason=reason,
-                endpoint_wait_s=waited / STREAM_SAMPLE_RATE,
-                compute_s=compute_s,
-            )
-            self.stats = replace(self.stats, n_unmatched=self.stats.n_unmatched + 1)
-            self._emit(unmatched)
-            return
-        final = Final(
-            id=self._next_id,
-            text=transcript.text,
-            start_s=transcript.words[0].start_s + offset_s,
-            end_s=transcript.words[-1].end_s + offset_s,
-            tokens=shift_tokens(transcript.tokens, offset_s),
-            words=tuple(
-                replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
-                for word in transcript.words
-            ),
-            segment_start_samples=utterance.start,
-            segment_end_samples=end,
-            reason=reason,
-            endpoint_wait_s=waited / STREAM_SAMPLE_RATE,
-            compute_s=compute_s,
-            grammar=grammar,
-        )
-        self.stats = replace(self.stats, n_finals=self.stats.n_finals + 1)
-        self._emit(final)
-
-    @property
-    def _next_id(self) -> int:
-        """The number of the utterance in progress: finals and unmatched ones count together."""
-        return self.stats.n_finals + self.stats.n_unmatched
 
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
         else:
             self._events.put(event)
-
-
-@dataclass(slots=True)
-class _Utterance:
-    """The utterance in progress: where it began, its hypothesis, and what was shown of it."""
-
-    start: int
-    hypothesis: PartialHypothesis
-    shown: str = ""
 
 
 class _LeftBehindError(Exception):

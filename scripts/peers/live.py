@@ -25,7 +25,8 @@ from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.live.endpointing import EndpointConfig
 from edge_asr.runtime.live.events import Event, Final, Partial
 from edge_asr.runtime.live.history import AudioHistory
-from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+from edge_asr.runtime.live.recognizer import LiveRecognizer
+from edge_asr.runtime.live.stream import LiveConfig
 from edge_asr.runtime.live.streaming_decoder import StreamingDecoder
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.transcript import Transcript

@@ -27,7 +27,7 @@ from edge_asr.benchmark.streams import (
 )
 from edge_asr.errors import BackendError, GateError
 from edge_asr.runtime.live.events import Event, Final, Partial
-from edge_asr.runtime.live.recognizer import LiveConfig
+from edge_asr.runtime.live.stream import LiveConfig
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.transcript import Token, Transcript, Word, split_segments
 

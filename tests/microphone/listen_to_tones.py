@@ -15,8 +15,9 @@ from tones import RATE, ToneRecognizer, silence, speak
 
 from edge_asr.cli.listen import run_live
 from edge_asr.cli.main import LazyGroup
-from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+from edge_asr.runtime.live.recognizer import LiveRecognizer
 from edge_asr.runtime.live.sources import FileSource
+from edge_asr.runtime.live.stream import LiveConfig
 
 
 class _Group(LazyGroup):

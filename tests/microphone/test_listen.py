@@ -228,7 +228,7 @@ def test_how_the_utterance_in_progress_is_followed(
     assert result.exit_code == 0, result.output
     (live,) = lives
     assert live.config.partials == (partials != "off")
-    assert type(live._decoder) is decoder
+    assert type(live._stream._decoder) is decoder
 
 
 def test_streaming_partials_need_a_streaming_model(portaudio: FakeSoundDevice) -> None:

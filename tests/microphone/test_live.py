@@ -22,8 +22,9 @@ from edge_asr.runtime.live import recognizer as live_module
 from edge_asr.runtime.live.endpointing import EndpointConfig
 from edge_asr.runtime.live.events import Error, Event, Final, Gap, Partial, Unmatched
 from edge_asr.runtime.live.queue_source import QueueSource
-from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+from edge_asr.runtime.live.recognizer import LiveRecognizer
 from edge_asr.runtime.live.sources import AudioBlock, FileSource, Loss, Recorder
+from edge_asr.runtime.live.stream import LiveConfig
 from edge_asr.runtime.transcript import GrammarResult, PhraseSlot, Transcript
 
 SHORT = EndpointConfig(max_utterance_s=5.0, cut_search_s=2.0)

@@ -34,8 +34,9 @@ from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.live.events import Final, Partial
 from edge_asr.runtime.live.history import AudioHistory
 from edge_asr.runtime.live.partials import PartialHypothesis
-from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+from edge_asr.runtime.live.recognizer import LiveRecognizer
 from edge_asr.runtime.live.sources import FileSource
+from edge_asr.runtime.live.stream import LiveConfig
 from edge_asr.runtime.live.streaming_decoder import StreamingDecoder, streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.streaming_model import StreamingModel

@@ -19,8 +19,9 @@ from edge_asr.cli.main import cli
 from edge_asr.errors import ConfigError, MissingDependencyError
 from edge_asr.runtime.live.endpointing import PRESETS, EndpointConfig
 from edge_asr.runtime.live.events import Final
-from edge_asr.runtime.live.recognizer import LiveConfig, LiveRecognizer
+from edge_asr.runtime.live.recognizer import LiveRecognizer
 from edge_asr.runtime.live.sources import FileSource
+from edge_asr.runtime.live.stream import LiveConfig
 from edge_asr.runtime.live.vad import CHUNK_SAMPLES, SpeechDetector
 from edge_asr.runtime.recognizer import Recognizer
 

@@ -1,0 +1,298 @@
+"""The utterances of one live stream: samples in, events out, in one thread and without waiting.
+
+Endpointing, partials and finals of a stream, and what was lost of it. A final is `Recognizer.transcribe` of
+exactly the samples [segment_start, segment_end) of the stream, so a recording can be checked against it.
+What this file does not do: read sources, run threads (recognizer.py), detect pauses (endpointing.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_asr.audio import STREAM_SAMPLE_RATE
+from edge_asr.errors import ConfigError
+from edge_asr.runtime.live.endpointing import Endpoint, EndpointConfig, Endpointer
+from edge_asr.runtime.live.events import DeviceChange, Event, Final, FinalReason, Gap, Partial, Unmatched
+from edge_asr.runtime.live.history import AudioHistory
+from edge_asr.runtime.live.partials import PartialDecoder, PartialHypothesis, Transcriber
+from edge_asr.runtime.live.sources import Loss, SourceChange
+from edge_asr.runtime.transcript import shift_grammar_result, shift_tokens
+
+_STEP_SAMPLES = 320
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveConfig:
+    """How live recognition behaves.
+
+    Attributes:
+        endpoint: when utterances begin and end.
+        partials: whether to show the utterance in progress.
+        partial_interval_s: least audio between two partials.
+        partial_window_s: most audio that a partial encodes.
+        partial_load: share of the time that partials may take; on a slow machine they become rarer.
+        max_audio_s: stop after exactly this much audio; None continues until stopped.
+    """
+
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    partials: bool = True
+    partial_interval_s: float = 0.3
+    partial_window_s: float = 8.0
+    partial_load: float = 0.5
+    max_audio_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.partial_interval_s > 0:
+            raise ConfigError(f"partial_interval_s is {self.partial_interval_s}; it must be positive")
+        if not 0 < self.partial_load <= 1:
+            raise ConfigError(f"partial_load is {self.partial_load}; it must lie in (0, 1]")
+        if self.max_audio_s is not None and not 0 < self.max_audio_s < float("inf"):
+            raise ConfigError(
+                f"max_audio_s is {self.max_audio_s}; give a positive number of seconds, or None for no end"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveStats:
+    """What has happened so far.
+
+    Attributes:
+        audio_s: audio heard.
+        n_finals, n_partials, n_unmatched: events given.
+        n_gaps: losses of audio; lost_s: their sum.
+        n_overflows: how many of them the driver or our queue reported as an overflow.
+        compute_s: wall time spent in the recognizer.
+    """
+
+    audio_s: float = 0.0
+    n_finals: int = 0
+    n_partials: int = 0
+    n_unmatched: int = 0
+    n_gaps: int = 0
+    lost_s: float = 0.0
+    n_overflows: int = 0
+    compute_s: float = 0.0
+
+
+class LiveStream:
+    """Follows one stream, one call at a time.
+
+    Args:
+        transcriber: transcribes finals.
+        decoder: follows the utterance in progress.
+        config: settings.
+        emit: called with each event.
+    """
+
+    def __init__(
+        self,
+        transcriber: Transcriber,
+        decoder: PartialDecoder,
+        config: LiveConfig,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.config = config
+        self.stats = LiveStats()
+        self._transcriber = transcriber
+        self._decoder = decoder
+        self._emit = emit
+        self._history = AudioHistory()
+        self._endpointer = Endpointer(config.endpoint)
+        self._earliest = 0
+        self._utterance: _Utterance | None = None
+        self._next_partial_at = 0.0
+
+    @property
+    def n_heard(self) -> int:
+        """Return how many samples have been heard."""
+        return self._history.end
+
+    def hear(self, samples: npt.NDArray[np.float32]) -> None:
+        """Take the next samples f32 [n] of the stream.
+
+        Raises:
+            BackendError: the model failed.
+        """
+        for start in range(0, len(samples), _STEP_SAMPLES):
+            self._hear(samples[start : start + _STEP_SAMPLES])
+
+    def end(self) -> None:
+        """Give the last words; raises as `hear`."""
+        self._end_utterance(self.n_heard, "end")
+
+    def lose(self, loss: Loss) -> None:
+        """End the utterance before a gap, and say how much is missing."""
+        now = self._history.end
+        self._end_utterance(now, "gap")
+        self._earliest = now
+        self.stats = replace(
+            self.stats,
+            n_gaps=self.stats.n_gaps + 1,
+            lost_s=self.stats.lost_s + loss.lost_s,
+            n_overflows=self.stats.n_overflows + loss.reason.endswith("overflow"),
+        )
+        at_s = now / STREAM_SAMPLE_RATE
+        self._emit(Gap(at_s=at_s, lost_s=loss.lost_s, reason=loss.reason, estimated=loss.estimated))
+
+    def change(self, change: SourceChange) -> None:
+        """Say what has become of the device; when it is lost, the utterance ends."""
+        if change.state == "lost":
+            self._end_utterance(self._history.end, "gap")
+            self._earliest = self._history.end
+        at_s = self._history.end / STREAM_SAMPLE_RATE
+        self._emit(DeviceChange(state=change.state, device=change.device, message=change.message, at_s=at_s))
+
+    def _hear(self, samples: npt.NDArray[np.float32]) -> None:
+        self._history.append(samples)
+        self._endpointer.push(samples)
+        now = self._history.end
+        self.stats = replace(self.stats, audio_s=now / STREAM_SAMPLE_RATE)
+        if self._utterance is None:
+            start = self._endpointer.onset(max(self._earliest, self._history.start))
+            if start is None:
+                # twice the farthest that an onset can lie back
+                kept_s = 2 * (self.config.endpoint.pre_roll_s + self.config.endpoint.pause_s)
+                self._history.discard_before(now - round(kept_s * STREAM_SAMPLE_RATE))
+                return
+            self._begin_utterance(start)
+        self._follow(now)
+
+    def _follow(self, now: int) -> None:
+        utterance = self._utterance
+        assert utterance is not None
+        if self._partial_is_due(now, utterance):
+            self._decode(utterance)
+        endpoint = self._ask_endpoint(now, utterance)
+        if endpoint is not None and utterance.hypothesis.end < now:
+            self._decode(utterance)
+            endpoint = self._ask_endpoint(now, utterance)
+        if endpoint is None:
+            return
+        if endpoint.reason == "no_words":
+            self._drop_utterance(now)
+        elif endpoint.reason == "pause":
+            self._end_utterance(endpoint.sample, "pause", endpoint.speech_end)
+        else:
+            cut = self._endpointer.cut(utterance.hypothesis.word_gaps(), now)
+            self._end_utterance(cut, "max_length", cut)
+            self._begin_utterance(cut)
+
+    def _ask_endpoint(self, now: int, utterance: _Utterance) -> Endpoint | None:
+        return self._endpointer.endpoint(utterance.start, now, utterance.hypothesis.last_token_end)
+
+    def _begin_utterance(self, start: int) -> None:
+        self._utterance = _Utterance(start, PartialHypothesis((), start))
+        self._decoder.begin(start)
+
+    def _partial_is_due(self, now: int, utterance: _Utterance) -> bool:
+        new_s = (now - utterance.hypothesis.end) / STREAM_SAMPLE_RATE
+        return (
+            self.config.partials
+            and new_s >= self.config.partial_interval_s
+            and time.monotonic() >= self._next_partial_at
+        )
+
+    def _decode(self, utterance: _Utterance) -> None:
+        began = time.monotonic()
+        utterance.hypothesis = self._decoder.decode(self._history)
+        ended = time.monotonic()
+        self.stats = replace(self.stats, compute_s=self.stats.compute_s + ended - began)
+        self._next_partial_at = ended + (ended - began) * (1 / self.config.partial_load - 1)
+        if self.config.partials and (text := utterance.hypothesis.settled_text):
+            self._show(utterance, text)
+
+    def _show(self, utterance: _Utterance, text: str) -> None:
+        if text == utterance.shown:
+            return
+        utterance.shown = text
+        self.stats = replace(self.stats, n_partials=self.stats.n_partials + 1)
+        self._emit(
+            Partial(
+                id=self._next_id,
+                text=text,
+                start_s=utterance.start / STREAM_SAMPLE_RATE,
+                end_s=self._history.end / STREAM_SAMPLE_RATE,
+            )
+        )
+
+    def _drop_utterance(self, now: int) -> None:
+        """Drop sound without words, and keep what may be the onset of the next word."""
+        assert self._utterance is not None
+        self._show(self._utterance, "")
+        self._utterance = None
+        pre_roll = round(self.config.endpoint.pre_roll_s * STREAM_SAMPLE_RATE)
+        self._earliest = max(self._earliest, now - pre_roll)
+
+    def _end_utterance(self, end: int, reason: FinalReason, speech_end: int | None = None) -> None:
+        utterance, self._utterance = self._utterance, None
+        if utterance is None:
+            return
+        began = time.monotonic()
+        segment = self._history.read(utterance.start, end)
+        transcript = self._transcriber.transcribe(segment, STREAM_SAMPLE_RATE)
+        compute_s = time.monotonic() - began
+        self.stats = replace(self.stats, compute_s=self.stats.compute_s + compute_s)
+        self._earliest = end
+        heard = [token for token in transcript.heard if token.text.strip()]
+        if not heard:
+            self._show(utterance, "")
+            return
+        offset_s = utterance.start / STREAM_SAMPLE_RATE
+        waited = 0 if speech_end is None else self._history.end - speech_end
+        facts: dict[str, Any] = {
+            "id": self._next_id,
+            "segment_start_samples": utterance.start,
+            "segment_end_samples": end,
+            "reason": reason,
+            "endpoint_wait_s": waited / STREAM_SAMPLE_RATE,
+            "compute_s": compute_s,
+        }
+        grammar = transcript.grammar and shift_grammar_result(transcript.grammar, offset_s)
+        if grammar is not None and not grammar.matched:
+            self.stats = replace(self.stats, n_unmatched=self.stats.n_unmatched + 1)
+            self._emit(
+                Unmatched(
+                    heard=grammar.heard_text,
+                    start_s=heard[0].start_s + offset_s,
+                    end_s=heard[-1].end_s + offset_s,
+                    score=grammar.score,
+                    **facts,
+                )
+            )
+            return
+        words = tuple(
+            replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
+            for word in transcript.words
+        )
+        self.stats = replace(self.stats, n_finals=self.stats.n_finals + 1)
+        self._emit(
+            Final(
+                text=transcript.text,
+                start_s=words[0].start_s,
+                end_s=words[-1].end_s,
+                tokens=shift_tokens(transcript.tokens, offset_s),
+                words=words,
+                grammar=grammar,
+                **facts,
+            )
+        )
+
+    @property
+    def _next_id(self) -> int:
+        """The number of the utterance in progress: finals and unmatched ones count together."""
+        return self.stats.n_finals + self.stats.n_unmatched
+
+
+@dataclass(slots=True)
+class _Utterance:
+    """The utterance in progress: where it began, its hypothesis, and what was shown of it."""
+
+    start: int
+    hypothesis: PartialHypothesis
+    shown: str = ""
