@@ -55,7 +55,6 @@ PACKAGES = (
     "tensorrt-cu12",
     "tensorrt-cu13",
     "tensorrt-rtx-cu13",
-    "cuda-bindings",
     "torch",
     "triton",
 )

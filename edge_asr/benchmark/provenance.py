@@ -28,7 +28,6 @@ PACKAGES = (
     "onnxruntime-gpu",
     "tensorrt",
     "tensorrt-rtx-cu13",
-    "cuda-bindings",
     "soxr",
     "soundfile",
 )

@@ -1,7 +1,7 @@
-"""Checks the CUDA driver, the GPUs that it sees, and cuda-bindings, through which engines use them.
+"""Checks the CUDA driver and the GPUs that it sees.
 
-The driver is asked through ctypes, so no extra is needed. On a machine without an NVIDIA GPU one line says
-so, and nothing counts as missing.
+The driver is asked through ctypes, as engines do, so nothing else has to be installed. On a machine without
+an NVIDIA GPU one line says so, and nothing counts as missing.
 What this file does not do: check TensorRT.
 """
 
@@ -59,21 +59,6 @@ else:
 print(json.dumps(answer))
 """
 
-BINDINGS_PROBE = """
-import importlib.metadata, json
-try:
-    import cuda.bindings
-except ModuleNotFoundError as error:
-    if error.name not in ("cuda", "cuda.bindings"):
-        raise
-    print(json.dumps({"installed": False}))
-    raise SystemExit
-from cuda.bindings import driver
-version = importlib.metadata.version("cuda-bindings")
-(error,) = driver.cuInit(0)
-print(json.dumps({"installed": True, "version": version, "init": error.name}))
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaState:
@@ -89,7 +74,7 @@ class CudaState:
 
 
 def check_cuda(machine: Machine) -> tuple[list[Check], CudaState]:
-    """Check driver, GPUs and cuda-bindings; on a machine without an NVIDIA GPU one line says so."""
+    """Check driver and GPUs; on a machine without an NVIDIA GPU one line says so."""
     answer, error = run_probe(DRIVER_PROBE)
     nothing = CudaState(works=False, version=None)
     if answer is None:
@@ -122,30 +107,7 @@ def check_cuda(machine: Machine) -> tuple[list[Check], CudaState]:
         memory = f"{gpu['memory_bytes'] / 2**30:.1f} GiB{' shared with the CPU' if machine.is_jetson else ''}"
         detail = f"{gpu['name']}, compute capability {gpu['compute_capability']}, {memory}"
         checks.append(Check(name=f"GPU {index}", status="ok", detail=detail))
-    checks.append(check_bindings(machine, version))
     return checks, CudaState(works=True, version=version)
-
-
-def check_bindings(machine: Machine, driver: str) -> Check:
-    """Check that cuda-bindings is installed, of a major version that the driver supports, and starts it."""
-    name = "cuda-bindings"
-    major = int(driver.partition(".")[0])
-    install = (
-        "pip install 'cuda-bindings>=12.6,<13'" if major == 12 else f"pip install 'cuda-bindings=={major}.*'"
-    )
-    answer, error = run_probe(BINDINGS_PROBE)
-    if answer is None:
-        return Check(name=name, status="broken", detail=first_line(error), fix=install)
-    if not answer["installed"]:
-        return Check(name=name, status="missing", detail="TensorRT engines need it", fix=install)
-    version = str(answer["version"])
-    if int(version.partition(".")[0]) > major:
-        detail = f"{version} is for CUDA {version.partition('.')[0]}, the driver supports CUDA up to {driver}"
-        return Check(name=name, status="broken", detail=detail, fix=install)
-    if answer["init"] != "CUDA_SUCCESS":
-        detail = f"{version} cannot start the driver: {answer['init']}"
-        return Check(name=name, status="broken", detail=detail, fix=install)
-    return Check(name=name, status="ok", detail=version)
 
 
 def _broken_driver(machine: Machine, version: str, error: str) -> Check:

@@ -33,7 +33,7 @@ from edge_asr.export.engine.proof import EngineProof, prove_engine
 from edge_asr.manifest import Utterance, read_manifest
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.stages import Progress, StageProgress, Stages
-from edge_asr.runtime.engine.api import create_logger, cuda_version, load_tensorrt, version_of
+from edge_asr.runtime.engine.api import create_logger, load_tensorrt, version_of
 from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.engine.lookup import build_command, fingerprint, plan_path_of, sidecar_path_of
 from edge_asr.runtime.engine.sidecar import (
@@ -149,8 +149,8 @@ def build_engine(
     version, device = version_of(trt), DeviceIdentity.detect()
     if device.gpu_name is None and flavor == "tensorrt":
         raise EngineError(
-            "no GPU was found (or no CUDA driver, or no cuda-bindings), and TensorRT builds engines on the "
-            "device that will run them; run `edge-asr doctor`"
+            "no GPU was found (or no CUDA driver), and TensorRT builds engines on the device that will run "
+            "them; run `edge-asr doctor`"
         )
     folder = bundle.path / ENGINES_FOLDER / fingerprint(flavor, version, device)
     check_place(bundle, folder, precision, force=force)
@@ -190,7 +190,6 @@ def build_engine(
         precision=precision,
         flavor=flavor,
         tensorrt_version=version,
-        cuda_version=cuda_version(),
         device=device,
         profiles=profiles,
         tensors=plan.tensors,

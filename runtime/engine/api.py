@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _INSTALL: dict[Flavor, str] = {
-    "tensorrt": "pip install 'edge-asr[tensorrt]'",
+    "tensorrt": "pip install 'edge-asr[tensorrt-cu13]'  (tensorrt-cu12 for a driver of CUDA 12)",
     "tensorrt-rtx": "pip install tensorrt-rtx-cu13",
 }
 _INSTALL_ON_JETSON = (
@@ -77,19 +77,6 @@ def version_of(trt: ModuleType) -> str:
     except (OSError, AttributeError):
         return version
     return f"{version}.{build}"
-
-
-def cuda_version() -> str | None:
-    """Return the CUDA version that cuda-bindings was made for, "13.0"; None if it is not installed.
-
-    TensorRT does not say which CUDA it was built with, so this is recorded but never compared.
-    """
-    try:
-        from cuda.bindings import runtime
-    except ImportError:
-        return None
-    code, version = runtime.cudaRuntimeGetVersion()
-    return f"{version // 1000}.{version % 1000 // 10}" if int(code) == 0 else None
 
 
 @functools.cache

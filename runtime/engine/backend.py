@@ -1,7 +1,7 @@
 """The TensorRT backend: any batch within an engine's profiles, on the `Backend` protocol.
 
 It finds the engine of a bundle that may run here (lookup.py), gives each request a profile and a shape, and
-runs it (runner.py). It needs `tensorrt` (or `tensorrt_rtx`, if it is named) and cuda-bindings, not
+runs it (runner.py). It needs `tensorrt` (or `tensorrt_rtx`, if it is named) and the CUDA driver, not
 PyTorch.
 
 Shapes. A batch with more rows than a profile takes is run in parts. Frames are padded to the profile's
@@ -30,7 +30,6 @@ from edge_asr.runtime.engine.cuda import Cuda
 from edge_asr.runtime.engine.lookup import build_command, check_engine, find_engine
 from edge_asr.runtime.engine.runner import EngineRunner, RunShape
 from edge_asr.runtime.engine.sidecar import (
-    NV_TEGRA_RELEASE,
     DeviceIdentity,
     EngineProfile,
     EngineSidecar,
@@ -61,7 +60,7 @@ class TensorRTBackend:
         plan_path, sidecar: the engine.
 
     Raises:
-        MissingDependencyError: TensorRT or cuda-bindings is not installed.
+        MissingDependencyError: TensorRT is not installed.
         EngineError: no engine fits, it is not proven, or TensorRT refuses it.
         BackendError: no usable GPU, or not enough of its memory.
     """
@@ -86,7 +85,7 @@ class TensorRTBackend:
         self.precision: str = precision
         try:
             # Open CUDA first; otherwise a missing GPU is reported as a device mismatch.
-            self._cuda = Cuda(extra="jetson" if NV_TEGRA_RELEASE.exists() else "tensorrt")
+            self._cuda = Cuda()
             device, version = DeviceIdentity.detect(), version_of(trt)
             self.runtime = f"{flavor} {version}"
             if engine is None:

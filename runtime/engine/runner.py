@@ -177,10 +177,12 @@ class EngineRunner:
 
     def close(self) -> None:
         """Release everything. May be called twice."""
-        while self._graphs:
-            self._drop_oldest_graph()
-        self._contexts.clear()
-        self._resources.close()
+        # Also a finalizer's thread has no current device of its own.
+        with self._cuda.current_device():
+            while self._graphs:
+                self._drop_oldest_graph()
+            self._contexts.clear()
+            self._resources.close()
 
     # --- loading ---
 

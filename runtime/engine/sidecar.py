@@ -54,7 +54,7 @@ class DeviceIdentity:
 
     @classmethod
     def detect(cls) -> DeviceIdentity:
-        """This machine with its first GPU; never raises for a missing GPU, driver or cuda-bindings."""
+        """This machine with its first GPU; never raises for a missing GPU or driver."""
         gpu = query_gpu()
         machine = platform.machine().lower()
         return cls(
@@ -111,7 +111,6 @@ class EngineSidecar:
         onnx_file, onnx_sha256, precision: the artifact of the bundle, even if the builder worked on a
             rewritten copy of it (opset 17 for TensorRT 8.6).
         flavor, tensorrt_version: which library; the full version, "10.3.0.26".
-        cuda_version: CUDA version that the builder used; None if unknown.
         device: where it was built.
         profiles, tensors: what it accepts and gives.
         flags: names of builder and network flags, such as "STRONGLY_TYPED".
@@ -132,7 +131,6 @@ class EngineSidecar:
     precision: Precision
     flavor: Flavor
     tensorrt_version: str
-    cuda_version: str | None
     device: DeviceIdentity
     profiles: tuple[EngineProfile, ...]
     tensors: tuple[EngineTensor, ...]

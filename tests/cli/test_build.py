@@ -56,7 +56,6 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             precision=precision,
             flavor=options["flavor"],
             tensorrt_version="10.3.0.26",
-            cuda_version=None,
             device=NO_GPU,
             profiles=(
                 EngineProfile(

@@ -40,7 +40,7 @@ def test_what_does_not_belong_here_is_not_shown(run) -> None:
     assert names.isdisjoint({"JetPack", "power mode"}) or machine.is_jetson
     if not machine.has_nvidia_gpu:
         assert "GPU" in names
-        assert names.isdisjoint({"CUDA driver", "cuda-bindings"})
+        assert names.isdisjoint({"CUDA driver"})
 
 
 def test_lines_for_people(run, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""CUDA driver, GPUs and cuda-bindings: the real probe against a fake libcuda made by the C compiler,
+"""CUDA driver and GPUs: the real probe against a fake libcuda made by the C compiler,
 and each ailment from answers put in the probe's place.
 """
 
@@ -30,8 +30,6 @@ int cuDeviceGetAttribute(int *value, int attribute, int device)
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)(device - 39) << 33; return 0; }
 """
 
-NO_BINDINGS = "print('{\"installed\": false}')"
-
 
 def answer(**values: object) -> str:
     return f"print({json.dumps(json.dumps(values))})"
@@ -46,7 +44,6 @@ def fake_libcuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [compiler, "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", tmp_path / "fake.c"]
     subprocess.run(command, check=True)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    monkeypatch.setattr(cuda, "BINDINGS_PROBE", NO_BINDINGS)
 
 
 @pytest.fixture
@@ -65,13 +62,11 @@ def desktop(fake_machine):
 def test_fake_libcuda_with_two_gpus(fake_libcuda, desktop) -> None:
     checks, state = cuda.check_cuda(desktop)
     assert (state.works, state.version) == (True, "12.6")
-    assert [(c.name, c.status, c.detail) for c in checks[:3]] == [
+    assert [(c.name, c.status, c.detail) for c in checks] == [
         ("CUDA driver", "ok", "for CUDA up to 12.6, kernel module 580.95"),
         ("GPU 0", "ok", "Fake A, compute capability 8.7, 8.0 GiB"),
         ("GPU 1", "ok", "Fake B, compute capability 8.7, 16.0 GiB"),
     ]
-    assert (checks[3].name, checks[3].status) == ("cuda-bindings", "missing")
-    assert checks[3].fix == "pip install 'cuda-bindings>=12.6,<13'"
 
 
 @pytest.mark.parametrize(("code", "fix"), [("100", "--gpus all"), ("803", "restart")])
@@ -114,20 +109,3 @@ def test_a_driver_that_crashes_is_broken(desktop, monkeypatch) -> None:
     monkeypatch.setattr(cuda, "DRIVER_PROBE", "import os; os.kill(os.getpid(), 11)")
     (check,), _ = cuda.check_cuda(desktop)
     assert (check.status, check.detail) == ("broken", "crashed with signal 11")
-
-
-@pytest.mark.parametrize(
-    ("driver", "bindings", "init", "status", "fix"),
-    [
-        ("12.6", "12.9.10", "CUDA_SUCCESS", "ok", ""),
-        ("13.0", "12.9.10", "CUDA_SUCCESS", "ok", ""),  # a driver serves older majors
-        ("12.6", "13.4.4", "CUDA_SUCCESS", "broken", "pip install 'cuda-bindings>=12.6,<13'"),
-        ("13.0", "13.0.3", "CUDA_ERROR_NO_DEVICE", "broken", "pip install 'cuda-bindings==13.*'"),
-    ],
-)
-def test_fake_cuda_bindings_against_the_driver(
-    desktop, monkeypatch, driver: str, bindings: str, init: str, status: str, fix: str
-) -> None:
-    monkeypatch.setattr(cuda, "BINDINGS_PROBE", answer(installed=True, version=bindings, init=init))
-    check = cuda.check_bindings(desktop, driver)
-    assert (check.status, check.fix) == (status, fix)

@@ -38,7 +38,6 @@ def write_fake_engine(bundle: Bundle, version: str) -> None:
         precision="fp32",
         flavor="tensorrt-rtx",
         tensorrt_version=version,
-        cuda_version=None,
         device=device,
         profiles=(
             EngineProfile(

@@ -18,16 +18,16 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pypi import NO_INDEX
+
 from edge_asr.cli.main import COMMANDS, cli
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-NO_INDEX = re.compile(
-    r"Could not fetch URL .*(connection error|timed out|SSL)|Ignoring indexes", re.IGNORECASE
-)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,11 @@ def jetson_requirements(repository: Path, python: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("python", "glibc_minor", "cuda_major"),
-    [("3.10", 35, 12), ("3.12", 39, 13)],
+    ("python", "glibc_minor"),
+    [("3.10", 35), ("3.12", 39)],
     ids=["JetPack 6", "JetPack 7"],
 )
-def test_the_jetson_extra_has_wheels(
-    repository: Path, document: str, tmp_path: Path, python: str, glibc_minor: int, cuda_major: int
-) -> None:
-    (constraint,) = re.findall(rf"pip install '\.\[jetson\]' '(cuda-bindings>={cuda_major}[^']*)'", document)
+def test_the_jetson_extra_has_wheels(repository: Path, tmp_path: Path, python: str, glibc_minor: int) -> None:
     # Ubuntu 22.04 has glibc 2.35, 24.04 has 2.39; pip wants every tag by name.
     tags = [f"manylinux_2_{minor}_aarch64" for minor in range(17, glibc_minor + 1)] + [
         "manylinux2014_aarch64"
@@ -119,12 +116,7 @@ def test_the_jetson_extra_has_wheels(
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--target", str(tmp_path / "target")]
     command += ["--implementation", "cp", "--python-version", python]
     command += [word for tag in tags for word in ("--platform", tag)]
-    command += [
-        "--report",
-        str(tmp_path / "report.json"),
-        *jetson_requirements(repository, python),
-        constraint,
-    ]
+    command += ["--report", str(tmp_path / "report.json"), *jetson_requirements(repository, python)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and NO_INDEX.search(done.stdout + done.stderr):
         pytest.skip("needs a package index, and pip could not reach one")
@@ -133,9 +125,8 @@ def test_the_jetson_extra_has_wheels(
     found = {item["metadata"]["name"].lower(): item for item in report["install"]}
     versions = {name: Version(item["metadata"]["version"]) for name, item in found.items()}
     assert all(item["download_info"]["url"].endswith(".whl") for item in report["install"])
-    assert versions["cuda-bindings"].major == cuda_major
     assert versions["onnxruntime"] >= Version("1.18")
     if python == "3.10":
         assert versions["onnxruntime"].release[:2] == (1, 23)  # as the document says
     assert {"numpy", "scipy", "soundfile", "soxr", "sounddevice"} <= set(found)
-    assert set(found).isdisjoint({"torch", "onnx", "tensorrt", "onnxruntime-gpu"})
+    assert set(found).isdisjoint({"torch", "onnx", "tensorrt", "onnxruntime-gpu", "cuda-bindings"})

@@ -83,7 +83,6 @@ def add_engine(
         "precision": precision,
         "flavor": gpu.flavor,
         "tensorrt_version": gpu.version,
-        "cuda_version": "12.6",
         "device": DeviceIdentity(**identity),
         "profiles": tuple(EngineProfile(**dict(zip(keys, p, strict=True))) for p in profiles),
         "tensors": (EngineTensor(name="length", mode="input", dtype="int64", shape=(-1,)),),

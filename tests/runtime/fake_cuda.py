@@ -1,9 +1,11 @@
-"""A fake CUDA, driver and runtime, as cuda-bindings gives them: nothing here is evidence about a real GPU.
+"""A fake libcuda: what edge_asr.runtime.engine.cuda calls of it. Nothing here is evidence about a real GPU.
 
 "Device" and page-locked memory are ctypes buffers, poisoned with NaN. A stream only runs its work when it is
 synchronized, so reading too early shows. What a real CUDA leaves undefined is an assertion here: addresses
 inside living allocations of the right kind, nothing freed twice or while work is queued, one thread at a time
-on a stream. `FakeCuda.fail` makes a call fail, `assert_released` counts what is left.
+on a stream, the device current in the thread that calls. `FakeCuda.fail` makes a call fail, `assert_released`
+counts what is left. Arguments are converted by the prototypes of cuda.py, which test_cuda.py compares with
+NVIDIA's cuda.h.
 """
 
 from __future__ import annotations
@@ -12,23 +14,26 @@ import ctypes
 import enum
 import itertools
 import threading
-import types
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
+
+from edge_asr.runtime.engine import cuda
+
+PRIMARY_CONTEXT = 0xC0
+OTHER_CONTEXT = 0xC1
 
 
 class CudaError(enum.IntEnum):
-    """Codes as cuda-bindings returns them."""
+    """Codes as cuda.h has them."""
 
-    cudaSuccess = 0
-    cudaErrorInvalidValue = 1
-    cudaErrorMemoryAllocation = 2
-    cudaErrorNoDevice = 100
-    cudaErrorIllegalAddress = 700
-    cudaErrorStreamCaptureUnsupported = 900
-    cudaErrorStreamCaptureInvalidated = 901
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
 class Stream:
@@ -42,9 +47,6 @@ class Stream:
         self.recording: list[Callable[[bool], None]] | None = None
         self.recorder: int | None = None
 
-    def __int__(self) -> int:
-        return self.handle
-
     def push(self, work: Callable[[bool], None]) -> None:
         (self.queue if self.recording is None else self.recording).append(work)
 
@@ -57,11 +59,19 @@ class FakeCuda:
         self.calls: list[str] = []
         self.memory: dict[int, tuple[str, int, Any]] = {}
         self.streams: dict[int, Stream] = {}
-        self.graphs: set[int] = set()
-        self.devices = 1
-        self.current_device = 0
+        self.graphs: dict[int, list[Callable[[bool], None]]] = {}
+        self.devices, self.integrated = 1, True
+        self._contexts = threading.local()
         self._failures: dict[str, list[int]] = {}
         self._synchronizing = threading.Lock()
+
+    @property
+    def contexts(self) -> list[int]:
+        """Contexts of this thread, the current one last; a fresh thread has none."""
+        if not hasattr(self._contexts, "stack"):
+            self._contexts.stack = []
+        stack: list[int] = self._contexts.stack
+        return stack
 
     # --- what tests do ---
 
@@ -113,180 +123,215 @@ class FakeCuda:
         self.check_range("device", address, n_bytes)
         return np.frombuffer(ctypes.string_at(address, n_bytes), dtype).reshape(shape)
 
-    # --- cuda.bindings ---
-
-    def driver_module(self) -> types.ModuleType:
-        module = types.ModuleType("cuda.bindings.driver")
-        ok = CudaError.cudaSuccess
-
-        class CUdevice_attribute(enum.IntEnum):
-            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
-
-        def get_attribute(which: CUdevice_attribute, device: int) -> tuple[CudaError, int]:
-            values = {16: self.multiprocessors, 75: self.capability[0], 76: self.capability[1]}
-            return ok, values[which]
-
-        functions = {
-            "CUdevice_attribute": CUdevice_attribute,
-            "cuInit": lambda flags: (ok if self.devices else CudaError.cudaErrorNoDevice,),
-            "cuDriverGetVersion": lambda: (ok, self.driver),
-            "cuDeviceGet": lambda ordinal: (ok, ordinal),
-            "cuDeviceGetName": lambda n, device: (ok, self.name.encode().ljust(n, b"\0")),
-            "cuDeviceGetAttribute": get_attribute,
-        }
-        vars(module).update(functions)
-        return module
-
-    def runtime_module(self) -> types.ModuleType:
-        module = types.ModuleType("cuda.bindings.runtime")
-        runtime = FakeCudaRuntime(self)
-        for name in dir(runtime):
-            if name.startswith("cuda"):
-                setattr(module, name, getattr(runtime, name))
-        return module
+    def install_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put the fake libcuda in the place of the real one."""
+        library = FakeLibcuda(self)
+        monkeypatch.setattr(cuda, "load_driver", lambda: library)
 
 
-class FakeCudaRuntime:
-    """Functions of `cuda.bindings.runtime`, each giving a tuple that begins with an error code."""
-
-    cudaHostAllocDefault = 0
-    cudaStreamNonBlocking = 1
-
-    class cudaMemcpyKind(enum.IntEnum):
-        cudaMemcpyHostToDevice = 1
-        cudaMemcpyDeviceToHost = 2
-
-    class cudaStreamCaptureMode(enum.IntEnum):
-        cudaStreamCaptureModeThreadLocal = 1
+class FakeLibcuda:
+    """Functions of libcuda by their names without "_v2" and "WithFlags"; `out` is where a result goes."""
 
     def __init__(self, gpu: FakeCuda) -> None:
         self._gpu = gpu
 
-    def _code(self, call: str, bad: CudaError) -> CudaError:
-        return bad if self._gpu.fails(call) else CudaError.cudaSuccess
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        prototype = cuda.PROTOTYPES[name]
+        plain = name.removesuffix("_v2").removesuffix("WithFlags")
+        function = getattr(type(self), f"_{plain}")
 
-    def cudaGetDeviceCount(self) -> tuple[CudaError, int | None]:
-        if not self._gpu.devices:
-            return CudaError.cudaErrorNoDevice, None
-        return CudaError.cudaSuccess, self._gpu.devices
+        def call(*arguments: Any) -> int:
+            assert len(arguments) == len(prototype), f"{name} takes {len(prototype)} arguments"
+            if plain.startswith(("cuMem", "cuStream", "cuGraph")):
+                assert self._gpu.contexts[-1:] == [PRIMARY_CONTEXT], f"{name}: the device is not current"
+            return int(function(self, *map(_converted, prototype, arguments)) or 0)
 
-    def cudaGetDevice(self) -> tuple[CudaError, int]:
-        return CudaError.cudaSuccess, self._gpu.current_device
+        return call
 
-    def cudaSetDevice(self, device: int) -> tuple[CudaError]:
-        self._gpu.calls.append(f"cudaSetDevice {device}")
-        self._gpu.current_device = device
-        return (CudaError.cudaSuccess,)
+    def _code(self, call: str, bad: CudaError) -> CudaError | int:
+        return bad if self._gpu.fails(call) else 0
 
-    def cudaRuntimeGetVersion(self) -> tuple[CudaError, int]:
-        return CudaError.cudaSuccess, 12090
+    # --- the device ---
 
-    def _allocate(self, call: str, kind: str, n_bytes: int) -> tuple[CudaError, int | None]:
-        assert self._gpu.current_device == 0
-        code = self._code(call, CudaError.cudaErrorMemoryAllocation)
-        return code, None if code else self._gpu.allocate(kind, n_bytes)
+    def _cuInit(self, flags: int) -> int:
+        return 0 if self._gpu.devices else CudaError.CUDA_ERROR_NO_DEVICE
 
-    def cudaMalloc(self, size: int) -> tuple[CudaError, int | None]:
-        return self._allocate("cudaMalloc", "device", size)
+    def _cuGetErrorName(self, code: int, out: Any) -> int:
+        if code not in list(CudaError):
+            return 1
+        out.value = CudaError(code).name.encode()
+        return 0
 
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[CudaError, int | None]:
-        return self._allocate("cudaHostAlloc", "pinned", size)
+    def _cuDriverGetVersion(self, out: Any) -> None:
+        out.value = self._gpu.driver
 
-    def cudaFree(self, address: int) -> tuple[CudaError]:
+    def _cuDeviceGetCount(self, out: Any) -> None:
+        out.value = self._gpu.devices
+
+    def _cuDeviceGet(self, out: Any, ordinal: int) -> int:
+        out.value = 40 + ordinal
+        return 0 if ordinal < self._gpu.devices else 101
+
+    def _cuDeviceGetName(self, out: Any, size: int, device: int) -> None:
+        assert len(out) == size
+        out.value = self._gpu.name.encode()
+
+    def _cuDeviceGetAttribute(self, out: Any, which: int, device: int) -> None:
+        gpu = self._gpu
+        values = {16: gpu.multiprocessors, 18: gpu.integrated, 75: gpu.capability[0], 76: gpu.capability[1]}
+        out.value = values[which]
+
+    def _cuDevicePrimaryCtxRetain(self, out: Any, device: int) -> None:
+        out.value = PRIMARY_CONTEXT + device - 40
+
+    def _cuCtxPushCurrent(self, context: int) -> None:
+        self._gpu.contexts.append(context)
+
+    def _cuCtxPopCurrent(self, out: Any) -> None:
+        out.value = self._gpu.contexts.pop()
+
+    # --- memory ---
+
+    def _cuMemGetInfo(self, free: Any, total: Any) -> None:
+        total.value = 8 << 30
+        free.value = total.value - sum(n_bytes for _, n_bytes, _ in self._gpu.memory.values())
+
+    def _cuMemAlloc(self, out: Any, n_bytes: int) -> int:
+        return self._allocate("cuMemAlloc", "device", out, n_bytes)
+
+    def _cuMemHostAlloc(self, out: Any, n_bytes: int, flags: int) -> int:
+        return self._allocate("cuMemHostAlloc", "pinned", out, n_bytes)
+
+    def _allocate(self, call: str, kind: str, out: Any, n_bytes: int) -> int:
+        code = self._code(call, CudaError.CUDA_ERROR_OUT_OF_MEMORY)
+        if not code:
+            out.value = self._gpu.allocate(kind, n_bytes)
+        return code
+
+    def _cuMemFree(self, address: int) -> int:
         self._gpu.release("device", address)
-        return (self._code("cudaFree", CudaError.cudaErrorIllegalAddress),)
+        return self._code("cuMemFree", CudaError.CUDA_ERROR_ILLEGAL_ADDRESS)
 
-    def cudaFreeHost(self, address: int) -> tuple[CudaError]:
+    def _cuMemFreeHost(self, address: int) -> int:
         self._gpu.release("pinned", address)
-        return (self._code("cudaFreeHost", CudaError.cudaErrorIllegalAddress),)
+        return self._code("cuMemFreeHost", CudaError.CUDA_ERROR_ILLEGAL_ADDRESS)
 
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[CudaError, Stream | None]:
-        assert flags == self.cudaStreamNonBlocking
-        code = self._code("cudaStreamCreateWithFlags", CudaError.cudaErrorMemoryAllocation)
-        if code:
-            return code, None
-        stream = Stream()
-        self._gpu.streams[int(stream)] = stream
-        return code, stream
+    def _cuMemcpyHtoDAsync(self, to: int, source: int, n_bytes: int, stream: int) -> int:
+        return self._copy("copy to device", ("device", to), ("pinned", source), n_bytes, stream)
 
-    def cudaStreamDestroy(self, stream: Stream) -> tuple[CudaError]:
-        assert stream.recording is None
-        del self._gpu.streams[int(stream)]
-        return (self._code("cudaStreamDestroy", CudaError.cudaErrorIllegalAddress),)
+    def _cuMemcpyDtoHAsync(self, to: int, source: int, n_bytes: int, stream: int) -> int:
+        return self._copy("copy to host", ("pinned", to), ("device", source), n_bytes, stream)
 
-    def cudaStreamSynchronize(self, stream: Stream) -> tuple[CudaError]:
-        assert int(stream) in self._gpu.streams
+    def _cuMemcpyDtoDAsync(self, to: int, source: int, n_bytes: int, stream: int) -> int:
+        return self._copy("copy on device", ("device", to), ("device", source), n_bytes, stream)
+
+    def _copy(
+        self, name: str, to: tuple[str, int], source: tuple[str, int], n_bytes: int, stream: int
+    ) -> int:
+        def copy(replayed: bool) -> None:
+            self._gpu.check_range(*to, n_bytes)
+            self._gpu.check_range(*source, n_bytes)
+            ctypes.memmove(to[1], source[1], n_bytes)
+
+        self._gpu.check_range(*to, n_bytes)
+        self._gpu.check_range(*source, n_bytes)
+        return self._push(name, copy, stream)
+
+    def _cuMemsetD8Async(self, address: int, value: int, n_bytes: int, stream: int) -> int:
+        def fill(replayed: bool) -> None:
+            self._gpu.check_range("device", address, n_bytes)
+            ctypes.memset(address, value, n_bytes)
+
+        return self._push("fill", fill, stream)
+
+    def _push(self, name: str, work: Callable[[bool], None], stream: int) -> int:
+        code = self._code(name, CudaError.CUDA_ERROR_ILLEGAL_ADDRESS)
+        if not code:
+            self._gpu.streams[stream].push(work)
+        return code
+
+    # --- streams and graphs ---
+
+    def _cuStreamCreate(self, out: Any, flags: int) -> int:
+        assert flags == cuda.CONSTANTS["CU_STREAM_NON_BLOCKING"]
+        code = self._code("cuStreamCreate", CudaError.CUDA_ERROR_OUT_OF_MEMORY)
+        if not code:
+            stream = Stream()
+            self._gpu.streams[stream.handle] = stream
+            out.value = stream.handle
+        return code
+
+    def _cuStreamDestroy(self, stream: int) -> int:
+        assert self._gpu.streams[stream].recording is None
+        del self._gpu.streams[stream]
+        return self._code("cuStreamDestroy", CudaError.CUDA_ERROR_ILLEGAL_ADDRESS)
+
+    def _cuStreamSynchronize(self, handle: int) -> int:
+        stream = self._gpu.streams[handle]
         if stream.recording is not None:
-            return (CudaError.cudaErrorStreamCaptureUnsupported,)
+            return CudaError.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
         assert self._gpu._synchronizing.acquire(blocking=False), "two threads use the stream at once"
         try:
             while stream.queue:
                 stream.queue.pop(0)(False)
         finally:
             self._gpu._synchronizing.release()
-        return (self._code("cudaStreamSynchronize", CudaError.cudaErrorIllegalAddress),)
+        return self._code("cuStreamSynchronize", CudaError.CUDA_ERROR_ILLEGAL_ADDRESS)
 
-    def cudaMemcpyAsync(
-        self, dst: int, src: int, count: int, kind: cudaMemcpyKind, stream: Stream
-    ) -> tuple[CudaError]:
-        to_device = kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice
-        name = "copy to device" if to_device else "copy to host"
-        sides = ("device", "pinned") if to_device else ("pinned", "device")
-
-        def copy(replayed: bool) -> None:
-            self._gpu.check_range(sides[0], dst, count)
-            self._gpu.check_range(sides[1], src, count)
-            ctypes.memmove(dst, src, count)
-
-        self._gpu.check_range(sides[0], dst, count)
-        self._gpu.check_range(sides[1], src, count)
-        code = self._code(name, CudaError.cudaErrorIllegalAddress)
-        if not code:
-            stream.push(copy)
-        return (code,)
-
-    def cudaStreamBeginCapture(self, stream: Stream, mode: cudaStreamCaptureMode) -> tuple[CudaError]:
-        assert mode == self.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    def _cuStreamBeginCapture(self, handle: int, mode: int) -> int:
+        stream = self._gpu.streams[handle]
+        assert mode == cuda.CONSTANTS["CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"]
         assert stream.recording is None
         assert not stream.queue
-        code = self._code("cudaStreamBeginCapture", CudaError.cudaErrorStreamCaptureUnsupported)
+        code = self._code("cuStreamBeginCapture", CudaError.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
         if not code:
             stream.recording, stream.recorder = [], threading.get_ident()
-        return (code,)
+        return code
 
-    def cudaStreamEndCapture(self, stream: Stream) -> tuple[CudaError, Any]:
+    def _cuStreamEndCapture(self, handle: int, out: Any) -> int:
+        stream = self._gpu.streams[handle]
         assert stream.recorder == threading.get_ident()
         recorded, stream.recording = stream.recording, None
-        code = self._code("cudaStreamEndCapture", CudaError.cudaErrorStreamCaptureInvalidated)
-        if code:
-            return code, None
-        return code, self._new_graph(recorded)
-
-    def _new_graph(self, work: Any) -> Any:
-        graph = types.SimpleNamespace(work=work)
-        self._gpu.graphs.add(id(graph))
-        return graph
-
-    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[CudaError, Any]:
-        assert id(graph) in self._gpu.graphs
-        assert flags == 0
-        code = self._code("cudaGraphInstantiate", CudaError.cudaErrorMemoryAllocation)
-        return code, None if code else self._new_graph(list(graph.work))
-
-    def cudaGraphDestroy(self, graph: Any) -> tuple[CudaError]:
-        self._gpu.graphs.remove(id(graph))
-        return (CudaError.cudaSuccess,)
-
-    def cudaGraphExecDestroy(self, graph: Any) -> tuple[CudaError]:
-        self._gpu.graphs.remove(id(graph))
-        return (self._code("cudaGraphExecDestroy", CudaError.cudaErrorIllegalAddress),)
-
-    def cudaGraphLaunch(self, graph: Any, stream: Stream) -> tuple[CudaError]:
-        assert id(graph) in self._gpu.graphs
-        code = self._code("cudaGraphLaunch", CudaError.cudaErrorIllegalAddress)
+        code = self._code("cuStreamEndCapture", CudaError.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)
         if not code:
-            for work in graph.work:
-                stream.push(lambda _, work=work: work(True))
-        return (code,)
+            out.value = self._new_graph(recorded or [])
+        return code
+
+    def _new_graph(self, work: list[Callable[[bool], None]]) -> int:
+        handle = next(Stream.handles)
+        self._gpu.graphs[handle] = work
+        return handle
+
+    def _cuGraphInstantiate(self, out: Any, graph: int, flags: int) -> int:
+        assert flags == 0
+        code = self._code("cuGraphInstantiate", CudaError.CUDA_ERROR_OUT_OF_MEMORY)
+        if not code:
+            out.value = self._new_graph(list(self._gpu.graphs[graph]))
+        return code
+
+    def _cuGraphDestroy(self, graph: int) -> None:
+        del self._gpu.graphs[graph]
+
+    def _cuGraphExecDestroy(self, graph: int) -> int:
+        del self._gpu.graphs[graph]
+        return self._code("cuGraphExecDestroy", CudaError.CUDA_ERROR_ILLEGAL_ADDRESS)
+
+    def _cuGraphLaunch(self, graph: int, stream: int) -> int:
+        recorded = self._gpu.graphs[graph]
+        code = self._code("cuGraphLaunch", CudaError.CUDA_ERROR_ILLEGAL_ADDRESS)
+        if not code:
+            for work in recorded:
+                self._gpu.streams[stream].push(lambda _, work=work: work(True))
+        return code
+
+
+def _converted(kind: Any, argument: Any) -> Any:
+    """Convert an argument as ctypes would, but refuse what would be cut off."""
+    if hasattr(argument, "_obj"):  # byref(...)
+        assert isinstance(argument._obj, kind._type_), (argument._obj, kind)
+        return argument._obj
+    if isinstance(argument, ctypes.Array):
+        return argument
+    assert isinstance(argument, int), argument
+    assert (kind(argument).value or 0) == argument, f"{argument} does not fit in {kind.__name__}"
+    return argument

@@ -42,15 +42,10 @@ class FakeGpu(FakeCuda):
         self.objects: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-        """Put the fake modules where imports find them."""
-        bindings = types.ModuleType("cuda.bindings")
-        driver, runtime = self.driver_module(), self.runtime_module()
-        bindings.driver, bindings.runtime = driver, runtime  # type: ignore[attr-defined]
-        package = types.ModuleType("cuda")
-        package.bindings = bindings  # type: ignore[attr-defined]
+        """Put the fake libcuda in place, and the fake module where imports find it."""
+        self.install_cuda(monkeypatch)
         name = "tensorrt_rtx" if self.style == "rtx" else "tensorrt"
-        for module in (package, bindings, driver, runtime, tensorrt_module(self, name)):
-            monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(sys.modules, name, tensorrt_module(self, name))
         return self
 
     def assert_all_released(self) -> None:

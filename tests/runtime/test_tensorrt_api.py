@@ -17,7 +17,7 @@ from fake_tensorrt import FakeGpu, Severity
 
 from edge_asr.errors import EngineError, MissingDependencyError
 from edge_asr.runtime.engine import api as tensorrt_api
-from edge_asr.runtime.engine.api import create_logger, cuda_version, load_tensorrt, version_of
+from edge_asr.runtime.engine.api import create_logger, load_tensorrt, version_of
 
 
 def _importing(monkeypatch: pytest.MonkeyPatch, result: Exception | types.ModuleType) -> None:
@@ -36,7 +36,7 @@ def _importing(monkeypatch: pytest.MonkeyPatch, result: Exception | types.Module
 @pytest.mark.parametrize(
     ("flavor", "told"),
     [
-        ("tensorrt", r"tensorrt is needed .* pip install 'edge-asr\[tensorrt\]'"),
+        ("tensorrt", r"tensorrt is needed .* pip install 'edge-asr\[tensorrt-cu13\]'"),
         ("tensorrt-rtx", "tensorrt_rtx is needed .* pip install tensorrt-rtx-cu13"),
     ],
 )
@@ -52,7 +52,7 @@ def test_on_a_jetson_it_comes_from_jetpack(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(tensorrt_api, "NV_TEGRA_RELEASE", tmp_path)
     with pytest.raises(MissingDependencyError, match=r"JetPack .*--system-site-packages") as caught:
         load_tensorrt("tensorrt")
-    assert "edge-asr[tensorrt]" not in str(caught.value)
+    assert "edge-asr[tensorrt" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,6 @@ def test_the_build_number_of_the_real_rtx_library() -> None:
     short.__version__ = real.__version__.rsplit(".", 1)[0]  # type: ignore[attr-defined]
     assert short.__version__.count(".") == 2  # type: ignore[attr-defined]
     assert version_of(short) == real.__version__ == version_of(real)
-
-
-def test_cuda_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeGpu().install(monkeypatch)
-    assert cuda_version() == "12.9"
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    assert cuda_version() is None
 
 
 @pytest.mark.parametrize("real", [False, True])

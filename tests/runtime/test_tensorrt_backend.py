@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_bundles import F32Array, add_engine, assert_agrees, batch, copy_bundle
+from fake_cuda import OTHER_CONTEXT
 from fake_tensorrt import FakeGpu
 
 from edge_asr.bundle.folder import Bundle
@@ -63,7 +64,7 @@ def test_fake_tensorrt_gives_the_numbers_of_onnxruntime(
         for lens in SHAPES:
             assert_agrees(backend, reference, lens, seed=repeat)
     assert_agrees(backend, reference, [5], n_frames=64)  # padded by the caller
-    assert ("cudaGraphLaunch" in gpu.calls) is graphs
+    assert ("cuGraphLaunch" in gpu.calls) is graphs
     backend.close()
     gpu.assert_all_released()
 
@@ -80,7 +81,7 @@ def test_fake_tensorrt_of_other_versions(
     for repeat in range(3):
         for lens in ([7], [101, 64]):
             assert_agrees(backend, reference, lens, seed=repeat)
-    assert ("cudaGraphLaunch" in gpu.calls) is (graphs and style != "rtx")
+    assert ("cuGraphLaunch" in gpu.calls) is (graphs and style != "rtx")
     backend.close()
     gpu.assert_all_released()
 
@@ -98,16 +99,16 @@ def test_fake_tensorrt_call_order(gpu: FakeGpu, bundle: Bundle, reference: Any) 
     add_engine(bundle, gpu)
     backend = TensorRTBackend(bundle, "fp32")
     run = ["set shape", "set shape", "copy to device", "copy to device", "execute", "copy to host"]
-    wait = ["cudaStreamSynchronize"]
+    wait = ["cuStreamSynchronize"]
     context = ["create context", "set profile", *wait, "set address", "set address", "set address"]
-    record = ["cudaStreamBeginCapture", *run[2:], "cudaStreamEndCapture", "cudaGraphInstantiate"]
-    for expected in (run + wait, context + run + wait + record, ["cudaGraphLaunch", *wait]):
+    record = ["cuStreamBeginCapture", *run[2:], "cuStreamEndCapture", "cuGraphInstantiate"]
+    for expected in (run + wait, context + run + wait + record, ["cuGraphLaunch", *wait]):
         gpu.calls.clear()
         assert_agrees(backend, reference, [60])
         assert gpu.calls == expected
     gpu.calls.clear()
     assert_agrees(backend, reference, [58], seed=1)  # the bucket of 60: 64 frames
-    assert gpu.calls == ["cudaGraphLaunch", *wait]
+    assert gpu.calls == ["cuGraphLaunch", *wait]
     backend.close()
 
 
@@ -136,7 +137,7 @@ def test_fake_tensorrt_keeps_the_latest_graphs(
     gpu.calls.clear()
     for n_frames in (32, 16):
         assert_agrees(backend, reference, [n_frames])
-    assert gpu.calls.count("cudaGraphLaunch") == 2
+    assert gpu.calls.count("cuGraphLaunch") == 2
     backend.close()
     gpu.assert_all_released()
 
@@ -195,14 +196,19 @@ def test_fake_tensorrt_threads_share_a_backend(gpu: FakeGpu, bundle: Bundle, ref
 def test_fake_tensorrt_uses_and_restores_the_current_device(
     gpu: FakeGpu, bundle: Bundle, reference: Any
 ) -> None:
-    gpu.devices, gpu.current_device = 2, 1
+    """Also in a thread that has none; the fake asserts the rest."""
+    gpu.devices = 2
+    gpu.contexts.append(OTHER_CONTEXT)  # as a program that uses its second GPU
     add_engine(bundle, gpu)
     backend = TensorRTBackend(bundle, "fp32")
-    gpu.calls.clear()
     assert_agrees(backend, reference, [20])
-    assert gpu.current_device == 1
-    assert (gpu.calls[0], gpu.calls[-1]) == ("cudaSetDevice 0", "cudaSetDevice 1")
-    backend.close()
+    assert gpu.contexts == [OTHER_CONTEXT]
+    with ThreadPoolExecutor(1) as fresh:
+        for _ in range(2):
+            fresh.submit(assert_agrees, backend, reference, [20]).result()
+        assert fresh.submit(lambda: gpu.contexts).result() == []
+        fresh.submit(backend.close).result()
+    gpu.assert_all_released()
 
 
 # --- shapes ---

@@ -20,7 +20,8 @@ from engine_bundles import F32Array, add_engine, assert_agrees, batch, copy_bund
 from fake_tensorrt import FakeGpu
 
 from edge_asr.bundle.folder import Bundle
-from edge_asr.errors import BackendError, EngineError, MissingDependencyError
+from edge_asr.errors import BackendError, DeviceError, EngineError
+from edge_asr.runtime.engine import cuda
 from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.engine.sidecar import EngineSidecar
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -72,24 +73,24 @@ def test_fake_tensorrt_release_goes_on_after_a_failure(
 ) -> None:
     add_engine(bundle, gpu)
     backend = TensorRTBackend(bundle, "fp32")
-    gpu.fail("cudaFree", after=1)
+    gpu.fail("cuMemFree", after=1)
     with caplog.at_level(logging.WARNING):
         backend.close()
-    assert "cudaErrorIllegalAddress" in caplog.text
+    assert "CUDA_ERROR_ILLEGAL_ADDRESS" in caplog.text
     gpu.assert_all_released()
 
 
 LOADING = [
-    "cudaStreamCreateWithFlags",
+    "cuStreamCreate",
     "create runtime",
     "deserialize",
-    "cudaMalloc",
-    "cudaHostAlloc",
+    "cuMemAlloc",
+    "cuMemHostAlloc",
     "create context",
     "set profile",
     "set shape",
     "set address",
-    "cudaStreamSynchronize",
+    "cuStreamSynchronize",
 ]
 
 
@@ -117,9 +118,9 @@ def test_fake_tensorrt_a_failed_load_leaves_nothing(gpu: FakeGpu, bundle: Bundle
     [
         ("execute", "enqueue went wrong"),
         ("set shape", "shape out of range"),
-        ("copy to device", "cudaMemcpyAsync: .*cudaErrorIllegalAddress"),
-        ("copy to host", "cudaMemcpyAsync: .*cudaErrorIllegalAddress"),
-        ("cudaStreamSynchronize", "cudaStreamSynchronize: .*cudaErrorIllegalAddress"),
+        ("copy to device", "cuMemcpyHtoDAsync_v2: .*CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("copy to host", "cuMemcpyDtoHAsync_v2: .*CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("cuStreamSynchronize", "cuStreamSynchronize: .*CUDA_ERROR_ILLEGAL_ADDRESS"),
     ],
 )
 def test_fake_tensorrt_a_failed_run(
@@ -133,8 +134,8 @@ def test_fake_tensorrt_a_failed_run(
         backend.log_probs(batch([60]), np.array([60], np.int64))
     for seed in range(3):
         assert_agrees(backend, reference, [60], seed=seed)
-    gpu.fail("cudaGraphLaunch")
-    with pytest.raises(BackendError, match="cudaGraphLaunch"):
+    gpu.fail("cuGraphLaunch")
+    with pytest.raises(BackendError, match="cuGraphLaunch"):
         backend.log_probs(batch([60]), np.array([60], np.int64))
     backend.close()
 
@@ -144,11 +145,11 @@ def test_fake_tensorrt_a_failed_run(
     [
         ("create context", 0),
         ("set profile", 0),
-        ("cudaStreamBeginCapture", 0),
+        ("cuStreamBeginCapture", 0),
         ("execute", 1),  # the one that is recorded
         ("copy to host", 1),
-        ("cudaStreamEndCapture", 0),
-        ("cudaGraphInstantiate", 0),
+        ("cuStreamEndCapture", 0),
+        ("cuGraphInstantiate", 0),
     ],
 )
 def test_fake_tensorrt_goes_on_without_graphs(
@@ -160,7 +161,7 @@ def test_fake_tensorrt_goes_on_without_graphs(
     gpu.fail(call, after=after)
     for seed in range(3):
         assert_agrees(backend, reference, [60], seed=seed)
-    assert "cudaGraphLaunch" not in gpu.calls
+    assert "cuGraphLaunch" not in gpu.calls
     assert caplog.text.count("continuing without CUDA graphs") == 1
     backend.close()
     gpu.assert_all_released()
@@ -216,14 +217,18 @@ def test_fake_tensorrt_an_engine_given_by_its_path(gpu: FakeGpu, bundle: Bundle,
 def test_fake_tensorrt_without_a_gpu(gpu: FakeGpu, bundle: Bundle) -> None:
     add_engine(bundle, gpu)
     gpu.devices = 0
-    with pytest.raises(BackendError, match=r"'tensorrt' cannot run here: .*cudaErrorNoDevice.*doctor"):
+    with pytest.raises(BackendError, match=r"'tensorrt' cannot run here: .*CUDA_ERROR_NO_DEVICE.*doctor"):
         TensorRTBackend(bundle, "fp32")
 
 
-def test_fake_tensorrt_without_cuda_bindings(
+def test_fake_tensorrt_without_a_driver(
     gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_engine(bundle, gpu)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(MissingDependencyError, match=r"edge-asr\[tensorrt\]"):
+
+    def no_libcuda() -> None:
+        raise DeviceError("the CUDA driver's library does not load")
+
+    monkeypatch.setattr(cuda, "load_driver", no_libcuda)
+    with pytest.raises(BackendError, match="cannot run here: the CUDA driver's library does not load"):
         TensorRTBackend(bundle, "fp32")
