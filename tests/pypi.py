@@ -23,9 +23,8 @@ NO_INDEX = re.compile(
 
 def package_folder(config: pytest.Config, requirement: str) -> Path:
     """Return the folder into which pip has put `requirement`, "name==version", without its dependencies."""
-    assert config.cache is not None
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    folder = Path(config.cache.mkdir("packages")) / f"{requirement}-{tag}"
+    folder = config.rootpath / ".pytest_cache" / "packages" / f"{requirement}-{tag}"
     if folder.is_dir():
         return folder
     filling = folder.with_name(f"{folder.name}.{os.getpid()}")
