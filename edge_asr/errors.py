@@ -18,6 +18,7 @@ What this file does not do: wrap errors that are bugs, which keep their tracebac
     |-- MissingDependencyError (ImportError)  an optional package that is not installed
     |-- BackendError (RuntimeError)           an inference backend that cannot be had or failed
     |   `-- EngineError                       a TensorRT engine that is missing, damaged or for elsewhere
+    |-- RefusedError (RuntimeError)           a session or request that a server refuses or ends
     |-- TrainingError (RuntimeError)          training that cannot start, go on or resume
     |-- GateError (RuntimeError)              an artifact that failed its proof
     `-- DeviceError (OSError)                 a microphone or accelerator
@@ -75,6 +76,19 @@ class BackendError(EdgeAsrError, RuntimeError):
 
 class EngineError(BackendError):
     """A TensorRT engine that is missing, damaged, unproven or built for something else."""
+
+
+class RefusedError(EdgeAsrError, RuntimeError):
+    """A session or a request that a server refuses or ends.
+
+    Args:
+        reason: one word, such as "busy"; `edge_asr.serving.limits` lists them.
+        message: one sentence.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class TrainingError(EdgeAsrError, RuntimeError):

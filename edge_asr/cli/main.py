@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("edge_asr.cli.build", "Build and prove TensorRT engines of a bundle for this device."),
     "transcribe": ("edge_asr.cli.transcribe", "Transcribe sound files to text, JSON, SRT or VTT."),
     "listen": ("edge_asr.cli.listen", "Transcribe a live microphone."),
+    "serve": ("edge_asr.cli.serve", "Serve recognition over HTTP, WebSocket and the OpenAI API."),
     "align": ("edge_asr.cli.align", "Find when each word of a given text is said in a recording."),
     "bench": ("edge_asr.cli.bench", "Measure latency, throughput, memory and power of a bundle here."),
     "evaluate": (

@@ -52,6 +52,7 @@ def test_help_lists_every_command_with_its_line(run) -> None:
         "build",
         "transcribe",
         "listen",
+        "serve",
         "align",
         "bench",
         "evaluate",

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from edge_asr.atomic import write_file
 from edge_asr.errors import GrammarError
 from edge_asr.runtime.decoding.grammar.expression import Grammar
-from edge_asr.runtime.decoding.grammar.network import Reading, WordNetwork, build_network
+from edge_asr.runtime.decoding.grammar.network import MAX_ARCS, Reading, WordNetwork, build_network
 from edge_asr.runtime.decoding.grammar.spelling import Speller, Spelling
 from edge_asr.vocabulary import WORD_BOUNDARY, Vocabulary, join_pieces
 
@@ -176,13 +176,14 @@ class TokenGraph:
         return graph
 
 
-def compile_graph(grammar: Grammar, vocabulary: Vocabulary) -> TokenGraph:
+def compile_graph(grammar: Grammar, vocabulary: Vocabulary, *, max_arcs: int = MAX_ARCS) -> TokenGraph:
     """Compile a grammar for the tokens of a model.
 
     Raises:
-        GrammarError: a word that the vocabulary cannot spell, or nothing that can be said.
+        GrammarError: a word that the vocabulary cannot spell, nothing that can be said, or a network of words
+            with more than `max_arcs` arcs.
     """
-    network = build_network(grammar)
+    network = build_network(grammar, max_arcs=max_arcs)
     speller = Speller(vocabulary)
     spellings: list[Spelling] = []
     for word, line in zip(network.words, network.lines, strict=True):

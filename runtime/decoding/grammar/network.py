@@ -167,18 +167,19 @@ class WordNetwork:
         return Reading(tuple(said), tuple(s for s in slots if s.last > s.first), tuple(tags))
 
 
-def build_network(grammar: Grammar) -> WordNetwork:
+def build_network(grammar: Grammar, *, max_arcs: int = MAX_ARCS) -> WordNetwork:
     """Make the network of a grammar; rules are copied to where they are referred to.
 
     Raises:
-        GrammarError: the network would have more than `MAX_ARCS` arcs.
+        GrammarError: the network would have more than `max_arcs` arcs.
     """
-    return _Builder(grammar).build()
+    return _Builder(grammar, max_arcs).build()
 
 
 class _Builder:
-    def __init__(self, grammar: Grammar) -> None:
+    def __init__(self, grammar: Grammar, max_arcs: int) -> None:
         self._grammar = grammar
+        self._max_arcs = max_arcs
         self._words: dict[str, int] = {}
         self._lines: list[int] = []
         self._actions: dict[tuple[ActionKind, str], int] = {}
@@ -208,9 +209,9 @@ class _Builder:
         return self._n_states - 1
 
     def _arc(self, source: int, target: int, *, word: int = -1, action: int = -1, cost: float = 0.0) -> None:
-        if len(self._arcs) >= MAX_ARCS:
+        if len(self._arcs) >= self._max_arcs:
             raise GrammarError(
-                f"{self._grammar.source} describes a network of more than {MAX_ARCS} arcs; use smaller "
+                f"{self._grammar.source} describes a network of more than {self._max_arcs} arcs; use smaller "
                 "ranges and fewer rules within rules"
             )
         self._arcs.append((source, target, word, action, cost))

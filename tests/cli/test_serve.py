@@ -1,0 +1,128 @@
+"""`edge-asr serve`: what it refuses to start, and a real one that is stopped by a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edge_asr.audio import read_audio
+from edge_asr.cli.main import cli
+
+pytest.importorskip("uvicorn", reason="needs edge-asr[serve]")
+TOKEN = "correct-horse-battery-staple"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (
+            ["--host", "0.0.0.0"],
+            1,
+            "others can reach 0.0.0.0, so clients need a token; give --token-file FILE",
+        ),
+        (["--host", "no.such.host.invalid"], 1, "the host 'no.such.host.invalid' is not known here"),
+        (["--token", "short"], 1, "the token has 5 characters; give 16 or more"),
+        (["--token", TOKEN, "--no-token"], 2, "--no-token and a token contradict each other"),
+        (["--token", TOKEN, "--token-file", __file__], 2, "are two tokens; leave one out"),
+        (["--token-file", __file__], 1, "it must hold the token alone"),
+        (["--allow-origin", "*"], 1, "the origin is '*'; give a scheme and a host"),
+        (["--tls-cert", __file__], 2, "--tls-cert and --tls-key belong together"),
+        (["--tls-cert", __file__, "--tls-key", __file__], 1, "are no certificate with its key"),
+        (["--http", "70000"], 2, "70000 is not in the range"),
+        (["--max-sessions", "0"], 2, "0 is not in the range"),
+        (["--max-seconds", "nan"], 2, "nan is not a finite number"),
+        (["--grace", "-1"], 2, "-1.0 is not in the range"),
+        (["--log", "xml"], 2, "'xml' is not one of 'json', 'text'"),
+    ],
+)
+def test_what_does_not_start(arguments: list[str], code: int, sentence: str) -> None:
+    result = CliRunner().invoke(cli, ["serve", *arguments])
+    assert sentence in " ".join(result.output.split())
+    assert result.exit_code == code
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    result = CliRunner().invoke(cli, ["serve"])
+    assert result.exit_code == 1
+    assert "install it with: pip install 'edge-asr[serve]'" in result.output
+
+
+@contextmanager
+def serving(*arguments: str, token: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own, and its address."""
+    command = [sys.executable, "-m", "edge_asr", "serve", "--http", "0", *arguments]
+    environment = {**os.environ, "EDGE_ASR_TOKEN": token} if token else dict(os.environ)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        try:
+            line = process.stderr.readline()
+            found = re.search(r"at http://(\S+);", line)
+            assert found, line + process.stderr.read()
+            yield process, found[1]
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def test_a_signal_lets_the_last_final_out(sample_path: Path) -> None:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import ConnectionClosedError
+
+    speech = (read_audio(sample_path)[: 2 * 16_000] * 32767).astype(np.int16)
+
+    async def work(process: subprocess.Popen[str], address: str) -> list[dict[str, Any]]:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        events = []
+        async with connect(f"ws://{address}/v1/listen", additional_headers=headers) as client:
+            await client.send(speech.tobytes())
+            while (event := json.loads(await client.recv()))["type"] != "end":
+                events.append(event)
+                if event["type"] == "partial":
+                    process.send_signal(signal.SIGTERM)
+            assert event["reason"] == "draining"
+            with pytest.raises(ConnectionClosedError, match="1012"):
+                await client.recv()
+        return events
+
+    with serving("--log", "json", "--threads", "1", token=TOKEN) as (process, address):
+        events = asyncio.run(asyncio.wait_for(work(process, address), 60))
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+    assert [event["text"] for event in events if event["type"] == "final"] == ["enter seven two five"]
+    assert [line["message"] for line in lines] == ["session opened", "final", "session closed"]
+    assert "text" not in lines[1]
+    assert lines[2]["reason"] == "draining"
+
+
+def test_the_log_has_what_was_said_only_if_asked(sample_path: Path) -> None:
+    import httpx
+
+    with serving("--log", "json", "--log-text") as (process, address):
+        with sample_path.open("rb") as file:
+            answer = httpx.post(
+                f"http://{address}/v1/audio/transcriptions",
+                files={"file": file},
+                data={"stream": "true"},
+                timeout=60,
+            )
+        assert "transcript.text.done" in answer.text
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+    assert [line["text"] for line in lines if line["message"] == "final"][:1] == ["enter seven two five"]
