@@ -26,7 +26,7 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, Any] = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "message": record.getMessage(),
+            "message": getattr(record, "event", None) or record.getMessage(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -81,5 +81,6 @@ class Journal(Observer):
         self._then.refused(reason)
 
 
-def _write(message: str, **fields: Any) -> None:
-    log.info(message, extra={"fields": fields})
+def _write(event: str, **fields: Any) -> None:
+    described = "".join(f" {name}={value}" for name, value in fields.items())
+    log.info("%s%s", event, described, extra={"event": event, "fields": fields})

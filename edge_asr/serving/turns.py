@@ -1,8 +1,8 @@
 """Lets as many runs of the model go on at a time as the device has places, the most urgent first.
 
-A final waits for nobody's partial, and neither waits for a recording. Without this, every session would
-run the model whenever it likes: the partials of many sessions take all the time there is, and finals, for
-which people wait, come late. A run that has begun is not interrupted.
+Finals go before partials, and both go before recordings. Without this, every session would run the model
+whenever it likes: the partials of many sessions take all the time there is, and finals, for which people
+wait, come late. A run that has begun is not interrupted.
 What this file does not do: steps of streaming graphs, which batch by themselves
 (edge_asr.runtime.step_batching).
 """

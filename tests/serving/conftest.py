@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-pytest.importorskip("uvicorn", reason="needs edge-asr[serve]")
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside the tests
 
 from serving_clients import MakeServer, Running, comparable

@@ -175,6 +175,19 @@ def test_a_connection_that_says_nothing_is_closed(
                 assert received == b"" or received.startswith(b"HTTP/1.1 400")
 
 
+def test_connections_are_limited(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_face, "_CONNECTIONS_BESIDE", 2)
+    with make_server(max_sessions=1, max_requests=1) as running:
+        place = urlsplit(running.http)
+        held = [socket.create_connection((place.hostname, place.port), timeout=5) for _ in range(6)]
+        try:
+            assert httpx.get(f"{running.http}/healthz").status_code == 503
+        finally:
+            for raw in held:
+                raw.close()
+        assert httpx.get(f"{running.http}/healthz").status_code == 200
+
+
 def test_a_port_that_is_taken(make_server: MakeServer) -> None:
     from edge_asr.serving.run import listen
 

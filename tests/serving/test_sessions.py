@@ -16,7 +16,16 @@ import pytest
 from serving_clients import Speech, run, until
 
 from edge_asr.errors import BackendError, ConfigError, GrammarError, RefusedError
-from edge_asr.runtime import Error, Final, Gap, Partial, Recognizer
+from edge_asr.runtime import (
+    Error,
+    FileSource,
+    Final,
+    Gap,
+    LiveRecognizer,
+    Partial,
+    Recognizer,
+    StreamingDecoder,
+)
 from edge_asr.runtime.live.events import Event
 from edge_asr.serving import recognizers
 from edge_asr.serving.limits import Limits
@@ -86,6 +95,27 @@ def test_a_reader_that_takes_nothing_is_cut_off(recognizer: Recognizer, speech: 
             await until(lambda: core.n_sessions == 0)
 
     run(work())
+
+
+def test_sessions_of_a_streaming_bundle_share_its_steps(streaming_bundle: Path, speech: Speech) -> None:
+    """Random weights, but what a session hears must not depend on who else is heard."""
+    with Recognizer.load(streaming_bundle, num_threads=1) as loaded:
+        with LiveRecognizer(loaded, FileSource(speech, sample_rate=16_000, pace=0)) as live:
+            alone = [event.text for event in live if isinstance(event, Final)]
+
+        async def one(core: Sessions) -> list[str]:
+            with core.place() as place:
+                events, _ = await hear(place, speech, SessionOptions())
+            return [event.text for event in events if isinstance(event, Final)]
+
+        async def work() -> None:
+            async with core_of(loaded) as core:
+                assert isinstance(
+                    core.recognizers.new_partial_decoder(DecodingOptions(), 8.0), StreamingDecoder
+                )
+                assert await asyncio.gather(*(one(core) for _ in range(4))) == [alone] * 4
+
+        run(work())
 
 
 class Failing:
