@@ -39,6 +39,7 @@ _PREFERENCE: dict[str, tuple[Precision, ...]] = {
     "cuda": ("fp16", "fp32", "int8"),
     "tensorrt": ("fp16", "int8", "fp32"),
 }
+ENGINE_PRECISIONS = _PREFERENCE["tensorrt"]
 _FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
 

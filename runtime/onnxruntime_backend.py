@@ -5,6 +5,8 @@ What this file does not do: choose between backends and precisions (backends.py)
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import re
@@ -19,6 +21,8 @@ import numpy.typing as npt
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Artifact
 from edge_asr.errors import BackendError, require
+from edge_asr.frames import OutputFrames
+from edge_asr.runtime.engine.shapes import grid_frames
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
@@ -59,6 +63,8 @@ class OnnxRuntimeBackend:
         rewritten: whether onnxruntime has already rewritten the file (edge_asr.calibration.cpu_graph).
         spin: let idle threads wait busily. It is off because on a small board that takes the core
             which captures the sound.
+        output_frames: the model's rule; with it, lengths are padded to a coarse grid on CUDA, where every new
+            length costs a search for kernels.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -74,6 +80,7 @@ class OnnxRuntimeBackend:
         num_threads: int | None = None,
         rewritten: bool = False,
         spin: bool = False,
+        output_frames: OutputFrames | None = None,
     ) -> None:
         onnxruntime = load_onnxruntime()
         self.path = path
@@ -82,7 +89,10 @@ class OnnxRuntimeBackend:
         self.precision = precision
         self.num_threads: int | None = _check_num_threads(num_threads)
         self.max_frames: int | None = None
+        self._grid = output_frames if device == "cuda" else None
         check_device(device)
+        if device == "cuda":
+            _preload_cuda(onnxruntime)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.num_threads
         options.inter_op_num_threads = 1
@@ -95,7 +105,7 @@ class OnnxRuntimeBackend:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path),
                 sess_options=options,
-                providers=[_PROVIDERS[device]],
+                providers=[(_PROVIDERS[device], _provider_options(device, precision))],
                 disabled_optimizers=SLOW_OPTIMIZERS[device] + (_NOTHING_TO_DO if rewritten else []),
             )
         except Exception as error:  # onnxruntime raises a dozen classes without a common base
@@ -111,12 +121,16 @@ class OnnxRuntimeBackend:
 
     def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
         """See `Backend.log_probs`."""
-        feeds = {
-            "audio_signal": np.ascontiguousarray(features.transpose(0, 2, 1)),  # (B, F, T)
-            "length": feature_lens,
-        }
+        channels_first = features.transpose(0, 2, 1)  # (B, F, T)
+        n_out = None
+        if self._grid is not None:
+            n_frames = features.shape[1]
+            n_out = self._grid.n_graph(n_frames)
+            behind = grid_frames(n_frames, self._grid) - n_frames
+            channels_first = np.pad(channels_first, ((0, 0), (0, 0), (0, behind)))
+        feeds = {"audio_signal": np.ascontiguousarray(channels_first), "length": feature_lens}
         log_probs: F32Array = self.run(("logprobs",), feeds)[0]
-        return log_probs
+        return log_probs[:, :n_out]
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Run the graph directly: outputs by name, for inputs by name.
@@ -124,14 +138,51 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: the run failed.
         """
+        session = self._open_session()
+        try:
+            results: list[npt.NDArray[Any]] = session.run(list(outputs), dict(feeds))
+        except Exception as error:  # see __init__
+            raise self._failed(feeds, error) from error
+        return results
+
+    def run_on_device(self, outputs: Mapping[str, bool], feeds: Mapping[str, Any]) -> list[Any]:
+        """Run the graph as `run` does, but leave outputs where the next run reads them.
+
+        Args:
+            outputs: names, each with whether it stays on the device.
+            feeds: arrays, or what an earlier run left on the device.
+
+        Returns:
+            An `onnxruntime.OrtValue` for each output; its `numpy()` copies it to the host.
+
+        Raises:
+            BackendError: the run failed.
+        """
+        session = self._open_session()
+        try:
+            binding = session.io_binding()
+            for name, value in feeds.items():
+                if isinstance(value, np.ndarray):
+                    binding.bind_cpu_input(name, value)
+                else:
+                    binding.bind_ortvalue_input(name, value)
+            for name, stays in outputs.items():
+                binding.bind_output(name, self.name if stays else "cpu")
+            session.run_with_iobinding(binding)
+            results: list[Any] = binding.get_outputs()
+        except Exception as error:  # see __init__
+            raise self._failed(feeds, error) from error
+        return results
+
+    def _open_session(self) -> Any:
         if self._session is None:
             raise BackendError("this backend was closed; load the recognizer again")
-        try:
-            results: list[npt.NDArray[Any]] = self._session.run(list(outputs), dict(feeds))
-        except Exception as error:  # see __init__
-            shape = list(feeds["audio_signal"].transpose(0, 2, 1).shape)
-            raise BackendError(f"onnxruntime failed on features of shape {shape}: {error}") from error
-        return results
+        return self._session
+
+    @staticmethod
+    def _failed(feeds: Mapping[str, Any], error: Exception) -> BackendError:
+        shape = list(feeds["audio_signal"].transpose(0, 2, 1).shape)
+        return BackendError(f"onnxruntime failed on features of shape {shape}: {error}")
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -150,6 +201,29 @@ def load_onnxruntime() -> ModuleType:
     onnxruntime = require("onnxruntime", extra="cpu")
     onnxruntime.disable_telemetry_events()
     return onnxruntime
+
+
+def _preload_cuda(onnxruntime: ModuleType) -> None:
+    """Load CUDA and cuDNN from pip's packages: its provider does not look there (1.21 and later)."""
+    if not hasattr(onnxruntime, "preload_dlls"):
+        return
+    printed = io.StringIO()  # what it does not find, it prints to stdout, where results go
+    with contextlib.redirect_stdout(printed):
+        onnxruntime.preload_dlls()
+    if printed.getvalue():
+        logger.debug("onnxruntime: %s", printed.getvalue().strip())
+
+
+def _provider_options(device: str, precision: str) -> dict[str, str]:
+    """Return the options of a provider. The default of CUDA tries every kernel for every new length."""
+    if device == "cpu":
+        return {}
+    return {
+        "device_id": "0",  # the first that CUDA_VISIBLE_DEVICES leaves
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "cudnn_conv_use_max_workspace": "1",
+        "use_tf32": "0" if precision == "fp32" else "1",  # it keeps 10 bits of the mantissa
+    }
 
 
 def default_num_threads() -> int:
@@ -189,7 +263,7 @@ def check_device(device: str) -> None:
     available = onnxruntime.get_available_providers()
     if _PROVIDERS[device] not in available:
         advice = "install it with: pip uninstall onnxruntime && pip install 'edge-asr[gpu]'"
-        if _is_jetson():
+        if is_jetson():
             advice = (
                 "no onnxruntime wheel has kernels for a Jetson's GPU: build a TensorRT engine with "
                 "`edge-asr build`, or use backend='cpu'"
@@ -200,7 +274,7 @@ def check_device(device: str) -> None:
         )
 
 
-def _is_jetson() -> bool:
+def is_jetson() -> bool:
     """Tell whether this is a Jetson, by its release file or, in a container, a Tegra in the device tree."""
     if JETSON_RELEASE.exists():
         return True
@@ -220,7 +294,11 @@ def open_artifact(
     """
     num_threads = _check_num_threads(num_threads)  # checked here, or it would look like a fault of the copy
     graph = _find_cpu_graph(bundle, artifact) if device == "cpu" else None
-    options: dict[str, Any] = {"precision": artifact.precision, "num_threads": num_threads}
+    options: dict[str, Any] = {
+        "precision": artifact.precision,
+        "num_threads": num_threads,
+        "output_frames": bundle.info.output_frames,
+    }
     if graph is not None:
         try:
             return OnnxRuntimeBackend(graph, rewritten=True, **options)

@@ -325,17 +325,17 @@ class Recognizer(AcousticModel):
     def streaming_model(self, *, num_threads: int | None = None) -> StreamingModel:
         """Return the bundle's streaming graph, for partials, loaded at the first call and closed with this.
 
-        It runs on CUDA if the recognizer does, else on the CPU, in the recognizer's precision if the bundle
-        has a graph in that.
+        It runs on CUDA if the recognizer does, on the graph's engine if the recognizer runs on one and the
+        bundle has it, else on the CPU; in the recognizer's precision if the bundle has a graph in that.
 
         Args:
             num_threads: threads of the graph on the CPU, for the first call; None takes the recognizer's.
 
         Raises:
             BundleError: there is no bundle, or it lacks a streaming graph.
-            BackendError: the graph cannot be loaded.
+            BackendError: the graph cannot be loaded; an EngineError if its engine may not run here.
         """
-        from edge_asr.runtime.streaming_model import StreamingModel
+        from edge_asr.runtime.streaming_model import StreamingModel, choose_stream_device
 
         if self.bundle is None:
             raise BundleError("a recognizer without a bundle has no streaming model; load one from a bundle")
@@ -345,7 +345,8 @@ class Recognizer(AcousticModel):
                     self.bundle,
                     precision=self.backend.precision,
                     num_threads=num_threads or self.backend.num_threads,
-                    device="cuda" if self.backend.name == "cuda" else "cpu",
+                    device=choose_stream_device(self.bundle, self.backend.name),
+                    allow_unverified=getattr(self.backend, "allow_unverified", False),
                 )
             return self._streaming_model
 

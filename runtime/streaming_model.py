@@ -14,24 +14,26 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
-from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
-from edge_asr.errors import AudioError, BackendError
-from edge_asr.runtime.backends import check_log_probs
-from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend, count_usable_cores, open_artifact
+from edge_asr.bundle.manifest import PRECISIONS
+from edge_asr.errors import AudioError, BackendError, EngineError
+from edge_asr.runtime.backends import ENGINE_PRECISIONS, check_log_probs
+from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend, open_artifact
 from edge_asr.runtime.step_batching import Arrays, StepBatcher
+from edge_asr.runtime.stream_steps import BoundSteps, HostSteps, StreamSteps
 from edge_asr.stream_geometry import StreamingGeometry
+
+if TYPE_CHECKING:
+    from edge_asr.runtime.engine.sidecar import Flavor
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
 logger = logging.getLogger(__name__)
-
-MAX_BATCH = {"cpu": 8, "cuda": 32}
-"""Steps of different streams that are computed together at most. On a core, more than 4 gain nothing."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +41,8 @@ class StreamState:
     """The state of one stream between two pushes, from `StreamingModel.start`; `push` and `flush` change it.
 
     Attributes:
-        caches: the graph's own state: [1, L, left, width] and [1, L, D, k - 1] float32, [1] int64.
+        caches: the graph's own state: [1, L, left, width] and [1, L, D, k - 1] float32, [1] int64; on a GPU
+            one array with a reference to it.
         features: [t, n_mels] float32, feature frames that a later window still reads.
         first_feature: number of the first of them in the stream.
         n_features: feature frames pushed so far.
@@ -48,7 +51,7 @@ class StreamState:
         flushed: whether nothing more can be pushed.
     """
 
-    caches: tuple[F32Array, F32Array, I64Array]
+    caches: Arrays
     features: F32Array
     first_feature: int = 0
     n_features: int = 0
@@ -72,25 +75,26 @@ class StreamingModel:
     in the last bits.
 
     Args:
-        backend: runs the graph; closed with this.
+        steps: runs the graph; closed with this. An onnxruntime backend keeps the caches on its device.
         geometry: the geometry that it was exported with.
         n_mels, vocab_size: bands of the features, and outputs, the blank included.
     """
 
     def __init__(
         self,
-        backend: OnnxRuntimeBackend,
+        steps: OnnxRuntimeBackend | StreamSteps,
         geometry: StreamingGeometry,
         *,
         n_mels: int,
         vocab_size: int,
     ) -> None:
         self.geometry = geometry
-        self.precision = backend.precision
         self.n_mels, self.vocab_size = n_mels, vocab_size
-        self._backend = backend
-        n_places = 1 if backend.name == "cuda" else count_usable_cores() // (backend.num_threads or 1)
-        self._run = StepBatcher(self._run_graph, n_places=max(1, n_places), max_rows=MAX_BATCH[backend.name])
+        if isinstance(steps, OnnxRuntimeBackend):
+            steps = (BoundSteps if steps.name == "cuda" else HostSteps)(steps, geometry)
+        self._steps: StreamSteps = steps
+        self.precision = steps.precision
+        self._run = StepBatcher(steps.run, n_places=steps.n_places, max_rows=steps.max_rows)
 
     @classmethod
     def load(
@@ -100,27 +104,36 @@ class StreamingModel:
         precision: str = "fp32",
         num_threads: int | None = None,
         device: str = "cpu",
+        allow_unverified: bool = False,
     ) -> StreamingModel:
         """Load the streaming graph of a bundle, in the precision asked for if the bundle has it.
 
+        Args:
+            bundle: a bundle, its folder, or the name of an embedded model.
+            precision: "fp32", "fp16" or "int8".
+            num_threads: see `OnnxRuntimeBackend`.
+            device: "cpu", "cuda", or for the bundle's engine "tensorrt" or "tensorrt-rtx".
+            allow_unverified: also run an engine that was not proven, or not built here.
+
         Raises:
             BundleError: there is no bundle, or it lacks a streaming graph.
-            MissingDependencyError, BackendError: see `OnnxRuntimeBackend`.
+            EngineError: no engine of the graph may run here.
+            MissingDependencyError, BackendError: see `OnnxRuntimeBackend` and `TensorRTBackend`.
         """
         if not isinstance(bundle, Bundle):
             bundle = Bundle.load(bundle)
         streaming = bundle.streaming
+        shape = {"n_mels": bundle.info.features.n_mels, "vocab_size": bundle.info.vocabulary_size}
+        if device in ("tensorrt", "tensorrt-rtx"):
+            steps = _open_engine(bundle, precision, cast("Flavor", device), allow_unverified)
+            return cls(steps, streaming.geometry, **shape)
         artifact = streaming.find(precision)
         if artifact.precision != precision and "int8" in (artifact.precision, precision):
             logger.warning(
                 "the bundle has no streaming graph in %s: partials run in %s", precision, artifact.precision
             )
-        return cls(
-            open_artifact(bundle, artifact, device=device, num_threads=num_threads),
-            streaming.geometry,
-            n_mels=bundle.info.features.n_mels,
-            vocab_size=bundle.info.vocabulary_size,
-        )
+        backend = open_artifact(bundle, artifact, device=device, num_threads=num_threads)
+        return cls(backend, streaming.geometry, **shape)
 
     def start(self) -> StreamState:
         """Return the state of a new stream."""
@@ -166,17 +179,21 @@ class StreamingModel:
             outputs.append(self._advance(state))
         return self._join(outputs)
 
-    def initial_caches(self, batch: int = 1) -> tuple[F32Array, F32Array, I64Array]:
+    def warm_up(self, n_streams: int = 1) -> None:
+        """Prepare for up to so many streams at once: an engine records their steps. The others do nothing.
+
+        Raises:
+            BackendError: a run failed.
+        """
+        self._steps.warm_up(n_streams)
+
+    def initial_caches(self, batch: int = 1) -> Arrays:
         """Return the graph's state for new streams."""
-        return (
-            np.zeros((batch, *self.geometry.cache_last_channel), np.float32),
-            np.zeros((batch, *self.geometry.cache_last_time), np.float32),
-            np.zeros(batch, np.int64),
-        )
+        return self._steps.initial_caches(batch)
 
     def run_step(
-        self, features: F32Array, feature_lens: I64Array, caches: tuple[F32Array, F32Array, I64Array]
-    ) -> tuple[F32Array, I64Array, tuple[F32Array, F32Array, I64Array]]:
+        self, features: F32Array, feature_lens: I64Array, caches: Arrays
+    ) -> tuple[F32Array, I64Array, Arrays]:
         """Run the graph once, for a batch of streams at the same step or, after the first steps, at any.
 
         Args:
@@ -191,17 +208,14 @@ class StreamingModel:
             BackendError: the run failed.
         """
         inputs = (np.ascontiguousarray(features.transpose(0, 2, 1)), feature_lens, *caches)
-        log_probs, n_valid, channel, time, channel_len = self._run(inputs)
+        log_probs, n_valid, *following = self._run(inputs)
         shape = (len(features), self.geometry.chunk_frames, self.vocab_size)
         check_log_probs(log_probs, shape, n_valid.tolist())
-        return log_probs, n_valid, (channel, time, channel_len)
-
-    def _run_graph(self, inputs: Arrays) -> Arrays:
-        return tuple(self._backend.run(STREAM_OUTPUTS, dict(zip(STREAM_INPUTS, inputs, strict=True))))
+        return log_probs, n_valid, tuple(following)
 
     def close(self) -> None:
         """Give memory and devices back. May be called twice."""
-        self._backend.close()
+        self._steps.close()
 
     def _advance(self, state: StreamState) -> F32Array:
         """Run the next step on the available part of its window."""
@@ -232,3 +246,36 @@ class StreamingModel:
 
     def _join(self, outputs: list[F32Array]) -> F32Array:
         return np.concatenate(outputs) if outputs else np.zeros((0, self.vocab_size), np.float32)
+
+
+def choose_stream_device(bundle: Bundle, backend: str) -> str:
+    """Return where the streaming graph runs beside a backend: there too, if it can, else on the CPU."""
+    if backend in ("tensorrt", "tensorrt-rtx"):
+        from edge_asr.runtime.engine.lookup import has_engine
+
+        return backend if has_engine(bundle, cast("Flavor", backend), graph="stream") else "cpu"
+    return "cuda" if backend == "cuda" else "cpu"
+
+
+def _open_engine(bundle: Bundle, precision: str, flavor: Flavor, allow_unverified: bool) -> StreamSteps:
+    """Open the engine of a precision, or of another one that the bundle has.
+
+    Raises:
+        EngineError: none may run here; the message is that of the first.
+    """
+    from edge_asr.runtime.engine.lookup import has_engine
+    from edge_asr.runtime.engine.stream_runner import EngineSteps
+
+    named = [p for p in PRECISIONS if p == precision]
+    others = [p for p in ENGINE_PRECISIONS if p not in named and has_engine(bundle, flavor, p, "stream")]
+    errors = []
+    for candidate in named + others:
+        try:
+            steps = EngineSteps(bundle, candidate, flavor=flavor, allow_unverified=allow_unverified)
+        except EngineError as error:
+            errors.append(error)
+            continue
+        if candidate != precision:
+            logger.warning("no %s engine of the streaming graph: partials run in %s", precision, candidate)
+        return steps
+    raise errors[0]

@@ -72,6 +72,7 @@ def logging_as_at_the_start() -> None:
 def cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What commands remember from one run to the next stays among the files of this run."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="session")

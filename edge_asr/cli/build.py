@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_asr.cli.options import parse_precisions, stage_display
+from edge_asr.cli.options import gpu_option, parse_precisions, stage_display
 from edge_asr.cli.terminal import print_json, print_line, say
+from edge_asr.errors import BundleError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from edge_asr.bundle.folder import Bundle
     from edge_asr.bundle.manifest import Precision
     from edge_asr.export.engine.builder import EngineReport
+    from edge_asr.proof.stages import StageProgress
     from edge_asr.runtime.engine.sidecar import Flavor
 
 
@@ -64,16 +67,23 @@ class _NumberList(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--batch",
     type=_NumberList(int),
-    default="1,1,8",
-    show_default=True,
     metavar="MIN,OPT,MAX",
-    help="Smallest, best and largest number of rows in a batch.",
+    help="Smallest, best and largest number of rows in a batch. The default is 1,1,8, and 1,1,1 where the "
+    "GPU shares the processor's memory.",
+)
+@click.option(
+    "--streams",
+    type=_NumberList(int),
+    metavar="LIST",
+    help="Numbers of live streams that the engine of stream.onnx computes at once, 0 to build none. "
+    "The default is 1,8,32,64, and 1 where the GPU shares the processor's memory.",
 )
 @click.option(
     "--workspace-mb",
     type=click.IntRange(min=1),
     metavar="MB",
-    help="Limit of the builder's scratch memory. The default is TensorRT's own, all of the GPU.",
+    help="Limit of the builder's scratch memory. The default is TensorRT's own, all of the GPU; where that "
+    "is the processor's memory too, a quarter of it, at most 2048.",
 )
 @click.option(
     "--timing-cache",
@@ -100,13 +110,15 @@ class _NumberList(click.ParamType):  # type: ignore[type-arg]
     type=click.Path(exists=True, path_type=Path),
     help="Speech with its text, on which the proof also compares word errors.",
 )
+@gpu_option
 @click.option("--force", is_flag=True, help="Replace existing engines, once the new ones are proven.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as one JSON document.")
 def command(
     bundle: str,
     precisions: tuple[str, ...],
     profile_seconds: tuple[float, ...],
-    batch: tuple[int, ...],
+    batch: tuple[int, ...] | None,
+    streams: tuple[int, ...] | None,
     workspace_mb: int | None,
     timing_cache: Path | None,
     flavor: Flavor,
@@ -117,7 +129,8 @@ def command(
 ) -> None:
     """Build TensorRT engines of BUNDLE for this device and prove them on it.
 
-    BUNDLE is a folder that `edge-asr export` wrote. Engines go into its folder engines/, each with a
+    BUNDLE is a folder that `edge-asr export` wrote. A model that streams gets two engines, one of them for
+    live partials. Engines go into its folder engines/, each with a
     JSON file that says for which device, library and model it was built. The proof compares each engine with
     the fp32 model on onnxruntime. If it fails, the exit code is 3 and the engine is deleted. The first build
     of a model can take many minutes on a Jetson.
@@ -133,6 +146,7 @@ def command(
         flavor=flavor,
         profile_seconds=profile_seconds,
         batch=batch,
+        streams=streams,
         workspace_mb=workspace_mb,
         timing_cache=timing_cache,
         clips=clips,
@@ -146,6 +160,7 @@ def build_engines(
     precisions: Sequence[Precision] = (),
     *,
     document: Mapping[str, Any] | None = None,
+    streams: Sequence[int] | None = None,
     **options: Any,
 ) -> None:
     """Build the engines of several precisions, and print the results.
@@ -154,6 +169,7 @@ def build_engines(
         bundle: folder or name of a bundle.
         precisions: what to build; empty for the smaller precisions that the bundle has.
         document: print one JSON document, this one plus "engines"; None prints lines.
+        streams: see `edge_asr.export.engine.streams.build_stream_engine`; (0,) builds no such engine.
         options: options of `edge_asr.export.engine.builder.build_engine`.
     """
     from edge_asr.bundle.folder import Bundle
@@ -165,8 +181,40 @@ def build_engines(
         with stage_display() as progress:
             for precision in precisions or default_precisions(loaded):
                 reports.append(build_engine(loaded, precision, progress=progress, **options))
+                if loaded.info.streaming is not None and streams != (0,):
+                    reports += _build_stream(loaded, precision, streams, progress, options)
     finally:  # report what was built, whatever happens to the next one
         _print_reports(reports, document)
+
+
+def _build_stream(
+    bundle: Bundle,
+    precision: Precision,
+    streams: Sequence[int] | None,
+    progress: StageProgress,
+    options: Mapping[str, Any],
+) -> list[EngineReport]:
+    """Build the engine of the streaming graph; none, with a reason, if its file or a library is missing."""
+    from edge_asr.export.engine.builder import BuildOptions
+    from edge_asr.export.engine.streams import build_stream_engine
+
+    how = {
+        name: options[name] for name in ("flavor", "workspace_mb", "timing_cache", "force") if name in options
+    }
+    try:
+        return [
+            build_stream_engine(
+                bundle,
+                precision,
+                BuildOptions(**how),
+                streams=streams,
+                clips=options.get("clips"),
+                progress=progress,
+            )
+        ]
+    except (BundleError, MissingDependencyError) as error:
+        say(f"no {precision} engine of the streaming graph: {error}")
+        return []
 
 
 def _print_reports(reports: list[EngineReport], document: Mapping[str, Any] | None) -> None:

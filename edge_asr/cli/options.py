@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,11 +73,37 @@ def option_group(
         n_before = len(getattr(decorated, "__click_params__", []))
         for option in reversed(options):
             decorated = option(decorated)
-        keys = [parameter.name for parameter in decorated.__click_params__[n_before:]]
+        keys = [option.name for option in decorated.__click_params__[n_before:] if option.expose_value]
         return cast(_Function, decorated)
 
     return decorate
 
+
+def _choose_gpu(context: click.Context, parameter: click.Parameter, value: int | None) -> None:
+    """Leave one GPU visible to CUDA, of those that are; nothing has used CUDA yet."""
+    if value is None:
+        return
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if visible and value >= len(visible):
+        raise click.BadParameter(
+            f"{value} is not among the {len(visible)} GPUs that CUDA_VISIBLE_DEVICES={','.join(visible)} "
+            f"leaves; give 0 to {len(visible) - 1}"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[value] if visible else str(value)
+    if not visible:
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi numbers them
+
+
+#: Adds --gpu, which is settled before the command begins.
+gpu_option = click.option(
+    "--gpu",
+    type=click.IntRange(min=0),
+    metavar="N",
+    expose_value=False,
+    is_eager=True,
+    callback=_choose_gpu,
+    help="Number of the GPU to use, as nvidia-smi counts them. The default is CUDA's first.",
+)
 
 _MODEL = click.option(
     "-m",
@@ -112,8 +139,10 @@ _DEVICE = (
     click.option(
         "--allow-unverified",
         is_flag=True,
-        help="Also run a bundle or engine that failed its proof, or an engine that has none.",
+        help="Also run a bundle or engine that failed its proof, or an engine that has none or that was not "
+        "built on this machine.",
     ),
+    gpu_option,
 )
 
 self_test_option = click.option(

@@ -9,8 +9,9 @@ PyTorch are not needed, except for TensorRT 8.6, which requires a copy of the mo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,14 @@ from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.stages import Progress, StageProgress, Stages
 from edge_asr.runtime.engine.api import create_logger, load_tensorrt, version_of
 from edge_asr.runtime.engine.backend import TensorRTBackend
-from edge_asr.runtime.engine.lookup import build_command, fingerprint, plan_path_of, sidecar_path_of
+from edge_asr.runtime.engine.cuda import Cuda, query_gpu
+from edge_asr.runtime.engine.lookup import (
+    Graph,
+    build_command,
+    fingerprint,
+    plan_path_of,
+    sidecar_path_of,
+)
 from edge_asr.runtime.engine.sidecar import (
     FLAVORS,
     SIDECAR_FORMAT_VERSION,
@@ -44,9 +52,12 @@ from edge_asr.runtime.engine.sidecar import (
     EngineSidecar,
     Flavor,
 )
+from edge_asr.runtime.engine.trust import machine_key, seal
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.windows import OVERLAP_S
+from edge_asr.stream_geometry import StreamingGeometry
 
+_MOST_SHARED_WORKSPACE_MB = 2048
 _MAX_OPSET_8_6 = 17
 NOT_RUN = (
     "the plan was built but not run, because this machine has no GPU; so it is not proven, and the runtime "
@@ -103,13 +114,111 @@ def default_precisions(bundle: Bundle) -> list[Precision]:
     return [precision for precision in have if precision != "fp32"] or have
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """How to build any engine.
+
+    Attributes:
+        flavor: "tensorrt", or "tensorrt-rtx".
+        workspace_mb: limit of the builder's scratch memory, MiB; None for TensorRT's own, which is all of a
+            GPU, and on a GPU that shares the processor's memory for a quarter of it, at most 2048.
+        timing_cache: a file to read and to write back, in addition to the copy beside the engine.
+        force: replace an existing engine, once the new one is proven.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    flavor: Flavor = "tensorrt"
+    workspace_mb: int | None = None
+    timing_cache: str | Path | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.flavor not in FLAVORS:
+            raise ConfigError(f"flavor is {self.flavor!r}; it must be one of {', '.join(FLAVORS)}")
+        if self.workspace_mb is not None and self.workspace_mb < 1:
+            raise ConfigError(f"workspace_mb is {self.workspace_mb}; give 1 or more, or leave it out")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlace:
+    """This machine's TensorRT and GPU, and where its engines of a bundle lie.
+
+    Attributes:
+        trt, version: the library.
+        device: this machine.
+        folder: for its engines.
+        shared_bytes: memory that GPU and processor share; None if the GPU has its own, or there is none.
+    """
+
+    trt: Any
+    version: str
+    device: DeviceIdentity
+    folder: Path
+    shared_bytes: int | None
+
+    @classmethod
+    def find(cls, bundle: Bundle, flavor: Flavor) -> BuildPlace:
+        """Find it.
+
+        Raises:
+            MissingDependencyError: TensorRT is not installed.
+            EngineError: there is no GPU, and this TensorRT needs one; or no key can be kept.
+        """
+        trt = load_tensorrt(flavor)
+        version, device = version_of(trt), DeviceIdentity.detect()
+        if device.gpu_name is None and flavor == "tensorrt":
+            raise EngineError(
+                "no GPU was found (or no CUDA driver), and TensorRT builds engines on the device that will "
+                "run them; run `edge-asr doctor`"
+            )
+        machine_key()  # without it the engine would be refused after a long build
+        folder = bundle.path / ENGINES_FOLDER / fingerprint(flavor, version, device)
+        return cls(trt=trt, version=version, device=device, folder=folder, shared_bytes=_count_shared_bytes())
+
+    @property
+    def can_run(self) -> bool:
+        """Tell whether engines run here, so that they can be proven."""
+        return self.device.gpu_name is not None
+
+    def workspace_mb(self, asked: int | None) -> int | None:
+        """Return the limit of the builder's scratch memory."""
+        if asked is not None or self.shared_bytes is None:
+            return asked
+        return min(_MOST_SHARED_WORKSPACE_MB, self.shared_bytes >> 22)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSource:
+    """What an engine is built from.
+
+    Attributes:
+        artifact: the file of the bundle.
+        precision: that of the engine.
+        graph: which graph it is.
+        model: content for the parser, which may be a rewritten copy of the file.
+        profiles: shapes to serve.
+        geometry: that of a streaming graph.
+        notes: for the user.
+    """
+
+    artifact: Artifact
+    precision: Precision
+    graph: Graph = "model"
+    model: bytes
+    profiles: tuple[EngineProfile, ...]
+    geometry: StreamingGeometry | None = None
+    notes: tuple[str, ...] = ()
+
+
 def build_engine(
     bundle: Bundle,
     precision: Precision,
     *,
     flavor: Flavor = "tensorrt",
     profile_seconds: Sequence[float] = DEFAULT_PROFILE_SECONDS,
-    batch: Sequence[int] = DEFAULT_BATCH,
+    batch: Sequence[int] | None = None,
     workspace_mb: int | None = None,
     timing_cache: str | Path | None = None,
     clips: Sequence[str | Path] | None = None,
@@ -122,14 +231,12 @@ def build_engine(
     Args:
         bundle: a loaded bundle.
         precision: "fp32", "fp16" or "int8"; the bundle must have that ONNX file.
-        flavor: "tensorrt", or "tensorrt-rtx".
         profile_seconds: edges; each neighboring pair is one optimization profile.
-        batch: smallest, best and largest batch.
-        workspace_mb: limit of the builder's scratch memory, MiB; None for TensorRT's own.
-        timing_cache: a file to read and to write back, in addition to the copy beside the engine.
+        batch: smallest, best and largest batch; None is 1,1,8, and 1,1,1 where the GPU shares the processor's
+            memory.
+        flavor, workspace_mb, timing_cache, force: see `BuildOptions`.
         clips: real recordings for the proof: sound files, folders, manifests; the embedded samples when None.
         manifest: speech with its text; the proof then compares word errors too.
-        force: replace an existing engine, once the new one is proven.
         progress: called as stages begin and advance.
 
     Raises:
@@ -139,59 +246,89 @@ def build_engine(
         BundleError: the bundle lacks the precision, or the fp32 model that a proof needs.
         ConfigError, ManifestError, AudioError: options, manifest or clips cannot be used.
     """
-    if flavor not in FLAVORS:
-        raise ConfigError(f"flavor is {flavor!r}; it must be one of {', '.join(FLAVORS)}")
-    if workspace_mb is not None and workspace_mb < 1:
-        raise ConfigError(f"workspace_mb is {workspace_mb}; give 1 or more, or leave it out")
-    artifact = bundle.artifact(precision)
-    profiles = build_profiles(bundle.info.features, profile_seconds, batch)
-    trt = load_tensorrt(flavor)
-    version, device = version_of(trt), DeviceIdentity.detect()
-    if device.gpu_name is None and flavor == "tensorrt":
-        raise EngineError(
-            "no GPU was found (or no CUDA driver), and TensorRT builds engines on the device that will run "
-            "them; run `edge-asr doctor`"
+    options = BuildOptions(flavor=flavor, workspace_mb=workspace_mb, timing_cache=timing_cache, force=force)
+    artifact, info = bundle.artifact(precision), bundle.info
+    if batch is not None:
+        build_profiles(info.features, profile_seconds, batch)  # its errors come before those of the device
+    place = BuildPlace.find(bundle, flavor)
+    notes = []
+    if batch is None:
+        batch = DEFAULT_BATCH if place.shared_bytes is None else (1, 1, 1)
+    if place.shared_bytes is not None:
+        notes.append(
+            f"GPU and processor share {place.shared_bytes / 2**30:.1f} GiB: batches of up to {batch[-1]}, "
+            f"{place.workspace_mb(workspace_mb)} MiB for the builder (--batch, --workspace-mb)"
         )
-    folder = bundle.path / ENGINES_FOLDER / fingerprint(flavor, version, device)
-    check_place(bundle, folder, precision, force=force)
-    can_run = device.gpu_name is not None
-    proof = _ProofInputs.load(bundle, clips, manifest) if can_run else None
+    profiles = build_profiles(info.features, profile_seconds, batch, rule=info.output_frames)
+    check_place(bundle, place.folder, precision, force=force)
+    proof = _ProofInputs.load(bundle, clips, manifest) if place.can_run else None
     stages = Stages(progress)
-    not_run = None if can_run else NOT_RUN + build_command(bundle, precision, flavor)
-    notes = [note for note in (_window_note(bundle, profiles), not_run) if note]
     model = bundle.artifact_path(precision).read_bytes()
-    if not is_strongly_typed(trt) and artifact.opset > _MAX_OPSET_8_6:
+    if not is_strongly_typed(place.trt) and artifact.opset > _MAX_OPSET_8_6:
         with stages.stage(f"write opset {_MAX_OPSET_8_6}"):
-            model = _opset_17_copy(model, bundle.info.features.n_mels)
+            model = _opset_17_copy(model, info.features.n_mels)
         notes.append(OPSET_17)
-    cache_path = folder / TIMING_CACHE_NAME if timing_cache is None else Path(timing_cache)
-    with stages.stage(f"build {precision} engine") as advance:
+    if (note := _window_note(bundle, profiles)) is not None:
+        notes.append(note)
+    source = EngineSource(
+        artifact=artifact, precision=precision, model=model, profiles=profiles, notes=tuple(notes)
+    )
+    prove = None if proof is None else functools.partial(proof.run, bundle)
+    return put_engine(bundle, source, place, options, prove, stages)
+
+
+#: Runs a plan, which is not in its place yet, against its reference: path, sidecar, progress.
+Prove = Callable[[Path, EngineSidecar, Progress], EngineProof]
+
+
+def put_engine(
+    bundle: Bundle,
+    source: EngineSource,
+    place: BuildPlace,
+    options: BuildOptions,
+    prove: Prove | None,
+    stages: Stages,
+) -> EngineReport:
+    """Build the plan of a source, prove it, and put it into the bundle.
+
+    Raises:
+        EngineError, GateError: as `build_engine`.
+    """
+    precision, folder = source.precision, place.folder
+    name = f"{precision} {'streaming ' if source.graph == 'stream' else ''}engine"
+    notes = list(source.notes)
+    if not place.can_run:
+        notes.append(NOT_RUN + build_command(bundle, precision, options.flavor))
+    workspace_mb = place.workspace_mb(options.workspace_mb)
+    cache_path = folder / TIMING_CACHE_NAME if options.timing_cache is None else Path(options.timing_cache)
+    with stages.stage(f"build {name}") as advance:
         plan = make_plan(
-            trt,
-            create_logger(trt),
-            model,
-            artifact.file,
+            place.trt,
+            create_logger(place.trt),
+            source.model,
+            source.artifact.file,
             precision=precision,
-            profiles=profiles,
+            profiles=source.profiles,
             n_mels=bundle.info.features.n_mels,
+            geometry=source.geometry,
             workspace_mb=workspace_mb,
             timing_cache=cache_path.read_bytes() if cache_path.is_file() else b"",
             progress=advance,
         )
-    if timing_cache is not None:
+    if options.timing_cache is not None:
         if plan.timing_cache is None:
             notes.append(NO_TIMING_CACHE)
         else:  # before the proof, because timings cost time and do not depend on whether the engine is right
-            write_file(Path(timing_cache), plan.timing_cache)
+            write_file(Path(options.timing_cache), plan.timing_cache)
     sidecar = EngineSidecar(
         format_version=SIDECAR_FORMAT_VERSION,
-        onnx_file=artifact.file,
-        onnx_sha256=artifact.sha256,
+        onnx_file=source.artifact.file,
+        onnx_sha256=source.artifact.sha256,
         precision=precision,
-        flavor=flavor,
-        tensorrt_version=version,
-        device=device,
-        profiles=profiles,
+        flavor=options.flavor,
+        tensorrt_version=place.version,
+        device=place.device,
+        profiles=source.profiles,
         tensors=plan.tensors,
         flags=plan.flags,
         workspace_mb=workspace_mb,
@@ -203,19 +340,30 @@ def build_engine(
         proof=None,
     )
     with adding_files(folder) as partial:
-        path = plan_path_of(partial, precision)
+        path = plan_path_of(partial, precision, source.graph)
         path.write_bytes(plan.data)
         sidecar_path_of(path).write_text(sidecar.to_json(), encoding="utf-8")
-        if proof is not None:
-            with stages.stage(f"prove {precision} engine") as advance:
-                result = proof.run(bundle, path, sidecar, advance)
+        if prove is not None:
+            with stages.stage(f"prove {name}") as advance:
+                result = prove(path, sidecar, advance)
             if not result.passed:
-                raise GateError(_failed(bundle, precision, result))
+                raise GateError(_failed(bundle, name, result))
             sidecar = dataclasses.replace(sidecar, proof=result.to_dict())
-            sidecar_path_of(path).write_text(sidecar.to_json(), encoding="utf-8")
+        sidecar = seal(sidecar)
+        sidecar_path_of(path).write_text(sidecar.to_json(), encoding="utf-8")
         if plan.timing_cache is not None:
             (partial / TIMING_CACHE_NAME).write_bytes(plan.timing_cache)
-    return EngineReport(plan=plan_path_of(folder, precision), sidecar=sidecar, notes=tuple(notes))
+    report_path = plan_path_of(folder, precision, source.graph)
+    return EngineReport(plan=report_path, sidecar=sidecar, notes=tuple(notes))
+
+
+def _count_shared_bytes() -> int | None:
+    gpu = query_gpu()
+    if gpu is None or not gpu.integrated:
+        return None
+    cuda = Cuda()
+    with cuda.current_device():
+        return cuda.memory()[1]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +402,7 @@ class _ProofInputs:
             bundle, sidecar.precision, flavor=sidecar.flavor, allow_unverified=True, engine=(plan, sidecar)
         )
         try:
+            engine.warm_up([profile.opt_frames for profile in sidecar.profiles])
             reference = OnnxRuntimeBackend(bundle.path / self.reference.file, precision="fp32")
             try:
                 return prove_engine(
@@ -294,9 +443,9 @@ def _window_note(bundle: Bundle, profiles: Sequence[EngineProfile]) -> str | Non
     )
 
 
-def _failed(bundle: Bundle, precision: Precision, proof: EngineProof) -> str:
+def _failed(bundle: Bundle, name: str, proof: EngineProof) -> str:
     return (
-        f"the {precision} engine of {bundle.path} failed its proof and was deleted: {len(proof.failures)} "
+        f"the {name} of {bundle.path} failed its proof and was deleted: {len(proof.failures)} "
         f"findings, first {proof.failures[0]}; try another precision, and report it with the output of "
         "`edge-asr doctor`"
     )

@@ -48,12 +48,12 @@ def build_engine_cases(
     plan = plan or CasePlan(max_random_s=longest * features.hop_length / features.sample_rate)
     cases = [
         *build_cases(waveforms, features, factor, plan),
-        *_profile_cases(_Speech(waveforms, features), profiles),
+        *_profile_cases(Speech(waveforms, features), profiles),
     ]
     return [_cut(case, longest) for case in cases]
 
 
-class _Speech:
+class Speech:
     """Cuts pieces of exact length from the clips, laid end to end and repeated; every piece is different."""
 
     def __init__(self, waveforms: Mapping[str, F32Array], features: FeatureConfig) -> None:
@@ -70,7 +70,7 @@ class _Speech:
         return self._extractor(np.tile(self._speech, repeats)[start : start + n_samples])[:n_frames]
 
 
-def _profile_cases(speech: _Speech, profiles: Sequence[EngineProfile]) -> list[ProofCase]:
+def _profile_cases(speech: Speech, profiles: Sequence[EngineProfile]) -> list[ProofCase]:
     """Build cases of each profile at its smallest, best and largest length and batch, and padded."""
     cases = []
     for number, profile in enumerate(profiles):

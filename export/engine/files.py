@@ -19,18 +19,20 @@ from edge_asr.atomic import partial_folder, put_in_place
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import EngineError
-from edge_asr.runtime.engine.lookup import plan_path_of
+from edge_asr.runtime.engine.lookup import Graph, plan_path_of
 
 TIMING_CACHE_NAME = "timing.cache"
 
 
-def check_place(bundle: Bundle, folder: Path, precision: Precision, *, force: bool) -> None:
+def check_place(
+    bundle: Bundle, folder: Path, precision: Precision, graph: Graph = "model", *, force: bool
+) -> None:
     """Refuse a place where the engine may not be written, before any work is done.
 
     Args:
         bundle: the bundle that the engine is for.
         folder: folder of the fingerprint, `<bundle>/engines/<fingerprint>`.
-        precision: that of the engine.
+        precision, graph: those of the engine.
         force: an existing engine may be replaced.
 
     Raises:
@@ -49,7 +51,7 @@ def check_place(bundle: Bundle, folder: Path, precision: Precision, *, force: bo
             f"engines lie inside their bundle, and {existing} cannot be written; copy the bundle to a folder "
             f"of yours and build there: cp -r {bundle.path} my-model && edge-asr build my-model"
         )
-    plan = plan_path_of(folder, precision)
+    plan = plan_path_of(folder, precision, graph)
     if plan.exists() and not force:
         raise EngineError(f"{plan} exists; add --force to replace it, once the new one is proven")
 

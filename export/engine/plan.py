@@ -26,6 +26,7 @@ from edge_asr.errors import EngineError
 from edge_asr.export.engine.parser import parse_network
 from edge_asr.export.engine.profiles import add_profiles
 from edge_asr.runtime.engine.sidecar import EngineProfile, EngineTensor
+from edge_asr.stream_geometry import StreamingGeometry
 
 #: Called with (steps done, steps in all) of the whole build.
 BuildProgress = Callable[[int, int], None]
@@ -80,6 +81,7 @@ def make_plan(
     precision: Precision,
     profiles: Sequence[EngineProfile],
     n_mels: int,
+    geometry: StreamingGeometry | None = None,
     workspace_mb: int | None = None,
     timing_cache: bytes = b"",
     progress: BuildProgress | None = None,
@@ -92,6 +94,7 @@ def make_plan(
         precision: the precision of the file.
         profiles: at least one.
         n_mels: channels of `audio_signal`.
+        geometry: that of a streaming graph; None for an offline one.
         workspace_mb: limit of the builder's scratch memory; None leaves TensorRT's own, the whole GPU.
         timing_cache: the cache of an earlier build, or empty.
         progress: called during the build, from TensorRT's threads.
@@ -114,7 +117,7 @@ def make_plan(
     flags += _set_builder_flags(trt, config, precision)
     if workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
-    add_profiles(builder, config, network, profiles, n_mels, file)
+    add_profiles(builder, config, network, profiles, n_mels, file, geometry)
     cache = _attach_timing_cache(config, timing_cache)
     monitor = _attach_monitor(trt, config, progress)
     serialized = builder.build_serialized_network(network, config)

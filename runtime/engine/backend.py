@@ -5,7 +5,7 @@ runs it (runner.py). It needs `tensorrt` (or `tensorrt_rtx`, if it is named) and
 PyTorch.
 
 Shapes. A batch with more rows than a profile takes is run in parts. Frames are padded to the profile's
-minimum and, with CUDA graphs, to a bucket, so that shapes, and with them recordings, repeat. Rows are padded
+minimum and to a coarse grid (shapes.py), so that shapes, and with them recordings, repeat. Rows are padded
 to the smallest batch. `length` does not change, and the graphs of a bundle mask the frames after it, so a
 valid frame has the same log-probs with and without padding, except for rounding. The proof of the export
 compares padded batches with rows alone and unpadded, and the proof of the engine does so again. More frames
@@ -15,8 +15,11 @@ default build takes.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +29,72 @@ from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import BackendError, DeviceError, EngineError
 from edge_asr.runtime.engine.api import load_tensorrt, version_of
-from edge_asr.runtime.engine.cuda import Cuda
-from edge_asr.runtime.engine.lookup import build_command, check_engine, find_engine
-from edge_asr.runtime.engine.runner import EngineRunner, RunShape
-from edge_asr.runtime.engine.sidecar import (
-    DeviceIdentity,
-    EngineProfile,
-    EngineSidecar,
-    Flavor,
+from edge_asr.runtime.engine.cuda import Cuda, query_gpu
+from edge_asr.runtime.engine.loaded import LoadedPlan, RunShape
+from edge_asr.runtime.engine.lookup import (
+    FoundEngine,
+    Graph,
+    build_command,
+    check_engine,
+    check_trust,
+    open_engine,
 )
+from edge_asr.runtime.engine.runner import MAX_CUDA_GRAPHS, EngineRunner
+from edge_asr.runtime.engine.shapes import choose_profile, grid_frames, grid_up_to
+from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineSidecar, Flavor
+from edge_asr.runtime.engine.trust import state_folder
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
 
-_BUCKETS_PER_OCTAVE = 8
-_SMALLEST_STEP_FRAMES = 8
+logger = logging.getLogger(__name__)
+
+
+class OpenedEngine:
+    """An engine of a bundle that may run here, and the device that it runs on.
+
+    Args:
+        bundle, precision, flavor, allow_unverified, engine: see `TensorRTBackend`.
+        graph: which graph of the bundle.
+
+    Raises:
+        As `TensorRTBackend`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: Precision,
+        *,
+        flavor: Flavor,
+        allow_unverified: bool = False,
+        engine: tuple[Path, EngineSidecar] | None = None,
+        graph: Graph = "model",
+    ) -> None:
+        self.trt = load_tensorrt(flavor)
+        gpu = query_gpu()
+        self.shares_memory = gpu is not None and gpu.integrated
+        # Open CUDA first; otherwise a missing GPU is reported as a device mismatch.
+        self.cuda = Cuda()
+        device, self.version = DeviceIdentity.detect(), version_of(self.trt)
+        found: FoundEngine
+        if engine is None:
+            found = open_engine(
+                bundle, precision, flavor=flavor, tensorrt_version=self.version, device=device, graph=graph
+            )
+        else:
+            found = check_engine(bundle, *engine, flavor=flavor, tensorrt_version=self.version, device=device)
+        self.path, self.sidecar, self.plan = found
+        if not allow_unverified:
+            check_trust(bundle, self.path, self.sidecar)
+
+    @property
+    def kernel_cache(self) -> Path | None:
+        """File for the kernels that TensorRT-RTX compiles; the user's, because it holds programs."""
+        if self.sidecar.flavor != "tensorrt-rtx":
+            return None
+        folder = state_folder("XDG_CACHE_HOME", ".cache")
+        return None if folder is None else folder / "rtx" / f"{self.sidecar.plan_sha256}.kernels"
 
 
 class TensorRTBackend:
@@ -50,18 +104,19 @@ class TensorRTBackend:
         bundle: a loaded bundle.
         precision: precision of the engine.
         flavor: "tensorrt", or "tensorrt-rtx".
-        use_cuda_graphs: record runs of repeated shapes, and launch them at once.
-        allow_unverified: also accept an engine that was not proven, or failed its proof.
+        use_cuda_graphs: let `warm_up` record runs, which are then one launch.
+        allow_unverified: also accept an engine that was not proven, failed its proof, or was not built here.
         engine: plan and sidecar inside the bundle's folder; None finds the one that fits. Either is checked.
 
     Attributes:
         name: the flavor.
         precision: precision of the engine.
+        allow_unverified: the argument.
         plan_path, sidecar: the engine.
 
     Raises:
         MissingDependencyError: TensorRT is not installed.
-        EngineError: no engine fits, it is not proven, or TensorRT refuses it.
+        EngineError: no engine fits, it is not to be trusted, or TensorRT refuses it.
         BackendError: no usable GPU, or not enough of its memory.
     """
 
@@ -75,43 +130,34 @@ class TensorRTBackend:
         allow_unverified: bool = False,
         engine: tuple[Path, EngineSidecar] | None = None,
     ) -> None:
-        trt = load_tensorrt(flavor)
         self._bundle = bundle
         self._lock = threading.Lock()
         self._output_frames = bundle.info.output_frames
         self._n_mels = bundle.info.features.n_mels
-        self._use_buckets = use_cuda_graphs
         self.name: str = flavor
         self.precision: str = precision
-        try:
-            # Open CUDA first; otherwise a missing GPU is reported as a device mismatch.
-            self._cuda = Cuda()
-            device, version = DeviceIdentity.detect(), version_of(trt)
-            self.runtime = f"{flavor} {version}"
-            if engine is None:
-                engine = find_engine(
-                    bundle, precision, flavor=flavor, tensorrt_version=version, device=device
-                )
-            else:
-                check_engine(bundle, *engine, flavor=flavor, tensorrt_version=version, device=device)
-            self.plan_path, self.sidecar = engine
-            if not (self.sidecar.proven or allow_unverified):
-                raise EngineError(self._unproven())
+        self.allow_unverified = allow_unverified
+        with translating_device_errors(flavor):
+            opened = OpenedEngine(
+                bundle, precision, flavor=flavor, allow_unverified=allow_unverified, engine=engine
+            )
+            self._cuda, self.plan_path, self.sidecar = opened.cuda, opened.path, opened.sidecar
+            self.runtime = f"{flavor} {opened.version}"
             with self._cuda.current_device():
                 runner = EngineRunner(
-                    self.plan_path.read_bytes(),
+                    opened.plan,
                     self.sidecar,
-                    trt=trt,
+                    trt=opened.trt,
                     cuda=self._cuda,
+                    shares_memory=opened.shares_memory,
                     n_mels=self._n_mels,
                     use_cuda_graphs=use_cuda_graphs,
+                    kernel_cache=opened.kernel_cache,
                 )
-        except DeviceError as error:
-            raise BackendError(f"backend {flavor!r} cannot run here: {error}") from error
         self._runner = runner
         # Also for a backend that nobody closed; at exit the process gives everything back, and another
         # thread may still be running.
-        self._release = weakref.finalize(self, runner.close)
+        self._release = weakref.finalize(self, close_on_device, runner, self._cuda)
         self._release.atexit = False
 
     @property
@@ -135,8 +181,7 @@ class TensorRTBackend:
         parts: list[F32Array] = []
         try:
             with self._lock, self._cuda.current_device():
-                if not self._release.alive:
-                    raise BackendError("this backend was closed; load the recognizer again")
+                self._check_open()
                 row = 0
                 while row < n_rows:
                     shape = self._shape_for(n_frames, n_rows - row)
@@ -155,6 +200,28 @@ class TensorRTBackend:
             )
         return log_probs
 
+    def warm_up(self, n_frames: Sequence[int] | None = None, n_rows: int = 1) -> None:
+        """Record the shapes that will come, so that runs of them are one launch from the first one on.
+
+        It takes about as long as four runs of each shape. Call it at load or while nothing is to be heard; it
+        waits for the runs of other threads, shape by shape.
+
+        Args:
+            n_frames: lengths that will come, in feature frames; None records all lengths, from the shortest
+                to as many as are kept.
+            n_rows: rows of a batch.
+
+        Raises:
+            EngineError, BackendError: as `log_probs`.
+        """
+        if n_frames is None:
+            n_frames = grid_up_to(self.max_frames, self._output_frames)[:MAX_CUDA_GRAPHS]
+        shapes = {self._shape_for(min(n, self.max_frames), n_rows) for n in n_frames}
+        for shape in sorted(shapes, key=lambda shape: shape.n_frames):
+            with translating_device_errors(self.name), self._lock, self._cuda.current_device():
+                self._check_open()
+                self._runner.warm_up(shape)
+
     def time_copies(self, n_rows: int, n_frames: int) -> tuple[float, float]:
         """Seconds that a batch's copies take by themselves, to the device and back; for benchmarks.
 
@@ -165,8 +232,7 @@ class TensorRTBackend:
         there = back = 0.0
         try:
             with self._lock, self._cuda.current_device():
-                if not self._release.alive:
-                    raise BackendError("this backend was closed; load the recognizer again")
+                self._check_open()
                 row = 0
                 while row < n_rows:
                     shape = self._shape_for(n_frames, n_rows - row)
@@ -180,6 +246,10 @@ class TensorRTBackend:
         """Release engine, memory and stream. May be called twice, also while other threads run."""
         with self._lock:
             self._release()
+
+    def _check_open(self) -> None:
+        if not self._release.alive:
+            raise BackendError("this backend was closed; load the recognizer again")
 
     def _check_inputs(self, features: F32Array, feature_lens: I64Array) -> tuple[int, int]:
         if features.ndim != 3 or features.shape[2] != self._n_mels or 0 in features.shape:
@@ -201,7 +271,7 @@ class TensorRTBackend:
         if index is None:
             raise EngineError(self._too_long(n_frames))
         profile = profiles[index]
-        padded = bucket_frames(n_frames) if self._use_buckets else n_frames
+        padded = grid_frames(n_frames, self._output_frames)
         return RunShape(
             profile=index,
             n_batch=min(max(n_rows, profile.min_batch), profile.max_batch),
@@ -220,37 +290,23 @@ class TensorRTBackend:
             f"{self._build_again()} --profile-seconds {seconds}"
         )
 
-    def _unproven(self) -> str:
-        why = "was never compared with its model" if self.sidecar.proof is None else "failed its proof"
-        return (
-            f"the engine {self.plan_path} {why}; build it on this device with: {self._build_again()}, "
-            "or pass allow_unverified=True to run it anyway"
-        )
-
     def _build_again(self) -> str:
         return build_command(self._bundle, self.sidecar.precision, self.sidecar.flavor, force=True)
 
 
-def bucket_frames(n_frames: int) -> int:
-    """Round `n_frames` up to one of eight shapes per octave: less than 1/8 more, or less than 8 frames."""
-    octave = 1 << (n_frames.bit_length() - 1)
-    step = max(octave // _BUCKETS_PER_OCTAVE, _SMALLEST_STEP_FRAMES)
-    return -(-n_frames // step) * step
+@contextlib.contextmanager
+def translating_device_errors(flavor: str) -> Iterator[None]:
+    """Raise a `DeviceError` of the block as the `BackendError` of a backend."""
+    try:
+        yield
+    except DeviceError as error:
+        raise BackendError(f"backend {flavor!r} cannot run here: {error}") from error
 
 
-def choose_profile(profiles: tuple[EngineProfile, ...], n_frames: int, n_rows: int) -> int | None:
-    """Choose the index of the profile for a batch; None if no profile accepts as many frames.
-
-    It is the profile with the fewest sufficient frames; among equals the one with the fewest sufficient rows,
-    or else with the most rows, because the batch is then run in parts.
-    """
-    enough = [i for i, profile in enumerate(profiles) if profile.max_frames >= n_frames]
-    if not enough:
-        return None
-
-    def cost(index: int) -> tuple[int, bool, int]:
-        profile = profiles[index]
-        split = profile.max_batch < n_rows
-        return profile.max_frames, split, -profile.max_batch if split else profile.max_batch
-
-    return min(enough, key=cost)
+def close_on_device(runner: EngineRunner | LoadedPlan, cuda: Cuda) -> None:
+    """Close a runner in whatever thread this is, which may have no current device."""
+    try:
+        with cuda.current_device():
+            runner.close()
+    except DeviceError as error:
+        logger.warning("while releasing the engine: %s", str(error))

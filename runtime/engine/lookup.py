@@ -25,19 +25,22 @@ JetPack are named beside the differences, as likely causes. There is one excepti
 on a machine without a GPU (`gpu_name` null) holds no kernels, which are compiled where it runs. It may run on
 any GPU with the same flavor, version, OS and architecture.
 
-What this file does not do: build plans (edge_asr.export.engine.builder) or run them (backend.py). The backend
-decides, by `EngineSidecar.proven`, whether an engine that was never proven may run.
+A plan is read once: the bytes that were hashed are those that run.
+What this file does not do: build plans (edge_asr.export.engine.builder) or run them (backend.py).
+`check_trust` refuses what was never proven, or not built here (trust.py).
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from edge_asr.bundle.folder import Bundle, sha256_of
-from edge_asr.bundle.manifest import Precision
+from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.manifest import Artifact, Precision
 from edge_asr.bundle.names import ENGINES_FOLDER
 from edge_asr.errors import BundleError, EngineError
 from edge_asr.runtime.engine.sidecar import (
@@ -49,6 +52,7 @@ from edge_asr.runtime.engine.sidecar import (
     EngineTensor,
     Flavor,
 )
+from edge_asr.runtime.engine.trust import is_sealed
 
 __all__ = [
     "ENGINES_FOLDER",
@@ -59,14 +63,31 @@ __all__ = [
     "EngineSidecar",
     "EngineTensor",
     "Flavor",
+    "FoundEngine",
+    "Graph",
+    "artifact_of",
     "build_command",
     "check_engine",
+    "check_trust",
     "find_engine",
     "fingerprint",
     "has_engine",
+    "open_engine",
     "plan_path_of",
     "sidecar_path_of",
 ]
+
+
+Graph = Literal["model", "stream"]
+"""Which graph of the bundle a plan runs: the offline one, or a step of a stream."""
+
+
+class FoundEngine(NamedTuple):
+    """An engine that may run here: its plan's path, its sidecar, and the plan itself."""
+
+    path: Path
+    sidecar: EngineSidecar
+    plan: bytes
 
 
 def fingerprint(flavor: Flavor, tensorrt_version: str, device: DeviceIdentity) -> str:
@@ -86,9 +107,9 @@ def fingerprint(flavor: Flavor, tensorrt_version: str, device: DeviceIdentity) -
     return "-".join([flavor, tensorrt_version, *gpu, device.os, device.arch])
 
 
-def plan_path_of(folder: Path, precision: Precision) -> Path:
+def plan_path_of(folder: Path, precision: Precision, graph: Graph = "model") -> Path:
     """Return the path of a precision's plan in the folder of a fingerprint."""
-    return folder / f"model.{precision}.plan"
+    return folder / f"{graph}.{precision}.plan"
 
 
 def sidecar_path_of(plan_path: Path) -> Path:
@@ -96,14 +117,51 @@ def sidecar_path_of(plan_path: Path) -> Path:
     return plan_path.with_suffix(".json")
 
 
+def artifact_of(bundle: Bundle, precision: Precision, graph: Graph = "model") -> Artifact:
+    """Return the ONNX file that an engine is built from; a stream's FP16 is made from its float32.
+
+    Raises:
+        BundleError: the bundle lacks it.
+    """
+    if graph == "model":
+        return bundle.artifact(precision)
+    wanted = "int8" if precision == "int8" else "fp32"
+    artifact = bundle.streaming.find(wanted)
+    if artifact.precision != wanted:
+        raise BundleError(
+            f"{bundle.path} has its streaming graph in {artifact.precision} only, and an engine in "
+            f"{precision} is built from {wanted}; export the model again"
+        )
+    return artifact
+
+
 def build_command(bundle: Bundle, precision: Precision, flavor: Flavor, *, force: bool = False) -> str:
-    """Return the command line that builds an engine of `bundle` for this device (again)."""
+    """Return the command line that builds the engines of `bundle` for this device (again)."""
     words = ["edge-asr", "build", shlex.quote(str(bundle.path)), "--precision", precision]
     if flavor != "tensorrt":
         words += ["--flavor", flavor]
     if force:
         words.append("--force")
     return " ".join(words)
+
+
+def check_trust(bundle: Bundle, path: Path, sidecar: EngineSidecar) -> None:
+    """Refuse an engine that was never proven, failed its proof, or was not built on this machine.
+
+    Raises:
+        EngineError: it is refused; the message says why and how to build one.
+    """
+    if not sidecar.proven:
+        why = "was never compared with its model" if sidecar.proof is None else "failed its proof"
+    elif not is_sealed(sidecar):
+        why = "is a native program that was not built by you on this machine"
+    else:
+        return
+    command = build_command(bundle, sidecar.precision, sidecar.flavor, force=True)
+    raise EngineError(
+        f"the engine {path} {why}; build it on this device with: {command}, "
+        "or pass --allow-unverified (allow_unverified=True) to run it anyway"
+    )
 
 
 def check_engine(
@@ -114,7 +172,7 @@ def check_engine(
     flavor: Flavor,
     tensorrt_version: str,
     device: DeviceIdentity,
-) -> None:
+) -> FoundEngine:
     """Refuse a plan that is not for this bundle, library and device, or is not the one that was built.
 
     Args:
@@ -123,25 +181,34 @@ def check_engine(
         sidecar: the sidecar of the plan.
         flavor, tensorrt_version, device: what this machine has.
 
+    Returns:
+        The engine, with the bytes of the plan that were checked.
+
     Raises:
         EngineError: the plan does not fit. The message names each field that differs, both values, and the
             command that builds the engine again.
     """
     _check_inside(bundle, plan_path)
     _check_inside(bundle, sidecar_path_of(plan_path))
-    differences = _differences(bundle, plan_path, sidecar, flavor, tensorrt_version, device)
-    differences = differences or _plan_differences(plan_path, sidecar)
-    if differences:
-        raise EngineError(_refusal(bundle, plan_path, sidecar, differences, flavor, tensorrt_version, device))
+    here = (flavor, tensorrt_version, device)
+    differences = _differences(bundle, plan_path, sidecar, *here)
+    if not differences:
+        plan = _read_plan(plan_path, sidecar)
+        if isinstance(plan, bytes):
+            return FoundEngine(plan_path, sidecar, plan)
+        differences = [plan]
+    raise EngineError(_refusal(bundle, plan_path, sidecar, differences, *here))
 
 
-def has_engine(bundle: Bundle, flavor: Flavor, precision: Precision | None = None) -> bool:
+def has_engine(
+    bundle: Bundle, flavor: Flavor, precision: Precision | None = None, graph: Graph = "model"
+) -> bool:
     """Tell whether the bundle has an engine of a flavor (and a precision), fitting or not; reads no file."""
-    return any(_sidecar_paths(bundle, f"{flavor}-[0-9]*", precision or "*"))
+    return any(_sidecar_paths(bundle, f"{flavor}-[0-9]*", precision or "*", graph))
 
 
-def _sidecar_paths(bundle: Bundle, folder: str, precision: str) -> list[Path]:
-    return sorted((bundle.path / ENGINES_FOLDER).glob(f"{folder}/model.{precision}.json"))
+def _sidecar_paths(bundle: Bundle, folder: str, precision: str, graph: Graph) -> list[Path]:
+    return sorted((bundle.path / ENGINES_FOLDER).glob(f"{folder}/{graph}.{precision}.json"))
 
 
 def find_engine(
@@ -151,19 +218,37 @@ def find_engine(
     flavor: Flavor,
     tensorrt_version: str,
     device: DeviceIdentity,
+    graph: Graph = "model",
 ) -> tuple[Path, EngineSidecar]:
-    """Find the plan of a precision that fits this library and device, and its sidecar.
+    """Find the plan that `open_engine` opens, and its sidecar; its errors."""
+    return open_engine(
+        bundle, precision, flavor=flavor, tensorrt_version=tensorrt_version, device=device, graph=graph
+    )[:2]
 
-    If several fit, a proven one comes first, then one built on this very GPU, then the newest.
+
+def open_engine(
+    bundle: Bundle,
+    precision: Precision,
+    *,
+    flavor: Flavor,
+    tensorrt_version: str,
+    device: DeviceIdentity,
+    graph: Graph = "model",
+) -> FoundEngine:
+    """Open the plan of a precision that fits this library and device.
+
+    If several fit, a proven one built on this machine comes first, then a proven one, then one built on this
+    very GPU, then the newest.
 
     Raises:
         EngineError: none fits. The message names the differences of the nearest one, and the command that
             builds one.
     """
+    here = (flavor, tensorrt_version, device)
     candidates: list[tuple[list[str], Path, EngineSidecar]] = []
     unreadable: list[EngineError] = []
-    for path in _sidecar_paths(bundle, "[!.]*", precision):  # hidden folders are builds in progress
-        plan_path = plan_path_of(path.parent, precision)
+    for path in _sidecar_paths(bundle, "[!.]*", precision, graph):  # hidden folders are builds in progress
+        plan_path = plan_path_of(path.parent, precision, graph)
         try:
             _check_inside(bundle, path)
             _check_inside(bundle, plan_path)
@@ -171,24 +256,33 @@ def find_engine(
         except EngineError as error:
             unreadable.append(error)
             continue
-        differences = _differences(bundle, plan_path, sidecar, flavor, tensorrt_version, device)
-        candidates.append((differences or _plan_differences(plan_path, sidecar), plan_path, sidecar))
+        candidates.append((_differences(bundle, plan_path, sidecar, *here), plan_path, sidecar))
     if not candidates and unreadable:
         raise EngineError(
             f"{unreadable[0]}: {build_command(bundle, precision, flavor, force=True)}"
         ) from unreadable[0]
     if not candidates:
         raise EngineError(
-            f"{bundle.path} has no {precision} engine; "
+            f"{bundle.path} has no {precision} {'streaming ' if graph == 'stream' else ''}engine; "
             f"build one with: {build_command(bundle, precision, flavor)}"
         )
     # These sorts are stable, so the least important comes first.
     candidates.sort(key=lambda c: c[2].built_at, reverse=True)
-    candidates.sort(key=lambda c: (len(c[0]), not c[2].proven, c[2].device.gpu_name is None))
-    differences, plan_path, sidecar = candidates[0]
-    if differences:
-        raise EngineError(_refusal(bundle, plan_path, sidecar, differences, flavor, tensorrt_version, device))
-    return plan_path, sidecar
+    candidates.sort(key=lambda c: (len(c[0]), *_rank(c[2]), c[2].device.gpu_name is None))
+    refusals = []
+    for differences, plan_path, sidecar in candidates:
+        if not differences:
+            plan = _read_plan(plan_path, sidecar)
+            if isinstance(plan, bytes):
+                return FoundEngine(plan_path, sidecar, plan)
+            differences = [plan]
+        refusals.append((differences, plan_path, sidecar))
+    differences, plan_path, sidecar = min(refusals, key=lambda r: len(r[0]))
+    raise EngineError(_refusal(bundle, plan_path, sidecar, differences, *here))
+
+
+def _rank(sidecar: EngineSidecar) -> tuple[bool, bool]:
+    return not (sidecar.proven and is_sealed(sidecar)), not sidecar.proven
 
 
 def _differences(
@@ -200,10 +294,11 @@ def _differences(
     device: DeviceIdentity,
 ) -> list[str]:
     """List what differs, without reading the plan."""
-    if plan_path != plan_path_of(plan_path.parent, sidecar.precision):
+    graph: Graph = "stream" if plan_path.name.startswith("stream.") else "model"
+    if plan_path != plan_path_of(plan_path.parent, sidecar.precision, graph):
         return [f"precision is {sidecar.precision}, the file is {plan_path.name}"]
     try:
-        artifact = bundle.artifact(sidecar.precision)
+        artifact = artifact_of(bundle, sidecar.precision, graph)
     except BundleError as error:
         return [f"precision: {error}"]
     built = sidecar.device
@@ -226,17 +321,20 @@ def _differences(
     ]
 
 
-def _plan_differences(plan_path: Path, sidecar: EngineSidecar) -> list[str]:
+def _read_plan(plan_path: Path, sidecar: EngineSidecar) -> bytes | str:
+    """Read the plan, or say how it differs from the one that was built."""
     try:
-        size = plan_path.stat().st_size
-        if size != sidecar.plan_size_bytes:
-            return [f"plan_size_bytes is {sidecar.plan_size_bytes}, the file has {size}"]
-        sha256 = sha256_of(plan_path)
+        with plan_path.open("rb") as file:
+            plan = file.read(sidecar.plan_size_bytes + 1)  # a larger file is not read
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        return [f"the plan cannot be read ({error})"]
+        return f"the plan cannot be read ({error})"
+    if size != sidecar.plan_size_bytes or len(plan) != size:
+        return f"plan_size_bytes is {sidecar.plan_size_bytes}, the file has {size}"
+    sha256 = hashlib.sha256(plan).hexdigest()
     if sha256 != sidecar.plan_sha256:
-        return [f"plan_sha256 is {sidecar.plan_sha256}, the file has {sha256}"]
-    return []
+        return f"plan_sha256 is {sidecar.plan_sha256}, the file has {sha256}"
+    return plan
 
 
 def _refusal(

@@ -120,6 +120,7 @@ class EngineSidecar:
         toolkit_version: version of edge-asr that built it.
         proof: result of the comparison with the fp32 ONNX, with at least `"passed": bool`; None if there
             was no device to run it on.
+        seal: keyed hash of all the rest, by the machine that built it (trust.py); None without one.
 
     Raises:
         EngineError: a value that cannot be.
@@ -142,6 +143,7 @@ class EngineSidecar:
     built_at: str
     toolkit_version: str
     proof: Mapping[str, Any] | None
+    seal: str | None = None
 
     def __post_init__(self) -> None:
         if not self.profiles:

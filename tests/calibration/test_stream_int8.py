@@ -134,7 +134,7 @@ def test_copies_for_the_cpu_share_the_weights_of_their_artifacts(bundle: Bundle,
         assert "Gemm" not in counts  # which would unpack its INT8 weights in every run
         assert all(i.external_data[0].value == artifact.file for i in shared)
     model = StreamingModel.load(bundle, precision="int8", num_threads=1)
-    assert model._backend.path.name == "stream.int8.cpu.onnx"
+    assert model._steps._backend.path.name == "stream.int8.cpu.onnx"
     folder = shutil.copytree(bundle.path, tmp_path / "bundle")
     data = json.loads((folder / "bundle.json").read_text())
     data["streaming"]["int8"]["cpu_graph"]["weights_file"] = "other.onnx"

@@ -109,7 +109,7 @@ def test_options_reach_the_builder(
 def test_defaults(run: Run, builds: list[dict[str, Any]], bundle_path: Path) -> None:
     result = run("build", bundle_path)
     assert builds[0]["profile_seconds"] == (0.1, 2.0, 8.0, 30.0)
-    assert builds[0]["batch"] == (1, 1, 8)
+    assert builds[0]["batch"] is None  # the device's
     assert builds[0]["flavor"] == "tensorrt"
     wanted = engine_builder.default_precisions(Bundle.load(bundle_path))
     assert builds[0]["precision"] == wanted[0]

@@ -120,7 +120,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_plan_and_sidecar(
     assert sidecar == report.sidecar
     assert sidecar.onnx_sha256 == bundle.artifact(precision).sha256
     assert sidecar.plan_sha256 == hashlib.sha256(report.plan.read_bytes()).hexdigest()
-    assert [(p.min_frames, p.max_frames) for p in sidecar.profiles] == [(10, 50), (50, 200)]
+    assert [(p.min_frames, p.max_frames) for p in sidecar.profiles] == [(64, 64), (64, 256)]
     tensors = {t.name: (t.mode, t.dtype, t.shape) for t in sidecar.tensors}
     assert tensors == {
         "audio_signal": ("input", "float32", (-1, 80, -1)),
@@ -207,7 +207,11 @@ class StandInEngine(OnnxRuntimeBackend):
         path.unlink()
         self.name = options["flavor"]
 
+    def warm_up(self, n_frames: Any) -> None:
+        self.warmed_up = list(n_frames)
+
     def log_probs(self, features: Any, feature_lens: Any) -> Any:
+        assert self.warmed_up  # what is proven are recorded runs
         log_probs = super().log_probs(features, feature_lens)
         return np.roll(log_probs, 1, axis=1) if self.offset else log_probs
 
@@ -262,8 +266,8 @@ def test_fake_tensorrt_is_asked_for_what_it_has(
     assert fake.limits == {"WORKSPACE": 512 << 20}
     assert fake.monitored == (style != "8.6")
     assert fake.profiles == [
-        {"audio_signal": ((1, 80, 10), (1, 80, 50), (2, 80, 50)), "length": ((1,), (1,), (2,))},
-        {"audio_signal": ((1, 80, 50), (1, 80, 100), (2, 80, 100)), "length": ((1,), (1,), (2,))},
+        {"audio_signal": ((1, 80, 64), (1, 80, 64), (2, 80, 64)), "length": ((1,), (1,), (2,))},
+        {"audio_signal": ((1, 80, 64), (1, 80, 128), (2, 80, 128)), "length": ((1,), (1,), (2,))},
     ]
     folder = f"tensorrt-{VERSIONS[style]}-orin-8mp-sm87-linux-aarch64"
     assert set(files_in(bundle)) == {

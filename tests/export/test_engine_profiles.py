@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 
 from edge_asr.errors import ConfigError, EngineError
-from edge_asr.export.engine.profiles import add_profiles, build_profiles, check_inputs, input_ranges
+from edge_asr.export.engine.profiles import (
+    add_profiles,
+    build_profiles,
+    build_stream_profiles,
+    check_inputs,
+    input_ranges,
+)
 from edge_asr.feature_config import FeatureConfig
+from edge_asr.frames import OutputFrames
 from edge_asr.runtime.engine.sidecar import EngineProfile
 from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.stream_geometry import StreamingGeometry
 
 NEMO = FeatureConfig.from_preset("nemo")
 
@@ -25,6 +33,56 @@ def test_default_edges_are_three_profiles_tuned_for_their_upper_edge() -> None:
     profiles = build_profiles(NEMO)
     assert frames(profiles) == [(10, 200, 200), (200, 800, 800), (800, 3000, 3000)]
     assert {(p.min_batch, p.opt_batch, p.max_batch) for p in profiles} == {(1, 1, 8)}
+
+
+def test_edges_of_a_model_are_lengths_that_the_runtime_pads_to() -> None:
+    """Their output frames are multiples of 16, and nothing between two profiles is left out."""
+    by_4, by_8 = (OutputFrames(factor=factor) for factor in (4, 8))
+    assert frames(build_profiles(NEMO, rule=by_4)) == [(64, 256, 256), (256, 1024, 1024), (1024, 3072, 3072)]
+    assert frames(build_profiles(NEMO, rule=by_8)) == [(128, 256, 256), (256, 1024, 1024), (1024, 3072, 3072)]
+    assert frames(build_profiles(NEMO, (0.1, 0.5, 1), rule=by_4)) == [(64, 64, 64), (64, 128, 128)]
+
+
+def test_edges_that_are_one_length_once_rounded_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"are 0.1,2,2.2,8, which is 64, 256, 256, 1024 .* once they are rounded"
+    ):
+        build_profiles(NEMO, (0.1, 2, 2.2, 8), rule=OutputFrames(factor=4))
+
+
+GEOMETRY = StreamingGeometry(
+    subsampling_factor=4,
+    first_output_frames=1,
+    frame_ms=40.0,
+    chunk_frames=8,
+    ahead_frames=0,
+    left_frames=16,
+    dropped_frames=1,
+    reach_frames=3,
+    n_layers=2,
+    channel_width=64,
+    time_width=32,
+    time_frames=14,
+)
+
+
+def test_a_stream_has_a_profile_for_each_number_of_streams() -> None:
+    profiles = build_stream_profiles(GEOMETRY)
+    assert [(p.min_batch, p.opt_batch, p.max_batch) for p in profiles] == [(n, n, n) for n in (1, 8, 32, 64)]
+    assert set(frames(profiles)) == {(32, 36, 36)}
+    ranges = input_ranges(profiles[1], 80, GEOMETRY)
+    assert ranges["audio_signal"] == ((8, 80, 32), (8, 80, 36), (8, 80, 36))
+    assert ranges["cache_last_channel"] == ((8, 2, 16, 64),) * 3
+    assert ranges["cache_last_time"] == ((8, 2, 32, 14),) * 3
+    assert ranges["length"] == ranges["cache_last_channel_len"] == ((8,),) * 3
+
+
+@pytest.mark.parametrize("streams", [(), (0,), (0, 1), (8, 1), (1, 1), (1, 2000)])
+def test_numbers_of_streams_that_cannot_be(streams: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"streams are .*; give rising numbers from 1 to 1024, such as 1,8,32,64"
+    ):
+        build_stream_profiles(GEOMETRY, streams)
 
 
 @pytest.mark.parametrize("preset", ["nemo", "nemo-2.4", "kaldi"])

@@ -108,7 +108,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_tiny_en(
         assert quantized_share(onnx.load(bundle.artifact_path("int8")), "MatMul") > 0.9
     report = build_engine(bundle, precision, flavor="tensorrt-rtx", profile_seconds=(0.1, 8))
     assert NOT_RUN + build_command(bundle, precision, "tensorrt-rtx") in report.notes
-    assert [(p.min_frames, p.max_frames, p.max_batch) for p in report.sidecar.profiles] == [(10, 800, 8)]
+    assert [(p.min_frames, p.max_frames, p.max_batch) for p in report.sidecar.profiles] == [(64, 1024, 8)]
     assert report.sidecar.plan_size_bytes > bundle.artifact(precision).size_bytes
     assert report.sidecar.onnx_sha256 == bundle.artifact(precision).sha256
 

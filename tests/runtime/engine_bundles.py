@@ -20,8 +20,9 @@ from fake_tensorrt import FakeGpu
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.runtime.backends import Backend
-from edge_asr.runtime.engine.lookup import fingerprint, plan_path_of, sidecar_path_of
+from edge_asr.runtime.engine.lookup import Graph, artifact_of, fingerprint, plan_path_of, sidecar_path_of
 from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineProfile, EngineSidecar, EngineTensor
+from edge_asr.runtime.engine.trust import seal
 
 F32Array = npt.NDArray[np.float32]
 TOLERANCE = 1e-4
@@ -49,13 +50,15 @@ def add_engine(
     profiles: tuple[tuple[int, ...], ...] = ((10, 100, 100, 1, 1, 4), (100, 400, 400, 1, 1, 4)),
     plan: Mapping[str, Any] = MappingProxyType({}),
     device: Mapping[str, Any] = MappingProxyType({}),
+    graph: Graph = "model",
+    sealed: bool = True,
     **sidecar: Any,
 ) -> Path:
     """Write a plan of `profiles` (min, opt, max frames; min, opt, max rows) and its sidecar.
 
     `plan` and `sidecar` replace what the fake plan and the sidecar say, `device` what its device says.
     """
-    artifact = bundle.artifact(precision)
+    artifact = artifact_of(bundle, precision, graph)
     content = {
         "onnx": str(bundle.path / artifact.file),
         "sha256": artifact.sha256,
@@ -96,10 +99,10 @@ def add_engine(
         "proof": {"passed": True},
         **sidecar,
     }
-    said = EngineSidecar(**values)
+    said = seal(EngineSidecar(**values)) if sealed else EngineSidecar(**values)
     folder = bundle.path / "engines" / fingerprint(said.flavor, said.tensorrt_version, said.device)
     folder.mkdir(parents=True, exist_ok=True)
-    path = plan_path_of(folder, precision)
+    path = plan_path_of(folder, precision, graph)
     path.write_bytes(data)
     sidecar_path_of(path).write_text(said.to_json())
     return path

@@ -15,14 +15,12 @@ import enum
 import itertools
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pytest
 
 from edge_asr.runtime.engine import cuda
-
-if TYPE_CHECKING:
-    import pytest  # scripts/gpu_acceptance.py uses this file where there is none
 
 PRIMARY_CONTEXT = 0xC0
 OTHER_CONTEXT = 0xC1
@@ -48,7 +46,6 @@ class Stream:
         self.queue: list[Callable[[bool], None]] = []
         self.recording: list[Callable[[bool], None]] | None = None
         self.recorder: int | None = None
-        self.synchronizing = threading.Lock()
 
     def push(self, work: Callable[[bool], None]) -> None:
         (self.queue if self.recording is None else self.recording).append(work)
@@ -63,9 +60,10 @@ class FakeCuda:
         self.memory: dict[int, tuple[str, int, Any]] = {}
         self.streams: dict[int, Stream] = {}
         self.graphs: dict[int, list[Callable[[bool], None]]] = {}
-        self.devices, self.integrated = 1, True
+        self.devices, self.integrated = 1, False
         self._contexts = threading.local()
         self._failures: dict[str, list[int]] = {}
+        self._synchronizing = threading.Lock()
 
     @property
     def contexts(self) -> list[int]:
@@ -115,8 +113,10 @@ class FakeCuda:
         del self.memory[address]
 
     def check_range(self, kind: str, address: int, n_bytes: int) -> None:
+        # On one memory, under unified addressing, the device reads page-locked memory at the same address.
+        kinds = {kind, "pinned"} if kind == "device" and self.integrated else {kind}
         for start, (there, size, _) in self.memory.items():
-            if there == kind and start <= address and address + n_bytes <= start + size:
+            if there in kinds and start <= address and address + n_bytes <= start + size:
                 return
         raise AssertionError(f"{n_bytes} bytes at {address:#x} lie in no living {kind} memory")
 
@@ -272,12 +272,12 @@ class FakeLibcuda:
         stream = self._gpu.streams[handle]
         if stream.recording is not None:
             return CudaError.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-        assert stream.synchronizing.acquire(blocking=False), "two threads use the stream at once"
+        assert self._gpu._synchronizing.acquire(blocking=False), "two threads use the stream at once"
         try:
             while stream.queue:
                 stream.queue.pop(0)(False)
         finally:
-            stream.synchronizing.release()
+            self._gpu._synchronizing.release()
         return self._code("cuStreamSynchronize", CudaError.CUDA_ERROR_ILLEGAL_ADDRESS)
 
     def _cuStreamBeginCapture(self, handle: int, mode: int) -> int:

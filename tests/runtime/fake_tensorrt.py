@@ -15,14 +15,12 @@ import json
 import sys
 import types
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
+import pytest
 from fake_cuda import FakeCuda
-
-if TYPE_CHECKING:
-    import pytest  # scripts/gpu_acceptance.py uses this file where there is none
 
 N_MELS = 80
 WORKSPACE_BYTES = 4096
@@ -120,30 +118,42 @@ class FakeEngine:
 
     def __init__(self, gpu: FakeGpu, logger: FakeLogger, plan: dict[str, Any]) -> None:
         self._gpu, self._logger, self._plan = gpu, logger, plan
-        self._lens_dtype = "INT32" if gpu.style == "8.6" else "INT64"
-        self._names = ["audio_signal", "length", plan.get("output", "logprobs")]
-        self.num_io_tensors = 3
+        n_mels = plan.get("n_mels", N_MELS)
+        #: By name: dtype in ONNX, and shape in which -1 varies; the frames of an output follow the factor.
+        self._tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+            "audio_signal": ("float32", (-1, n_mels, -1)),
+            "length": ("int64", (-1,)),
+            plan.get("output", "logprobs"): ("float32", (-1, -1, plan["classes"])),
+        }
+        if "tensors" in plan:
+            self._tensors = {name: (dtype, tuple(dims)) for name, (dtype, dims) in plan["tensors"].items()}
+        self._inputs = plan.get("inputs", ["audio_signal", "length"])
+        self.num_io_tensors = len(self._tensors)
         self.num_optimization_profiles = len(plan["profiles"])
         gpu.objects.add(self)
 
     def get_tensor_name(self, index: int) -> str:
-        return self._names[index]
+        return list(self._tensors)[index]
 
     def get_tensor_dtype(self, name: str) -> Any:
-        dtypes = {"audio_signal": "FLOAT", "length": self._lens_dtype, "logprobs": "FLOAT"}
-        return types.SimpleNamespace(name=self._plan.get("dtypes", {}).get(name, dtypes.get(name, "FLOAT")))
+        narrow = "INT32" if self._gpu.style == "8.6" else "INT64"
+        dtype = {"float32": "FLOAT", "int64": narrow}[self._tensors[name][0]]
+        return types.SimpleNamespace(name=self._plan.get("dtypes", {}).get(name, dtype))
 
     def get_tensor_location(self, name: str) -> Any:
         return types.SimpleNamespace(name="DEVICE")
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        n_mels = self._plan.get("n_mels", N_MELS)
-        return {"audio_signal": (-1, n_mels, -1), "length": (-1,)}.get(name, (-1, -1, -1))
+        return self._tensors[name][1]
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        assert name == "audio_signal"
-        frames, rows = self._plan["profiles"][profile_index][:3], self._plan["profiles"][profile_index][3:]
-        return [(b, N_MELS, t) for t, b in zip(frames, rows, strict=True)]
+        assert name in self._inputs
+        said = self._plan["profiles"][profile_index]
+        dims = self._tensors[name][1]
+        return [
+            tuple({0: rows, 2: frames}.get(axis, n) if n == -1 else n for axis, n in enumerate(dims))
+            for frames, rows in zip(said[:3], said[3:], strict=True)
+        ]
 
     def _new_context(self, contexts: type[FakeContext]) -> Any:
         if self._gpu.fails("create context"):
@@ -164,7 +174,10 @@ class FakeEngine86(FakeEngine):
 class FakeEngine11(FakeEngine):
     """TensorRT 11: `device_memory_size` is gone."""
 
-    device_memory_size_v2 = WORKSPACE_BYTES
+    device_memory_size_v2 = 2 * WORKSPACE_BYTES
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return WORKSPACE_BYTES
 
     def create_execution_context(self, strategy: Any) -> Any:
         assert strategy is AllocationStrategy.USER_MANAGED
@@ -182,7 +195,10 @@ class FakeEngine10(FakeEngine11):
 class FakeEngineRtx(FakeEngine):
     """TensorRT-RTX, used with its own CUDA graphs or without."""
 
-    device_memory_size_v2 = WORKSPACE_BYTES
+    device_memory_size_v2 = 2 * WORKSPACE_BYTES
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return WORKSPACE_BYTES
 
     def create_runtime_config(self) -> Any:
         return FakeRuntimeConfig()
@@ -218,6 +234,24 @@ class FakeRuntimeConfig:
     def set_execution_context_allocation_strategy(self, strategy: AllocationStrategy) -> None:
         self._strategy = strategy
 
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache()
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        return True
+
+
+class FakeRuntimeCache:
+    """`tensorrt_rtx.IRuntimeCache`."""
+
+    _kernels = b"compiled here"
+
+    def deserialize(self, blob: bytes) -> bool:
+        return blob == self._kernels
+
+    def serialize(self) -> bytes:
+        return self._kernels
+
 
 class FakeContextBase:
     """What the execution contexts of all versions have."""
@@ -244,9 +278,7 @@ class FakeContextBase:
         if self._gpu.fails("set shape"):
             self._engine._logger.log(Severity.ERROR, "shape out of range")
             return False
-        low, _, high = self._engine.get_tensor_profile_shape("audio_signal", self._profile)
-        if name == "length":
-            low, high = low[:1], high[:1]
+        low, _, high = self._engine.get_tensor_profile_shape(name, self._profile)
         assert all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)), (name, shape, low, high)
         if self._shapes.get(name) != shape:
             self._shapes[name] = shape
@@ -254,10 +286,12 @@ class FakeContextBase:
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        if name == "logprobs" and len(self._shapes) == 2:
-            rows, _, frames = self._shapes["audio_signal"]
-            return (rows, -(-frames // self._engine._plan["factor"]), self._engine._plan["classes"])
-        return self._shapes.get(name, (-1, -1, -1))
+        engine = self._engine
+        if name in engine._inputs or len(self._shapes) < len(engine._inputs):
+            return self._shapes.get(name, (-1, -1, -1))
+        rows, _, frames = self._shapes["audio_signal"]
+        by_axis = {0: rows, 1: -(-frames // engine._plan["factor"])}
+        return tuple(by_axis[a] if n == -1 else n for a, n in enumerate(engine._tensors[name][1]))
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         if self._gpu.fails("set address"):
@@ -271,8 +305,10 @@ class FakeContextBase:
         if gpu.fails("execute"):
             self._engine._logger.log(Severity.ERROR, "enqueue went wrong")
             return False
-        assert self._shapes["length"] == self._shapes["audio_signal"][:1]
-        assert set(self._addresses) == {"audio_signal", "length", "logprobs"}
+        engine = self._engine
+        assert set(self._shapes) == set(engine._inputs)
+        assert {dims[0] for dims in self._shapes.values()} == {self._shapes["length"][0]}
+        assert set(self._addresses) == set(engine._tensors)
         assert self._activations is not None, "no activation memory was given"
         gpu.check_range("device", *self._activations)
         assert self._activations[1] >= WORKSPACE_BYTES
@@ -282,15 +318,18 @@ class FakeContextBase:
 
         def execute(replayed: bool) -> None:
             assert generation == self._generation, "the context got another shape since it was recorded"
-            features = gpu.read(self._addresses["audio_signal"], self._shapes["audio_signal"], np.float32)
-            dtype = np.int32 if self._engine._lens_dtype == "INT32" else np.int64
-            lens = gpu.read(self._addresses["length"], self._shapes["length"], dtype)
-            session = onnx_session(self._engine._plan["onnx"], self._engine._plan["sha256"])
-            feeds = {"audio_signal": features, "length": lens.astype(np.int64)}
-            (log_probs,) = session.run(["logprobs"], feeds)
-            assert log_probs.shape == self.get_tensor_shape("logprobs")
-            gpu.check_range("device", self._addresses["logprobs"], log_probs.nbytes)
-            ctypes.memmove(self._addresses["logprobs"], log_probs.ctypes.data, log_probs.nbytes)
+            feeds = {}
+            for name in engine._inputs:
+                dtype = engine._tensors[name][0]
+                narrow = engine.get_tensor_dtype(name).name == "INT32"
+                read = gpu.read(self._addresses[name], self._shapes[name], np.int32 if narrow else dtype)
+                feeds[name] = read.astype(dtype)
+            session = onnx_session(engine._plan["onnx"], engine._plan["sha256"])
+            names = [name for name in engine._tensors if name not in engine._inputs]
+            for name, array in zip(names, session.run(names, feeds), strict=True):
+                assert array.shape == self.get_tensor_shape(name)
+                gpu.check_range("device", self._addresses[name], array.nbytes)
+                ctypes.memmove(self._addresses[name], array.ctypes.data, array.nbytes)
             self._generation_run = generation
 
         stream.push(execute)

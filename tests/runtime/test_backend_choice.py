@@ -232,7 +232,7 @@ def test_fake_tensorrt_auto_says_why_not_the_engine(
         "other GPU": "gpu_name is Thor, here Orin",
         "unproven": "was never compared with its model",
         "no tensorrt": "tensorrt is needed here and is not installed",
-        "no GPU": "cudaErrorNoDevice",
+        "no GPU": "CUDA_ERROR_NO_DEVICE",
         "broken plan": "TensorRT refuses the plan: magicTag is wrong",
     }[fault]
     if fault == "no tensorrt":
@@ -311,7 +311,7 @@ def test_tensorrt_by_name_where_it_is_not_installed(
 ) -> None:
     monkeypatch.setattr(sys, "meta_path", [_Absent("tensorrt"), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'edge-asr\[tensorrt\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'edge-asr\[tensorrt-cu13\]'"):
         create_backend(make_bundle(), backend="tensorrt")
 
 

@@ -42,6 +42,7 @@ RECEIVERS = {
     "self._runtime": "Runtime",
     "context": "IExecutionContext",
     "config": "IRuntimeConfig",
+    "self._kernels": "IRuntimeCache",
     "builder": "Builder",
     "network": "INetworkDefinition",
     "added": "IOptimizationProfile",
@@ -52,7 +53,7 @@ RECEIVERS = {
 BUILDER_CONFIG = {"config": "IBuilderConfig"}
 FILES: dict[str, dict[str, str]] = {
     "runtime/engine/api.py": RECEIVERS,
-    "runtime/engine/runner.py": RECEIVERS,
+    "runtime/engine/loaded.py": RECEIVERS,
     "export/engine/plan.py": RECEIVERS | BUILDER_CONFIG,
     "export/engine/profiles.py": RECEIVERS | BUILDER_CONFIG,
     "export/engine/parser.py": RECEIVERS | {"error": "ParserError"},
@@ -63,6 +64,7 @@ ONLY = {
     # Probed with hasattr before they are used.
     ("ICudaEngine", "device_memory_size"): {"8.6", "10.3", "10.13"},
     ("ICudaEngine", "device_memory_size_v2"): {"10.3", "10.13", "11.4", "RTX"},
+    ("ICudaEngine", "get_device_memory_size_for_profile_v2"): {"10.3", "10.13", "11.4", "RTX"},
     ("ICudaEngine", "create_execution_context_without_device_memory"): {"8.6", "10.3", "10.13"},
     ("IExecutionContext", "set_device_memory"): {"10.3", "10.13", "11.4", "RTX"},
     ("", "ExecutionContextAllocationStrategy"): {"10.3", "10.13", "11.4", "RTX"},
@@ -82,6 +84,10 @@ ONLY = {
     ("", "CudaGraphStrategy"): {"RTX"},
     ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"): {"RTX"},
     ("IRuntimeConfig", "cuda_graph_strategy"): {"RTX"},
+    ("IRuntimeConfig", "create_runtime_cache"): {"RTX"},
+    ("IRuntimeConfig", "set_runtime_cache"): {"RTX"},
+    ("IRuntimeCache", "serialize"): {"RTX"},
+    ("IRuntimeCache", "deserialize"): {"RTX"},
 }
 BY_STRING = {
     ("BuilderFlag", "FP16"),
@@ -214,7 +220,7 @@ def test_the_fakes_have_only_what_the_real_bindings_have(real: tuple[str, Bindin
     }
     modules: list[ModuleType] = [fake.tensorrt_module(fake.FakeGpu(style), "tensorrt")]
     if style == "rtx":
-        pairs[fake.FakeRuntimeConfig] = "IRuntimeConfig"
+        pairs |= {fake.FakeRuntimeConfig: "IRuntimeConfig", fake.FakeRuntimeCache: "IRuntimeCache"}
     else:
         module: Any = FakeBuilder(style).module()  # type: ignore[arg-type]
         modules.append(module)

@@ -145,17 +145,17 @@ def test_streams_that_run_together_hear_what_each_would_hear_alone(
         parts = [model.push(state, piece) for piece in np.array_split(clip, 10)]
         return np.concatenate([*parts, model.flush(state)])
 
-    monkeypatch.setattr("edge_asr.runtime.streaming_model.count_usable_cores", lambda: 1)
+    monkeypatch.setattr("edge_asr.runtime.stream_steps.count_usable_cores", lambda: 1)
     model = StreamingModel.load(streaming_bundle, num_threads=1)
     alone = [run(model, clip) for clip in clips]
     sizes: list[int] = []
-    backend_run = model._backend.run
+    backend_run = model._steps._backend.run
 
     def counting_run(names, inputs):  # type: ignore[no-untyped-def]
         sizes.append(len(next(iter(inputs.values()))))
         return backend_run(names, inputs)
 
-    model._backend.run = counting_run  # type: ignore[method-assign]
+    model._steps._backend.run = counting_run  # type: ignore[attr-defined]
     with ThreadPoolExecutor(len(clips)) as threads:
         together = list(threads.map(lambda clip: run(model, clip), clips))
     assert max(sizes) > 1, "nothing ran together, so nothing was shown"

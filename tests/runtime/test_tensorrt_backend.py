@@ -6,6 +6,7 @@ compared with `OnnxRuntimeBackend` on the unpadded batch. Failures and release: 
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,14 +21,17 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import fake_tensorrt
 from engine_bundles import F32Array, add_engine, assert_agrees, batch, copy_bundle
 from fake_cuda import OTHER_CONTEXT
-from fake_tensorrt import FakeGpu
+from fake_tensorrt import WORKSPACE_BYTES, FakeGpu
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BackendError, EngineError
+from edge_asr.frames import OutputFrames
 from edge_asr.runtime.engine import runner as tensorrt_engine
-from edge_asr.runtime.engine.backend import TensorRTBackend, bucket_frames, choose_profile
+from edge_asr.runtime.engine.backend import TensorRTBackend
+from edge_asr.runtime.engine.shapes import choose_profile, grid_frames, grid_up_to
 from edge_asr.runtime.engine.sidecar import EngineProfile
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -60,9 +64,11 @@ def test_fake_tensorrt_gives_the_numbers_of_onnxruntime(
     add_engine(bundle, gpu)
     backend = TensorRTBackend(bundle, "fp32", use_cuda_graphs=graphs)
     assert (backend.name, backend.precision, backend.max_frames) == ("tensorrt", "fp32", 400)
-    for repeat in range(3):  # an ordinary run, the recorded one, a launch
+    for repeat in range(2):
         for lens in SHAPES:
             assert_agrees(backend, reference, lens, seed=repeat)
+        assert "cuGraphLaunch" not in gpu.calls[: None if repeat == 0 else 0]  # nothing is recorded in a run
+        backend.warm_up()
     assert_agrees(backend, reference, [5], n_frames=64)  # padded by the caller
     assert ("cuGraphLaunch" in gpu.calls) is graphs
     backend.close()
@@ -78,9 +84,10 @@ def test_fake_tensorrt_of_other_versions(
     gpu = FakeGpu(style).install(monkeypatch)
     add_engine(bundle, gpu)
     backend = TensorRTBackend(bundle, "fp32", flavor=gpu.flavor, use_cuda_graphs=graphs)  # type: ignore[arg-type]
-    for repeat in range(3):
+    for repeat in range(2):
         for lens in ([7], [101, 64]):
             assert_agrees(backend, reference, lens, seed=repeat)
+        backend.warm_up([7], 1)
     assert ("cuGraphLaunch" in gpu.calls) is (graphs and style != "rtx")
     backend.close()
     gpu.assert_all_released()
@@ -95,51 +102,137 @@ def test_fake_tensorrt_pads_up_to_the_smallest_batch(gpu: FakeGpu, bundle: Bundl
 
 
 def test_fake_tensorrt_call_order(gpu: FakeGpu, bundle: Bundle, reference: Any) -> None:
-    """Copies before and after on the same stream; the second run is recorded, the third is one launch."""
+    """Copies before and after on the same stream; recording takes a context and two runs; then one launch."""
     add_engine(bundle, gpu)
     backend = TensorRTBackend(bundle, "fp32")
-    run = ["set shape", "set shape", "copy to device", "copy to device", "execute", "copy to host"]
+    shape = ["set shape", "set shape"]
+    run = ["copy to device", "copy to device", "execute", "copy to host"]
     wait = ["cuStreamSynchronize"]
     context = ["create context", "set profile", *wait, "set address", "set address", "set address"]
-    record = ["cuStreamBeginCapture", *run[2:], "cuStreamEndCapture", "cuGraphInstantiate"]
-    for expected in (run + wait, context + run + wait + record, ["cuGraphLaunch", *wait]):
+    record = ["cuStreamBeginCapture", *run, "cuStreamEndCapture", "cuGraphInstantiate"]
+    for _ in range(2):
         gpu.calls.clear()
         assert_agrees(backend, reference, [60])
-        assert gpu.calls == expected
+        assert gpu.calls == shape + run + wait
     gpu.calls.clear()
-    assert_agrees(backend, reference, [58], seed=1)  # the bucket of 60: 64 frames
-    assert gpu.calls == ["cuGraphLaunch", *wait]
+    backend.warm_up([60])
+    assert gpu.calls == context + shape + run + wait + run + wait + record
+    for length in (60, 58):  # 64 frames
+        gpu.calls.clear()
+        assert_agrees(backend, reference, [length], seed=1)
+        assert gpu.calls == ["cuGraphLaunch", *wait]
     backend.close()
 
 
-def test_fake_tensorrt_allocates_once(gpu: FakeGpu, bundle: Bundle, reference: Any) -> None:
+def test_fake_tensorrt_copies_nothing_on_one_memory(gpu: FakeGpu, bundle: Bundle, reference: Any) -> None:
+    gpu.integrated = True
     add_engine(bundle, gpu)
     backend = TensorRTBackend(bundle, "fp32")
-    before = sorted((address, kind, size) for address, (kind, size, _) in gpu.memory.items())
-    kinds = [kind for _, kind, _ in before]
-    assert (kinds.count("device"), kinds.count("pinned")) == (4, 3)  # activations; both inputs, the output
-    for lens in SHAPES:
+    backend.warm_up([100])
+    for lens in ([60], [100], [130, 128, 1, 90]):
         assert_agrees(backend, reference, lens)
-    assert before == sorted((address, kind, size) for address, (kind, size, _) in gpu.memory.items())
+    assert not [call for call in gpu.calls if call.startswith("copy")]
+    kinds = [kind for kind, _, _ in gpu.memory.values()]
+    assert (kinds.count("device"), kinds.count("pinned")) == (2, 6)  # of two profiles: activations; tensors
     backend.close()
+    gpu.assert_all_released()
+
+
+def test_fake_tensorrt_a_profile_takes_memory_once_it_is_used(
+    gpu: FakeGpu, bundle: Bundle, reference: Any
+) -> None:
+    add_engine(bundle, gpu)
+    backend = TensorRTBackend(bundle, "fp32")
+
+    def count() -> tuple[int, int]:
+        kinds = [kind for kind, _, _ in gpu.memory.values()]
+        return kinds.count("device"), kinds.count("pinned")
+
+    for lens in ([1], [100], [9, 40, 3, 4]):
+        assert_agrees(backend, reference, lens)
+        assert count() == (4, 3)  # activations; both inputs, the output
+    sizes = [size for kind, size, _ in gpu.memory.values() if kind == "device"]
+    assert WORKSPACE_BYTES in sizes  # of this profile, not the largest of all
+    for _ in range(2):
+        for lens in SHAPES:
+            assert_agrees(backend, reference, lens)
+        assert count() == (8, 6)
+    backend.close()
+    gpu.assert_all_released()
+
+
+def test_fake_tensorrt_a_profile_that_does_not_fit_leaves_the_others(
+    gpu: FakeGpu, bundle: Bundle, reference: Any
+) -> None:
+    add_engine(bundle, gpu)
+    backend = TensorRTBackend(bundle, "fp32")
+    before = len(gpu.memory)
+    for n_before in range(4):
+        gpu.fail("cuMemAlloc", after=n_before)
+        with pytest.raises(BackendError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+            backend.log_probs(batch([300]), np.array([300], np.int64))
+        assert len(gpu.memory) == before
+        assert_agrees(backend, reference, [60])
+    assert_agrees(backend, reference, [300])
+    backend.close()
+    gpu.assert_all_released()
 
 
 def test_fake_tensorrt_keeps_the_latest_graphs(
     gpu: FakeGpu, bundle: Bundle, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensorrt_engine, "MAX_CUDA_GRAPHS", 2)
-    add_engine(bundle, gpu)
+    add_engine(bundle, gpu, profiles=((10, 400, 400, 1, 1, 4),))
     backend = TensorRTBackend(bundle, "fp32")
-    for n_frames in (16, 24, 32, 16):  # the last makes 16 the one used latest
-        assert_agrees(backend, reference, [n_frames])
-        assert_agrees(backend, reference, [n_frames])
+    backend.warm_up([64, 128])
+    assert_agrees(backend, reference, [64])  # now the one used latest
+    gpu.calls.clear()
+    backend.warm_up([192])
+    assert "create context" not in gpu.calls  # it takes that of the oldest
     assert len(gpu.graphs) == 2
     gpu.calls.clear()
-    for n_frames in (32, 16):
+    for n_frames in (192, 64, 128):
         assert_agrees(backend, reference, [n_frames])
     assert gpu.calls.count("cuGraphLaunch") == 2
     backend.close()
     gpu.assert_all_released()
+
+
+LIVE_PROFILES = ((64, 256, 256, 1, 1, 8), (256, 1024, 1024, 1, 1, 8), (1024, 3072, 3072, 1, 1, 8))
+
+
+def growing_utterance(backend: TensorRTBackend, n_frames: int) -> int:
+    """Partials every 0.3 s over at most 8 s, then the final; how many runs that is."""
+    lengths = [min(n, 800) for n in range(30, n_frames, 30)] + [n_frames + 60]
+    for length in lengths:
+        backend.log_probs(batch([length]), np.array([length], np.int64))
+    return len(lengths)
+
+
+def test_fake_tensorrt_growing_utterances_are_replayed(
+    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every run of live use is one launch from the first word on: nothing is created or recorded."""
+    monkeypatch.setattr(fake_tensorrt, "onnx_session", lambda *_: Zeros())
+    add_engine(bundle, gpu, profiles=LIVE_PROFILES)
+    backend = TensorRTBackend(bundle, "fp32")
+    backend.warm_up()
+    gpu.calls.clear()
+    n_runs = sum(growing_utterance(backend, n) for n in (700, 700, 150, 1400, 90, 2400))
+    assert set(gpu.calls) == {"cuGraphLaunch", "cuStreamSynchronize"}
+    assert gpu.calls.count("cuGraphLaunch") == n_runs > 150
+    with caplog.at_level(logging.INFO):
+        backend.close()
+    assert f"{n_runs} runs, {n_runs} of them replayed (11 recorded)" in caplog.text
+    gpu.assert_all_released()
+
+
+class Zeros:
+    """Stands for a model where numbers do not matter."""
+
+    def run(self, names: Any, feeds: dict[str, F32Array]) -> list[F32Array]:
+        rows, _, frames = feeds["audio_signal"].shape
+        return [np.zeros((rows, -(-frames // 4), 29), np.float32)]
 
 
 def test_fake_tensorrt_more_frames_than_any_profile(gpu: FakeGpu, bundle: Bundle) -> None:
@@ -214,15 +307,24 @@ def test_fake_tensorrt_uses_and_restores_the_current_device(
 # --- shapes ---
 
 
-@given(st.integers(1, 100_000))
-def test_buckets_are_near_and_few(n_frames: int) -> None:
-    bucket = bucket_frames(n_frames)
-    assert n_frames <= bucket < max(n_frames * 9 / 8, n_frames + 8)
-    assert bucket_frames(bucket) == bucket
+RULES = [OutputFrames(factor=4), OutputFrames(factor=8), OutputFrames(factor=8, first=-6)]
 
 
-def test_there_are_few_buckets_below_30_s() -> None:
-    assert len({bucket_frames(n) for n in range(1, 3001)}) <= 8 + 8 * 6
+@given(st.integers(1, 100_000), st.sampled_from([*RULES, OutputFrames(factor=4, first=7)]))
+def test_lengths_of_the_grid_give_frames_in_sixteens(n_frames: int, rule: OutputFrames) -> None:
+    padded = grid_frames(n_frames, rule)
+    assert padded >= n_frames
+    assert rule.n_graph(padded) % 16 == 0
+    assert rule.n_graph(padded) <= max(16, 1.5 * rule.n_graph(n_frames) + 16)
+    assert grid_frames(padded, rule) == padded
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_grid_is_geometric(rule: OutputFrames) -> None:
+    outputs = [rule.n_graph(n) for n in grid_up_to(3000, rule)]
+    ladder = [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768]
+    assert outputs == ladder[: len(outputs)]
+    assert len(outputs) == {4: 11, 8: 9}[rule.factor]
 
 
 @st.composite

@@ -21,7 +21,7 @@ from fake_tensorrt import FakeGpu
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BackendError, DeviceError, EngineError
-from edge_asr.runtime.engine import cuda
+from edge_asr.runtime.engine import cuda, lookup
 from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.engine.sidecar import EngineSidecar
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -132,6 +132,7 @@ def test_fake_tensorrt_a_failed_run(
     gpu.fail(call)
     with pytest.raises(BackendError, match=told):
         backend.log_probs(batch([60]), np.array([60], np.int64))
+    backend.warm_up([60])
     for seed in range(3):
         assert_agrees(backend, reference, [60], seed=seed)
     gpu.fail("cuGraphLaunch")
@@ -146,8 +147,8 @@ def test_fake_tensorrt_a_failed_run(
         ("create context", 0),
         ("set profile", 0),
         ("cuStreamBeginCapture", 0),
-        ("execute", 1),  # the one that is recorded
-        ("copy to host", 1),
+        ("execute", 2),  # the one that is recorded
+        ("copy to host", 2),
         ("cuStreamEndCapture", 0),
         ("cuGraphInstantiate", 0),
     ],
@@ -160,6 +161,7 @@ def test_fake_tensorrt_goes_on_without_graphs(
     assert_agrees(backend, reference, [60])
     gpu.fail(call, after=after)
     for seed in range(3):
+        backend.warm_up([60])
         assert_agrees(backend, reference, [60], seed=seed)
     assert "cuGraphLaunch" not in gpu.calls
     assert caplog.text.count("continuing without CUDA graphs") == 1
@@ -177,7 +179,7 @@ def test_fake_tensorrt_goes_on_without_graphs(
         ({"profiles": ((10, 100, 100, 1, 1, 4),)}, "has 1 profiles, its sidecar 2"),
         ({"dtypes": {"logprobs": "HALF"}}, "logprobs of HALF"),
         ({"output": "logits"}, "tensor logits"),
-        ({"n_mels": 64}, "takes 64 feature channels, the bundle gives 80"),
+        ({"n_mels": 64}, r"of shape \[-1, 64, -1\], the bundle gives \[-1, 80, -1\]"),
     ],
 )
 def test_fake_tensorrt_a_plan_that_is_not_what_its_sidecar_says(
@@ -197,6 +199,48 @@ def test_fake_tensorrt_unproven_engines(gpu: FakeGpu, bundle: Bundle, proof: Any
     with pytest.raises(EngineError, match=f"{why}.*edge-asr build .* --precision fp32 --force"):
         TensorRTBackend(bundle, "fp32")
     TensorRTBackend(bundle, "fp32", allow_unverified=True).close()
+
+
+def test_fake_tensorrt_an_engine_that_another_machine_built(
+    gpu: FakeGpu, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A downloaded one has no seal or another machine's; and what a seal covers cannot be changed."""
+    for sealed in (False, True):
+        path = add_engine(bundle, gpu, sealed=sealed)
+        if sealed:
+            monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
+        with pytest.raises(EngineError) as caught:
+            TensorRTBackend(bundle, "fp32")
+        assert str(caught.value) == (
+            f"the engine {path} is a native program that was not built by you on this machine; build it on "
+            f"this device with: edge-asr build {bundle.path} --precision fp32 --force, "
+            "or pass --allow-unverified (allow_unverified=True) to run it anyway"
+        )
+        TensorRTBackend(bundle, "fp32", allow_unverified=True).close()
+    path = add_engine(bundle, gpu)  # sealed by the other machine
+    TensorRTBackend(bundle, "fp32").close()
+    sidecar = path.with_suffix(".json")
+    sidecar.write_text(sidecar.read_text().replace('"build_time_s": 1.5', '"build_time_s": 1.6'))
+    with pytest.raises(EngineError, match="was not built by you on this machine"):
+        TensorRTBackend(bundle, "fp32")
+
+
+def test_fake_tensorrt_the_plan_that_was_hashed_is_the_one_that_runs(
+    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read once, so a plan that is swapped after the check does not run."""
+    path = add_engine(bundle, gpu)
+    read = lookup._read_plan
+
+    def swap(plan_path: Path, sidecar: EngineSidecar) -> bytes | str:
+        content = read(plan_path, sidecar)
+        path.write_bytes(b"another program")
+        return content
+
+    monkeypatch.setattr(lookup, "_read_plan", swap)
+    TensorRTBackend(bundle, "fp32").close()
+    with pytest.raises(EngineError, match="plan_size_bytes"):
+        TensorRTBackend(bundle, "fp32")
 
 
 def test_fake_tensorrt_an_engine_given_by_its_path(gpu: FakeGpu, bundle: Bundle, reference: Any) -> None:
