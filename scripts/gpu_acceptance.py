@@ -1,19 +1,24 @@
 #!/usr/bin/env python3
-"""Run everything that needs an NVIDIA GPU in one command: parity, engines, latency, batch scaling.
+"""Run everything that needs an NVIDIA GPU in one command: our CUDA code, parity, engines, speed.
 
 NOT YET RUN ON A GPU: written and rehearsed on a CPU machine; this line goes when a result is in docs/results.
 
     python scripts/gpu_acceptance.py [BUNDLE] -o gpu-acceptance      on a machine with an NVIDIA GPU
     python scripts/gpu_acceptance.py --rehearse                      the same roads on a CPU, marked as such
+    timeout 440 python scripts/gpu_acceptance.py --deadline 420 --no-compile      on borrowed time
 
-Sections: `onnxruntime` (its CUDA provider against the CPU's fp32, each precision), `tensorrt PRECISION`
-and `tensorrt-rtx PRECISION` (build, the builder's proof, and parity with CUDA graphs on and off), `torch`
-(eager and torch.compile on the GPU), `latency` (each runner that was right, by seconds of audio) and
-`batch scaling`. Each runs in a process of its own: one that crashes or hangs is a line of the result, and
-the others go on; what it had found until then is kept. What is not installed is "not run", with the reason.
+Sections: `cuda` (our CUDA code on the real driver, with a stand-in for TensorRT that PyTorch works for),
+`torch` (eager and torch.compile on the GPU), `onnxruntime` (its CUDA provider against the CPU's fp32, each
+precision), `tensorrt PRECISION` and `tensorrt-rtx PRECISION` (build, the builder's proof, and parity with
+CUDA graphs on and off) and `speed` (each runner that was right, by seconds of audio and by batch). Each
+runs in a process of its own: one that crashes or hangs is a line of the result, and the others go on; what
+it had found until then is kept. What is not installed is "not run", with the reason. Nothing is needed
+beside NumPy, SciPy, onnxruntime and, for `cuda` and `torch`, PyTorch and safetensors.
 
-DIR gets gpu_acceptance.md and gpu_acceptance.json. Exit codes: 0 all gates passed, 3 one failed or a section
-crashed, 1 there is no GPU or nothing could run, 2 usage. Speed is reported and is no gate.
+DIR gets gpu_acceptance.md and gpu_acceptance.json, written after each section and on SIGTERM,
+gpu_acceptance.log with all that the sections print, and the engines. Exit codes: 0 all gates passed, 3 one
+failed, a section crashed or the run was stopped, 1 there is no GPU or nothing could run, 2 usage. Speed is
+reported and is no gate.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
 import platform
 import shutil
 import signal
@@ -29,13 +35,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from acceptance.report import markdown
 from acceptance.sections import Answer, child_main, gate, not_run, section_names
 from acceptance.settings import Settings
 
+from edge_asr.atomic import write_file
 from edge_asr.benchmark.provenance import describe_cpu, package_versions
 from edge_asr.bundle.folder import Bundle, list_embedded_models
 from edge_asr.diagnostics.check import Check
@@ -69,10 +78,21 @@ NVIDIA_SMI = (
 )
 
 
+RESERVE_S = 10.0
+"""Kept before a deadline, to end a section and to write."""
+MIN_SECTION_S = 5.0
+"""With less left, a section is not begun."""
+
+
 def main() -> int:
     """Run the sections and write the result; return the exit code."""
+    began = time.monotonic()
     arguments = parse_arguments()
+    if arguments.save_clips:
+        return save_clips(*arguments.save_clips)
     if arguments.child:
+        for number in (signal.SIGTERM, signal.SIGINT):  # sent to all; the parent ends this process
+            signal.signal(number, signal.SIG_IGN)
         child_main(arguments.child[0], *(Path(path) for path in arguments.child[1:]))
         return 0
     machine = Machine()
@@ -81,7 +101,8 @@ def main() -> int:
         found = "; ".join(f"{check.name}: {check.detail}" for check in cuda_checks)
         fail(f"there is no NVIDIA GPU that CUDA can use here ({found}), so nothing was run (see --rehearse)")
     output: Path = arguments.output
-    if output.exists() and any(output.iterdir()) and not arguments.force:
+    resumes = arguments.resume is not None and arguments.resume.parent.resolve() == output.resolve()
+    if output.exists() and any(output.iterdir()) and not (arguments.force or resumes):
         fail(f"{output} is not empty; give another -o, or --force to write into it")
     try:
         bundle = Bundle.load(arguments.bundle)
@@ -94,27 +115,17 @@ def main() -> int:
         working = Path(folder) / "bundle"
         shutil.copytree(bundle.path, working, ignore=shutil.ignore_patterns("engines"))
         settings = make_settings(arguments, bundle, working)
-        started = time.perf_counter()
-        before = query_nvidia_smi()
-        sections = run_sections(settings, arguments.only, arguments.section_timeout, Path(folder))
-    n_ran = sum(section["status"] == "ran" for section in sections)
-    result = {
-        "what": "gpu acceptance",
-        "rehearsal": settings.rehearsal,
-        "verdict": judge(sections),
-        "sections_ran": f"{n_ran} of {len(sections)} sections ran",
-        "bundle": f"{bundle.info.name} ({', '.join(settings.precisions)})",
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": describe_machine(lines, settings, before),
-        "settings": {**dataclasses.asdict(settings), "bundle": str(arguments.bundle)},
-        "sections": sections,
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "gpu_acceptance.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (output / "gpu_acceptance.md").write_text(markdown(result), encoding="utf-8")
+        former = read_former(arguments, settings, working)
+        run = Run(settings, output, describe_machine(lines, settings), bundle, arguments.bundle, former)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, run.stop)
+        run.sections(arguments.only, arguments.section_timeout, began + arguments.deadline, Path(folder))
     mark = "rehearsal on a CPU: " if settings.rehearsal else ""
+    result = run.result()
     print(f"{mark}{result['verdict']}, {result['sections_ran']}; see {output / 'gpu_acceptance.md'}")
-    return {"passed": 0, "nothing ran": 1}.get(str(result["verdict"]), 3)
+    if run.stopped or result["verdict"] == "failed":
+        return 3
+    return 1 if result["verdict"] == "nothing ran" else 0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -139,6 +150,22 @@ def parse_arguments() -> argparse.Namespace:
         "--no-compile", action="store_true", help="leave torch.compile out, it is slow to start"
     )
     parser.add_argument("--section-timeout", type=float, default=900.0, metavar="S")
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=math.inf,
+        metavar="S",
+        help="seconds for everything; the rest is not run",
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="JSON", help="a former result, whose sections are kept"
+    )
+    parser.add_argument(
+        "--clips", action="append", metavar="FILE", help="sound file, folder or .npy, repeatable"
+    )
+    parser.add_argument(
+        "--save-clips", nargs=2, metavar=("FROM", "TO"), help="write sound files as .npy into TO, and end"
+    )
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -167,60 +194,206 @@ def make_settings(arguments: argparse.Namespace, bundle: Bundle, working: Path) 
         warm_up=arguments.warm_up,
         compile=not arguments.no_compile,
         manifest=arguments.manifest,
+        clips=find_files(arguments.clips or []),
     )
 
 
-def run_sections(settings: Settings, only: list[str] | None, timeout_s: float, folder: Path) -> list[Answer]:
-    """Run every section, in order, for its answer; those that `only` leaves out are "not run"."""
-    answers: list[Answer] = []
-    runners: list[str] = []
-    for name in section_names(settings):
-        if only and not any(wanted in (name, name.split()[0]) for wanted in only):
-            answers.append({"name": name, **not_run("left out by --only"), "seconds": 0.0})
-            continue
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        started = time.perf_counter()
-        answer = run_child(name, settings, runners, timeout_s, folder)
-        answers.append({"name": name, **answer, "seconds": round(time.perf_counter() - started, 1)})
-        runners += answer["runners"]
-    return answers
+def find_files(sources: list[str]) -> tuple[str, ...]:
+    """List the clips: what folders hold, .npy files before sound files."""
+    files: list[str] = []
+    for source in map(Path, sources):
+        found = sorted(source.glob("*.npy")) or [source] if source.is_dir() else [source]
+        missing = [path for path in found if not path.exists()]
+        if missing:
+            fail(f"there is no {missing[0]}; --clips takes sound files, folders of them, and .npy files")
+        files += [str(path.resolve()) for path in found]
+    return tuple(files)
+
+
+def save_clips(source: str, target: str) -> int:
+    """Write sound files as .npy of int16 at 16 kHz, for a machine without soundfile."""
+    from edge_asr.proof.clips import find_clips, load_clips
+
+    Path(target).mkdir(parents=True, exist_ok=True)
+    for name, waveform in load_clips(find_clips([source]), 16_000).items():
+        samples = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
+        np.save(Path(target) / f"{Path(name).stem}.npy", samples)
+    return 0
+
+
+def read_former(arguments: argparse.Namespace, settings: Settings, working: Path) -> list[Answer]:
+    """Read the sections of a former result that ran, and put its engines into the working copy."""
+    if arguments.resume is None:
+        return []
+    try:
+        former = json.loads(arguments.resume.read_text(encoding="utf-8"))
+        same = (former["settings"]["bundle"], former["rehearsal"]) == (arguments.bundle, settings.rehearsal)
+        sections: list[Answer] = former["sections"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fail(f"--resume {arguments.resume} is no result of this script ({error}); give a gpu_acceptance.json")
+    if not same:
+        fail(
+            f"--resume {arguments.resume} is of the bundle {former['settings']['bundle']}"
+            f"{' in a rehearsal' if former['rehearsal'] else ''}; resume with the same bundle and way"
+        )
+    engines = arguments.resume.parent / "engines"
+    if engines.is_dir():
+        shutil.copytree(engines, working / "engines")
+    return [section for section in sections if section["status"] == "ran"]
+
+
+class Run:
+    """One acceptance run: it runs sections and keeps the result on disk up to date.
+
+    Args:
+        settings: those of the run.
+        output: the folder of the result.
+        machine: who measures.
+        bundle, source: the bundle, and how the command line named it.
+        former: sections of a former run, which are not run again.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        output: Path,
+        machine: dict[str, Any],
+        bundle: Bundle,
+        source: str,
+        former: list[Answer],
+    ) -> None:
+        self.stopped = False
+        self._settings, self._output, self._machine = settings, output, machine
+        self._bundle, self._source = bundle, source
+        self._former = {section["name"]: section for section in former}
+        self._answers: dict[str, Answer] = {}
+        self._child: subprocess.Popen[bytes] | None = None
+        self._started = time.monotonic()
+        output.mkdir(parents=True, exist_ok=True)
+
+    def sections(self, only: list[str] | None, timeout_s: float, deadline: float, folder: Path) -> None:
+        """Run every section, in order; what `only` leaves out, or has no time left, is "not run".
+
+        SIGTERM and Ctrl-C end the section under way, keep what it had found, and leave out the rest.
+        """
+        for name in section_names(self._settings):
+            named = only is not None and any(wanted in (name, name.split()[0]) for wanted in only)
+            left_s = deadline - time.monotonic() - RESERVE_S
+            if name in self._former and not named:
+                self._answers[name] = self._former[name]
+                continue
+            answer: Answer
+            if only is not None and not named:
+                answer = not_run("left out by --only")
+            elif self.stopped:
+                answer = not_run("the run was stopped before it")
+            elif left_s < MIN_SECTION_S:
+                answer = not_run("no time was left before --deadline")
+            else:
+                print(f"{name} ...", file=sys.stderr, flush=True)
+                runners = [runner for found in self._answers.values() for runner in found["runners"]]
+                started = time.monotonic()
+                limit_s = min(timeout_s, left_s)
+                answer = run_child(
+                    name, self._settings, runners, limit_s, folder, self._output, self._note_child
+                )
+                answer["seconds"] = round(time.monotonic() - started, 1)
+            self._answers[name] = {"name": name, "seconds": 0.0, **answer}
+            built = Path(self._settings.bundle) / "engines"
+            if built.is_dir():
+                shutil.copytree(built, self._output / "engines", dirs_exist_ok=True)
+            self._write()
+
+    def result(self) -> dict[str, Any]:
+        """Return everything that was found so far."""
+        sections = list(self._answers.values())
+        ran = [section["name"] for section in sections if section["status"] != "not run"]
+        said = f"{len(ran)} of {len(sections)} sections ran ({', '.join(ran) or 'none'})"
+        return {
+            "what": "gpu acceptance",
+            "rehearsal": self._settings.rehearsal,
+            "verdict": judge(sections),
+            "sections_ran": said + (", then it was stopped" if self.stopped else ""),
+            "bundle": f"{self._bundle.info.name} ({', '.join(self._settings.precisions)})",
+            "seconds": round(time.monotonic() - self._started, 1),
+            "machine": {**self._machine, "gpu_after": query_nvidia_smi()},
+            "settings": {**dataclasses.asdict(self._settings), "bundle": self._source},
+            "sections": sections,
+        }
+
+    def stop(self, number: int, frame: object) -> None:
+        """End the section under way and begin no other; a signal handler."""
+        self.stopped = True
+        if self._child is not None:
+            self._child.kill()
+
+    def _note_child(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        if self.stopped:
+            child.kill()
+
+    def _write(self) -> None:
+        result = self.result()
+        write_file(self._output / "gpu_acceptance.json", json.dumps(result, indent=1) + "\n")
+        write_file(self._output / "gpu_acceptance.md", markdown(result))
 
 
 def run_child(
-    name: str, settings: Settings, runners: list[str], timeout_s: float, folder: Path
-) -> dict[str, Any]:
-    """Run one section in a process of its own; a crash gives a failed gate, and what was saved."""
+    name: str,
+    settings: Settings,
+    runners: list[str],
+    timeout_s: float,
+    folder: Path,
+    output: Path,
+    started: Callable[[subprocess.Popen[bytes]], None] = lambda child: None,
+) -> Answer:
+    """Run one section in a process of its own; a crash gives a failed gate, and what was saved.
+
+    `started` gets the process, for whoever may have to end it.
+    """
     paths = [folder / file for file in ("settings.json", "runners.json", "answer.json")]
     settings.write(paths[0])
     paths[1].write_text(json.dumps(runners), encoding="utf-8")
     paths[2].unlink(missing_ok=True)
-    log = folder / "child.log"
     command = [sys.executable, str(Path(__file__).resolve()), "--child", name, *(str(path) for path in paths)]
-    with log.open("w", encoding="utf-8") as file:
+    log_path = output / "gpu_acceptance.log"
+    with log_path.open("ab") as log:
+        log.write(f"=== {name}\n".encode())
+        log.flush()
+        begin = log.tell()
+        child = subprocess.Popen(command, stdout=log, stderr=log)
+        started(child)
         try:
-            code = subprocess.run(command, stdout=file, stderr=file, timeout=timeout_s).returncode
+            code = child.wait(timeout_s)
             why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
             code, why = -1, f"did not end within {timeout_s:g} s"
-    answer: dict[str, Any] = not_run("")
+    answer: Answer = not_run("")
     if paths[2].is_file():
         answer = json.loads(paths[2].read_text(encoding="utf-8"))
     if code:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = log_path.read_bytes()[begin:].decode("utf-8", errors="replace").strip().splitlines()
         why = f"{why}: {lines[-1] if lines else 'no message'}"
         answer.update(status="crashed", why=why)
         answer["gates"].append(gate("the section ends", why, "ends", False))
     return answer
 
 
-def judge(sections: list[Answer]) -> str:
-    """Return "passed", "failed", or "nothing ran" (not even to fail)."""
+def judge(sections: Sequence[Answer]) -> str:
+    """Return the verdict: "passed" only if an engine of TensorRT ran, and less where it did not."""
     if any(not check["passed"] for section in sections for check in section["gates"]):
         return "failed"
-    return "passed" if any(section["status"] == "ran" for section in sections) else "nothing ran"
+    ran = {section["name"].split()[0] for section in sections if section["status"] == "ran"}
+    if not ran:
+        return "nothing ran"
+    if "tensorrt" in ran:
+        return "passed"
+    return "passed, no TensorRT" if "cuda" in ran else "passed, none of our code for GPUs ran"
 
 
-def describe_machine(lines: list[Check], settings: Settings, before: str) -> dict[str, Any]:
+def describe_machine(lines: list[Check], settings: Settings) -> dict[str, Any]:
     """Describe who measured: GPU, clocks, versions, and the doctor's report."""
     gpu = next((check.detail.split(",")[0] for check in lines if check.name.startswith("GPU ")), "no GPU")
     return {
@@ -228,8 +401,7 @@ def describe_machine(lines: list[Check], settings: Settings, before: str) -> dic
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "os": platform.platform(),
         "cpu": describe_cpu(Machine()),
-        "gpu_before": before,
-        "gpu_after": query_nvidia_smi(),
+        "gpu_before": query_nvidia_smi(),
         "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
         "doctor": [dataclasses.asdict(check) for check in lines],
     }

@@ -33,8 +33,8 @@ IDLE_S = 2.0
 
 #: Called with the name of a stage and the share of it that is done.
 Progress = Callable[[str, float], None]
-_WHOLE_RAILS = ("VDD_IN", "POM_5V_IN")
-"""Rails that feed a whole Jetson module; on other modules only the parts are reported, without a sum."""
+_WHOLE_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")
+"""Rails that feed a whole module (VIN: Thor); of other modules only parts are reported, without a sum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,8 +189,11 @@ def find_tegrastats(machine: Machine) -> tuple[PowerReader | None, str]:
 
 
 def rails_from_tegrastats(line: str) -> dict[str, float]:
-    """Parse the watts of each rail in a line, "VDD_IN 4968mW/5012mW": now, and on average."""
-    found = re.findall(r"\b([A-Z][A-Z0-9_]*) (\d+)mW/\d+mW", line)
+    """Parse the watts of each rail in a line, "VDD_IN 4968mW/5012mW": now, and on average.
+
+    An idle rail of Thor reads a little below zero.
+    """
+    found = re.findall(r"\b([A-Z][A-Z0-9_]*) (-?\d+)mW/-?\d+mW", line)
     return {name: int(milliwatts) / 1000 for name, milliwatts in found}
 
 

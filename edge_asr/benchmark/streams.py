@@ -70,6 +70,13 @@ class _TimedDecoder:
         self._calls.append((began, time.perf_counter() - began))
         return hypothesis
 
+    def follow(self, history: AudioHistory, interval: int) -> PartialHypothesis | None:
+        began = time.perf_counter()
+        hypothesis = self._inner.follow(history, interval)
+        if hypothesis is not None:
+            self._calls.append((began, time.perf_counter() - began))
+        return hypothesis
+
 
 @dataclass(slots=True)
 class _Stream:

@@ -95,6 +95,14 @@ _SIGNAL_EXIT = 128
     "last seconds again and again. auto streams if the bundle can.",
 )
 @click.option(
+    "--final",
+    type=click.Choice(["offline", "stream"]),
+    default="offline",
+    show_default=True,
+    help="What the text of an utterance is made of: the offline model on all of it, which has the fewest "
+    "errors, or what the streaming model heard, which costs next to nothing.",
+)
+@click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
@@ -117,6 +125,7 @@ def command(
     endpoint: str | None,
     vad: bool,
     partials: Literal["auto", "streaming", "windowed", "off"],
+    final: Literal["offline", "stream"],
     record: Path | None,
     force: bool,
     digits: bool,
@@ -175,7 +184,7 @@ def command(
         live = LiveRecognizer(
             loaded,
             hearing,
-            config=LiveConfig(max_audio_s=seconds, endpoint=endpoints),
+            config=LiveConfig(max_audio_s=seconds, endpoint=endpoints, final=final),
             partials=partials,
             recorder=Recorder(record, overwrite=force) if record is not None else None,
         )

@@ -11,9 +11,12 @@ from edge_asr.diagnostics.probe import run_probe
 
 # y = x + x of one float; onnx 1.23.2, opset 13, ir_version 8, written with onnx.helper.make_model.
 PROBE = """
-import base64, json
+import base64, contextlib, json, sys
 import numpy, onnxruntime
 onnxruntime.set_default_logger_severity(4)
+if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    with contextlib.redirect_stdout(sys.stderr):  # loads CUDA from wheels, and prints what it does not find
+        getattr(onnxruntime, "preload_dlls", lambda: None)()
 model = base64.b64decode(
     "CAg6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAN"
 )
@@ -28,7 +31,9 @@ for provider in onnxruntime.get_available_providers():
         results[provider] = "" if used == provider and value == 2 else f"fell back to {used}"
     except Exception as error:
         results[provider] = str(error)
-print(json.dumps({"version": onnxruntime.__version__, "providers": results}))
+print(json.dumps({
+    "version": onnxruntime.__version__, "file": onnxruntime.__file__, "providers": results,
+}))
 """
 
 
@@ -48,23 +53,22 @@ def check_onnxruntime(machine: Machine) -> list[Check]:
                 required=True,
             )
         ]
-    if len(installed) > 1:
-        other = "" if machine.is_jetson else " or 'edge-asr[gpu]'"
-        return [
-            Check(
-                name="onnxruntime",
-                status="broken",
-                detail=f"{' and '.join(installed)} are installed, and are the same Python module",
-                fix=f"pip uninstall onnxruntime onnxruntime-gpu; pip install 'edge-asr[{extra}]'{other}",
-                required=True,
-            )
-        ]
     package = installed[0].split()[0]
     reinstall = f"pip install --force-reinstall {package}"
     result, error = run_probe(PROBE)
-    if result is None:
+    if len(installed) > 1:
+        other = "" if machine.is_jetson else " or 'edge-asr[gpu]'"
+        reinstall = f"pip uninstall onnxruntime onnxruntime-gpu; pip install 'edge-asr[{extra}]'{other}"
+        # Both write one module; which of them is imported depends on the order of paths and installations.
+        used = error if result is None else f"{result['version']} of {result['file']} is imported"
+        detail = f"{' and '.join(installed)} are installed, and are the same Python module: {used}"
+        checks = [Check(name="onnxruntime", status="broken", detail=detail, fix=reinstall, required=True)]
+    elif result is None:
         return [Check(name="onnxruntime", status="broken", detail=error, fix=reinstall, required=True)]
-    checks = [Check(name="onnxruntime", status="ok", detail=installed[0], required=True)]
+    else:
+        checks = [Check(name="onnxruntime", status="ok", detail=installed[0], required=True)]
+    if result is None:
+        return checks
     for provider, problem in result["providers"].items():
         gpu = (
             "install the CUDA, cuDNN and TensorRT that this onnxruntime-gpu requires, "

@@ -102,6 +102,13 @@ class FeatureExtractor:
             return n_samples // config.hop_length + 1 if n_samples > _half_window(config) else 0
         return max((n_samples - config.win_length) // config.hop_length + 1, 0)
 
+    def n_samples(self, n_frames: int) -> int:
+        """Count the samples after which a stream has given `n_frames` frames, at least one."""
+        config = self.config
+        half = 0 if config.framing == "snip_edges" else _half_window(config)
+        least = half + 1 if config.framing == "center_reflect" else 0
+        return max((n_frames - 1) * config.hop_length + config.win_length - half, least)
+
     def __call__(self, waveform: npt.ArrayLike) -> F32Array:
         """Compute the features of a whole clip.
 

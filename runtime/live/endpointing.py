@@ -232,6 +232,16 @@ class Endpointer:
             return Endpoint(now, now, "max_length")
         return None
 
+    def pause_end(self, start: int, now: int, last_token_end: int | None) -> int | None:
+        """Find where the utterance ends if it stays quiet from here on; None before its tail was heard.
+
+        Args:
+            start, now, last_token_end: as of `endpoint`.
+        """
+        token_end = start if last_token_end is None else last_token_end
+        end = max(start, min(self._sound_end(), now), token_end) + _samples(self.config.tail_s)
+        return end if end <= now else None
+
     def cut(self, gaps: list[tuple[int, int]], end: int) -> int:
         """Choose where to cut an utterance that is too long: the quietest place between two words.
 

@@ -28,6 +28,8 @@ _SETTLING_SAMPLES = round(0.08 * STREAM_SAMPLE_RATE)
 """With less sound behind it, a word often changes (docs/streaming.md)."""
 _MAX_WORD_SAMPLES = STREAM_SAMPLE_RATE
 """Of a last word that began earlier, only the end is held back."""
+_MIN_BEGINNING = 2
+"""Letters from which the beginning of a word is shown, where no later sound changes it."""
 
 
 class Transcriber(Protocol):
@@ -40,10 +42,17 @@ class Transcriber(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PartialHypothesis:
-    """Tokens of the utterance so far, with stream times; `end` is one past the last sample decoded."""
+    """Tokens of the utterance so far.
+
+    Attributes:
+        tokens: with stream times.
+        end: one past the last sample decoded.
+        n_fixed: how many of the first tokens no later sound changes.
+    """
 
     tokens: tuple[Token, ...]
     end: int
+    n_fixed: int = 0
 
     @property
     def text(self) -> str:
@@ -52,7 +61,10 @@ class PartialHypothesis:
 
     @property
     def settled_text(self) -> str:
-        """Return the text without a last word that ends so late that more sound may change it."""
+        """Return the text without a last word that ends so late that more sound may change it.
+
+        Of such a word the fixed beginning is kept, which can only grow.
+        """
         n_late = sum(token.end_s * STREAM_SAMPLE_RATE > self.end - _SETTLING_SAMPLES for token in self.tokens)
         n_kept = len(self.tokens) - n_late
         for index in range(n_kept, -1, -1) if n_late else ():
@@ -62,7 +74,11 @@ class PartialHypothesis:
             if index == 0 or begins_word(token.text):
                 n_kept = index
                 break
-        return PartialHypothesis(self.tokens[:n_kept], self.end).text
+        begins = [i for i, token in enumerate(self.tokens[: self.n_fixed]) if begins_word(token.text)]
+        begin = begins[-1] if begins else 0
+        beginning = PartialHypothesis(self.tokens[begin : self.n_fixed], self.end).text
+        n_fixed = self.n_fixed if len(beginning) >= _MIN_BEGINNING else begin
+        return PartialHypothesis(self.tokens[: max(n_kept, n_fixed)], self.end).text
 
     @property
     def last_token_end(self) -> int | None:
@@ -97,6 +113,15 @@ class PartialDecoder(Protocol):
         """Decode the utterance from its beginning to the end of `history`."""
         ...
 
+    def follow(self, history: AudioHistory, interval: int) -> PartialHypothesis | None:
+        """Decode what is worth it now, if anything is; called whenever sound has come.
+
+        Args:
+            history: the sound.
+            interval: samples from one hypothesis to the next where each costs a run of its own.
+        """
+        ...
+
 
 class WindowedDecoder:
     """Encodes at most the last `window_s` of the utterance at each call.
@@ -118,17 +143,20 @@ class WindowedDecoder:
             raise ConfigError(f"window_s is {window_s}; partial text needs a window of at least 2 s")
         self._transcriber = transcriber
         self._window = round(window_s * STREAM_SAMPLE_RATE)
-        self._start = 0
-        self._tokens: tuple[Token, ...] = ()
+        self.begin(0)
 
     def begin(self, start: int) -> None:
         """Forget the last utterance; the next begins at sample `start`."""
-        self._start = start
-        self._tokens = ()
+        self._start = self._end = start
+        self._tokens: tuple[Token, ...] = ()
+
+    def follow(self, history: AudioHistory, interval: int) -> PartialHypothesis | None:
+        """Decode when an interval is over."""
+        return self.decode(history) if history.end - self._end >= interval else None
 
     def decode(self, history: AudioHistory) -> PartialHypothesis:
         """Encode the window that ends at the end of `history`."""
-        end = history.end
+        end = self._end = history.end
         excess = max(0, end - self._start - self._window)
         start = self._start + -(-excess // _ALIGN_SAMPLES) * _ALIGN_SAMPLES
         transcript = self._transcriber.transcribe(history.read(start, end), STREAM_SAMPLE_RATE)

@@ -1,7 +1,8 @@
 """The utterances of one live stream: samples in, events out, in one thread and without waiting.
 
 Endpointing, partials and finals of a stream, and what was lost of it. A final is `Recognizer.transcribe` of
-exactly the samples [segment_start, segment_end) of the stream, so a recording can be checked against it.
+exactly the samples [segment_start, segment_end) of the stream, so a recording can be checked against it. It
+is made as soon as its last sample was heard, and waits for the pause to be long enough.
 What this file does not do: read sources, run threads (recognizer.py), detect pauses (endpointing.py).
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,12 @@ from edge_asr.runtime.live.events import DeviceChange, Event, Final, FinalReason
 from edge_asr.runtime.live.history import AudioHistory
 from edge_asr.runtime.live.partials import PartialDecoder, PartialHypothesis, Transcriber
 from edge_asr.runtime.live.sources import Loss, SourceChange
-from edge_asr.runtime.transcript import shift_grammar_result, shift_tokens
+from edge_asr.runtime.live.streaming_decoder import StreamingDecoder
+from edge_asr.runtime.transcript import Transcript, shift_grammar_result, shift_tokens
 
 _STEP_SAMPLES = 320
+_MAX_WASTED = 0.1
+"""Share of an utterance that finals may have taken, in time on the clock, that its speaker has overtaken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +38,12 @@ class LiveConfig:
     Attributes:
         endpoint: when utterances begin and end.
         partials: whether to show the utterance in progress.
-        partial_interval_s: least audio between two partials.
+        partial_interval_s: least audio between two partials that each cost a run of their own: windows, and
+            what follows the last whole chunk of a streaming graph. Whole chunks are shown at once.
         partial_window_s: most audio that a partial encodes.
         partial_load: share of the time that partials may take; on a slow machine they become rarer.
+        final: "offline" transcribes the whole utterance, which has the fewest errors; "stream" takes what the
+            streaming graph found, which costs next to nothing.
         max_audio_s: stop after exactly this much audio; None continues until stopped.
     """
 
@@ -45,6 +52,7 @@ class LiveConfig:
     partial_interval_s: float = 0.3
     partial_window_s: float = 8.0
     partial_load: float = 0.5
+    final: Literal["offline", "stream"] = "offline"
     max_audio_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -52,6 +60,8 @@ class LiveConfig:
             raise ConfigError(f"partial_interval_s is {self.partial_interval_s}; it must be positive")
         if not 0 < self.partial_load <= 1:
             raise ConfigError(f"partial_load is {self.partial_load}; it must lie in (0, 1]")
+        if self.final not in ("offline", "stream"):
+            raise ConfigError(f"final is {self.final!r}; it must be offline or stream")
         if self.max_audio_s is not None and not 0 < self.max_audio_s < float("inf"):
             raise ConfigError(
                 f"max_audio_s is {self.max_audio_s}; give a positive number of seconds, or None for no end"
@@ -88,6 +98,9 @@ class LiveStream:
         decoder: follows the utterance in progress.
         config: settings.
         emit: called with each event.
+
+    Raises:
+        ConfigError: finals are those of a streaming graph, and the decoder has none.
     """
 
     def __init__(
@@ -97,6 +110,11 @@ class LiveStream:
         config: LiveConfig,
         emit: Callable[[Event], None],
     ) -> None:
+        if config.final == "stream" and not isinstance(decoder, StreamingDecoder):
+            raise ConfigError(
+                "final is 'stream', and partials are windowed or off here; use final='offline', or "
+                "partials='streaming' with a bundle that has a streaming graph"
+            )
         self.config = config
         self.stats = LiveStats()
         self._transcriber = transcriber
@@ -166,13 +184,16 @@ class LiveStream:
     def _follow(self, now: int) -> None:
         utterance = self._utterance
         assert utterance is not None
-        if self._partial_is_due(now, utterance):
-            self._decode(utterance)
+        if self.config.partials and time.monotonic() >= self._next_partial_at:
+            interval = round(self.config.partial_interval_s * STREAM_SAMPLE_RATE)
+            self._decode(utterance, lambda: self._decoder.follow(self._history, interval))
         endpoint = self._ask_endpoint(now, utterance)
-        if endpoint is not None and utterance.hypothesis.end < now:
+        if endpoint is not None and utterance.hypothesis.end < now and not self._is_prepared(endpoint):
             self._decode(utterance)
             endpoint = self._ask_endpoint(now, utterance)
         if endpoint is None:
+            if self.config.final == "offline":
+                self._prepare_final(now, utterance)
             return
         if endpoint.reason == "no_words":
             self._drop_utterance(now)
@@ -190,22 +211,56 @@ class LiveStream:
         self._utterance = _Utterance(start, PartialHypothesis((), start))
         self._decoder.begin(start)
 
-    def _partial_is_due(self, now: int, utterance: _Utterance) -> bool:
-        new_s = (now - utterance.hypothesis.end) / STREAM_SAMPLE_RATE
-        return (
-            self.config.partials
-            and new_s >= self.config.partial_interval_s
-            and time.monotonic() >= self._next_partial_at
-        )
-
-    def _decode(self, utterance: _Utterance) -> None:
+    def _decode(
+        self, utterance: _Utterance, decode: Callable[[], PartialHypothesis | None] | None = None
+    ) -> None:
+        """Decode to the newest sound, or as `decode` does."""
         began = time.monotonic()
-        utterance.hypothesis = self._decoder.decode(self._history)
+        hypothesis = decode() if decode else self._decoder.decode(self._history)
+        if hypothesis is None:
+            return
+        utterance.hypothesis = hypothesis
         ended = time.monotonic()
         self.stats = replace(self.stats, compute_s=self.stats.compute_s + ended - began)
         self._next_partial_at = ended + (ended - began) * (1 / self.config.partial_load - 1)
         if self.config.partials and (text := utterance.hypothesis.settled_text):
             self._show(utterance, text)
+
+    def _prepare_final(self, now: int, utterance: _Utterance) -> None:
+        """Transcribe the utterance as it will be if the pause goes on; if it does not, that is wasted."""
+        end = self._endpointer.pause_end(utterance.start, now, utterance.hypothesis.last_token_end)
+        prepared = utterance.prepared
+        if end is None or (prepared is not None and prepared.end == end):
+            return
+        if utterance.hypothesis.end < end - round(self.config.endpoint.tail_s * STREAM_SAMPLE_RATE):
+            self._decode(utterance)  # only now is it known what was said last
+            return
+        if prepared is not None:
+            utterance.wasted_s += prepared.compute_s
+            utterance.prepared = None
+        allowed_s = _MAX_WASTED * (now - utterance.start) / STREAM_SAMPLE_RATE
+        if utterance.hypothesis.last_token_end is not None and utterance.wasted_s <= allowed_s:
+            utterance.prepared = self._transcribe(utterance, end)
+
+    def _is_prepared(self, endpoint: Endpoint) -> bool:
+        """Tell whether the final of a pause is there, and heard nothing in the second half of its tail."""
+        prepared = None if self._utterance is None else self._utterance.prepared
+        if prepared is None or (endpoint.reason, endpoint.sample) != ("pause", prepared.end):
+            return False
+        spoken = [token.end_s for token in prepared.transcript.heard if token.text.strip()]
+        quiet_s = prepared.transcript.duration_s - max(spoken, default=0.0)
+        return quiet_s >= self.config.endpoint.tail_s / 2
+
+    def _transcribe(self, utterance: _Utterance, end: int) -> _Prepared:
+        began = time.monotonic()
+        if isinstance(self._decoder, StreamingDecoder) and self.config.final == "stream":
+            transcript = self._decoder.transcript(self._history, end)
+        else:
+            segment = self._history.read(utterance.start, end)
+            transcript = self._transcriber.transcribe(segment, STREAM_SAMPLE_RATE)
+        compute_s = time.monotonic() - began
+        self.stats = replace(self.stats, compute_s=self.stats.compute_s + compute_s)
+        return _Prepared(end, transcript, compute_s)
 
     def _show(self, utterance: _Utterance, text: str) -> None:
         if text == utterance.shown:
@@ -233,11 +288,10 @@ class LiveStream:
         utterance, self._utterance = self._utterance, None
         if utterance is None:
             return
-        began = time.monotonic()
-        segment = self._history.read(utterance.start, end)
-        transcript = self._transcriber.transcribe(segment, STREAM_SAMPLE_RATE)
-        compute_s = time.monotonic() - began
-        self.stats = replace(self.stats, compute_s=self.stats.compute_s + compute_s)
+        made = utterance.prepared
+        is_ready = made is not None and made.end == end
+        made = made if made is not None and is_ready else self._transcribe(utterance, end)
+        transcript = made.transcript
         self._earliest = end
         heard = [token for token in transcript.heard if token.text.strip()]
         if not heard:
@@ -251,7 +305,7 @@ class LiveStream:
             "segment_end_samples": end,
             "reason": reason,
             "endpoint_wait_s": waited / STREAM_SAMPLE_RATE,
-            "compute_s": compute_s,
+            "compute_s": 0.0 if is_ready else made.compute_s,
         }
         grammar = transcript.grammar and shift_grammar_result(transcript.grammar, offset_s)
         if grammar is not None and not grammar.matched:
@@ -291,8 +345,19 @@ class LiveStream:
 
 @dataclass(slots=True)
 class _Utterance:
-    """The utterance in progress: where it began, its hypothesis, and what was shown of it."""
+    """The utterance in progress: where it began, its hypothesis, what was shown of it, and its final."""
 
     start: int
     hypothesis: PartialHypothesis
     shown: str = ""
+    prepared: _Prepared | None = None
+    wasted_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """The transcript of an utterance until sample `end`."""
+
+    end: int
+    transcript: Transcript
+    compute_s: float

@@ -1,15 +1,17 @@
-"""Decodes the utterance in progress with a streaming graph; a partial costs the new sound and one more step.
+"""Decodes the utterance in progress with a streaming graph, chunk by chunk as they are complete.
 
-A step runs as soon as its window is full, and its log-probs are decoded once. The rest, which is less than a
-chunk with its look-ahead, runs on a fork of the state as if the utterance ended there, and is computed again
-at the next call. So the hypothesis reaches the newest sound (except half a window, and up to 0.12 s in a
-resampler to 8 kHz), endpointing never waits for a chunk, and short words are not missed.
-What this file does not do: decode finals (they are transcribed whole).
+A step runs as soon as its window is full, and its log-probs are decoded once; greedy search never takes back
+what it found in them. The rest, less than a chunk with its look-ahead, is the tail. It runs on a fork of the
+state as if the utterance ended there, and is computed again with the chunk. So it runs only where a chunk is
+long (`follow`), or where the newest sound counts (`decode`: except half a window, and up to 0.12 s in a
+resampler to 8 kHz), so that endpointing never waits for a chunk.
+What this file does not do: run the offline model, which most finals are made with.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -17,7 +19,7 @@ from typing import Literal
 from edge_asr.audio import STREAM_SAMPLE_RATE, ResampleStream
 from edge_asr.errors import ConfigError, EngineError
 from edge_asr.feature_config import FeatureConfig
-from edge_asr.runtime.decoding.decoder import Decoder
+from edge_asr.runtime.decoding.decoder import Decoder, F32Array, Hypothesis
 from edge_asr.runtime.decoding.greedy import GreedyDecoder
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.live.history import AudioHistory
@@ -25,7 +27,7 @@ from edge_asr.runtime.live.partials import PartialHypothesis
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.streaming_model import StreamingModel, choose_stream_device
-from edge_asr.runtime.transcript import tokens_from_runs
+from edge_asr.runtime.transcript import Transcript, tokens_from_runs, transcript_from_hypothesis
 from edge_asr.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ Partials = Literal["auto", "streaming", "windowed", "off"]
 
 
 class StreamingDecoder:
-    """A `PartialDecoder` that encodes only the tail twice. It serves one stream, one thread at a time.
+    """A `PartialDecoder` that encodes at most the tail twice. It serves one stream, one thread at a time.
 
     Args:
         model: the bundle's streaming model; many decoders may share it.
@@ -63,11 +65,28 @@ class StreamingDecoder:
 
     def begin(self, start: int) -> None:
         """Forget the last utterance; the next begins at sample `start`."""
-        self._start = self._heard = start
+        self._start = self._heard = self._decoded = start
         self._resampler = ResampleStream(STREAM_SAMPLE_RATE, self._extractor.config.sample_rate)
         self._features = self._extractor.stream()
         self._state = self._model.start()
         self._decoder = self._unused_decoder.fork()
+        self._log_probs: list[F32Array] = []
+        self._chunk_end = self._next_chunk_end()
+
+    def follow(self, history: AudioHistory, interval: int) -> PartialHypothesis | None:
+        """Decode a chunk when it is complete; the tail an interval later, unless a chunk is near by then."""
+        now = history.end
+        if now < self._chunk_end:
+            is_due = now - self._decoded >= interval and self._chunk_end - now > interval / 2
+            return self.decode(history) if is_due else None
+        n_before = self._state.step
+        self._advance(history)
+        if self._state.step == n_before:  # a resampler keeps a little back
+            self._chunk_end = now + 1
+            return None
+        self._decoded = now
+        covered = self._start + round(self._state.n_frames * self._frame_s * STREAM_SAMPLE_RATE)
+        return self._hypothesis(self._decoder.peek(), min(covered, now))
 
     def decode(self, history: AudioHistory) -> PartialHypothesis:
         """Decode what came since the last call; the hypothesis reaches the end of `history`.
@@ -75,13 +94,46 @@ class StreamingDecoder:
         Raises:
             BackendError: the run failed.
         """
+        self._advance(history)
+        self._decoded = history.end
+        decoder = self._decoder.fork()
+        decoder.push(self._model.flush(self._state.fork()))
+        return self._hypothesis(decoder.flush(), self._heard)
+
+    def transcript(self, history: AudioHistory, end: int) -> Transcript:
+        """Transcribe the utterance until sample `end`, which is not after `history`, by its chunks.
+
+        Raises:
+            BackendError: the run failed.
+        """
+        self._advance(history)
+        duration_s = (end - self._start) / STREAM_SAMPLE_RATE
+        n_frames = math.ceil(duration_s / self._frame_s)
+        decoder = self._unused_decoder.fork()
+        n_left = n_frames
+        tail = [self._model.flush(self._state.fork())] if n_frames > self._state.n_frames else []
+        for log_probs in (*self._log_probs, *tail):
+            decoder.push(log_probs[:n_left])
+            n_left -= min(n_left, len(log_probs))
+        return transcript_from_hypothesis(decoder.flush(), self._vocabulary, self._frame_s, duration_s, None)
+
+    def _advance(self, history: AudioHistory) -> None:
+        """Run the chunks that the sound since the last call completes."""
         samples = history.read(self._heard, history.end)
         self._heard = history.end
-        features = self._features.push(self._resampler.push(samples))
-        self._decoder.push(self._model.push(self._state, features))
-        state, decoder = self._state.fork(), self._decoder.fork()
-        decoder.push(self._model.flush(state))
-        hypothesis = decoder.flush()
+        log_probs = self._model.push(self._state, self._features.push(self._resampler.push(samples)))
+        if len(log_probs):
+            self._decoder.push(log_probs)
+            self._log_probs.append(log_probs)
+        self._chunk_end = self._next_chunk_end()
+
+    def _next_chunk_end(self) -> int:
+        """Return the stream sample at which the next step can run, but for the delay of the resampler."""
+        n_frames = self._model.geometry.window(self._state.step)[1]
+        n_samples = self._extractor.n_samples(n_frames) / self._extractor.config.sample_rate
+        return self._start + math.ceil(n_samples * STREAM_SAMPLE_RATE)
+
+    def _hypothesis(self, hypothesis: Hypothesis, end: int) -> PartialHypothesis:
         match = hypothesis.match
         tokens = tokens_from_runs(
             # The beginning of a phrase matches none yet, and yet it is speech.
@@ -91,7 +143,8 @@ class StreamingDecoder:
             offset_s=self._start / STREAM_SAMPLE_RATE,
             end_s=self._heard / STREAM_SAMPLE_RATE,
         )
-        return PartialHypothesis(tokens, self._heard)
+        n_fixed = len(self._decoder.peek().tokens) if isinstance(self._decoder, GreedyDecoder) else 0
+        return PartialHypothesis(tokens, end, n_fixed)
 
 
 def streaming_decoders(

@@ -8,7 +8,9 @@ reported and is no gate. What this file does not do: start processes, write the 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from acceptance.runners import (
     torch_names,
 )
 from acceptance.settings import Settings
+from edge_asr.atomic import write_file
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import PRECISIONS, Precision
 from edge_asr.errors import ConfigError, EdgeAsrError, MissingDependencyError
+from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import run_cases
 from edge_asr.runtime.engine.sidecar import FLAVORS, DeviceIdentity, Flavor
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend, check_device
@@ -39,13 +43,15 @@ NOT_FOR_RTX = {"8.7": "Orin", "9.0": "Hopper", "11.0": "Thor"}
 """Compute capabilities that TensorRT-RTX does not target: a refusal there is recorded, not a failure."""
 
 COMPILED_CASES = 2
-"""How many of the cases are tried with torch.compile."""
+"""How many of the cases are tried with torch.compile, which compiles again for each."""
+MIN_COMPILED_FRAMES = 32
+"""Shorter ones, and a batch of one row, are special to torch.compile."""
 
 
 def section_names(settings: Settings) -> list[str]:
     """List all sections, in the order in which they run."""
     engines = [f"{flavor} {p}" for flavor in FLAVORS for p in settings.precisions]
-    return ["onnxruntime", *engines, "torch", "latency", "batch scaling"]
+    return ["cuda", "torch", "onnxruntime", *engines, "speed"]
 
 
 def run_section(name: str, settings: Settings, runners: Sequence[str], save: Save) -> Answer:
@@ -62,10 +68,10 @@ def run_section(name: str, settings: Settings, runners: Sequence[str], save: Sav
         return _onnxruntime(settings, bundle, save)
     if name == "torch":
         return _torch(settings, bundle, save)
-    if name == "latency":
-        return _latency(settings, bundle, runners, save)
-    if name == "batch scaling":
-        return _batch_scaling(settings, bundle, runners, save)
+    if name == "speed":
+        return _speed(settings, bundle, runners, save)
+    if name == "cuda":
+        return _cuda(settings, save)
     for flavor in FLAVORS:
         for precision in PRECISIONS:
             if name == f"{flavor} {precision}":
@@ -85,18 +91,19 @@ def gate(what: str, value: object, limit: object, passed: bool) -> Answer:
 
 def _parity(names: Sequence[str], settings: Settings, bundle: Bundle, save: Save) -> Answer:
     """Run each runner of `names` on the cases of a proof, against the fp32 reference."""
-    cases = measure.proof_cases(bundle, settings.max_batch)
+    cases = measure.proof_cases(bundle, settings.max_batch, settings.clips)
     reference = OnnxRuntimeBackend(bundle.artifact_path("fp32"), precision="fp32", device="cpu")
     expected = run_cases(reference, cases, bundle.info.output_frames, rows_alone=True)
     answer: Answer = {"status": "ran", "why": "", "gates": [], "rows": [], "runners": []}
     missing = []
     for name in names:
         limit = MIN_AGREEMENT[next(p for p in MIN_AGREEMENT if p in name)]
-        # Each recompilation takes long.
-        n_cases = COMPILED_CASES if "compile" in name else len(cases)
+        chosen = list(range(len(cases)))
+        if "compile" in name:
+            chosen = [i for i, case in enumerate(cases) if _compiles_usually(case)][:COMPILED_CASES]
         try:
             runner = open_runner(name, settings, bundle)
-            found = measure.compare(expected[:n_cases], runner, cases[:n_cases], bundle)
+            found = measure.compare([expected[i] for i in chosen], runner, [cases[i] for i in chosen], bundle)
         except ImportError as error:
             missing.append(f"{name}: {error}")
             continue
@@ -122,6 +129,20 @@ def _parity(names: Sequence[str], settings: Settings, bundle: Bundle, save: Save
     if not answer["gates"]:
         return not_run(answer["why"])
     return answer
+
+
+def _compiles_usually(case: ProofCase) -> bool:
+    return len(case.lengths) > 1 and max(case.lengths) >= MIN_COMPILED_FRAMES
+
+
+def _cuda(settings: Settings, save: Save) -> Answer:
+    try:
+        import torch  # noqa: F401 - the stand-in's work
+
+        from acceptance.cuda_section import run_cuda
+    except ImportError as error:
+        return not_run(f"{error}: the stand-in for TensorRT needs PyTorch")
+    return run_cuda(settings, save)
 
 
 def _onnxruntime(settings: Settings, bundle: Bundle, save: Save) -> Answer:
@@ -179,19 +200,10 @@ def _engine(flavor: Flavor, precision: Precision, settings: Settings, bundle: Bu
     return {**answer, "gates": [proven, *answer["gates"]], "build": [build]}
 
 
-def _latency(settings: Settings, bundle: Bundle, names: Sequence[str], save: Save) -> Answer:
+def _speed(settings: Settings, bundle: Bundle, names: Sequence[str], save: Save) -> Answer:
+    """Time single clips of each length, then batches, in one process, so that PyTorch compiles once."""
     shapes = [(seconds, 1) for seconds in settings.buckets_s]
-    return _time(shapes, settings, bundle, names, save)
-
-
-def _batch_scaling(settings: Settings, bundle: Bundle, names: Sequence[str], save: Save) -> Answer:
-    shapes = [(settings.batch_s, n_rows) for n_rows in settings.batches]
-    return _time(shapes, settings, bundle, names, save)
-
-
-def _time(
-    shapes: Sequence[tuple[float, int]], settings: Settings, bundle: Bundle, names: Sequence[str], save: Save
-) -> Answer:
+    shapes += [(settings.batch_s, n_rows) for n_rows in settings.batches if n_rows > 1]
     if not names:
         return not_run("no runner gave right results, see the sections above")
     errors: list[str] = []
@@ -203,7 +215,7 @@ def _time(
             errors.append(f"{name}: {error}")
     answer: Answer = {"status": "ran", "why": "", "gates": [], "rows": [], "runners": []}
     for seconds, n_rows in shapes:
-        features, lengths = measure.speech_batch(bundle, seconds, n_rows)
+        features, lengths = measure.speech_batch(bundle, seconds, n_rows, settings.clips)
         times = measure.time_runners(
             runners,
             features,
@@ -224,7 +236,21 @@ def child_main(section: str, settings_path: Path, runners_path: Path, answer_pat
     """Run a section in its process, and leave the answer in a file."""
 
     def save(answer: Answer) -> None:
-        answer_path.write_text(json.dumps(answer), encoding="utf-8")
+        write_file(answer_path, json.dumps(answer))  # the process may be killed at any time
 
     runners = json.loads(runners_path.read_text(encoding="utf-8"))
-    save(run_section(section, Settings.read(settings_path), runners, save))
+    settings = Settings.read(settings_path)
+    if settings.device == "cuda":
+        load_cuda_libraries()
+    save(run_section(section, settings, runners, save))
+
+
+def load_cuda_libraries() -> None:
+    """Load the CUDA libraries that onnxruntime's provider links to and does not look for."""
+    with contextlib.suppress(ImportError):
+        import torch  # noqa: F401
+    with contextlib.suppress(ImportError):
+        import onnxruntime
+
+        with contextlib.redirect_stdout(sys.stderr):
+            getattr(onnxruntime, "preload_dlls", lambda: None)()

@@ -27,6 +27,7 @@ class Settings:
         rounds, warm_up: measured and unmeasured calls of each runner.
         compile: also measure torch.compile.
         manifest: speech with its text, for word error rates in the proof of engines; may be None.
+        clips: recordings: sound files, or .npy where soundfile is missing; empty for the sample beside this.
     """
 
     bundle: str
@@ -40,6 +41,7 @@ class Settings:
     warm_up: int
     compile: bool
     manifest: str | None
+    clips: tuple[str, ...] = ()
 
     @property
     def rehearsal(self) -> bool:
@@ -60,6 +62,6 @@ class Settings:
     def read(cls, path: Path) -> Settings:
         """Read what `write` wrote."""
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("precisions", "buckets_s"):
+        for name in ("precisions", "buckets_s", "clips"):
             values[name] = tuple(values[name])
         return cls(**values)

@@ -32,6 +32,9 @@ ORIN_NANO = (
     "0%@2133 GR3D_FREQ 0%@[305] cpu@47.9C VDD_IN 4968mW/5012mW VDD_CPU_GPU_CV 1480mW/1490mW "
     "VDD_SOC 1440mW/1440mW"
 )
+THOR = (
+    "RAM 2/3MB VDD_GPU -12mW/0mW VDD_CPU_SOC_MSS 7800mW/7800mW VIN_SYS_5V0 5000mW/5000mW VIN 27000mW/27100mW"
+)
 AGX_ORIN = "RAM 2/3MB VDD_GPU_SOC 2400mW/2400mW VDD_CPU_CV 800mW/800mW VIN_SYS_5V0 4000mW/4100mW"
 ZONE = "/sys/class/powercap/intel-rapl:"
 
@@ -92,6 +95,9 @@ def test_rapl_that_is_not_there_or_not_for_us(fake_machine: Any, monkeypatch: py
 
 
 def test_lines_of_tegrastats() -> None:
+    thor = rails_from_tegrastats(THOR)
+    assert (thor["VDD_GPU"], thor["VIN"]) == (-0.012, 27.0)
+    assert energy_from_rails([thor, thor], 2.0).watts == 27.0  # VIN feeds the whole module
     assert rails_from_tegrastats(ORIN_NANO) == {"VDD_IN": 4.968, "VDD_CPU_GPU_CV": 1.48, "VDD_SOC": 1.44}
     assert rails_from_tegrastats("RAM 2722/7620MB CPU [2%@729]") == {}
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 
+import onnxruntime
+
 from edge_asr.diagnostics import inference, probe
 
 
-def test_no_onnxruntime_and_two_of_them(installed, fake_machine, fake_jetson) -> None:
+def test_no_onnxruntime_and_two_of_them(installed, fake_machine, monkeypatch) -> None:
     installed()
     (check,) = inference.check_onnxruntime(fake_machine())
     assert (check.status, check.required) == ("missing", True)
     assert check.fix == "pip install 'edge-asr[cpu]' (or 'edge-asr[gpu]' for an NVIDIA GPU)"
     installed(onnxruntime="1.32.0", onnxruntime_gpu="1.31.0")
-    (check,) = inference.check_onnxruntime(fake_machine())
+    check, *providers = inference.check_onnxruntime(fake_machine())
     assert check.status == "broken"
     assert "same Python module" in check.detail
+    assert f"of {onnxruntime.__file__} is imported" in check.detail  # the one that works or not, below
+    assert [(c.name, c.status) for c in providers] == [("CPUExecutionProvider", "ok")]
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in check.fix
+    monkeypatch.setattr(inference, "PROBE", "raise ImportError('libcublas.so.13')")
+    (check,) = inference.check_onnxruntime(fake_machine())
+    assert check.detail.endswith("are the same Python module: ImportError: libcublas.so.13")
 
 
 def test_a_fake_jetson_is_never_sent_to_the_gpu_wheel(installed, fake_jetson, monkeypatch) -> None:

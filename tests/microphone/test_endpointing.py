@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tones import silence, tone
 
 from edge_asr.errors import ConfigError
 from edge_asr.runtime.live.endpointing import EndpointConfig, Endpointer, LevelMeter
@@ -98,6 +99,22 @@ def test_a_pause_needs_both_quiet_and_blanks() -> None:
     assert end.reason == "pause"
     assert end.sample / RATE == pytest.approx(2.0 + endpointer.config.tail_s, abs=0.05)
     assert endpointer.endpoint(10_000, now, round(2.4 * RATE)) is None
+
+
+def test_the_end_of_a_pause_is_known_when_its_tail_was_heard() -> None:
+    endpointer = Endpointer()
+    endpointer.push(np.concatenate([silence(1), tone("alpha"), silence(2)]))
+    end = round(1.25 * RATE)
+    tail = round(endpointer.config.tail_s * RATE)
+    found = endpointer.pause_end(RATE, 3 * RATE, end)
+    assert found is not None
+    assert found == pytest.approx(end + tail, abs=320)
+    # What is prepared is what the pause will end in.
+    endpoint = endpointer.endpoint(RATE, 3 * RATE, end)
+    assert endpoint is not None
+    assert endpoint.sample == found
+    assert endpointer.pause_end(RATE, found - 1, end) is None
+    assert endpointer.pause_end(RATE, 3 * RATE, 2 * RATE) == 2 * RATE + tail  # a token without a sound
 
 
 def test_blanks_end_an_utterance_in_a_noise_that_stays() -> None:

@@ -128,6 +128,53 @@ def test_no_word_is_lost_or_doubled_however_long_the_speech(
     assert segments[-1][1] == len(audio)
 
 
+@pytest.mark.parametrize("partials", [True, False])
+def test_a_final_is_made_while_its_pause_goes_on(partials: bool) -> None:
+    """The sound of the pause comes at once, so what took no time had been made before."""
+    recognizer = ToneRecognizer(slowness=0.02)  # a final takes 20 ms or more
+    audio = np.concatenate([silence(1), speak(["alpha", "echo"]), silence(1), speak(["golf"]), silence(1)])
+    live = LiveRecognizer(
+        recognizer, FileSource(audio, sample_rate=RATE, pace=0), config=LiveConfig(partials=partials)
+    )
+    with live:
+        made = finals(list(live))
+    assert words_of(made) == ["alpha", "echo", "golf"]
+    assert [final.compute_s for final in made] == [0.0, 0.0]
+
+
+def test_finals_that_the_speaker_overtakes_cost_a_tenth_of_the_speech_and_one_more() -> None:
+    """Pauses of 0.4 s, which is longer than the tail of an utterance and ends none."""
+    slowness = 0.05
+    recognizer = ToneRecognizer(slowness=slowness)
+    audio = np.concatenate([silence(1), *(speak([word], gap_s=0.4) for word in WORDS * 3), silence(1)])
+    config = LiveConfig(partials=False, endpoint=EndpointConfig(max_utterance_s=30))
+    live = LiveRecognizer(recognizer, FileSource(audio, sample_rate=RATE, pace=0), config=config)
+    with live:
+        (final,) = finals(list(live))
+    assert final.text.split() == [*WORDS] * 3
+    length_s = (final.segment_end_samples - final.segment_start_samples) / RATE
+    # Finals begin with the utterance; what only looks for words covers the last 8 s.
+    tries = [run_s for run_s in recognizer.lens_s if run_s > 8.01]
+    assert slowness * sum(tries) <= 0.1 * length_s + slowness * 2 * length_s
+    assert len(tries) < 2 * len(WORDS)
+
+
+def test_a_speech_that_goes_on_after_a_final_was_made_is_transcribed_again() -> None:
+    recognizer = ToneRecognizer()
+    audio = np.concatenate([silence(1), speak(["alpha"], gap_s=0.45), speak(["echo"]), silence(1)])
+    with LiveRecognizer(recognizer, FileSource(audio, sample_rate=RATE, pace=0)) as live:
+        (final,) = finals(list(live))
+    assert final.text == "alpha echo"
+
+
+def test_finals_of_a_stream_need_one() -> None:
+    source = FileSource(silence(1), sample_rate=RATE)
+    with pytest.raises(ConfigError, match="final is 'fast'; it must be offline or stream"):
+        LiveConfig(final="fast")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="final is 'stream', and partials are windowed or off here; use"):
+        LiveRecognizer(ToneRecognizer(), source, config=LiveConfig(final="stream"))
+
+
 def test_finals_are_transcribe_of_their_segments_of_the_recording(tmp_path: Path) -> None:
     audio = np.concatenate(
         [speak(["delta", "echo"]), silence(0.9), speak(WORDS, gap_s=0.3), silence(1), speak(["golf"])]

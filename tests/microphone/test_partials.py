@@ -86,3 +86,23 @@ def test_a_word_is_shown_when_there_is_sound_behind_it(
     tokens: list[Token], end_s: float, settled: str
 ) -> None:
     assert PartialHypothesis(tuple(tokens), round(end_s * RATE)).settled_text == settled
+
+
+@pytest.mark.parametrize(
+    ("pieces", "n_fixed", "settled"),
+    [
+        ([" go", " no", "rth"], 0, "go"),
+        ([" go", " no", "rth"], 2, "go no"),
+        ([" go", " no", "rth"], 3, "go north"),
+        ([" go", " n", "orth"], 2, "go"),
+        (["g", "o", " ", "n", "o"], 3, "go"),
+        (["g", "o", " ", "n", "o"], 4, "go"),
+        (["g", "o", " ", "n", "o"], 5, "go no"),
+    ],
+)
+def test_the_beginning_of_a_word_that_cannot_change_is_shown_from_two_letters_on(
+    pieces: list[str], n_fixed: int, settled: str
+) -> None:
+    times = [(0.2, 0.24), *((0.5 + 0.02 * k, 0.52 + 0.02 * k) for k in range(len(pieces) - 1))]
+    tokens = [token(piece, *at) for piece, at in zip(pieces, times, strict=True)]
+    assert PartialHypothesis(tuple(tokens), round(0.6 * RATE), n_fixed).settled_text == settled

@@ -6,7 +6,9 @@ The model has random weights, so its text means nothing and changes all the time
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,6 +145,61 @@ def test_an_utterance_costs_its_steps_once_and_the_tail_each_time(
     hypotheses = follow(decoder, speech, 0, cuts)
     n_chunks = len(speech) / RATE * 1e3 / (model.geometry.chunk_frames * model.geometry.frame_ms)
     assert len(runs) <= n_chunks + len(hypotheses)
+
+
+@pytest.mark.parametrize(("interval_s", "most_tails"), [(0.3, 0), (0.1, 99)])
+def test_a_chunk_is_decoded_when_it_is_complete_and_the_tail_only_far_from_that(
+    decoder: StreamingDecoder,
+    model: StreamingModel,
+    speech: Waveform,
+    monkeypatch: pytest.MonkeyPatch,
+    interval_s: float,
+    most_tails: int,
+) -> None:
+    """Chunks of 320 ms: 0.3 s after one the next is near, 0.1 s after it is not."""
+    runs: list[int] = []
+    run_step = model.run_step
+    monkeypatch.setattr(model, "run_step", lambda *inputs: (runs.append(1), run_step(*inputs))[1])
+    chunk_s = model.geometry.chunk_frames * model.geometry.frame_ms / 1e3
+    assert chunk_s == pytest.approx(0.32)
+    history = AudioHistory()
+    decoder.begin(0)
+    found: list[PartialHypothesis] = []
+    for begin in range(0, len(speech), 320):
+        history.append(speech[begin : begin + 320])
+        n_before = len(runs)
+        hypothesis = decoder.follow(history, round(interval_s * RATE))
+        assert (hypothesis is None) == (len(runs) == n_before)
+        found += [] if hypothesis is None else [hypothesis]
+    n_chunks = int((len(speech) / RATE - 0.1) / chunk_s)
+    n_tails = len(runs) - n_chunks
+    assert min(n_tails, 1) == min(most_tails, 1)
+    assert n_tails <= most_tails
+    for before, after in itertools.pairwise(found):
+        fixed = [token.id for token in before.tokens[: before.n_fixed]]
+        assert [token.id for token in after.tokens[: before.n_fixed]] == fixed
+    assert found[-1].n_fixed > 3
+
+
+def test_finals_of_the_stream_are_what_it_gives_for_the_segment_at_once(
+    streaming_bundle: Path, bundle: Bundle, model: StreamingModel, speech: Waveform
+) -> None:
+    config = LiveConfig(final="stream", partial_load=1.0)
+    with Recognizer.load(streaming_bundle, num_threads=1) as recognizer:
+        source = FileSource(speech, sample_rate=RATE, pace=0)
+        with LiveRecognizer(recognizer, source, config=config, partials="streaming") as live:
+            finals = [event for event in live if isinstance(event, Final)]
+    assert finals
+    for final in finals:
+        # The stream has heard beyond the segment, so its last frames are cut off, not padded.
+        start, end = final.segment_start_samples, final.segment_end_samples
+        state, stream = model.start(), FeatureExtractor(bundle.info.features).stream()
+        log_probs = np.concatenate([model.push(state, stream.push(speech[start:])), model.flush(state)])
+        n_frames = math.ceil((end - start) / RATE * 1e3 / model.geometry.frame_ms)
+        runs = greedy_decode(log_probs[:n_frames], bundle.vocabulary.blank_id)
+        expected = tokens_from_runs(runs, bundle.vocabulary, model.geometry.frame_ms / 1e3)
+        assert [token.id for token in final.tokens] == [token.id for token in expected]
+        assert final.text
 
 
 def test_live_recognition_with_it(streaming_bundle: Path, speech: Waveform) -> None:

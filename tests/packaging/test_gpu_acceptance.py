@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,9 +63,9 @@ def test_rehearsal_with_the_rtx_builder_on_cpu_execution_not_tested(
         script, random_bundle, "--checkpoint", random_checkpoint, "--rehearse", "-o", tmp_path, *QUICK
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("rehearsal on a CPU: passed")
+    assert done.stdout.startswith("rehearsal on a CPU: passed, no TensorRT, ")
     result = json.loads((tmp_path / "gpu_acceptance.json").read_text())
-    assert (result["rehearsal"], result["verdict"]) == (True, "passed")
+    assert (result["rehearsal"], result["verdict"]) == (True, "passed, no TensorRT")
     found = {section["name"]: section for section in result["sections"]}
     assert found["onnxruntime"]["runners"][0] == "onnxruntime fp32"
     assert found["torch"]["runners"] == ["torch eager fp32"]
@@ -77,9 +78,10 @@ def test_rehearsal_with_the_rtx_builder_on_cpu_execution_not_tested(
     else:
         assert (rtx["status"], rtx["runners"]) == ("ran", [])
         assert (rtx["build"][0]["profiles"], rtx["build"][0]["proof"]) == (3, "none")
-    measured = {(row["runner"], row["audio_s"]) for row in found["latency"]["rows"]}
-    assert {("onnxruntime fp32", 1.0), ("torch eager fp32", 1.0)} <= measured
-    assert {row["batch"] for row in found["batch scaling"]["rows"]} == {1, 2}
+    measured = {(row["runner"], row["audio_s"], row["batch"]) for row in found["speed"]["rows"]}
+    assert {(f"{name} fp32", 1.0, n) for name in ("onnxruntime", "torch eager") for n in (1, 2)} <= measured
+    assert [check["passed"] for check in found["cuda"]["gates"]] == [True] * 9
+    assert "=== cuda\n" in (tmp_path / "gpu_acceptance.log").read_text()
     text = (tmp_path / "gpu_acceptance.md").read_text()
     assert "A REHEARSAL ON A CPU" in text
     for section in found:
@@ -132,7 +134,7 @@ def few_cases(acceptance, monkeypatch: pytest.MonkeyPatch) -> None:
     from acceptance import measure
 
     cases = measure.proof_cases(Bundle.load("tiny-en"), 2)[:6]
-    monkeypatch.setattr(measure, "proof_cases", lambda bundle, max_batch: cases)
+    monkeypatch.setattr(measure, "proof_cases", lambda bundle, max_batch, clips: cases)
 
 
 @pytest.mark.parametrize(("shift", "right"), [(0.0, True), (100.0, False), (float("nan"), False)])
@@ -145,7 +147,8 @@ def test_a_fake_runner_that_is_wrong_fails_its_gate(
     answer = sections.run_section("onnxruntime", settings(), [], lambda answer: None)
     assert [check["passed"] for check in answer["gates"]] == [right]
     assert answer["runners"] == (["onnxruntime fp32"] if right else [])
-    assert acceptance.judge([answer]) == ("passed" if right else "failed")
+    found = acceptance.judge([{**answer, "name": "onnxruntime"}])
+    assert found == ("passed, none of our code for GPUs ran" if right else "failed")
 
 
 @pytest.mark.parametrize(("shift", "right"), [(0.0, True), (100.0, False)])
@@ -207,13 +210,158 @@ def test_batches_double_up_to_the_largest(settings) -> None:
 
 
 def test_a_section_that_crashes_or_hangs_is_an_answer(acceptance, settings, tmp_path: Path) -> None:
-    crashed = acceptance.run_child("no such section", settings(), [], 60.0, tmp_path)
+    crashed = acceptance.run_child("no such section", settings(), [], 60.0, tmp_path, tmp_path)
     assert crashed["status"] == "crashed"
     assert "no such section" in crashed["why"]
-    hung = acceptance.run_child("onnxruntime", settings(), [], 0.01, tmp_path)
+    hung = acceptance.run_child("onnxruntime", settings(), [], 0.01, tmp_path, tmp_path)
     assert "did not end within 0.01 s" in hung["why"]
     assert acceptance.judge([crashed]) == acceptance.judge([hung]) == "failed"
-    assert acceptance.judge([{"status": "not run", "gates": []}]) == "nothing ran"
+
+
+def test_the_verdict_names_less_than_passed_where_no_engine_ran(acceptance) -> None:
+    def ran(*names: str) -> list[dict[str, object]]:
+        return [{"name": name, "status": "ran", "gates": []} for name in names]
+
+    assert acceptance.judge([{"name": "cuda", "status": "not run", "gates": []}]) == "nothing ran"
+    assert acceptance.judge(ran("cuda", "tensorrt fp16")) == "passed"
+    assert acceptance.judge(ran("cuda", "torch")) == "passed, no TensorRT"
+    assert acceptance.judge(ran("torch", "onnxruntime")) == "passed, none of our code for GPUs ran"
+
+
+class FakeRun:
+    """Runs sections that are functions, in the place of processes."""
+
+    def __init__(self, acceptance, settings, monkeypatch, output: Path, former=()) -> None:
+        self.asked: list[tuple[str, list[str], float]] = []
+        self.act = lambda name: {
+            "status": "ran",
+            "why": "",
+            "gates": [],
+            "rows": [],
+            "runners": [f"of {name}"],
+        }
+
+        def run_child(name, settings, runners, timeout_s, folder, output, started):
+            self.asked.append((name, runners, timeout_s))
+            return self.act(name)
+
+        monkeypatch.setattr(acceptance, "run_child", run_child)
+        self.run = acceptance.Run(settings(), output, {
+            "name": "x", "date": "", "doctor": [], "gpu_before": "", "versions": {}, "cpu": "",
+        }, Bundle.load("tiny-en"), "tiny-en", list(former))  # fmt: skip
+        self.output = output
+
+    def __call__(self, *, only=None, deadline=1e12) -> dict[str, dict]:
+        self.run.sections(only, 900.0, deadline, self.output)
+        result = json.loads((self.output / "gpu_acceptance.json").read_text())
+        return {section["name"]: section for section in result["sections"]}
+
+
+def test_the_result_is_on_disk_after_every_section(acceptance, settings, monkeypatch, tmp_path: Path) -> None:
+    fake = FakeRun(acceptance, settings, monkeypatch, tmp_path)
+    act, on_disk = fake.act, []
+
+    def looking(name: str):
+        path = tmp_path / "gpu_acceptance.json"
+        on_disk.append(len(json.loads(path.read_text())["sections"]) if path.exists() else 0)
+        return act(name)
+
+    fake.act = looking
+    found = fake()
+    assert on_disk == list(range(len(found)))
+    assert fake.asked[-1][0] == "speed"
+    assert "of onnxruntime" in fake.asked[-1][1]
+
+
+def test_what_no_time_is_left_for_is_not_run(acceptance, settings, monkeypatch, tmp_path: Path) -> None:
+    fake = FakeRun(acceptance, settings, monkeypatch, tmp_path)
+    now = [1000.0]
+    monkeypatch.setattr(acceptance.time, "monotonic", lambda: now[0])
+    act = fake.act
+
+    def slow(name: str):
+        now[0] += 30
+        return act(name)
+
+    fake.act = slow
+    found = fake(deadline=1060.0)
+    assert [timeout for _, _, timeout in fake.asked] == [50.0, 20.0]  # 10 s are kept for the end
+    assert [s["status"] for s in found.values()] == ["ran", "ran"] + ["not run"] * (len(found) - 2)
+    assert "no time was left before --deadline" in found["speed"]["why"]
+
+
+def test_a_stopped_run_keeps_what_it_has(acceptance, settings, monkeypatch, tmp_path: Path) -> None:
+    fake = FakeRun(acceptance, settings, monkeypatch, tmp_path)
+    act = fake.act
+
+    def stopped(name: str):
+        if name == "torch":
+            fake.run.stop(15, None)
+        return act(name)
+
+    fake.act = stopped
+    found = fake()
+    assert [name for name, section in found.items() if section["status"] == "ran"] == ["cuda", "torch"]
+    assert found["speed"]["why"] == "the run was stopped before it"
+    assert "then it was stopped" in (tmp_path / "gpu_acceptance.md").read_text()
+
+
+def test_a_former_result_is_taken_up(acceptance, settings, monkeypatch, tmp_path: Path) -> None:
+    former = {
+        "name": "torch",
+        "status": "ran",
+        "why": "",
+        "gates": [],
+        "rows": [],
+        "runners": ["torch eager fp32"],
+    }
+    fake = FakeRun(acceptance, settings, monkeypatch, tmp_path, [former])
+    found = fake(only=["speed"])
+    assert [name for name, _, _ in fake.asked] == ["speed"]
+    assert fake.asked[0][1] == ["torch eager fp32"]
+    assert (found["torch"]["status"], found["cuda"]["why"]) == ("ran", "left out by --only")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--resume", "no.json"], "--resume no.json is no result of this script"),
+        (["--clips", "no.npy"], "there is no no.npy; --clips takes sound files"),
+    ],
+)
+def test_bad_options(script: Path, tmp_path: Path, options: list[str], told: str) -> None:
+    done = run_script(script, "--rehearse", "-o", tmp_path / "out", *options)
+    assert done.returncode == 1
+    assert told in done.stderr.splitlines()[-1]
+
+
+def test_a_real_sigterm_leaves_the_result(script: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(script), "--rehearse", "--only", "cuda", "-o", str(tmp_path)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    assert child.stderr.readline() == "cuda ...\n"
+    child.send_signal(signal.SIGTERM)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 3
+    assert "then it was stopped" in out
+    (section, *rest) = json.loads((tmp_path / "gpu_acceptance.json").read_text())["sections"]
+    assert (section["name"], section["status"]) == ("cuda", "crashed")
+    assert {other["why"] for other in rest} == {"left out by --only"}
+
+
+def test_clips_without_soundfile(acceptance, tmp_path: Path) -> None:
+    from acceptance import measure
+
+    (samples,) = Bundle.load("tiny-en").path.parents[1].glob("samples/*.flac")
+    acceptance.save_clips(str(samples), str(tmp_path))
+    (saved,) = tmp_path.glob("*.npy")
+    assert saved.read_bytes() == measure.SAMPLE.read_bytes()
+    (ours,) = measure.read_waveforms([str(saved)], 16_000).values()
+    (theirs,) = measure.read_waveforms([str(samples)], 16_000).values()
+    np.testing.assert_array_equal(ours, theirs)
+    np.save(tmp_path / "two.npy", np.zeros((2, 9)))
+    with pytest.raises(ValueError, match=r"two.npy holds float64 \[2, 9\]; a clip is one row"):
+        measure.read_waveforms([str(tmp_path / "two.npy")], 16_000)
 
 
 def test_times_are_taken_in_turns_and_a_fake_runner_that_fails_is_left_out(acceptance) -> None:

@@ -15,12 +15,14 @@ import enum
 import itertools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 
 from edge_asr.runtime.engine import cuda
+
+if TYPE_CHECKING:
+    import pytest  # scripts/gpu_acceptance.py uses this file where there is none
 
 PRIMARY_CONTEXT = 0xC0
 OTHER_CONTEXT = 0xC1
@@ -46,6 +48,7 @@ class Stream:
         self.queue: list[Callable[[bool], None]] = []
         self.recording: list[Callable[[bool], None]] | None = None
         self.recorder: int | None = None
+        self.synchronizing = threading.Lock()
 
     def push(self, work: Callable[[bool], None]) -> None:
         (self.queue if self.recording is None else self.recording).append(work)
@@ -63,7 +66,6 @@ class FakeCuda:
         self.devices, self.integrated = 1, False
         self._contexts = threading.local()
         self._failures: dict[str, list[int]] = {}
-        self._synchronizing = threading.Lock()
 
     @property
     def contexts(self) -> list[int]:
@@ -272,12 +274,12 @@ class FakeLibcuda:
         stream = self._gpu.streams[handle]
         if stream.recording is not None:
             return CudaError.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-        assert self._gpu._synchronizing.acquire(blocking=False), "two threads use the stream at once"
+        assert stream.synchronizing.acquire(blocking=False), "two threads use the stream at once"
         try:
             while stream.queue:
                 stream.queue.pop(0)(False)
         finally:
-            self._gpu._synchronizing.release()
+            stream.synchronizing.release()
         return self._code("cuStreamSynchronize", CudaError.CUDA_ERROR_ILLEGAL_ADDRESS)
 
     def _cuStreamBeginCapture(self, handle: int, mode: int) -> int:
