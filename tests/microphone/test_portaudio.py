@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -271,16 +274,23 @@ def test_a_sound_server_that_dies_is_an_error_if_nobody_wants_to_wait(
     assert "Traceback" not in messages
 
 
+def write_speech(sample: Path, folder: Path) -> Path:
+    path = folder / "speech.wav"
+    soundfile.write(path, read_audio(sample), RATE, subtype="PCM_16")
+    return path
+
+
+def events_of(program: Program, kind: str) -> list[dict[str, Any]]:
+    return [event for event in map(json.loads, list(program.lines)) if event["type"] == kind]
+
+
 def test_a_microphone_that_goes_away_comes_back(
     virtual_microphone: VirtualMicrophone, sample_path: Path, tmp_path: Path
 ) -> None:
     """The server dies within a sentence and is started again; its sink goes and returns; it freezes."""
-    speech = tmp_path / "speech.wav"
-    soundfile.write(speech, read_audio(sample_path), RATE, subtype="PCM_16")
+    speech = write_speech(sample_path, tmp_path)
     program = Program(virtual_microphone, "--json", "--threads", "1", "--partials", "off")
-
-    def events(kind: str) -> list[dict[str, Any]]:
-        return [event for event in map(json.loads, list(program.lines)) if event["type"] == kind]
+    events = partial(events_of, program)
 
     def changes_are(*states: str) -> None:
         wanted = [*states]
@@ -326,6 +336,77 @@ def test_a_microphone_that_goes_away_comes_back(
     for gap, first, end in zip(gaps, away, away[1:], strict=False):
         assert 0 < gap["lost_s"] <= end - first + 0.5, (gap, end - first)
     assert events("error") == []
+
+
+def test_a_source_that_the_server_suspends_is_a_gap(
+    virtual_microphone: VirtualMicrophone, sample_path: Path, tmp_path: Path
+) -> None:
+    speech = write_speech(sample_path, tmp_path)
+    program = Program(virtual_microphone, "--json", "--threads", "1", "--partials", "off")
+    program.wait_for("listening to")
+    began = time.monotonic()
+    virtual_microphone.control("suspend-sink", "mic", "1")  # a monitor is not suspended without its sink
+    program.wait_for('"lost"')
+    virtual_microphone.control("suspend-sink", "mic", "0")
+    program.wait_for('"back"')
+    away_s = time.monotonic() - began
+    virtual_microphone.play(speech)
+    code, _, messages = program.interrupt()
+    assert code == 130, messages
+    assert "stop" in " ".join(event["text"] for event in events_of(program, "final"))
+    assert [event["state"] for event in events_of(program, "device")] == ["lost", "back"]
+    (gap,) = events_of(program, "gap")
+    assert gap["reason"] == "device_lost"
+    assert 1 < gap["lost_s"] <= away_s + 0.5  # it is lost after 3 s; what was on its way came before
+    assert events_of(program, "error") == []
+
+
+def test_another_default_device_is_followed(
+    virtual_microphone: VirtualMicrophone, sample_path: Path, tmp_path: Path
+) -> None:
+    """A headset is plugged in: the server makes it the default, and the old microphone hears nothing more."""
+    speech = write_speech(sample_path, tmp_path)
+    program = Program(virtual_microphone, "--json", "--threads", "1", "--partials", "off")
+    program.wait_for("listening to")
+    virtual_microphone.plug(44_100, "headset")
+    time.sleep(0.5)
+    virtual_microphone.play(speech, sink="headset")
+    code, _, messages = program.interrupt()
+    assert code == 130, messages
+    assert "stop" in " ".join(event["text"] for event in events_of(program, "final"))
+    assert events_of(program, "error") == []
+
+
+@pytest.mark.parametrize("virtual_microphone", [RATE], indirect=True)
+def test_with_all_cores_busy_every_sample_is_heard_or_reported(
+    virtual_microphone: VirtualMicrophone, sample_path: Path, tmp_path: Path
+) -> None:
+    """Two busy processes for each core; the server plays from its memory, so the player is never late."""
+    speech, heard = write_speech(sample_path, tmp_path), tmp_path / "heard.wav"
+    clip = read_audio(speech)
+    virtual_microphone.control("upload-sample", str(speech), "speech")
+    with ExitStack() as stack:
+        for _ in range(2 * len(os.sched_getaffinity(0))):
+            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(busy.wait)
+            stack.callback(busy.kill)
+        options = ("--json", "--threads", "2", "--rate", str(RATE), "--record", str(heard))
+        program = Program(virtual_microphone, *options)
+        program.wait_for("listening to")
+        began = time.monotonic()
+        virtual_microphone.control("play-sample", "speech", "mic")
+        time.sleep(len(clip) / RATE + 1.0)
+        listened_s = time.monotonic() - began
+        code, _, messages = program.interrupt()
+    assert code == 130, messages
+    gaps = events_of(program, "gap")
+    samples = read_audio(heard)
+    assert len(samples) / RATE + sum(gap["lost_s"] for gap in gaps) >= listened_s - 0.5
+    if not gaps:  # then the clip is there, sample by sample
+        start = find_offsets([clip], [0], samples)[0]
+        piece = samples[start : start + len(clip)]
+        assert np.corrcoef(piece, clip)[0, 1] > 0.999, "samples are missing without a gap"
+        assert "stop" in " ".join(event["text"] for event in events_of(program, "final"))
 
 
 def test_a_sound_server_that_is_frozen_before_opening_does_not_block_ctrl_c(

@@ -73,10 +73,10 @@ class VirtualMicrophone:
         self._wait_until_up(self.server)
         self.control("set-default-source", "mic.monitor")
 
-    def play(self, path: Path) -> None:
+    def play(self, path: Path, *, sink: str = "mic") -> None:
         """Play a sound file at real time; returns when it has been played."""
         subprocess.run(
-            ["paplay", "--device=mic", "--latency-msec=200", str(path)],
+            ["paplay", f"--device={sink}", "--latency-msec=200", str(path)],
             env=self.environment,
             check=True,
             timeout=600,
@@ -103,10 +103,10 @@ class VirtualMicrophone:
         """Take the sink and its source away."""
         self.control("unload-module", "module-null-sink")
 
-    def plug(self, rate: int) -> None:
-        """Put them back, at another rate."""
-        self.control("load-module", "module-null-sink", "sink_name=mic", f"rate={rate}", "channels=1")
-        self.control("set-default-source", "mic.monitor")
+    def plug(self, rate: int, name: str = "mic") -> None:
+        """Put them back, at another rate, or others beside them, and make them the default."""
+        self.control("load-module", "module-null-sink", f"sink_name={name}", f"rate={rate}", "channels=1")
+        self.control("set-default-source", f"{name}.monitor")
 
     def _wait_until_up(self, server: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 20
