@@ -30,6 +30,8 @@ _MAX_WORD_SAMPLES = STREAM_SAMPLE_RATE
 """Of a last word that began earlier, only the end is held back."""
 _MIN_BEGINNING = 2
 """Letters from which the beginning of a word is shown, where no later sound changes it."""
+_KEPT_SAMPLES = STREAM_SAMPLE_RATE
+"""The seam of two windows lies between once and twice as far back."""
 
 
 class Transcriber(Protocol):
@@ -126,9 +128,8 @@ class PartialDecoder(Protocol):
 class WindowedDecoder:
     """Encodes at most the last `window_s` of the utterance at each call.
 
-    While the utterance is shorter, the hypothesis covers all of it. Later, tokens older than the window are
-    kept, and the two are joined in the widest gap between tokens within the second quarter of the window,
-    where both have context on both sides.
+    Tokens that lie more than one or two seconds back are kept as they were, because a model with unlimited
+    context changes words of any age. Kept and new ones are joined in the widest gap between tokens.
 
     Args:
         transcriber: a `Recognizer`.
@@ -156,24 +157,26 @@ class WindowedDecoder:
 
     def decode(self, history: AudioHistory) -> PartialHypothesis:
         """Encode the window that ends at the end of `history`."""
-        end = self._end = history.end
+        end = history.end
         excess = max(0, end - self._start - self._window)
         start = self._start + -(-excess // _ALIGN_SAMPLES) * _ALIGN_SAMPLES
         transcript = self._transcriber.transcribe(history.read(start, end), STREAM_SAMPLE_RATE)
-        tokens = shift_tokens(transcript.heard, start / STREAM_SAMPLE_RATE)
-        if start > self._start:
-            seam_s = self._seam_s(start)
-            tokens = (
-                *(t for t in self._tokens if t.start_s < seam_s),
-                *(t for t in tokens if t.start_s >= seam_s),
-            )
-        self._tokens = tokens
-        return PartialHypothesis(tokens, end)
+        seam_s = self._seam_s(start, end)
+        new = shift_tokens(transcript.heard, start / STREAM_SAMPLE_RATE)
+        self._tokens = (
+            *(token for token in self._tokens if token.start_s < seam_s),
+            *(token for token in new if token.start_s >= seam_s),
+        )
+        self._end = end
+        return PartialHypothesis(self._tokens, end)
 
-    def _seam_s(self, start: int) -> float:
-        """Choose where the kept tokens end and those of the window that begins at `start` take over."""
-        first_s = (start + self._window // 4) / STREAM_SAMPLE_RATE
-        last_s = (start + self._window // 2) / STREAM_SAMPLE_RATE
+    def _seam_s(self, start: int, end: int) -> float:
+        """Choose where the kept tokens end and those of the window [start, end) take over."""
+        last = min(end - _KEPT_SAMPLES, self._end - _KEPT_SAMPLES // 2)
+        first = last - min(_KEPT_SAMPLES, self._window // 4)
+        if first < start:
+            return start / STREAM_SAMPLE_RATE
+        first_s, last_s = first / STREAM_SAMPLE_RATE, last / STREAM_SAMPLE_RATE
         inside = [t for t in self._tokens if first_s <= t.start_s <= last_s]
         edges = [first_s, *(edge for t in inside for edge in (t.start_s, t.end_s)), last_s]
         spans = list(zip(edges[::2], edges[1::2], strict=True))
