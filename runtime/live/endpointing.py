@@ -54,8 +54,8 @@ class EndpointConfig:
         initial_noise_dbfs: noise floor that is assumed until it has been observed.
         noise_window_s: how far back the noise floor looks.
         vad: ask a neural detector too (vad.py, `pip install 'edge-asr[vad]'`): what it does not take for
-            speech begins no utterance and keeps none open, and a short sound whose tokens are improbable gives
-            no text.
+            speech begins no utterance and keeps none open, and a short sound with improbable tokens gives no
+            text.
     """
 
     pause_s: float = 0.6
