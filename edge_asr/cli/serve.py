@@ -87,7 +87,7 @@ _Seconds = FiniteRange(min=0, min_open=True)
     type=_Seconds,
     default=30,
     show_default=True,
-    help="How long a session may send nothing, and a request may take to arrive.",
+    help="How long a session or a request may send nothing.",
 )
 @click.option(
     "--grace",

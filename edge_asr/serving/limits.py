@@ -30,7 +30,7 @@ class Limits:
         max_requests: recordings at the same time: being received, waiting or being transcribed.
         max_session_s: longest session, and the longest recording.
         max_upload_bytes: largest recording.
-        idle_s: how long a session may send nothing, and a request may take to arrive.
+        idle_s: how long a session or a request may send nothing; a request may take ten times that in all.
         slow_reader_s: how long an event may wait for a client that does not read.
         queue_s: sound of a session that waits for recognition; then the client has to wait, or loses some.
     """

@@ -42,6 +42,8 @@ ALIAS = "whisper-1"
 """The name that most clients of this API have built in; here it means the loaded model."""
 _FORMATS = ("json", "verbose_json", "text", "srt", "vtt")
 _FORM_BYTES = 4 * MAX_GRAMMAR_CHARACTERS
+_MAX_IDLE = 10
+"""A request may take so many times what it may be idle."""
 _Result = TypeVar("_Result")
 
 
@@ -113,7 +115,7 @@ class OpenAiApi:
 
         async def counting() -> Any:
             nonlocal n_bytes
-            message = await receive()
+            message = await asyncio.wait_for(receive(), limits.idle_s)
             n_bytes += len(message.get("body", b""))
             if n_bytes > n_most:
                 raise too_large
@@ -122,10 +124,12 @@ class OpenAiApi:
         limited = Request(request.scope, counting)
         form = limited.form(max_files=1, max_fields=40, max_part_size=_FORM_BYTES)
         try:
-            return await asyncio.wait_for(form, limits.idle_s)
+            return await asyncio.wait_for(form, _MAX_IDLE * limits.idle_s)
         except asyncio.TimeoutError:
             raise RefusedError(
-                "idle", f"the request did not arrive within {limits.idle_s:g} s; send it faster, or in parts"
+                "idle",
+                f"nothing of the request came for {limits.idle_s:g} s, or it took longer than "
+                f"{_MAX_IDLE * limits.idle_s:g} s in all; send it faster",
             ) from None
 
     async def _stream(
@@ -140,12 +144,13 @@ class OpenAiApi:
 
             async def feed() -> None:
                 blocks = sound.blocks(1.0)
-                while session.reason is None:
-                    block = await asyncio.to_thread(next, blocks, None)
-                    if block is None:
-                        break
-                    await session.push(block)
-                session.end()
+                try:
+                    while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+                        await session.push(block)
+                        if session.reason is not None:
+                            break
+                finally:
+                    session.end()
 
             feeding = asyncio.ensure_future(feed())
             delivering = asyncio.ensure_future(session.deliver(events.put))

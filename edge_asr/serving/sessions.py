@@ -29,31 +29,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, BinaryIO
-
-import numpy.typing as npt
+from typing import BinaryIO
 
 from edge_asr.errors import RefusedError
 from edge_asr.printable import json_line
-from edge_asr.runtime import Error, LiveConfig, LiveRecognizer, QueueSource, Recognizer, Transcript
-from edge_asr.runtime.digits import write_event_digits, write_transcript_digits
+from edge_asr.runtime import Recognizer, Transcript
+from edge_asr.runtime.digits import write_transcript_digits
 from edge_asr.runtime.live.events import Event
 from edge_asr.serving.limits import Limits
 from edge_asr.serving.observer import Observer
 from edge_asr.serving.options import DecodingOptions, SessionOptions
-from edge_asr.serving.outbox import Outbox
 from edge_asr.serving.recognizers import Recognizers
+from edge_asr.serving.session import Session as Session
 from edge_asr.serving.uploads import open_upload
-
-_log = logging.getLogger(__name__)
-_BLOCK_S = 0.5
-_ROOM_POLL_S = 0.02
 
 
 class Sessions:
@@ -253,13 +246,20 @@ class Place:
             await self._session.wait_ended()
 
         def make() -> Session:
-            return Session(core, options, loop, next(core._numbers))
+            return Session(
+                next(core._numbers),
+                options,
+                recognizers=core.recognizers,
+                limits=core.limits,
+                observer=core.observer,
+                vad=core.vad,
+                loop=loop,
+            )
 
         session = await loop.run_in_executor(core._threads, make)
         self._session = session
-        core._threads.submit(session._run)
-        core.observer.session_opened(session)
-        session._ended.add_done_callback(lambda _: self._check_left())
+        session.start(core._threads)
+        session.ended.add_done_callback(lambda _: self._check_left())
         if self._end_reason is not None:  # the server began to stop meanwhile
             session.end(self._end_reason)
         return session
@@ -278,138 +278,8 @@ class Place:
         self._check_left()
 
     def _check_left(self) -> None:
-        if self._is_left and (self._session is None or self._session._ended.done()):
+        if self._is_left and (self._session is None or self._session.ended.done()):
             self._core._has_left(self)
-
-
-class Session:
-    """One live stream of sound. `Place.open` makes it.
-
-    Attributes:
-        number: counts the sessions of the server from 1.
-        options: what its client asked for.
-        reason: why it ended: "end" (its client had no more sound), "left", "idle", "too_long", "draining",
-            "slow_reader" or "error"; None while it goes on.
-    """
-
-    def __init__(
-        self, core: Sessions, options: SessionOptions, loop: asyncio.AbstractEventLoop, number: int
-    ) -> None:
-        limits = core.limits
-        self.number, self.options = number, options
-        self.reason: str | None = None
-        config = LiveConfig(
-            endpoint=options.endpoint_config(vad=core.vad),
-            partials=options.partials,
-            max_audio_s=limits.max_session_s,
-        )
-        self._core, self._loop = core, loop
-        self._source = QueueSource(options.sample_rate, queue_s=limits.queue_s)
-        self._live = LiveRecognizer(
-            core.recognizers.get(options, "final"),
-            self._source,
-            config=config,
-            partial_decoder=core.recognizers.new_partial_decoder(options, config.partial_window_s),
-        )
-        self._outbox = Outbox(loop)
-        self._ended: asyncio.Future[None] = loop.create_future()
-        self._began = self._last_push = time.monotonic()
-        self._watch = loop.call_soon_threadsafe(self._check_time)
-
-    @property
-    def audio_s(self) -> float:
-        """Seconds of sound that were recognized."""
-        return self._live.stats.audio_s
-
-    @property
-    def queued_s(self) -> float:
-        """Seconds of sound that wait for recognition."""
-        return self._source.queued_s
-
-    async def push(self, samples: npt.NDArray[Any]) -> None:
-        """Take sound; with `overflow="wait"`, wait for room. After the end it is ignored."""
-        n_block = max(1, round(min(_BLOCK_S, self._core.limits.queue_s / 2) * self.options.sample_rate))
-        for begin in range(0, len(samples), n_block):
-            block = samples[begin : begin + n_block]
-            self._last_push = time.monotonic()
-            if self.options.overflow == "wait":
-                room_s = self._core.limits.queue_s - len(block) / self.options.sample_rate
-                while self.reason is None and self._source.queued_s > room_s:
-                    await asyncio.sleep(_ROOM_POLL_S)
-                    self._last_push = time.monotonic()
-            if self.reason is not None:
-                return
-            self._source.push(block)
-
-    def end(self, reason: str = "end") -> None:
-        """Take no more sound; what was heard is still recognized and delivered. The first reason stays."""
-        if self.reason is None:
-            self.reason = reason
-            self._live.stop()
-            if reason not in ("end", "left", "draining"):
-                self._core.observer.refused(reason)
-
-    async def deliver(self, send: Callable[[Event], Awaitable[None]]) -> str:
-        """Hand every event to `send`, until the session has ended; return the reason.
-
-        Raises:
-            RefusedError: "slow_reader": `send` took too long; nothing more is delivered.
-            Exception: what `send` raises; the session goes on until its place is left.
-        """
-        limit_s = self._core.limits.slow_reader_s
-        while (event := await self._outbox.get()) is not None:
-            try:
-                await asyncio.wait_for(send(event), limit_s)
-            except asyncio.TimeoutError:
-                self.end("slow_reader")
-                raise RefusedError(
-                    "slow_reader", f"the client did not read its events for {limit_s:g} s"
-                ) from None
-        await self.wait_ended()
-        return self.reason or "error"
-
-    async def wait_ended(self) -> None:
-        """Wait until the thread has done its work."""
-        await asyncio.shield(self._ended)
-
-    def _run(self) -> None:
-        """Follow the recognizer, in a thread of the pool."""
-        observer = self._core.observer
-        try:
-            with self._live:
-                for event in self._live:
-                    observer.event(self, event)
-                    self._outbox.put(write_event_digits(event) if self.options.digits else event)
-        except Exception:  # noqa: BLE001 - a bug ends its session, not the server
-            _log.exception("session %d failed", self.number)
-            message = "recognition failed inside the server; its log says why"
-            self._outbox.put(Error(message=message, kind="InternalError", at_s=self.audio_s))
-        self._outbox.close()
-        try:
-            self._loop.call_soon_threadsafe(self._finish)
-        except RuntimeError:  # the loop has ended before its sessions
-            pass
-
-    def _finish(self) -> None:
-        if self.reason is None:
-            is_full = self.audio_s >= self._core.limits.max_session_s
-            self.reason = "too_long" if is_full and self._live.error is None else "error"
-            self._core.observer.refused(self.reason)
-        self._watch.cancel()
-        self._ended.set_result(None)
-        self._core.observer.session_closed(self, self.audio_s)
-
-    def _check_time(self) -> None:
-        """End the session if it is idle or too long, else look again when it could be."""
-        if self.reason is not None:
-            return
-        now, limits = time.monotonic(), self._core.limits
-        idle_left_s = self._last_push + limits.idle_s - now
-        left_s = self._began + limits.max_session_s - now
-        if min(idle_left_s, left_s) <= 0:
-            self.end("idle" if idle_left_s <= 0 else "too_long")
-        else:
-            self._watch = self._loop.call_later(min(idle_left_s, left_s), self._check_time)
 
 
 def event_to_line(event: Event) -> str:

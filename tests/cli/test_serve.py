@@ -82,7 +82,7 @@ def test_a_signal_lets_the_last_final_out(sample_path: Path) -> None:
     from websockets.asyncio.client import connect
     from websockets.exceptions import ConnectionClosedError
 
-    speech = (read_audio(sample_path)[: 2 * 16_000] * 32767).astype(np.int16)
+    speech = (read_audio(sample_path)[: round(4.5 * 16_000)] * 32767).astype(np.int16)
 
     async def work(process: subprocess.Popen[str], address: str) -> list[dict[str, Any]]:
         headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -91,7 +91,7 @@ def test_a_signal_lets_the_last_final_out(sample_path: Path) -> None:
             await client.send(speech.tobytes())
             while (event := json.loads(await client.recv()))["type"] != "end":
                 events.append(event)
-                if event["type"] == "partial":
+                if event["type"] == "final" and event["id"] == 0:
                     process.send_signal(signal.SIGTERM)
             assert event["reason"] == "draining"
             with pytest.raises(ConnectionClosedError, match="1012"):
@@ -103,10 +103,13 @@ def test_a_signal_lets_the_last_final_out(sample_path: Path) -> None:
         assert process.wait(20) == 0
         assert process.stderr is not None
         lines = [json.loads(line) for line in process.stderr.read().splitlines()]
-    assert [event["text"] for event in events if event["type"] == "final"] == ["enter seven two five"]
-    assert [line["message"] for line in lines] == ["session opened", "final", "session closed"]
+    assert [event["text"] for event in events if event["type"] == "final"] == [
+        "enter seven two five",
+        "start recording",
+    ]
+    assert [line["message"] for line in lines] == ["session opened", "final", "final", "session closed"]
     assert "text" not in lines[1]
-    assert lines[2]["reason"] == "draining"
+    assert lines[-1]["reason"] == "draining"
 
 
 def test_the_log_has_what_was_said_only_if_asked(sample_path: Path) -> None:

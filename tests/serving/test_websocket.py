@@ -29,18 +29,18 @@ from websockets.exceptions import InvalidStatus
 
 
 def test_a_session_hears_what_the_runtime_hears(
-    server: Running, speech: Speech, finals: list[dict[str, Any]]
+    server: Running, speech: Speech, finals: list[tuple[Any, ...]]
 ) -> None:
     events = run(hear(f"{server.ws}/v1/listen", speech))
     assert events[0]["type"] == "ready"
     assert events[0]["model"] == "tiny-en"
     assert [comparable(event) for event in of_type(events, "final")] == finals
-    assert of_type(events, "partial")
+    assert {event["id"] for event in of_type(events, "partial")} <= {0, 1, 2}
     assert events[-1] == {"type": "end", "reason": "end", "audio_s": round(len(speech) / 16_000, 3)}
 
 
 def test_two_sessions_at_once_hear_what_each_hears_alone(
-    server: Running, speech: Speech, finals: list[dict[str, Any]]
+    server: Running, speech: Speech, finals: list[tuple[Any, ...]]
 ) -> None:
     first = speech[: round(2.9 * 16_000)]
 
@@ -165,7 +165,7 @@ def test_a_message_that_is_too_large_ends_the_connection(server: Running) -> Non
 
 
 def test_clients_that_are_killed_leave_nothing_and_disturb_nobody(
-    server: Running, speech: Speech, finals: list[dict[str, Any]]
+    server: Running, speech: Speech, finals: list[tuple[Any, ...]]
 ) -> None:
     run(hear(f"{server.ws}/v1/listen", speech[:16_000]))  # so that the threads of the pools exist
 
@@ -199,7 +199,7 @@ def test_a_hundred_connections_leave_no_thread(server: Running, speech: Speech) 
     run(work())
     before = threading.active_count()
     run(work())
-    assert threading.active_count() <= before
+    run(until(lambda: threading.active_count() <= before))
 
 
 def test_too_many_sessions(make_server: MakeServer, speech: Speech) -> None:
@@ -241,12 +241,12 @@ def test_limits_of_time_end_a_session_with_its_finals(make_server: MakeServer, s
 
 
 def test_sound_that_finds_no_room_waits_or_is_a_gap(
-    make_server: MakeServer, speech: Speech, finals: list[dict[str, Any]]
+    make_server: MakeServer, speech: Speech, finals: list[tuple[Any, ...]]
 ) -> None:
     with make_server(queue_s=1.0) as running:
         events = run(hear(f"{running.ws}/v1/listen", np.concatenate([speech] * 3)))
         assert not of_type(events, "gap")
-        assert texts(events) == 3 * [final["text"] for final in finals]
+        assert texts(events) == 3 * [final[1] for final in finals]
         # A minute in one go is more than anything hears in no time.
         flood = np.concatenate([speech] * 8)
         events = run(hear(f"{running.ws}/v1/listen?overflow=drop", flood))
@@ -276,15 +276,14 @@ def test_a_client_that_answers_no_ping_is_dropped(make_server: MakeServer) -> No
 def test_a_stopping_server_delivers_the_last_final(make_server: MakeServer, speech: Speech) -> None:
     async def work(running: Running) -> tuple[list[dict[str, Any]], int | None]:
         async with connect(f"{running.ws}/v1/listen") as client:
-            await send(client, speech[: round(2.0 * 16_000)])
-            async for message in client:
-                if json.loads(message)["type"] == "partial":
-                    break
+            await send(client, speech[: round(4.5 * 16_000)])
+            while json.loads(await client.recv())["type"] != "final":
+                pass
             running.stop()
             return await read(client), client.close_code
 
     with make_server() as running:
         events, code = run(work(running))
-        assert texts(events) == ["enter seven two five"]
+        assert texts(events) == ["start recording"]
         assert (events[-1]["reason"], code) == ("draining", 1012)
     assert running.is_clean is True
