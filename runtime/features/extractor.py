@@ -1,8 +1,9 @@
 """Log-mel features in numpy and scipy.fft: whole clips, and streams that give the same bits.
 
-Frames are always computed in blocks of `BLOCK_FRAMES`: frame k is in row k % BLOCK_FRAMES, and missing rows
-are zero. The rounding of matrix products and vectorized logarithms depends on shape and row. With both fixed,
-a frame has the same bits however its samples arrived. A block also stays in the L2 cache.
+Frames are always computed in blocks of `BLOCK_FRAMES`: frame k is in row k % BLOCK_FRAMES, and what other
+rows hold does not matter. The rounding of matrix products depends on shape and row. With both fixed, a frame
+has the same bits however its samples arrived. A block also stays in the L2 cache. What works row by row runs
+only on the rows that are used, and those beside them that fill the lanes of a processor, as in a whole block.
 
 The mel product works on squared real and imaginary parts side by side, with each filter weight twice, which
 saves adding them. It works band by band, because a group of neighboring filters touches few bins. The small
@@ -38,6 +39,9 @@ _MAX_PRODUCT = 1 << 18
 """Largest rows * columns * depth of one banded product; OpenBLAS wakes its threads above (interface/gemm.c,
 SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD), which costs more than such a product takes."""
 
+_LANES = 16
+"""Rows or numbers that vectorized loops take at once at most (AVX-512, float32)."""
+
 _rfft = load_rfft()
 
 
@@ -68,7 +72,7 @@ class _Scratch(threading.local):
         self.frames = np.zeros((BLOCK_FRAMES, config.n_fft), dtype)
         self.spare = np.zeros((BLOCK_FRAMES, config.n_fft), dtype)
         self.wide = np.empty((BLOCK_FRAMES if _is_widened(config) else 0, config.n_fft), np.float64)
-        self.power = np.empty((BLOCK_FRAMES, 2 * (config.n_fft // 2 + 1)), np.float32)
+        self.power = np.zeros((BLOCK_FRAMES, 2 * (config.n_fft // 2 + 1)), np.float32)
         self.log_mel = np.empty((BLOCK_FRAMES, config.n_mels), np.float32)
 
 
@@ -160,37 +164,42 @@ class FeatureExtractor:
     def _compute_block(self, frames: F32Array, row: int) -> F32Array:
         """Compute log-mel of frames [n, win] put at `row` of a block; return the scratch [B, n_mels]."""
         config, scratch = self.config, self._scratch
-        block = scratch.frames
-        if len(frames) < BLOCK_FRAMES:
+        first, last = row // _LANES * _LANES, -(-(row + len(frames)) // _LANES) * _LANES
+        if config.remove_dc:  # a matrix product too
+            first, last = 0, BLOCK_FRAMES
+        used = slice(first, last)
+        block = scratch.frames[used]
+        if len(frames) < len(block):
             block[:] = 0.0
-        block[row : row + len(frames), : config.win_length] = frames
+        block[row - first : row - first + len(frames), : config.win_length] = frames
         if config.remove_dc or config.preemphasis_scope == "frame":
-            block = _condition_frames(block, config, scratch.spare)
+            block = _condition_frames(block, config, scratch.spare[used])
         # Copying and then multiplying the whole block takes half the time of a product with a strided
         # operand. The position of the window in the FFT only changes phases, so it starts at column 0.
-        np.multiply(block, self._window, out=block)
+        np.multiply(block, self._window[used], out=block)
         if _is_widened(config):
-            np.copyto(scratch.wide, block)
-            block = scratch.wide
-        spectrum = _rfft(block).view(block.dtype)  # (B, 2 * bins)
-        power = spectrum
-        if config.double_precision:
-            power = scratch.power  # float32 is enough after the transform
-            np.copyto(power, spectrum, casting="same_kind")
-        np.multiply(power, power, out=power)
+            np.copyto(scratch.wide[used], block)
+            block = scratch.wide[used]
+        power = _rfft(block).view(block.dtype)  # (used rows, 2 * bins)
+        if config.double_precision or len(power) < BLOCK_FRAMES:
+            # float32 is enough after the transform, and the products need all rows.
+            np.copyto(scratch.power[used], power, casting="same_kind")
+            power = scratch.power
+        np.multiply(power[used], power[used], out=power[used])
         if config.power == 1.0:
             # Both columns have the weight of the filter, so the column of the real part takes the magnitude.
-            power[:, 0::2] = np.sqrt(power[:, 0::2] + power[:, 1::2])
-            power[:, 1::2] = 0.0
+            power[used, 0::2] = np.sqrt(power[used, 0::2] + power[used, 1::2])
+            power[used, 1::2] = 0.0
         log_mel = scratch.log_mel
         for mels, bins, weights in self._bands:
             np.matmul(power[:, bins], weights, out=log_mel[:, mels])
         guard = np.float32(config.log_guard_value)
         if config.log_guard == "add":
-            np.add(log_mel, guard, out=log_mel)
+            np.add(log_mel[used], guard, out=log_mel[used])
         else:
-            np.maximum(log_mel, guard, out=log_mel)
-        return np.log(log_mel, out=log_mel)
+            np.maximum(log_mel[used], guard, out=log_mel[used])
+        np.log(log_mel[used], out=log_mel[used])
+        return log_mel
 
 
 class FeatureStream:
