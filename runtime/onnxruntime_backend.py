@@ -61,6 +61,8 @@ class OnnxRuntimeBackend:
         num_threads: threads of one operator; None means one per core that this process may use, at
             most four (small models do not gain from more).
         rewritten: whether onnxruntime has already rewritten the file (edge_asr.calibration.cpu_graph).
+        fixed_shapes: whether inputs have always the same shapes, but for a few. onnxruntime then plans their
+            memory once, which takes 1 to 11 % off a step of a stream (1.32; docs/log.md).
         spin: let idle threads wait busily. It is off because on a small board that takes the core
             which captures the sound.
         output_frames: the model's rule; with it, lengths are padded to a coarse grid on CUDA, where every new
@@ -79,6 +81,7 @@ class OnnxRuntimeBackend:
         device: str = "cpu",
         num_threads: int | None = None,
         rewritten: bool = False,
+        fixed_shapes: bool = False,
         spin: bool = False,
         output_frames: OutputFrames | None = None,
     ) -> None:
@@ -97,8 +100,8 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = self.num_threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # Lengths change from call to call, so a memory plan per shape would only cost memory.
-        options.enable_mem_pattern = False
+        # Where lengths change from call to call, a memory plan per shape would only cost memory.
+        options.enable_mem_pattern = fixed_shapes
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         options.log_severity_level = 3
         try:
@@ -285,9 +288,18 @@ def is_jetson() -> bool:
 
 
 def open_artifact(
-    bundle: Bundle, artifact: Artifact, *, device: str = "cpu", num_threads: int | None = None
+    bundle: Bundle,
+    artifact: Artifact,
+    *,
+    device: str = "cpu",
+    num_threads: int | None = None,
+    fixed_shapes: bool = False,
 ) -> OnnxRuntimeBackend:
     """Open a file of a bundle with onnxruntime, on the CPU its copy for it, if that can be loaded.
+
+    Args:
+        bundle, artifact: the file.
+        device, num_threads, fixed_shapes: see `OnnxRuntimeBackend`.
 
     Raises:
         MissingDependencyError, BackendError: see `OnnxRuntimeBackend`.
@@ -298,6 +310,7 @@ def open_artifact(
         "precision": artifact.precision,
         "num_threads": num_threads,
         "output_frames": bundle.info.output_frames,
+        "fixed_shapes": fixed_shapes,
     }
     if graph is not None:
         try:

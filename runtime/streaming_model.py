@@ -132,7 +132,7 @@ class StreamingModel:
             logger.warning(
                 "the bundle has no streaming graph in %s: partials run in %s", precision, artifact.precision
             )
-        backend = open_artifact(bundle, artifact, device=device, num_threads=num_threads)
+        backend = open_artifact(bundle, artifact, device=device, num_threads=num_threads, fixed_shapes=True)
         return cls(backend, streaming.geometry, **shape)
 
     def start(self) -> StreamState:

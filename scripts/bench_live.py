@@ -3,12 +3,13 @@
 
 Both run on one thread and take turns clip by clip, in rotating order. First as fast as they go, for compute
 by the processor's time, words that change from one partial to the next, and WER. "chunk" is what both do:
-the steps that a chunk completes. "update" is what `listen` does: it follows the unfinished chunk too, up to
-the newest sound. Then at real-time pace (not with --fast), for latencies on the clock, against the borders of
-words by forced alignment with the offline model, and the processor's time of the process as a share of it.
-Both end an utterance after the same pause. Our final is the offline model on the whole utterance;
-sherpa-onnx's is its text when it finds the pause, so its cost is that of the last chunk. Of the files of the
-bundles in one precision, the one with which sherpa-onnx is fastest counts.
+the steps that a chunk completes. "update" is what `listen` does for a partial: a chunk, or the unfinished
+part of a long one. Then at real-time pace (not with --fast), for latencies on the clock, against the borders
+of words by forced alignment with the offline model, and the processor's time of the process as a share of it.
+Both end an utterance after the same pause. Our final is the offline model on the whole utterance, which runs
+in the pause; "final, live" is what is computed from the block that ends the pause to the final. That of
+sherpa-onnx is its text when it finds the pause, so it costs the last chunk. Of the files of the bundles in
+one precision, the one with which sherpa-onnx is fastest counts.
 
     edge-asr export tiny-en -o kv160 --chunk-ms 160 --precision int8
     edge-asr export tiny-en -o nemo160 --chunk-ms 160 --stream-layout nemo
@@ -53,7 +54,7 @@ TIMES = (
     ("first partial", "word emission", "end to final", "wait", "final, live"),
 )
 #: (measure, percentile): most milliseconds, in INT8 with chunks of 160 ms.
-GOALS = {("chunk", "p99"): 8.0, ("update", "p99"): 8.0, ("final", "p90"): 15.0}
+GOALS = {("chunk", "p99"): 8.0, ("update", "p99"): 8.0, ("final, live", "p90"): 15.0}
 
 
 def main() -> int:
@@ -65,7 +66,7 @@ def main() -> int:
     parser.add_argument("--max-seconds", type=float, default=6.0, help="of a clip")
     parser.add_argument("--precision", default="fp32,int8")
     parser.add_argument("--pause", type=float, default=0.6, help="seconds that end an utterance")
-    parser.add_argument("--interval", type=float, default=0.16, help="least seconds between our partials")
+    parser.add_argument("--interval", type=float, default=0.3, help="from a chunk to a partial after it")
     parser.add_argument("--fast", action="store_true", help="no latencies")
     arguments = parser.parse_args()
     restart_with_threads(1)

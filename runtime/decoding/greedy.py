@@ -53,6 +53,11 @@ class GreedyDecoder:
         """Make the decoder of a model: a `DecoderFactory`."""
         return cls(vocabulary.blank_id)
 
+    @property
+    def n_tokens(self) -> int:
+        """Count the tokens found so far; later frames can only prolong the last."""
+        return sum(map(len, self._parts))
+
     def push(self, log_probs: F32Array) -> None:
         """See `Decoder.push`."""
         if self._is_flushed:

@@ -143,7 +143,7 @@ class StreamingDecoder:
             offset_s=self._start / STREAM_SAMPLE_RATE,
             end_s=self._heard / STREAM_SAMPLE_RATE,
         )
-        n_fixed = len(self._decoder.peek().tokens) if isinstance(self._decoder, GreedyDecoder) else 0
+        n_fixed = self._decoder.n_tokens if isinstance(self._decoder, GreedyDecoder) else 0
         return PartialHypothesis(tokens, end, n_fixed)
 
 

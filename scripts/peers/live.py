@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.audio import STREAM_SAMPLE_RATE as RATE
-from edge_asr.benchmark.paced_source import PacedSource
+from edge_asr.benchmark.paced_source import BLOCK_S, PacedSource
 from edge_asr.benchmark.timing import lap
 from edge_asr.errors import require
 from edge_asr.metrics import find_right_words
@@ -26,13 +26,14 @@ from edge_asr.runtime.live.endpointing import EndpointConfig
 from edge_asr.runtime.live.events import Event, Final, Partial
 from edge_asr.runtime.live.history import AudioHistory
 from edge_asr.runtime.live.recognizer import LiveRecognizer
+from edge_asr.runtime.live.sources import AudioBlock
 from edge_asr.runtime.live.stream import LiveConfig
 from edge_asr.runtime.live.streaming_decoder import StreamingDecoder
 from edge_asr.runtime.recognizer import Recognizer
-from edge_asr.runtime.transcript import Transcript
 
 F32Array = npt.NDArray[np.float32]
 
+BLOCK_SAMPLES = round(BLOCK_S * RATE)
 FINAL_TAIL_S = 0.3
 """Silence behind the speech of a final, as in `EndpointConfig.tail_s`."""
 
@@ -126,17 +127,9 @@ class EdgeAsr:
         self._config = LiveConfig(
             endpoint=EndpointConfig(pause_s=pause_s), partial_interval_s=partial_interval_s
         )
-        self._final_lap = (0.0, 0.0)
-
-    def transcribe(self, waveform: F32Array, sample_rate: int) -> Transcript:
-        """Make a final, timed."""
-        made: list[Transcript] = []
-        took = lap(lambda: made.append(self._recognizer.transcribe(waveform, sample_rate)))
-        self._final_lap = (took.wall_s, took.thread_s)
-        return made[0]
 
     def follow(self, clip: Clip, step: int) -> Heard:
-        """Take a clip; "chunk" is the steps that a block completes, "update" what `listen` computes."""
+        """Take a clip; "chunk" is the steps that a block completes, "update" a partial of `listen`."""
         heard, recognizer = Heard(), self._recognizer
         features, state = FeatureExtractor(recognizer.features).stream(), self._model.start()
         steps, history, updates = recognizer.new_decoder(), AudioHistory(), self._new_decoder()
@@ -145,30 +138,33 @@ class EdgeAsr:
             steps.push(self._model.push(state, features.push(block)))
             recognizer.vocabulary.decode(steps.fork().flush().tokens.ids.tolist())
 
-        def update(block: F32Array) -> None:
-            history.append(block)
-            heard.partials.append(updates.decode(history).settled_text)
-
         for block in cut(clip.samples, step):
             heard.note("chunk", _processor_s(partial(push, block)))
-            heard.note("update", _processor_s(partial(update, block)))
+        interval = round(self._config.partial_interval_s * RATE)
+        for block in cut(clip.samples, BLOCK_SAMPLES):
+            history.append(block)
+            began = time.process_time()
+            hypothesis = updates.follow(history, interval)
+            if hypothesis is not None:
+                heard.partials.append(hypothesis.settled_text)
+                heard.note("update", time.process_time() - began)
         samples = clip.samples[: round((clip.end_s + FINAL_TAIL_S) * RATE)]
-        heard.note("final", _processor_s(lambda: self.transcribe(samples, RATE)))
-        heard.text = self.transcribe(samples, RATE).text
+        heard.note("final", _processor_s(lambda: recognizer.transcribe(samples, RATE)))
+        heard.text = recognizer.transcribe(samples, RATE).text
         return heard
 
     def listen(self, clip: Clip) -> Heard:
         """Hear a clip through `LiveRecognizer`."""
-        shown, source = _Shown(), PacedSource(clip.samples)
+        shown, source = _Shown(), _TimedSource(clip.samples)
 
         def note(event: Event) -> None:
-            if isinstance(event, Final):
-                shown.show_final(event.text, *self._final_lap)
+            if isinstance(event, Final):  # in the thread that read the sound
+                shown.show_final(event.text, time.monotonic() - source.read_at, source.busy_s())
             elif isinstance(event, Partial):
                 shown.show_partial(event.text)
 
         live = LiveRecognizer(
-            self, source, config=self._config, on_event=note, partial_decoder=self._new_decoder()
+            self._recognizer, source, config=self._config, on_event=note, partial_decoder=self._new_decoder()
         )
 
         def run() -> None:
@@ -187,6 +183,21 @@ class EdgeAsr:
             self._recognizer.vocabulary,
             self._recognizer.new_decoder(),
         )
+
+
+class _TimedSource(PacedSource):
+    """Knows when its last block was read."""
+
+    read_at = began = 0.0
+
+    def read(self) -> AudioBlock | None:
+        block = super().read()
+        self.read_at, self.began = time.monotonic(), time.thread_time()
+        return block
+
+    def busy_s(self) -> float:
+        """Processor's time of this thread since then."""
+        return time.thread_time() - self.began
 
 
 class SherpaOnnx:
