@@ -85,8 +85,8 @@ class PartialHypothesis:
     @property
     def last_token_end(self) -> int | None:
         """Return the sample where the last token ends; None without tokens."""
-        spoken = [token.end_s for token in self.tokens if token.text.strip()]
-        return round(spoken[-1] * STREAM_SAMPLE_RATE) if spoken else None
+        end_s = next((token.end_s for token in reversed(self.tokens) if token.text.strip()), None)
+        return None if end_s is None else round(end_s * STREAM_SAMPLE_RATE)
 
     def word_gaps(self) -> list[tuple[int, int]]:
         """Return the stretches [start, end) in samples between one word and the next."""

@@ -343,6 +343,44 @@ def test_a_slow_recognizer_gives_fewer_partials_and_the_same_finals() -> None:
     assert slow.stats.n_partials < fast.stats.n_partials
 
 
+class OneCore(ToneRecognizer):
+    """A fake: one call at a time, each 0.15 s for a second of sound."""
+
+    def __init__(self) -> None:
+        super().__init__(slowness=0.15)
+        self.lock = threading.Lock()
+
+    def transcribe(self, waveform: np.ndarray, sample_rate: int) -> Transcript:
+        with self.lock:
+            return super().transcribe(waveform, sample_rate)
+
+
+def test_too_many_streams_have_fewer_partials_each_and_all_their_finals() -> None:
+    """At full rate the partials of one stream take two thirds of the core, and there are four."""
+    audio = np.concatenate([silence(0.5), speak(list(WORDS)), silence(1.5)])
+    recognizer = OneCore()
+    sources = [QueueSource(queue_s=30) for _ in range(4)]
+    lives = [LiveRecognizer(recognizer, source) for source in sources]
+    for live in lives:
+        live.start()
+    for begin in range(0, len(audio), 1600):
+        for source in sources:
+            source.push(audio[begin : begin + 1600])
+        time.sleep(0.1)
+    for source in sources:
+        source.end()
+    heard = [list(live) for live in lives]
+    assert [words_of(events) for events in heard] == [list(WORDS)] * 4
+    assert not any(isinstance(event, Gap) for events in heard for event in events)
+    n_partials = [live.stats.n_partials for live in lives]
+    alone = LiveRecognizer(ToneRecognizer(), FileSource(audio, sample_rate=RATE))
+    with alone:
+        list(alone)
+    assert min(n_partials) >= 1
+    assert max(n_partials) < alone.stats.n_partials
+    assert max(n_partials) <= 3 * min(n_partials)  # nobody is served at the cost of the others
+
+
 def test_a_recording_is_never_overwritten_unasked(tmp_path: Path) -> None:
     (tmp_path / "heard.wav").write_bytes(b"precious")
     with pytest.raises(AudioError, match=r"heard\.wav exists already"):
