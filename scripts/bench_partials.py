@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How stable partials are: of the words shown in one partial, how many are others in the next.
 
-Every utterance of the manifests is followed as `listen` does it, with a partial each 0.3 s of sound, but
-without waiting for the sound. A word counts as changed if it was replaced or taken back, by the smallest
+Every utterance of the manifests is followed as `listen` does it, block by block of 20 ms, but without waiting
+for the sound. A word counts as changed if it was replaced or taken back, by the smallest
 number of edits between one text and the next; words that come are no change. Steps are not timed.
 
     python scripts/bench_partials.py bundle/ dev.jsonl more.jsonl --precision int8 --limit 100
@@ -59,7 +59,7 @@ def main() -> int:
 
 def measure(decoder: PartialDecoder, manifest: Path, limit: int | None) -> dict[str, float]:
     """Follow the utterances of one manifest."""
-    step = round(LiveConfig().partial_interval_s * STREAM_SAMPLE_RATE)
+    step, interval = (round(s * STREAM_SAMPLE_RATE) for s in (0.02, LiveConfig().partial_interval_s))
     n_shown = n_changed = 0
     texts, lasts = [], []
     for utterance in read_manifest(manifest).utterances[:limit]:
@@ -68,7 +68,8 @@ def measure(decoder: PartialDecoder, manifest: Path, limit: int | None) -> dict[
         decoder.begin(0)
         for start in range(0, len(samples), step):
             history.append(samples[start : start + step])
-            partials.append(decoder.decode(history).settled_text)
+            if (hypothesis := decoder.follow(history, interval)) is not None:
+                partials.append(hypothesis.settled_text)
         shown, changed = count_changed(partials)
         n_shown, n_changed = n_shown + shown, n_changed + changed
         if utterance.text:

@@ -28,7 +28,7 @@ _SETTLING_SAMPLES = round(0.08 * STREAM_SAMPLE_RATE)
 """With less sound behind it, a word often changes (docs/streaming.md)."""
 _MAX_WORD_SAMPLES = STREAM_SAMPLE_RATE
 """Of a last word that began earlier, only the end is held back."""
-_MIN_BEGINNING = 2
+_MIN_BEGINNING = 3
 """Letters from which the beginning of a word is shown, where no later sound changes it."""
 _KEPT_SAMPLES = STREAM_SAMPLE_RATE
 """The seam of two windows lies between once and twice as far back."""

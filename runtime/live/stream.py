@@ -192,8 +192,7 @@ class LiveStream:
             self._decode(utterance)
             endpoint = self._ask_endpoint(now, utterance)
         if endpoint is None:
-            if self.config.final == "offline":
-                self._prepare_final(now, utterance)
+            self._prepare_final(now, utterance)
             return
         if endpoint.reason == "no_words":
             self._drop_utterance(now)
