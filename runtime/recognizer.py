@@ -141,7 +141,8 @@ class Recognizer(AcousticModel):
                 that the recognizer gives, live partials included.
             on_stage: see the class.
             self_test: run the bundle's own clip, and refuse an execution that hears other words than the
-                exporter did (`edge_asr.runtime.self_test`, which also says how much it deviates).
+                exporter did, offline or with the bundle's streaming graph (`edge_asr.runtime.self_test`,
+                which also says how much it deviates).
 
         Raises:
             BundleError: the bundle does not exist, or is damaged or unverified, or carries no self-test.
@@ -189,9 +190,12 @@ class Recognizer(AcousticModel):
                 on_stage=on_stage,
             )
             if self_test:
-                from edge_asr.runtime.self_test import find_problem
+                from edge_asr.runtime.self_test import find_problem, has_stream_test
 
-                if problem := find_problem(recognizer):
+                problem = find_problem(recognizer)
+                if not problem and has_stream_test(bundle):
+                    problem = find_problem(recognizer, stream=True)
+                if problem:
                     raise BackendError(f"{problem}; run `edge-asr doctor -m {bundle.path}`")
             return recognizer
         except BaseException:

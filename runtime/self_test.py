@@ -1,8 +1,8 @@
 """Runs a bundle's own clip on this machine, with this runtime, and compares with what the exporter heard.
 
 An INT8 graph or a new onnxruntime can give other words on another processor without any error. So a bundle
-carries a clip, and for each precision its text, the best token of each frame and its log-prob.
-`run_self_test` compares.
+carries a clip, and for each precision its text, the best token of each frame and its log-prob, offline and
+of its streaming graph. `run_self_test` compares.
 What this file does not do: make the entry of the bundle (edge_asr.proof.self_test), remember a result or act
 on it (tested.py).
 """
@@ -22,6 +22,8 @@ from edge_asr.errors import BackendError, BundleError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.runtime.backends import Backend
 from edge_asr.runtime.decoding.greedy import greedy_decode
+from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,10 @@ class Loaded(Protocol):
 
     def log_probs(self, waveform: npt.ArrayLike, sample_rate: int, /) -> npt.NDArray[np.float32]:
         """Log-probs of a waveform."""
+        ...
+
+    def streaming_model(self) -> StreamingModel:
+        """Return the streaming graph of the bundle."""
         ...
 
 
@@ -89,8 +95,12 @@ class SelfTestResult:
         )
 
 
-def run_self_test(recognizer: Loaded) -> SelfTestResult:
+def run_self_test(recognizer: Loaded, *, stream: bool = False) -> SelfTestResult:
     """Run the clip of the recognizer's bundle, with greedy search.
+
+    Args:
+        recognizer: what is tested.
+        stream: test its streaming graph, not what transcribes.
 
     Raises:
         BundleError: there is no bundle, it carries no self-test, or its clip was altered.
@@ -98,7 +108,10 @@ def run_self_test(recognizer: Loaded) -> SelfTestResult:
     """
     bundle = recognizer.bundle
     entry = None if bundle is None else bundle.info.self_test
-    reference = None if entry is None else entry.references.get(recognizer.backend.precision)
+    model = recognizer.streaming_model() if stream else None
+    precision = recognizer.backend.precision if model is None else model.precision
+    references = None if entry is None else entry.references if model is None else entry.stream
+    reference = (references or {}).get(precision)
     if bundle is None or entry is None or reference is None:
         where = "a recognizer without a bundle" if bundle is None else str(bundle.path)
         raise BundleError(f"{where} carries no self-test of this precision; export the model again")
@@ -106,7 +119,11 @@ def run_self_test(recognizer: Loaded) -> SelfTestResult:
     if not clip.is_file() or sha256_of(clip) != entry.sha256:
         raise BundleError(f"{clip} is not the file that bundle.json describes; copy the bundle again")
     rate = recognizer.features.sample_rate
-    log_probs = recognizer.log_probs(read_audio(clip, rate), rate)
+    waveform = read_audio(clip, rate)
+    if model is None:
+        log_probs = recognizer.log_probs(waveform, rate)
+    else:
+        log_probs = stream_log_probs(model, waveform, recognizer.features)
     try:
         argmax, values = (np.array(reference[key].split(), np.int64) for key in ("argmax", "values"))
         if not len(argmax) == len(values) == len(log_probs):
@@ -116,7 +133,7 @@ def run_self_test(recognizer: Loaded) -> SelfTestResult:
         raise BundleError(f"the self-test of {bundle.path}: {error}; export the model again") from error
     ids = greedy_decode(log_probs, recognizer.vocabulary.blank_id).ids.tolist()
     return SelfTestResult(
-        execution=recognizer.execution,
+        execution=recognizer.execution if model is None else model.execution,
         text=recognizer.vocabulary.decode(ids),
         expected=reference["text"],
         frame_agreement=float(np.mean(np.argmax(log_probs, axis=1) == argmax)),
@@ -124,15 +141,29 @@ def run_self_test(recognizer: Loaded) -> SelfTestResult:
     )
 
 
-def find_problem(recognizer: Loaded) -> str:
+def has_stream_test(bundle: Bundle) -> bool:
+    """Tell whether a bundle can tell what its streaming graph must hear."""
+    entry = bundle.info.self_test
+    return bundle.info.streaming is not None and entry is not None and bool(entry.stream)
+
+
+def stream_log_probs(
+    model: StreamingModel, waveform: npt.NDArray[np.float32], features: FeatureConfig
+) -> npt.NDArray[np.float32]:
+    """Run a waveform [S], at the rate of the features, through a streaming graph; return [T', V]."""
+    return model.log_probs(FeatureExtractor(features)(waveform))
+
+
+def find_problem(recognizer: Loaded, *, stream: bool = False) -> str:
     """Run the self-test, and say what is wrong in one sentence; an empty one is a pass.
 
     Raises:
         BundleError, AudioError: the bundle has no self-test, or its clip cannot be read.
     """
     try:
-        result = run_self_test(recognizer)
+        result = run_self_test(recognizer, stream=stream)
     except BackendError as error:
-        return f"{recognizer.execution} fails on the bundle's clip: {error}"
+        execution = recognizer.streaming_model().execution if stream else recognizer.execution
+        return f"{execution} fails on the bundle's clip: {error}"
     _log.info("self-test: %s", result)
     return "" if result.passed else str(result)

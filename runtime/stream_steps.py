@@ -27,11 +27,13 @@ class StreamSteps(Protocol):
 
     Attributes:
         precision: that of the graph.
+        runtime: what runs it, for people.
         n_places: runs that may go on at the same time.
         max_rows: streams that a run takes at most.
     """
 
     precision: str
+    runtime: str
     n_places: int
     max_rows: int
 
@@ -72,6 +74,7 @@ class HostSteps:
         self._backend = backend
         self._geometry = geometry
         self.precision = backend.precision
+        self.runtime = f"{backend.name} ({getattr(backend, 'runtime', 'onnxruntime')})"
         self.n_places = max(1, count_usable_cores() // (backend.num_threads or 1))
 
     def initial_caches(self, batch: int) -> Arrays:

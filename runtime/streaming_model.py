@@ -94,6 +94,7 @@ class StreamingModel:
             steps = (BoundSteps if steps.name == "cuda" else HostSteps)(steps, geometry)
         self._steps: StreamSteps = steps
         self.precision = steps.precision
+        self.execution = f"{steps.precision} stream on {steps.runtime}"
         self._run = StepBatcher(steps.run, n_places=steps.n_places, max_rows=steps.max_rows)
 
     @classmethod
@@ -178,6 +179,15 @@ class StreamingModel:
         while state.n_frames < self.geometry.output_frames.n_valid(state.n_features):
             outputs.append(self._advance(state))
         return self._join(outputs)
+
+    def log_probs(self, features: F32Array) -> F32Array:
+        """Run a whole clip, [t, n_mels]; return its log-probs, [n, V].
+
+        Raises:
+            AudioError, BackendError: as `push`.
+        """
+        state = self.start()
+        return np.concatenate([self.push(state, features), self.flush(state)])
 
     def warm_up(self, n_streams: int = 1) -> None:
         """Prepare for up to so many streams at once: an engine records their steps. The others do nothing.

@@ -1,7 +1,8 @@
 """Loads a recognizer that has passed the self-test of its bundle on this machine.
 
 The test runs once for each runtime and bundle. The result is remembered in a small file of the user's cache
-folder, so that later starts only look for it.
+folder, so that later starts only look for it. The streaming graph, which only `listen` runs, has a test of
+its own (`choose_partials`).
 What this file does not do: run the test (self_test.py).
 """
 
@@ -22,6 +23,7 @@ from edge_asr.runtime.recognizer import Recognizer
 
 if TYPE_CHECKING:
     from edge_asr.bundle.manifest import Precision
+    from edge_asr.runtime.live.streaming_decoder import Partials
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +70,35 @@ def load_tested(
     )
 
 
+def choose_partials(recognizer: Recognizer, partials: Partials) -> Partials:
+    """Return "windowed" for "auto" if the streaming graph hears here other words than the exporter did.
+
+    Like `load_tested`, it runs the clip once for each machine, runtime and bundle, and warns.
+
+    Raises:
+        BackendError: the words differ, and `partials` is "streaming".
+        EdgeAsrError: as `streaming_decoders`.
+    """
+    from edge_asr.runtime.live.streaming_decoder import streaming_decoders
+    from edge_asr.runtime.self_test import has_stream_test
+
+    bundle = recognizer.bundle
+    if partials not in ("auto", "streaming") or bundle is None or not has_stream_test(bundle):
+        return partials
+    if streaming_decoders(recognizer, partials) is None:
+        return partials
+    problem = _remembered_problem(recognizer, stream=True)
+    if problem is None:
+        return partials
+    if partials == "streaming":
+        raise BackendError(
+            f"{problem}; choose --partials windowed and --final offline, or use the runtime with which the "
+            "bundle was made (--no-self-test runs it anyway)"
+        )
+    _log.warning("%s; partials are made without it, --partials windowed", problem)
+    return "windowed"
+
+
 def _others(recognizer: Recognizer, precision: str, backend: str) -> Iterator[tuple[str, str]]:
     """Yield what may run in the place of an execution that failed."""
     name, failed = recognizer.backend.name, recognizer.backend.precision
@@ -79,11 +110,11 @@ def _others(recognizer: Recognizer, precision: str, backend: str) -> Iterator[tu
             yield "fp32", "cpu"
 
 
-def _remembered_problem(recognizer: Recognizer) -> str | None:
+def _remembered_problem(recognizer: Recognizer, *, stream: bool = False) -> str | None:
     """Return what is wrong with an execution, from the cache or by a test; None if nothing is."""
     if recognizer.bundle is None or recognizer.bundle.info.self_test is None:
         return None
-    record = _record(recognizer)
+    record = _record(recognizer, stream)
     if record is None:
         return None
     try:
@@ -97,8 +128,8 @@ def _remembered_problem(recognizer: Recognizer) -> str | None:
             raise OSError("not writable")
         from edge_asr.runtime.self_test import find_problem
 
-        problem = find_problem(recognizer)
-        remember(recognizer, problem)
+        problem = find_problem(recognizer, stream=stream)
+        remember(recognizer, problem, stream=stream)
     except OSError as error:
         _log.info("%s cannot be written (%s); the self-test is not run", record.parent, error)
         return None
@@ -108,18 +139,18 @@ def _remembered_problem(recognizer: Recognizer) -> str | None:
     return problem or None
 
 
-def remember(recognizer: Recognizer, problem: str) -> None:
+def remember(recognizer: Recognizer, problem: str, *, stream: bool = False) -> None:
     """Keep the result of a test for this machine, runtime and bundle; an empty problem is a pass.
 
     Raises:
         OSError: the cache folder cannot be written.
     """
-    record = _record(recognizer)
+    record = _record(recognizer, stream)
     if record is not None:
         write_file(record, problem)
 
 
-def _record(recognizer: Recognizer) -> Path | None:
+def _record(recognizer: Recognizer, stream: bool) -> Path | None:
     """Name the file in which the result of an execution is kept; None without a home."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(folder):
@@ -127,17 +158,20 @@ def _record(recognizer: Recognizer) -> Path | None:
         if not os.path.isabs(home):
             return None
         folder = os.path.join(home, ".cache")
-    return Path(folder, "edge-asr", "self-test", _fingerprint(recognizer))
+    return Path(folder, "edge-asr", "self-test", _fingerprint(recognizer, stream))
 
 
-def _fingerprint(recognizer: Recognizer) -> str:
+def _fingerprint(recognizer: Recognizer, stream: bool) -> str:
     """Hash what a result depends on: machine, runtime, precision, backend, bundle."""
     import hashlib
 
     assert recognizer.bundle is not None
     info = recognizer.bundle.info
-    artifact = recognizer.bundle.artifact(cast("Precision", recognizer.backend.precision))
-    facts = (recognizer.execution, _machine(), np.__version__, artifact, info.tokens_sha256, info.self_test)
+    artifact: object = recognizer.bundle.artifact(cast("Precision", recognizer.backend.precision))
+    execution = recognizer.execution
+    if stream:
+        artifact, execution = info.streaming, recognizer.streaming_model().execution
+    facts = (execution, _machine(), np.__version__, artifact, info.tokens_sha256, info.self_test)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 

@@ -139,15 +139,17 @@ class SelfTest:
         sha256: hash of that file, lower-case hex.
         references: by precision: `text`, by greedy search; `argmax`, the best token of each frame; `values`,
             its log-prob in steps of 1/64. Numbers are separated by spaces.
+        stream: the same of the streaming graph; None without one, and in bundles of older versions.
     """
 
     clip: str
     sha256: str
     references: Mapping[str, Mapping[str, str]]
+    stream: Mapping[str, Mapping[str, str]] | None = None
 
     def __post_init__(self) -> None:
         _check_file_name(self.clip)
-        for precision, reference in self.references.items():
+        for precision, reference in (*self.references.items(), *(self.stream or {}).items()):
             if set(reference) != {"text", "argmax", "values"}:
                 raise BundleError(
                     f"self_test of {precision} has {', '.join(reference)}; it needs text, argmax and values"

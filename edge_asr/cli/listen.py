@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edge_asr.runtime.live.pcm_source import PcmFormat
     from edge_asr.runtime.live.recognizer import LiveRecognizer
     from edge_asr.runtime.live.sources import AudioSource
+    from edge_asr.runtime.live.streaming_decoder import Partials
 
 _SIGNAL_EXIT = 128
 
@@ -125,7 +126,7 @@ def command(
     seconds: float | None,
     endpoint: str | None,
     vad: bool | None,
-    partials: Literal["auto", "streaming", "windowed", "off"],
+    partials: Partials,
     final: Literal["offline", "stream"],
     record: Path | None,
     force: bool,
@@ -165,7 +166,7 @@ def command(
     from edge_asr.runtime.live.sources import Recorder, check_recording_path
     from edge_asr.runtime.live.stream import LiveConfig
     from edge_asr.runtime.recognizer import Recognizer
-    from edge_asr.runtime.tested import load_tested
+    from edge_asr.runtime.tested import choose_partials, load_tested
 
     # Refuse what can be refused at once, before the model is loaded.
     asks = _asks_detector(vad)
@@ -180,6 +181,9 @@ def command(
         check_recording_path(record, overwrite=force)
     load = load_tested if self_test else Recognizer.load
     with load(**recognizer) as loaded:
+        if self_test:
+            tested = choose_partials(loaded, "streaming" if final == "stream" else partials)
+            partials = partials if final == "stream" else tested
         live = LiveRecognizer(
             loaded,
             hearing,

@@ -27,21 +27,25 @@ import json, sys
 from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import EdgeAsrError
 from edge_asr.runtime.recognizer import Recognizer
-from edge_asr.runtime.self_test import run_self_test
+from edge_asr.runtime.self_test import has_stream_test, run_self_test
 from edge_asr.runtime.tested import remember
-info = Bundle.load(sys.argv[1], check_hashes=False).info
+bundle = Bundle.load(sys.argv[1], check_hashes=False)
+info = bundle.info
 tests = [] if info.self_test is None else [(p, "cpu") for p in info.self_test.references] + [("auto", "auto")]
 results = {}
 for precision, backend in tests:
     name = f"{precision} on {backend}"
     try:
         with Recognizer.load(sys.argv[1], precision=precision, backend=backend) as recognizer:
-            name = f"{recognizer.backend.precision} on {recognizer.backend.name}"
-            if name in results:
-                continue
-            result = run_self_test(recognizer)
-            results[name] = [result.passed, str(result)]
-            remember(recognizer, "" if result.passed else str(result))
+            for stream in (False, True) if has_stream_test(bundle) else (False,):
+                name = f"{precision} stream on {backend}"
+                loaded = recognizer.streaming_model() if stream else recognizer
+                name = loaded.execution.partition(" (")[0]
+                if name in results:
+                    continue
+                result = run_self_test(recognizer, stream=stream)
+                results[name] = [result.passed, str(result)]
+                remember(recognizer, "" if result.passed else str(result), stream=stream)
     except EdgeAsrError as error:
         results[name] = [False, str(error)]
     except OSError:
@@ -78,7 +82,7 @@ def check_model(model: str | None) -> list[Check]:
 
 
 def check_self_test(model: str | None) -> list[Check]:
-    """Run the clip of a bundle with each of its precisions on the CPU, and as "auto" would.
+    """Run the clip of a bundle with each of its precisions on the CPU, and as "auto" would; streams too.
 
     This runs in a process of its own, and what it finds is what `transcribe` and `listen` go by.
     """

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 
 from edge_asr.audio import read_audio
@@ -23,7 +24,9 @@ from edge_asr.bundle.writer import write_manifest
 from edge_asr.proof.clips import find_clips
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.runtime.recognizer import Recognizer
-from edge_asr.runtime.self_test import STEPS_PER_NAT
+from edge_asr.runtime.self_test import STEPS_PER_NAT, stream_log_probs
+from edge_asr.runtime.streaming_model import StreamingModel
+from edge_asr.vocabulary import Vocabulary
 
 MAX_CLIP_S = 10.0
 
@@ -31,35 +34,45 @@ MAX_CLIP_S = 10.0
 def add_self_test(folder: Path) -> BundleInfo:
     """Add the embedded sample to a bundle, with what onnxruntime hears in it on this CPU; return the record.
 
-    Every precision is run as the runtime would run it, on one thread.
+    Every precision is run as the runtime would run it, on one thread, and so is the streaming graph.
 
     Raises:
         BundleError, BackendError: the bundle cannot be run.
     """
-    info = Bundle.load(folder, check_hashes=False).info
+    bundle = Bundle.load(folder, check_hashes=False)
+    info = bundle.info
     waveform = read_audio(find_clips()[0], info.features.sample_rate)
     waveform = waveform[: round(MAX_CLIP_S * info.features.sample_rate)]
     clip = folder / SELF_TEST_CLIP
     soundfile.write(clip, waveform, info.features.sample_rate, format="FLAC", subtype="PCM_16")
+    waveform = read_audio(clip, info.features.sample_rate)
     references: dict[str, Mapping[str, str]] = {}
     for artifact in info.artifacts:
         with Recognizer.load(
             folder, precision=artifact.precision, backend="cpu", num_threads=1
         ) as recognizer:
-            rate = info.features.sample_rate
-            log_probs = recognizer.log_probs(read_audio(clip, rate), rate)
-            argmax = np.argmax(log_probs, axis=1)
-            values = np.rint(np.max(log_probs, axis=1) * STEPS_PER_NAT).astype(int)
-            ids = greedy_decode(log_probs, info.blank_id).ids.tolist()
-            references[artifact.precision] = {
-                "text": recognizer.vocabulary.decode(ids),
-                "argmax": " ".join(map(str, argmax)),
-                "values": " ".join(map(str, values)),
-            }
-    self_test = SelfTest(clip=clip.name, sha256=sha256_of(clip), references=references)
+            log_probs = recognizer.log_probs(waveform, info.features.sample_rate)
+            references[artifact.precision] = _reference(log_probs, bundle.vocabulary)
+    stream: dict[str, Mapping[str, str]] = {}
+    for artifact in () if info.streaming is None else info.streaming.artifacts:
+        model = StreamingModel.load(bundle, precision=artifact.precision, num_threads=1)
+        log_probs = stream_log_probs(model, waveform, info.features)
+        stream[artifact.precision] = _reference(log_probs, bundle.vocabulary)
+        model.close()
+    self_test = SelfTest(clip=clip.name, sha256=sha256_of(clip), references=references, stream=stream or None)
     info = dataclasses.replace(info, self_test=self_test)
     write_manifest(folder, info)
     return info
+
+
+def _reference(log_probs: npt.NDArray[np.float32], vocabulary: Vocabulary) -> Mapping[str, str]:
+    argmax = np.argmax(log_probs, axis=1)
+    values = np.rint(np.max(log_probs, axis=1) * STEPS_PER_NAT).astype(int)
+    return {
+        "text": vocabulary.decode(greedy_decode(log_probs, vocabulary.blank_id).ids.tolist()),
+        "argmax": " ".join(map(str, argmax)),
+        "values": " ".join(map(str, values)),
+    }
 
 
 if __name__ == "__main__":

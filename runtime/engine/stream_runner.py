@@ -81,7 +81,7 @@ class EngineSteps:
     ) -> None:
         geometry, n_mels = bundle.streaming.geometry, bundle.info.features.n_mels
         self.precision: str = precision
-        self.name: str = flavor
+        self.name = self.runtime = str(flavor)
         self._geometry = geometry
         self._n_mels = n_mels
         self._lock = threading.Lock()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner
 
 from edge_asr.bundle.folder import Bundle, resolve_bundle_path
@@ -24,8 +25,18 @@ from edge_asr.runtime import self_test, tested
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.self_test import SelfTestResult, run_self_test
-from edge_asr.runtime.tested import load_tested
+from edge_asr.runtime.stream_steps import HostSteps
+from edge_asr.runtime.tested import choose_partials, load_tested
 
+BREAK_STREAM = """
+import numpy as np
+from edge_asr.runtime.stream_steps import HostSteps
+whole = HostSteps.run
+def run(self, inputs):
+    log_probs, *rest = whole(self, inputs)
+    return (np.roll(log_probs, 1, axis=2) if self.precision == "int8" else log_probs, *rest)
+HostSteps.run = run
+"""
 BREAK = """
 import numpy as np
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -60,9 +71,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The precisions that were tested."""
     ran: list[str] = []
 
-    def run(recognizer: Recognizer) -> SelfTestResult:
-        ran.append(recognizer.backend.precision)
-        return run_self_test(recognizer)
+    def run(recognizer: Recognizer, *, stream: bool = False) -> SelfTestResult:
+        ran.append("stream" if stream else recognizer.backend.precision)
+        return run_self_test(recognizer, stream=stream)
 
     monkeypatch.setattr(self_test, "run_self_test", run)
     return ran
@@ -247,3 +258,77 @@ def test_doctor_says_which_one_is_broken(monkeypatch: pytest.MonkeyPatch, cache:
     }
     assert all("log-probs differ by up to" in check.detail for check in checks)
     assert sorted(bool(file.read_text()) for file in cache.iterdir()) == [False, True]
+
+
+@pytest.fixture
+def broken_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The INT8 stream gives other tokens, and the offline graph does not."""
+    whole = HostSteps.run
+
+    def run(self: HostSteps, inputs: Any) -> Any:
+        log_probs, *rest = whole(self, inputs)
+        return (np.roll(log_probs, 1, axis=2) if self.precision == "int8" else log_probs, *rest)
+
+    monkeypatch.setattr(HostSteps, "run", run)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_stream_of_a_bundle_is_right_here(streaming_int8_bundle: Path, precision: str) -> None:
+    with Recognizer.load(streaming_int8_bundle, precision=precision, num_threads=1) as recognizer:
+        result = run_self_test(recognizer, stream=True)
+        assert choose_partials(recognizer, "auto") == "auto"
+    assert result.passed
+    assert result.frame_agreement == 1.0
+    assert str(result).startswith(f"{precision} stream on cpu (onnxruntime ")
+
+
+def test_a_broken_stream_is_left_out_of_partials(
+    streaming_int8_bundle: Path, broken_stream: None, runs: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with load_tested(streaming_int8_bundle, precision="int8", num_threads=1) as recognizer:
+        for _ in range(2):
+            caplog.clear()
+            assert choose_partials(recognizer, "auto") == "windowed"
+            (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+            assert warning.startswith("int8 stream on cpu (onnxruntime ")
+            assert "in the bundle's clip, and the exporter heard" in warning
+            assert warning.endswith("; partials are made without it, --partials windowed")
+        with pytest.raises(BackendError, match=r"int8 stream on cpu .*; choose --partials windowed"):
+            choose_partials(recognizer, "streaming")
+        assert choose_partials(recognizer, "off") == "off"
+    assert runs == ["int8", "stream"]  # that it is broken is remembered
+    with Recognizer.load(streaming_int8_bundle, precision="fp32", num_threads=1) as recognizer:
+        assert choose_partials(recognizer, "streaming") == "streaming"
+
+
+def test_load_refuses_a_broken_stream_when_asked(streaming_int8_bundle: Path, broken_stream: None) -> None:
+    with pytest.raises(BackendError, match=r"int8 stream on cpu .* of frames agree"):
+        Recognizer.load(streaming_int8_bundle, precision="int8", num_threads=1, self_test=True)
+
+
+def test_listen_says_that_the_stream_is_broken_and_goes_on(
+    streaming_int8_bundle: Path, broken_stream: None, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "short.wav", np.zeros(4000, np.float32), 16_000)
+    arguments = ["listen", "--threads", "1", "--precision", "int8", "-m", str(streaming_int8_bundle)]
+    arguments += ["--simulate", str(tmp_path / "short.wav")]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0
+    assert result.stderr.count("int8 stream on cpu") == 1
+    result = CliRunner().invoke(cli, [*arguments, "--no-self-test"])
+    assert result.exit_code == 0
+    assert "int8 stream on cpu" not in result.stderr
+
+
+def test_doctor_says_which_stream_is_broken(
+    streaming_int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setattr(diagnostics, "SELF_TEST_PROBE", BREAK_STREAM + diagnostics.SELF_TEST_PROBE)
+    checks = diagnostics.check_self_test(str(streaming_int8_bundle))
+    assert {(check.name, check.status) for check in checks} == {
+        ("self-test fp32 on cpu", "ok"),
+        ("self-test fp32 stream on cpu", "ok"),
+        ("self-test int8 on cpu", "ok"),
+        ("self-test int8 stream on cpu", "broken"),
+    }
+    assert sorted(bool(file.read_text()) for file in cache.iterdir()) == [False, False, False, True]
