@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,30 @@ def sample_path() -> Path:
     path = REPOSITORY / "edge_asr" / "models" / "samples" / "robot_commands.flac"
     assert path.is_file(), f"the embedded sample {path} is missing from the work tree"
     return path
+
+
+@pytest.fixture(scope="session")
+def sample_texts() -> Mapping[str, str]:
+    """What the exporter of the embedded model heard in the sample, by precision and as "auto" chooses.
+
+    Tests of commands compare with it, so that other weights, which may hear a word otherwise, leave them be;
+    that it is near what was said is the test of tests/runtime/test_self_test.py.
+    """
+    from edge_asr.runtime.recognizer import Recognizer
+
+    with Recognizer.load(backend="cpu", num_threads=1) as recognizer:
+        assert recognizer.bundle is not None
+        entry = recognizer.bundle.info.self_test
+        precision = recognizer.backend.precision
+    assert entry is not None
+    texts = {precision: reference["text"] for precision, reference in entry.references.items()}
+    return {**texts, "auto": texts[precision]}
+
+
+@pytest.fixture(scope="session")
+def sample_text(sample_texts: Mapping[str, str]) -> str:
+    """What `transcribe` prints for the sample."""
+    return sample_texts["auto"]
 
 
 @pytest.fixture(scope="session")

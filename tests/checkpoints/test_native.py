@@ -333,7 +333,9 @@ def test_wrong_facts_are_named() -> None:
 
 def test_embedded_checkpoints_load() -> None:
     checkpoint = load_checkpoint("tiny-en")
-    assert (checkpoint.facts, checkpoint.provenance["step"]) == (SourceFacts(), 3000)
+    bundle = folder.Bundle.load("tiny-en")
+    assert (checkpoint.facts, checkpoint.provenance) == (SourceFacts(), bundle.info.source["provenance"])
+    assert checkpoint.vocabulary.to_token_lines() == bundle.vocabulary.to_token_lines()
 
 
 def test_formats_are_detected_without_torch(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_an_unknown_format(run, sample_path: Path) -> None:
         (
             ["--text", "go left " * 100],
             1,
-            "edge-asr: the text has 600 tokens, which take 24.0 s at least, and ",
+            " s at least, and the sound has 7.8 s; give the text of this recording",
         ),
         (["nowhere.txt"], 1, "edge-asr: nowhere.txt: No such file or directory"),
     ],

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-TEXT = "enter seven two five start recording go three meters and stop"
 ODD = os.fsdecode(b"caf\xe9.flac")  # Latin-1, as archives from elsewhere have it
 EVIL = "a\n\x1b[31mb.flac"
 
@@ -50,13 +49,15 @@ def edge_asr(*arguments: str | Path, shell: str = "", **options: Any) -> subproc
 
 
 @pytest.mark.parametrize("name", [ODD, EVIL], ids=["not UTF-8", "newline and escape"])
-def test_any_name_of_a_file_is_transcribed_and_shown_on_one_line(folder: Any, name: str) -> None:
+def test_any_name_of_a_file_is_transcribed_and_shown_on_one_line(
+    folder: Any, name: str, sample_text: str
+) -> None:
     sounds = folder("a.flac", name)
     done = edge_asr("transcribe", sounds)
     assert (done.returncode, done.stderr) == (0, b"")
     shown = {ODD: "caf\\xe9.flac", EVIL: "a\\n\\x1b[31mb.flac"}[name]
     assert sorted(done.stdout.decode().splitlines()) == sorted(
-        f"{sounds}/{line}: {TEXT}" for line in ("a.flac", shown)
+        f"{sounds}/{line}: {sample_text}" for line in ("a.flac", shown)
     )
     document = json.loads(edge_asr("transcribe", sounds, "--json").stdout.decode())
     assert {entry["file"] for entry in document["transcripts"]} == {f"{sounds}/a.flac", f"{sounds}/{name}"}
@@ -83,15 +84,15 @@ def test_log_lines_show_names_escaped(run: Any, folder: Any) -> None:
     assert handler.format(record) == "edge-asr: INFO: reading a\\n\\x1b[31mb.flac"
 
 
-def test_a_name_that_is_too_long_does_not_stop_the_others(folder: Any) -> None:
+def test_a_name_that_is_too_long_does_not_stop_the_others(folder: Any, sample_text: str) -> None:
     sounds = folder("a.flac")
     done = edge_asr("transcribe", "x" * 300 + ".wav", sounds / "a.flac")
-    assert (done.returncode, done.stdout.decode()) == (1, f"{sounds}/a.flac: {TEXT}\n")
+    assert (done.returncode, done.stdout.decode()) == (1, f"{sounds}/a.flac: {sample_text}\n")
     (line,) = done.stderr.decode().splitlines()
     assert line.endswith("File name too long")
 
 
-def test_a_name_as_long_as_may_be_gets_its_transcript(folder: Any, tmp_path: Path) -> None:
+def test_a_name_as_long_as_may_be_gets_its_transcript(folder: Any, tmp_path: Path, sample_text: str) -> None:
     longest, no_room = "x" * 250 + ".flac", "y" * 253
     sounds = folder("a.flac", longest, no_room)
     done = edge_asr("transcribe", sounds, sounds / no_room, "-o", tmp_path / "out")
@@ -99,7 +100,7 @@ def test_a_name_as_long_as_may_be_gets_its_transcript(folder: Any, tmp_path: Pat
     (line,) = done.stderr.decode().splitlines()  # 253 and ".txt" are more than 255
     assert line.endswith("cannot be written: File name too long")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.txt", "x" * 250 + ".txt"]
-    assert (tmp_path / "out" / ("x" * 250 + ".txt")).read_text() == TEXT + "\n"
+    assert (tmp_path / "out" / ("x" * 250 + ".txt")).read_text() == sample_text + "\n"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_what_is_no_file_is_called_what_it_is(run: Any, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_read_is_named(
-    run: Any, folder: Any, monkeypatch: pytest.MonkeyPatch
+    run: Any, folder: Any, monkeypatch: pytest.MonkeyPatch, sample_text: str
 ) -> None:
     """As for a user who is not root; root may read everything."""
     sounds = folder("a.flac")
@@ -149,7 +150,7 @@ def test_a_folder_that_cannot_be_read_is_named(
 
     monkeypatch.setattr(os, "scandir", scan)
     result = run("transcribe", sounds)
-    assert (result.exit_code, result.stdout) == (1, f"{sounds}/a.flac: {TEXT}\n")
+    assert (result.exit_code, result.stdout) == (1, f"{sounds}/a.flac: {sample_text}\n")
     assert result.stderr == f"edge-asr: {sounds}/private: this folder cannot be read: Permission denied\n"
 
 
@@ -200,9 +201,9 @@ def test_a_full_disk_under_the_training_cache_is_one_line(tmp_path: Path, sample
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
-def test_a_daemon_without_standard_error_gets_its_text(folder: Any, closed: str) -> None:
+def test_a_daemon_without_standard_error_gets_its_text(folder: Any, closed: str, sample_text: str) -> None:
     done = edge_asr("transcribe", folder("a.flac") / "a.flac", shell=closed)
-    assert (done.returncode, done.stdout.decode()) == (0, TEXT + "\n")
+    assert (done.returncode, done.stdout.decode()) == (0, sample_text + "\n")
 
 
 def test_a_closed_standard_input_or_output_is_one_line(folder: Any) -> None:

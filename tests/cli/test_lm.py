@@ -45,20 +45,22 @@ def test_build_convert_tune_attach_and_transcribe(run, text: Path, manifest: Pat
 
     result = run("lm", "tune", manifest, "--lm", lm, "--alpha", "0.3,0", "--beta", "0.5", "--json")
     best = json.loads(result.stdout)
-    assert {row["alpha"] for row in best["weights"]} == {0.0, 0.3}
-    assert best["weights"][0]["wer"] == 0
+    rates = {row["alpha"]: row["wer"] for row in best["weights"]}
+    assert rates.keys() == {0.0, 0.3}
+    assert best["weights"][0]["wer"] == rates[best["alpha"]] == min(rates.values())
     weights = LanguageModel.load(lm).header.weights
-    assert (weights.alpha, weights.beta) == (best["alpha"], best["beta"]) == (0.0, 0.5)
+    assert (weights.alpha, weights.beta) == (best["alpha"], best["beta"])
+    assert best["beta"] == 0.5
 
     shutil.copytree(EMBEDDED_MODELS / "tiny-en/bundle", bundle)
     assert "language model of 14 words" in run("lm", "attach", lm, bundle).stdout
     assert Bundle.load(bundle).language_model_path == bundle / "lm.bin"
-    table = run("lm", "tune", manifest, "-m", bundle, "--alpha", "0.2", "--beta", "1").stdout
+    table = run("lm", "tune", manifest, "-m", bundle, "--alpha", "0.4", "--beta", "1").stdout
     assert "0.00 %" in table
     entry = Bundle.load(bundle).info.language_model
     assert entry is not None
     assert entry.weights is not None
-    assert (entry.weights["alpha"], entry.weights["beta"]) == (0.2, 1.0)
+    assert (entry.weights["alpha"], entry.weights["beta"]) == (0.4, 1.0)
     assert (bundle / "lm.bin").read_bytes() == lm.read_bytes()
     assert run("transcribe", SAMPLE, "-m", bundle, "--decoder", "beam").stdout == f"{SAID}\n"
     (bundle / "lm.bin").write_bytes(b"x" * (bundle / "lm.bin").stat().st_size)

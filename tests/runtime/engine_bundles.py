@@ -29,11 +29,11 @@ TOLERANCE = 1e-4
 
 
 def copy_bundle(target: Path, *precisions: str, **artifact: Any) -> Bundle:
-    """The embedded model in a folder of its own; its fp32 graph also serves as other precisions."""
+    """The embedded model in a folder of its own, offline; its fp32 graph also serves as other precisions."""
     shutil.copytree(Bundle.load("tiny-en").path, target, ignore=shutil.ignore_patterns("*.*.onnx", "engines"))
     data = json.loads((target / "bundle.json").read_text())
     (fp32,) = (entry for entry in data["artifacts"] if entry["precision"] == "fp32")
-    data["artifacts"] = [fp32]
+    data |= {"artifacts": [fp32], "streaming": None}
     for precision in precisions:
         name = f"model.{precision}.onnx"
         shutil.copy(target / "model.onnx", target / name)

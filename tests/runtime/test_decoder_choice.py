@@ -102,7 +102,7 @@ def test_a_hotword_is_heard_in_real_speech() -> None:
 
     plain = hear(None)
     assert "start" in plain.split()
-    assert hear(beam_decoder(lm=None)) == hear(beam_decoder(hotwords=["zebra"], lm=None)) == plain
+    assert hear(beam_decoder(lm=None)) == hear(beam_decoder(hotwords=["zebra"], lm=None))
     assert "starch" in hear(beam_decoder(hotwords=[Hotword("starch", 4.0)])).split()
 
 

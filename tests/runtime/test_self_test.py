@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edge_asr.bundle.writer import write_manifest
 from edge_asr.cli.main import cli
 from edge_asr.diagnostics import model as diagnostics
 from edge_asr.errors import BackendError, BundleError
+from edge_asr.metrics import compute_error_rates
 from edge_asr.proof.self_test import add_self_test
 from edge_asr.runtime import self_test, tested
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -80,11 +81,13 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_embedded_bundle_is_right_here(precision: str) -> None:
+def test_the_embedded_bundle_is_right_here(precision: str, sample_path: Path) -> None:
     with Recognizer.load(precision=precision, num_threads=1, self_test=True) as recognizer:
         result = run_self_test(recognizer)
     assert result.passed
-    assert result.text == "enter seven two five start recording go three meters and stop"
+    # Other weights may miss a letter; a model that cannot be trusted with its own sample may not ship.
+    said = sample_path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+    assert compute_error_rates([said], [result.text]).cer <= 0.2, result.text
     assert result.frame_agreement > 0.97
     assert str(result).startswith(f"{precision} on cpu (onnxruntime ")
 
@@ -99,7 +102,7 @@ def test_it_runs_once(runs: list[str], cache: Path) -> None:
 
 
 def test_int8_that_is_broken_is_replaced_with_one_sentence(
-    broken: set[str], runs: list[str], caplog: pytest.LogCaptureFixture
+    broken: set[str], runs: list[str], caplog: pytest.LogCaptureFixture, sample_texts: Mapping[str, str]
 ) -> None:
     broken.add("int8")
     for _ in range(2):
@@ -108,7 +111,7 @@ def test_int8_that_is_broken_is_replaced_with_one_sentence(
             assert recognizer.backend.precision == "fp32"
         (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert warning.startswith("int8 on cpu (onnxruntime ")
-        assert "the exporter heard 'enter seven two five" in warning
+        assert f"the exporter heard {sample_texts['int8']!r}; " in warning
         assert "log-probs differ by up to" in warning
         assert "; fp32 on cpu (onnxruntime" in warning
         assert warning.endswith(" is used instead")
@@ -230,14 +233,13 @@ def test_a_digest_that_is_no_digest_of_the_clip_is_refused(copy: Path, values: s
         Recognizer.load(copy, num_threads=1, self_test=True)
 
 
-def test_transcribe_says_one_sentence_and_goes_on(broken: set[str], sample_path: Path) -> None:
+def test_transcribe_says_one_sentence_and_goes_on(
+    broken: set[str], sample_path: Path, sample_texts: Mapping[str, str]
+) -> None:
     broken.add("int8")
     arguments = ["transcribe", "--threads", "1", str(sample_path)]
     result = CliRunner().invoke(cli, arguments)
-    assert (result.exit_code, result.stdout) == (
-        0,
-        "enter seven two five start recording go three meters and stop\n",
-    )
+    assert (result.exit_code, result.stdout) == (0, sample_texts["fp32"] + "\n")
     result = CliRunner().invoke(cli, [*arguments, "--precision", "int8"])
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -246,7 +248,7 @@ def test_transcribe_says_one_sentence_and_goes_on(broken: set[str], sample_path:
     result = CliRunner().invoke(cli, [*arguments, "--precision", "int8", "--no-self-test"])
     assert result.exit_code == 0
     assert result.stderr == ""
-    assert result.stdout != "enter seven two five start recording go three meters and stop\n"
+    assert result.stdout.strip() not in sample_texts.values()
 
 
 def test_doctor_says_which_one_is_broken(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
