@@ -12,7 +12,8 @@ manifests, and its loss bounded on the manifests of the clips. With --chunk-ms t
 INT8 only: the float32 stream is made and proven, because INT8 is judged by it, but the wheel has no
 room for a third copy of the weights in 16 bits. Both folders are written beside the old ones and
 swapped in only after everything passed. The language model of the old bundle goes into the new one;
-its weights are found anew (`edge-asr lm tune`). It does not train, and writes no model card.
+its weights are found anew by tune.py, which also writes the model card. With --sample, clips of the dev
+sets become the sample of real speech, if the model hears them right (sample.py). It does not train.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import time
 from pathlib import Path
 
 import click
+from sample import check_sample, make_sample
 
 from edge_asr.bundle.folder import EMBEDDED_MODELS, Bundle
 from edge_asr.bundle.names import LANGUAGE_MODEL_NAME, STREAM_NAME
@@ -34,6 +36,7 @@ from edge_asr.checkpoints import load_any, save_checkpoint
 from edge_asr.export import StreamingOptions, export_bundle
 from edge_asr.proof.compare import summarize_step
 from edge_asr.proof.report import file_sizes, read_report, write_report
+from edge_asr.proof.self_test import add_self_test
 
 MAX_CHECKPOINT_BYTES = 16_000_000
 MAX_TOTAL_BYTES = 60_000_000
@@ -57,6 +60,7 @@ MAX_TOTAL_BYTES = 60_000_000
 )
 @click.option("--chunk-ms", type=float, help="Also a stream with chunks of this length.")
 @click.option("--minutes", type=float, help="Calibration speech; the default is that of the export.")
+@click.option("--sample", multiple=True, metavar="ID", help="Clips of --clips for the sample, in order.")
 @click.option("--name", default="tiny-en", show_default=True)
 @click.option(
     "--models",
@@ -71,6 +75,7 @@ def main(
     calibration: tuple[Path, ...],
     chunk_ms: float | None,
     minutes: float | None,
+    sample: tuple[str, ...],
     name: str,
     models: Path,
 ) -> None:
@@ -78,7 +83,9 @@ def main(
     started = time.perf_counter()
     home = models / name
     home.mkdir(parents=True, exist_ok=True)
+    (models / "samples").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".embed-", dir=home) as temporary:
+        new_sample = make_sample(sample, clips, Path(temporary) / "samples") if sample else None
         source = load_any(checkpoint)
         rounded = save_checkpoint(
             Path(temporary) / "checkpoint",
@@ -106,6 +113,8 @@ def main(
         )
         if report.streaming is not None:
             leave_out_float32_stream(report.output)
+        if new_sample is not None:
+            check_sample(new_sample, Bundle.load(report.output))
         total_bytes = checkpoint_bytes + folder_bytes(report.output)
         if total_bytes > MAX_TOTAL_BYTES:
             sys.exit(f"checkpoint and bundle have {total_bytes} bytes, more than {MAX_TOTAL_BYTES}")
@@ -114,6 +123,8 @@ def main(
             attach_language_model(Bundle.load(report.output), language_model)
         for part in ("checkpoint", "bundle"):
             swap_in(Path(temporary) / part, home / part)
+        if new_sample is not None:
+            shutil.copytree(new_sample.parent, models / "samples", dirs_exist_ok=True)
     print(f"{name}: {report.n_parameters} parameters, {len(report.clips)} clips")
     for step in report.steps:
         summary = summarize_step(step)
@@ -132,6 +143,7 @@ def leave_out_float32_stream(folder: Path) -> None:
     (folder / STREAM_NAME).unlink()
     streaming = dataclasses.replace(bundle.streaming, artifact=int8, int8=None)
     write_manifest(folder, dataclasses.replace(bundle.info, streaming=streaming))
+    add_self_test(folder)  # that of the export has the float32 stream
     write_report(folder, {**read_report(folder), "sizes_bytes": file_sizes(folder)})
     Bundle.load(folder)
 
