@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 import soxr
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from listen_program import Program
@@ -27,7 +28,9 @@ from virtual_microphone import VirtualMicrophone
 
 from edge_asr.audio import read_audio
 from edge_asr.bundle.folder import Bundle
+from edge_asr.cli.main import cli
 from edge_asr.errors import BackendError, BundleError, ConfigError
+from edge_asr.metrics import compute_error_rates
 from edge_asr.runtime.bulk import transcribe_files
 from edge_asr.runtime.decoding.decoder import Decoder
 from edge_asr.runtime.decoding.decoder import Hypothesis as HypothesisOfDecoder
@@ -226,7 +229,10 @@ def test_live_recognition_with_it(streaming_bundle: Path, speech: Waveform) -> N
 def test_windows_are_taken_where_nothing_streams_or_it_would_cost_more(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Recognizer.load("tiny-en", num_threads=1) as offline:
+    with Recognizer.load("tiny-en", num_threads=1) as offline, monkeypatch.context() as changed:
+        assert offline.bundle is not None
+        info = dataclasses.replace(offline.bundle.info, streaming=None)
+        changed.setattr(offline, "bundle", dataclasses.replace(offline.bundle, info=info))
         assert streaming_decoders(offline) is None
         with pytest.raises(BundleError, match="no streaming model; export the checkpoint again"):
             streaming_decoders(offline, "streaming")
@@ -288,6 +294,25 @@ def test_a_live_recognizer_decides_as_listen_does(
     assert bool(pushes) == streams
     assert any(isinstance(event, Partial) for event in events) == shows
     assert any(isinstance(event, Final) for event in events)
+
+
+def test_the_embedded_bundle_streams_as_soon_as_it_can(
+    sample_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`listen` without -m uses the stream of the bundle if it has one, and shows about what is said."""
+    steps: list[int] = []
+    run = StreamingModel._run_graph
+    monkeypatch.setattr(StreamingModel, "_run_graph", lambda *inputs: (steps.append(1), run(*inputs))[1])
+    result = CliRunner().invoke(cli, ["listen", "--simulate", str(sample_path), "--threads", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    assert bool(steps) == (Bundle.load("tiny-en").info.streaming is not None)
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    said = sample_path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+    finals = [event for event in events if event["type"] == "final"]
+    last = {event["id"]: event["text"] for event in events if event["type"] == "partial"}
+    for texts in ([final["text"] for final in finals], list(last.values())):
+        # The last partial of an utterance lacks words of its end, and a stream hears less than the whole.
+        assert compute_error_rates([said], [" ".join(texts)]).cer <= 0.3, texts
 
 
 def test_a_way_to_follow_that_does_not_exist_is_refused() -> None:
