@@ -108,9 +108,15 @@ def test_clips_become_a_sample_if_they_are_heard_right(
     assert soundfile.info(path).frames == 2 * soundfile.info(sample_path).frames + n_pause
     with pytest.raises(GateError, match=r"the sample says '.*something else'; fp32 hears '.*; choose other"):
         sample.check_sample(path, bundle)
-    with pytest.raises(ConfigError, match=r"--sample no: there is no such clip in an4_dev\.jsonl; give the"):
+    with pytest.raises(SystemExit, match="3"):
+        sample.install_sample(["wrong"], [dev], bundle, tmp_path / "installed")
+    assert not (tmp_path / "installed").exists()
+    sample.install_sample(["go"], [dev], bundle, tmp_path / "installed")
+    names = {p.name for p in (tmp_path / "installed").iterdir()}
+    assert names == {"README.md", "real_speech.flac", "real_speech.txt"}
+    with pytest.raises(ConfigError, match=r"there is no clip no in an4_dev\.jsonl; give the id"):
         sample.make_sample(["no"], [dev], tmp_path)
-    with pytest.raises(ConfigError, match="--sample other is of other, whose license is not known"):
+    with pytest.raises(ConfigError, match="other is of other, whose license is not known"):
         sample.make_sample(["other"], [dev, other], tmp_path)
 
 

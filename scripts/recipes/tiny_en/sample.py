@@ -1,21 +1,28 @@
 """Makes the sample of real speech that ships with tiny-en: clips of dev sets, one after the other.
 
+    python scripts/recipes/tiny_en/sample.py an4/an52-mmaf-b.flac librispeech/163-121908-0000.flac \\
+        --clips ../shared/data/an4_dev.jsonl --clips ../shared/data/librispeech_dev.jsonl
+
 The demo transcribes it. It is refused unless the model hears every word right in each precision, offline and
-in its stream. What this file does not do: choose clips (`embed.py --sample ID` names them).
+in its stream. What this file does not do: choose clips.
 """
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import numpy as np
 import soundfile
 
 from edge_asr.atomic import write_file
 from edge_asr.audio import read_audio
-from edge_asr.bundle.folder import Bundle
-from edge_asr.errors import ConfigError, GateError
+from edge_asr.bundle.folder import EMBEDDED_MODELS, Bundle
+from edge_asr.errors import ConfigError, EdgeAsrError, GateError
 from edge_asr.manifest import Utterance, read_manifest
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.runtime.recognizer import Recognizer
@@ -46,10 +53,10 @@ def make_sample(ids: Sequence[str], manifests: Sequence[Path], folder: Path) -> 
     for one in ids:
         if one not in known:
             names = ", ".join(manifest.name for manifest in manifests)
-            raise ConfigError(f"--sample {one}: there is no such clip in {names}; give the id of one")
+            raise ConfigError(f"there is no clip {one} in {names}; give the id of one")
         if known[one][0] not in SOURCES:
             raise ConfigError(
-                f"--sample {one} is of {known[one][0]}, whose license is not known; take a clip of "
+                f"{one} is of {known[one][0]}, whose license is not known; take a clip of "
                 f"{', '.join(SOURCES)}, or add it to SOURCES in sample.py"
             )
     chosen = [known[one] for one in ids]
@@ -89,4 +96,33 @@ def check_sample(sample: Path, bundle: Bundle) -> None:
         heard[f"{artifact.precision} stream"] = bundle.vocabulary.decode(ids)
     wrong = [f"{form} hears {text!r}" for form, text in heard.items() if text.strip() != said]
     if wrong:
-        raise GateError(f"the sample says {said!r}; {'; '.join(wrong)}; choose other clips with --sample")
+        raise GateError(f"the sample says {said!r}; {'; '.join(wrong)}; choose other clips")
+
+
+def install_sample(ids: Sequence[str], manifests: Sequence[Path], bundle: Bundle, folder: Path) -> None:
+    """Put the sample into a folder if the bundle hears it right, else end with exit code 3."""
+    with tempfile.TemporaryDirectory() as temporary:
+        sample = make_sample(ids, manifests, Path(temporary))
+        try:
+            check_sample(sample, bundle)
+        except GateError as error:
+            print(f"no sample: {error}", file=sys.stderr)
+            sys.exit(3)
+        shutil.copytree(temporary, folder, dirs_exist_ok=True)
+    print(f"{folder / sample.name}: {soundfile.info(folder / sample.name).duration:.1f} s")
+
+
+@click.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--clips", multiple=True, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--models", type=click.Path(path_type=Path), default=EMBEDDED_MODELS, show_default=True)
+def main(ids: tuple[str, ...], clips: tuple[Path, ...], models: Path) -> None:
+    """Make the sample of the clips IDS, in this order, for the model that is embedded."""
+    try:
+        install_sample(ids, clips, Bundle.load(models / "tiny-en" / "bundle"), models / "samples")
+    except EdgeAsrError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
