@@ -330,7 +330,9 @@ def test_a_microphone_that_goes_away_comes_back(
     assert code == 130
     assert "Traceback" not in messages
     last = [event for event in map(json.loads, lines) if event["type"] == "final"][n_before:]
-    assert "stop" in " ".join(event["text"] for event in last)
+    said = sample_path.with_suffix(".txt").read_text(encoding="utf-8")
+    heard = " ".join(event["text"] for event in last)
+    assert compute_error_rates([said], [heard], normalization="basic").cer <= 0.3, heard  # of any weights
     gaps = [event for event in events("gap") if event["reason"] == "device_lost"]
     assert len(gaps) == 3
     for gap, first, end in zip(gaps, away, away[1:], strict=False):

@@ -7,8 +7,8 @@ It follows embed.py and works on the bundle that embed.py put into the package: 
 --calibrate-confidence`), then error rates by set, precision and mode, then streams with chunks of 160, 320
 and 640 ms of the same weights. card.md, filled with all of it, becomes the card.
 
-One thread does everything. What is found is kept in the folder of `--work`, under the hash of the models, so
-the command goes on where it was stopped; other weights begin anew. `--every N` takes each Nth clip of a set
+One thread does everything. What is found is kept in the folder of `--work`, for this bundle, so the command
+goes on where it was stopped; another bundle begins anew. `--every N` takes each Nth clip of a set
 of more than 100; the card says how many clips it was. It does not train, and changes no weights.
 """
 
@@ -89,16 +89,22 @@ def main(
     restart_with_threads(1)
     home = models / name
     bundle = Bundle.load(home / "bundle")
-    hashes = [artifact.sha256[:16] for artifact in bundle.info.artifacts]
+    # With its time: the same weights, embedded again, are untuned.
+    made = (home / "bundle" / "model.onnx").stat().st_mtime_ns
+    key = [*(artifact.sha256[:16] for artifact in bundle.info.artifacts), f"{made} every {every}"]
     work.mkdir(parents=True, exist_ok=True)
-    results = Results(work / "results.json", " ".join([*hashes, f"every {every}"]))
+    results = Results(work / "results.json", " ".join(key))
     rows = {key: read_rows(data / f"{key}.jsonl") for key in SETS}
     sets = {
         key: write_rows(work / f"{key}.jsonl", found[::every] if len(found) > SMALL else found)
         for key, found in rows.items()
     }
     tuning = [row for key, (first, step) in TUNING.items() for row in rows[key][first::step]]
-    tune(results, home / "bundle", sets, write_rows(work / "tuning.jsonl", tuning), data, commands, work)
+    write_rows(work / "tuning.jsonl", tuning)
+    noise = read_rows(data / "noise.jsonl")[::every]
+    other = [row for path in list(sets.values())[1:] for row in read_rows(path)]
+    write_rows(work / "other.jsonl", other + noise)
+    tune(results, home / "bundle", sets, commands, work)
     measured = measure(results, home / "bundle", sets)
     streams = measure_streams(results, home, sets, work)
     if no_card:
@@ -128,7 +134,7 @@ def write_rows(path: Path, rows: list[Row]) -> Path:
 
 def edge_asr(*arguments: str | Path, may_fail: bool = False) -> Any:
     """Run a command in a process of its own; return its JSON, or None if a gate failed and may."""
-    command = [sys.executable, "-m", "edge_asr", *map(str, arguments), "--json"]
+    command = [sys.executable, "-m", "edge_asr", *map(str, arguments), "--threads", "1", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode == GATE_FAILED and may_fail:
         return None
@@ -137,24 +143,24 @@ def edge_asr(*arguments: str | Path, may_fail: bool = False) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def tune(
-    results: Results,
-    bundle: Path,
-    sets: Mapping[str, Path],
-    tuning: Path,
-    data: Path,
-    commands: Path | None,
-    work: Path,
-) -> None:
+def tune(results: Results, bundle: Path, sets: Mapping[str, Path], commands: Path | None, work: Path) -> None:
     """Find language model weights, thresholds of grammars and tables of confidence, into the bundle."""
     if Bundle.load(bundle, check_hashes=False).info.language_model is not None:
-        results.once("lm tune", lambda: edge_asr("lm", "tune", tuning, "-m", bundle))
+        results.once("lm tune", partial(edge_asr, "lm", "tune", work / "tuning.jsonl", "-m", bundle))
     if commands is not None:
         grammar, said = commands / "robot40.txt", commands / "robot40.jsonl"
-        other = [row for path in list(sets.values())[1:] for row in read_rows(path)]
-        noise = write_rows(work / "other.jsonl", other + read_rows(data / "noise.jsonl"))
         for mode in ((), ("--spot",)):
-            arguments = (grammar, "--commands", said, "--other", noise, "-m", bundle, "--save", *mode)
+            arguments = (
+                grammar,
+                "--commands",
+                said,
+                "--other",
+                work / "other.jsonl",
+                "-m",
+                bundle,
+                "--save",
+                *mode,
+            )
             find = partial(edge_asr, "grammar", "tune", *arguments, may_fail=True)
             results.once(f"grammar tune{' --spot' if mode else ''}", find)
     for precision in PRECISIONS:
