@@ -44,6 +44,7 @@ from edge_asr.runtime.live.sources import FileSource
 from edge_asr.runtime.live.stream import LiveConfig
 from edge_asr.runtime.live.streaming_decoder import StreamingDecoder, streaming_decoders
 from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.stream_steps import HostSteps
 from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.runtime.transcript import Token, tokens_from_runs
 from edge_asr.vocabulary import Vocabulary
@@ -301,8 +302,8 @@ def test_the_embedded_bundle_streams_as_soon_as_it_can(
 ) -> None:
     """`listen` without -m uses the stream of the bundle if it has one, and shows about what is said."""
     steps: list[int] = []
-    run = StreamingModel._run_graph
-    monkeypatch.setattr(StreamingModel, "_run_graph", lambda *inputs: (steps.append(1), run(*inputs))[1])
+    run = HostSteps.run
+    monkeypatch.setattr(HostSteps, "run", lambda *inputs: (steps.append(1), run(*inputs))[1])
     result = CliRunner().invoke(cli, ["listen", "--simulate", str(sample_path), "--threads", "1", "--json"])
     assert result.exit_code == 0, result.output
     assert bool(steps) == (Bundle.load("tiny-en").info.streaming is not None)
