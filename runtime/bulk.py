@@ -30,6 +30,10 @@ F32Array = npt.NDArray[np.float32]
 
 BATCH_S = 20.0
 """Padded seconds in one run; with more, activations leave the CPU's cache and it is slower (docs/log.md)."""
+GPU_BATCH_S = 120.0
+"""The same on a GPU, which a short batch does not fill; an engine runs as many rows at once as it takes."""
+GPU_WORKERS = 3
+"""Batches under way on a GPU: it computes one, while others are read, made features of, or decoded."""
 LOOK_AHEAD = 64
 """Sources searched for similar lengths, so that the first results need not wait for the last file."""
 
@@ -59,6 +63,7 @@ def transcribe_files(
     sources: Sequence[Source],
     *,
     num_workers: int = 1,
+    batch_s: float = BATCH_S,
     heard: Heard | None = None,
 ) -> Iterator[BulkResult]:
     """Transcribe sound files of any lengths; one that fails does not stop the others.
@@ -68,6 +73,7 @@ def transcribe_files(
             `num_threads=1` (or cores / num_workers), or the workers compete for cores.
         sources: paths, or binary file objects such as `sys.stdin.buffer`.
         num_workers: runs of the model at the same time.
+        batch_s: padded seconds in one run.
         heard: called with the progress, from the workers.
 
     Yields:
@@ -97,7 +103,7 @@ def transcribe_files(
                 report(index, 0.0, opened[index].length_s)
             # The longest come first, so that the last workers end about together; a length of 0 is unknown.
             lengths_s = [opened[index].length_s or math.inf for index in ahead]
-            groups = group_by_length(lengths_s, recognizer.window_s, BATCH_S)
+            groups = group_by_length(lengths_s, recognizer.window_s, batch_s)
             submitted = [executor.submit(work, [ahead[i] for i in group]) for group in groups]
             yield from _in_order(pending)
             pending = submitted

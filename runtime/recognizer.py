@@ -326,6 +326,18 @@ class Recognizer(AcousticModel):
         """Return a fresh decoder, of the kind that the recognizer was made with."""
         return self._decoder.fork()
 
+    def warm_up(self) -> None:
+        """Prepare for live use, so that the first words do not wait: an engine records its shapes.
+
+        `LiveRecognizer` calls it. It takes about four runs of every length; other backends do nothing.
+
+        Raises:
+            BackendError: a run failed.
+        """
+        prepare = getattr(self.backend, "warm_up", None)
+        if prepare is not None:
+            prepare()
+
     def streaming_model(self, *, num_threads: int | None = None) -> StreamingModel:
         """Return the bundle's streaming graph, for partials, loaded at the first call and closed with this.
 

@@ -111,6 +111,8 @@ def measure(
         GateError: a run that did not do its work.
     """
     numbered = {str(index): task for index, task in enumerate(tasks)}
+    for task in tasks:
+        _record_shapes(task)
 
     def share(runs: Sequence[RunTimes]) -> float:
         by_time = sum(run.total_s for run in runs) / min_duration_s if min_duration_s else 1.0
@@ -129,6 +131,14 @@ def measure(
     for name, task in numbered.items():
         task.runs += session[name]
         task.sessions.append(len(session[name]))
+
+
+def _record_shapes(task: Task) -> None:
+    """Let an engine record the shapes of a task, as a program that listens does before the first word."""
+    backend = task.recognizer.backend
+    if isinstance(backend, TensorRTBackend):
+        for n_rows, n_frames in task.run().passes:
+            backend.warm_up([n_frames], n_rows)
 
 
 def repeat(task: Task, seconds: float) -> int:

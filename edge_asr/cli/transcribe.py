@@ -1,6 +1,6 @@
 """`edge-asr transcribe`: sound files to text, JSON, SRT or WebVTT.
 
-It finds the files, hands them to the recognizer (several at a time on a CPU), and writes each transcript as
+It finds the files, hands them to the recognizer (several at a time), and writes each transcript as
 soon as it and those before it are ready. A file that cannot be read is reported on stderr, the others are
 transcribed, and the exit code is 1.
 What this file does not do: recognize (edge_asr.runtime), lay out subtitles (edge_asr.transcript_formats).
@@ -134,8 +134,7 @@ def command(
             load = load_tested if self_test else Recognizer.load
             loaded = load(**{**recognizer, "num_threads": n_threads // n_workers})
         with loaded:
-            on_cpu = loaded.backend.name == "cpu"
-            _transcribe(loaded, sources, delivery, summary, n_workers if on_cpu else 1)
+            _transcribe(loaded, sources, delivery, summary, n_workers)
     rate = summary.audio_s / summary.compute_s if summary.compute_s else 0.0
     _log.info("%.1f s of audio in %.2f s: %.1f x real time", summary.audio_s, summary.compute_s, rate)
     if as_json:
@@ -212,14 +211,19 @@ def _transcribe(
     summary: _Summary,
     n_workers: int,
 ) -> None:
-    from edge_asr.runtime.bulk import transcribe_files
+    from edge_asr.runtime.bulk import BATCH_S, GPU_BATCH_S, GPU_WORKERS, transcribe_files
 
+    batch_s = BATCH_S
+    if recognizer.backend.name != "cpu":
+        n_workers, batch_s = min(GPU_WORKERS, len(sources)), GPU_BATCH_S
     sounds = [sys.stdin.buffer if source.path == STDIN else source.path for source in sources]
     started = time.perf_counter()
     with ExitStack() as stack:
         # Without a terminal, rich, which draws the bar, is not even loaded.
         heard = _Bar([source.path for source in sources], stack).show if is_terminal(sys.stderr) else None
-        for result in transcribe_files(recognizer, sounds, num_workers=n_workers, heard=heard):
+        for result in transcribe_files(
+            recognizer, sounds, num_workers=n_workers, batch_s=batch_s, heard=heard
+        ):
             source = sources[result.index]
             if result.transcript is None:
                 _log.debug("traceback of the error below", exc_info=result.error)

@@ -22,8 +22,9 @@ def check_engines(model: str | None, libraries: Sequence[TensorRTState]) -> list
     if not libraries:
         return []
     from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
+    from edge_asr.bundle.manifest import PRECISIONS
     from edge_asr.bundle.names import ENGINES_FOLDER
-    from edge_asr.runtime.engine.lookup import build_command, find_engine
+    from edge_asr.runtime.engine.lookup import GRAPHS, build_command, check_trust, find_engine
     from edge_asr.runtime.engine.sidecar import DeviceIdentity
 
     try:
@@ -33,20 +34,23 @@ def check_engines(model: str | None, libraries: Sequence[TensorRTState]) -> list
         return []  # check_model has reported it
     checks = []
     device = DeviceIdentity.detect()
-    for artifact in bundle.info.artifacts:
-        if not any((bundle.path / ENGINES_FOLDER).glob(f"[!.]*/model.{artifact.precision}.json")):
+    for graph, precision in ((graph, precision) for graph in GRAPHS for precision in PRECISIONS):
+        if not any((bundle.path / ENGINES_FOLDER).glob(f"[!.]*/{graph}.{precision}.json")):
             continue
-        name = f"engine {artifact.precision}"
+        name = f"engine {precision}" if graph == "model" else f"engine {graph} {precision}"
         refusals = []
         for library in libraries:
             try:
                 path, sidecar = find_engine(
                     bundle,
-                    artifact.precision,
+                    precision,
                     flavor=library.flavor,
                     tensorrt_version=library.version,
                     device=device,
+                    graph=graph,
                 )
+                if sidecar.proven:
+                    check_trust(bundle, path, sidecar)
             except EdgeAsrError as error:
                 refusals.append(str(error))
                 continue
@@ -56,6 +60,6 @@ def check_engines(model: str | None, libraries: Sequence[TensorRTState]) -> list
             break
         else:
             if refusals:
-                command = build_command(bundle, artifact.precision, libraries[0].flavor, force=True)
+                command = build_command(bundle, precision, libraries[0].flavor, force=True)
                 checks.append(Check(name=name, status="missing", detail=refusals[0], fix=command))
     return checks

@@ -50,6 +50,7 @@ class Recognizers:
         self._turns = Turns(self.n_places)
         self._observe = observe
         self._is_streaming = make_streaming_decoders(base) is not None
+        base.warm_up()
         self._lock = threading.Lock()
         self._decoders: OrderedDict[DecodingOptions, Future[Decoder]] = OrderedDict()
         self._language_model: BeamFactory | None = None

@@ -105,6 +105,8 @@ class TensorRTBackend:
         precision: precision of the engine.
         flavor: "tensorrt", or "tensorrt-rtx".
         use_cuda_graphs: let `warm_up` record runs, which are then one launch.
+        waits_asleep: wait for the GPU without keeping a core busy; None does on a GPU that shares the
+            processor's memory.
         allow_unverified: also accept an engine that was not proven, failed its proof, or was not built here.
         engine: plan and sidecar inside the bundle's folder; None finds the one that fits. Either is checked.
 
@@ -127,6 +129,7 @@ class TensorRTBackend:
         *,
         flavor: Flavor = "tensorrt",
         use_cuda_graphs: bool = True,
+        waits_asleep: bool | None = None,
         allow_unverified: bool = False,
         engine: tuple[Path, EngineSidecar] | None = None,
     ) -> None:
@@ -152,6 +155,7 @@ class TensorRTBackend:
                     shares_memory=opened.shares_memory,
                     n_mels=self._n_mels,
                     use_cuda_graphs=use_cuda_graphs,
+                    waits_asleep=waits_asleep,
                     kernel_cache=opened.kernel_cache,
                 )
         self._runner = runner

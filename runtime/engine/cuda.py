@@ -49,6 +49,10 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuStreamCreate": (POINTER(c_void_p), c_uint),
     "cuStreamDestroy_v2": (c_void_p,),
     "cuStreamSynchronize": (c_void_p,),
+    "cuEventCreate": (POINTER(c_void_p), c_uint),
+    "cuEventRecord": (c_void_p, c_void_p),
+    "cuEventSynchronize": (c_void_p,),
+    "cuEventDestroy_v2": (c_void_p,),
     "cuStreamBeginCapture_v2": (c_void_p, c_int),
     "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
     "cuGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
@@ -63,6 +67,8 @@ CONSTANTS = {
     "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": 75,
     "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": 76,
     "CU_STREAM_NON_BLOCKING": 1,
+    "CU_EVENT_BLOCKING_SYNC": 1,
+    "CU_EVENT_DISABLE_TIMING": 2,
     "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": 1,
 }
 
@@ -202,6 +208,21 @@ class Cuda:
     def synchronize(self, stream: int) -> None:
         """Wait for all work of a stream."""
         _call("cuStreamSynchronize", stream)
+
+    def create_event(self) -> int:
+        """Create an event that a thread waits for asleep."""
+        return _get(
+            "cuEventCreate", CONSTANTS["CU_EVENT_BLOCKING_SYNC"] | CONSTANTS["CU_EVENT_DISABLE_TIMING"]
+        )
+
+    def destroy_event(self, event: int) -> None:
+        """Destroy an event."""
+        _call("cuEventDestroy_v2", event)
+
+    def synchronize_asleep(self, stream: int, event: int) -> None:
+        """Wait for all work of a stream as `synchronize` does, without keeping a core busy meanwhile."""
+        _call("cuEventRecord", event, stream)
+        _call("cuEventSynchronize", event)
 
     def copy_to_device(self, device: int, host: int, n_bytes: int, stream: int) -> None:
         """Queue a copy from page-locked memory to the device."""

@@ -129,6 +129,8 @@ class LoadedPlan:
         cuda: the device to run on.
         shares_memory: whether that device's memory is the host's.
         use_cuda_graphs: whether `record` records.
+        waits_asleep: wait without keeping a core busy, which takes some microseconds more; None does where
+            memory is shared, for such a board has few cores, and they capture the sound.
         max_graphs: most recorded shapes.
         kernel_cache: file for the kernels that TensorRT-RTX compiles here; None keeps none.
 
@@ -151,6 +153,7 @@ class LoadedPlan:
         cuda: Cuda,
         shares_memory: bool = False,
         use_cuda_graphs: bool,
+        waits_asleep: bool | None = None,
         max_graphs: int,
         kernel_cache: Path | None = None,
     ) -> None:
@@ -160,6 +163,7 @@ class LoadedPlan:
         self._tensors = tensors
         self._shares_memory = shares_memory
         self._use_cuda_graphs = use_cuda_graphs
+        self._waits_asleep = waits_asleep
         self._max_graphs = max_graphs
         self._kernel_cache = kernel_cache
         self._log = create_logger(trt)
@@ -215,7 +219,10 @@ class LoadedPlan:
         Raises:
             DeviceError: CUDA failed.
         """
-        self._cuda.synchronize(self.stream)
+        if self._event is None:
+            self._cuda.synchronize(self.stream)
+        else:
+            self._cuda.synchronize_asleep(self.stream, self._event)
 
     def discard(self) -> None:
         """Wait after a failure: queued copies must not touch the buffers of the next run."""
@@ -330,6 +337,9 @@ class LoadedPlan:
         self._config: Any = None
         self._kernels: Any = None
         self.stream = self._own(self._resources, self._cuda.create_stream(), self._cuda.destroy_stream)
+        self._event = None
+        if self._shares_memory if self._waits_asleep is None else self._waits_asleep:
+            self._event = self._own(self._resources, self._cuda.create_event(), self._cuda.destroy_event)
         self._log.take_errors()  # discards errors of others, because the log is shared
         # Contexts, engine and runtime are released in this order, once nothing refers to them.
         self._resources.callback(self._forget_engine)

@@ -37,7 +37,7 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Artifact, Precision
@@ -57,6 +57,7 @@ from edge_asr.runtime.engine.trust import is_sealed
 __all__ = [
     "ENGINES_FOLDER",
     "FLAVORS",
+    "GRAPHS",
     "SIDECAR_FORMAT_VERSION",
     "DeviceIdentity",
     "EngineProfile",
@@ -80,6 +81,7 @@ __all__ = [
 
 Graph = Literal["model", "stream"]
 """Which graph of the bundle a plan runs: the offline one, or a step of a stream."""
+GRAPHS: tuple[Graph, ...] = get_args(Graph)
 
 
 class FoundEngine(NamedTuple):

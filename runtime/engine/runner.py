@@ -38,7 +38,7 @@ class EngineRunner:
         shares_memory: whether that device's memory is the host's.
         n_mels: feature channels.
         use_cuda_graphs: whether `warm_up` records.
-        kernel_cache: see `LoadedPlan`.
+        waits_asleep, kernel_cache: see `LoadedPlan`.
 
     Raises:
         EngineError: TensorRT refuses the plan, or the plan differs from the sidecar.
@@ -55,6 +55,7 @@ class EngineRunner:
         shares_memory: bool = False,
         n_mels: int,
         use_cuda_graphs: bool,
+        waits_asleep: bool | None = None,
         kernel_cache: Path | None = None,
     ) -> None:
         self._n_mels = n_mels
@@ -71,6 +72,7 @@ class EngineRunner:
             cuda=cuda,
             shares_memory=shares_memory,
             use_cuda_graphs=use_cuda_graphs,
+            waits_asleep=waits_asleep,
             max_graphs=MAX_CUDA_GRAPHS,
             kernel_cache=kernel_cache,
         )

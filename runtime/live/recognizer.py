@@ -86,6 +86,8 @@ class LiveRecognizer:
         decoder = partial_decoder or _make_partial_decoder(
             recognizer, partials if self.config.partials else "off", self.config.partial_window_s
         )
+        if isinstance(recognizer, Recognizer):
+            recognizer.warm_up()
         self._stream = LiveStream(recognizer, decoder, self.config, self._emit)
         self._on_event = on_event
         self._events: SimpleQueue[Event | None] = SimpleQueue()

@@ -72,12 +72,14 @@ def open_engine(bundle: Bundle, flavor: str, rest: str) -> LogProbModel:
     from edge_asr.runtime.engine.backend import TensorRTBackend
 
     precision, _, options = rest.partition(" ")
-    return TensorRTBackend(
+    engine = TensorRTBackend(
         bundle,
         precision,  # type: ignore[arg-type]
         flavor=flavor,  # type: ignore[arg-type]
         use_cuda_graphs=options != WITHOUT_GRAPHS,
     )
+    engine.warm_up()
+    return engine
 
 
 class TorchRunner:

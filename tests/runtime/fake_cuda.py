@@ -62,6 +62,7 @@ class FakeCuda:
         self.calls: list[str] = []
         self.memory: dict[int, tuple[str, int, Any]] = {}
         self.streams: dict[int, Stream] = {}
+        self.events: dict[int, int | None] = {}
         self.graphs: dict[int, list[Callable[[bool], None]]] = {}
         self.devices, self.integrated = 1, False
         self._contexts = threading.local()
@@ -95,6 +96,7 @@ class FakeCuda:
     def assert_released(self) -> None:
         assert not self.memory, f"memory left: {[(k, n) for k, n, _ in self.memory.values()]}"
         assert not self.streams, "a stream is left"
+        assert not self.events, "an event is left"
         assert not self.graphs, "a graph is left"
 
     # --- memory ---
@@ -281,6 +283,29 @@ class FakeLibcuda:
         finally:
             stream.synchronizing.release()
         return self._code("cuStreamSynchronize", CudaError.CUDA_ERROR_ILLEGAL_ADDRESS)
+
+    def _cuEventCreate(self, out: Any, flags: int) -> int:
+        blocking = cuda.CONSTANTS["CU_EVENT_BLOCKING_SYNC"] | cuda.CONSTANTS["CU_EVENT_DISABLE_TIMING"]
+        assert flags == blocking
+        code = self._code("cuEventCreate", CudaError.CUDA_ERROR_OUT_OF_MEMORY)
+        if not code:
+            out.value = next(Stream.handles)
+            self._gpu.events[out.value] = None
+        return code
+
+    def _cuEventRecord(self, event: int, stream: int) -> int:
+        assert event in self._gpu.events
+        assert self._gpu.streams[stream].recording is None
+        self._gpu.events[event] = stream
+        return 0
+
+    def _cuEventSynchronize(self, event: int) -> int:
+        stream = self._gpu.events[event]
+        assert stream is not None, "nothing was recorded"
+        return self._cuStreamSynchronize(stream)
+
+    def _cuEventDestroy(self, event: int) -> None:
+        del self._gpu.events[event]
 
     def _cuStreamBeginCapture(self, handle: int, mode: int) -> int:
         stream = self._gpu.streams[handle]

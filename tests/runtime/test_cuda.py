@@ -46,7 +46,9 @@ C_TYPES = {
     "CUresult": ctypes.c_int,
     "CUdevice_attribute": ctypes.c_int,
     "CUstreamCaptureMode": ctypes.c_int,
-    **dict.fromkeys(["CUcontext", "CUstream", "CUgraph", "CUgraphExec", "void *", "void*"], ctypes.c_void_p),
+    **dict.fromkeys(
+        ["CUcontext", "CUevent", "CUstream", "CUgraph", "CUgraphExec", "void *", "void*"], ctypes.c_void_p
+    ),
     "char *": ctypes.c_char_p,
 }
 

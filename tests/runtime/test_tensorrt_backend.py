@@ -132,6 +132,7 @@ def test_fake_tensorrt_copies_nothing_on_one_memory(gpu: FakeGpu, bundle: Bundle
     for lens in ([60], [100], [130, 128, 1, 90]):
         assert_agrees(backend, reference, lens)
     assert not [call for call in gpu.calls if call.startswith("copy")]
+    assert gpu.events  # and its few cores are left to others while it computes
     kinds = [kind for kind, _, _ in gpu.memory.values()]
     assert (kinds.count("device"), kinds.count("pinned")) == (2, 6)  # of two profiles: activations; tensors
     backend.close()
