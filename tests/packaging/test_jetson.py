@@ -130,3 +130,49 @@ def test_the_jetson_extra_has_wheels(repository: Path, tmp_path: Path, python: s
         assert versions["onnxruntime"].release[:2] == (1, 23)  # as the document says
     assert {"numpy", "scipy", "soundfile", "soxr", "sounddevice"} <= set(found)
     assert set(found).isdisjoint({"torch", "onnx", "tensorrt", "onnxruntime-gpu", "cuda-bindings"})
+
+
+def test_the_power_mode_comes_before_the_engine(document: str) -> None:
+    """An engine belongs to a number of multiprocessors, which the mode changes."""
+    titles = re.findall(r"^## \d+\. (.*)$", document, re.MULTILINE)
+    assert titles.index("Power mode, before you build") + 1 == titles.index("An engine for this device")
+
+
+def test_the_rows_of_the_table_come_out_of_a_report(repository: Path, document: str, tmp_path: Path) -> None:
+    (tmp_path / "jetson.txt").write_text("# R36 (release), REVISION: 4.3\nNV Power Mode: MAXN\n")
+    cell = {
+        "seconds": 10.0, "batch": 1, "rtfx": 200.0, "memory": {"gpu_bytes": 300_000_000},
+        "power": [{"watts": 6.5}], "stages": {"total": {"summary": {"p50": 50.0}}},
+    }  # fmt: skip
+    for name, ms in (("cpu", 100.0), ("fp16", 50.0)):
+        cell["stages"]["total"]["summary"]["p50"] = ms  # type: ignore[index]
+        bench = {"model": {"name": "mine"}, "configurations": [{"cells": [cell, {**cell, "batch": 8}]}]}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bench.json").write_text(json.dumps(bench))
+    script = repository / "scripts" / "jetson_rows.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
+    fp16, int8 = done.stdout.splitlines()
+    assert fp16 == "| # R36 (release), REVISION: 4.3 | mine | fp16 |  | 50 | 200 | 300 | 6.5 | 2 |"
+    assert int8 == "| # R36 (release), REVISION: 4.3 | mine | int8 |  |  |  |  |  |  |"
+    (heading,) = re.findall(r"^\| module, JetPack.*\|$", document, re.MULTILINE)
+    assert heading.count("|") == fp16.count("|")
+
+
+def test_words_of_two_processors_are_compared(repository: Path, tmp_path: Path) -> None:
+    record = {"int8": {"a.flac": {"text": "go", "live": "go", "frames": [1, 2, 3]}}}
+    (tmp_path / "here.json").write_text(json.dumps(record))
+    script = repository / "scripts" / "arm64_words.py"
+    command = [
+        sys.executable,
+        str(script),
+        "--compare",
+        str(tmp_path / "here.json"),
+        str(tmp_path / "there.json"),
+    ]
+    record["int8"]["a.flac"]["frames"] = [1, 2, 9]
+    for live, code in (("go", 0), ("no", 3)):
+        record["int8"]["a.flac"]["live"] = live
+        (tmp_path / "there.json").write_text(json.dumps(record))
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == code
+        assert done.stdout.splitlines()[-1] == f"| int8 | 1 of 1 | {1 - code // 3} of 1 | 1 of 3 |"
