@@ -11,7 +11,7 @@ from tones import RATE, WORDS, ToneRecognizer, speak
 from edge_asr.errors import ConfigError
 from edge_asr.runtime.live.history import AudioHistory
 from edge_asr.runtime.live.partials import PartialHypothesis, WindowedDecoder
-from edge_asr.runtime.transcript import Token
+from edge_asr.runtime.transcript import Token, Transcript
 
 
 @settings(deadline=None, max_examples=30)
@@ -32,6 +32,35 @@ def test_a_long_utterance_keeps_every_word_once_at_a_bounded_cost(words: list[st
     starts = [token.start_s for token in hypothesis.tokens]
     assert starts == sorted(starts)
     assert starts[0] == pytest.approx(lead / RATE, abs=0.05)
+
+
+@pytest.mark.parametrize("gap_s", [0.3, 5.0, 9.0])
+def test_words_that_lie_back_are_kept_and_none_is_lost(gap_s: float) -> None:
+    """A transcriber that hears a word each 0.4 s, with the number of the call for its text."""
+
+    class Fickle:
+        n_calls = 0
+
+        def transcribe(self, waveform: np.ndarray, sample_rate: int) -> Transcript:
+            self.n_calls += 1
+            starts = np.arange(0, len(waveform) / RATE - 0.2, 0.4)
+            tokens = tuple(token(f" {self.n_calls}", start, start + 0.2) for start in starts.tolist())
+            return Transcript(text="", tokens=tokens, words=(), segments=(), duration_s=0.0)
+
+    decoder, history = WindowedDecoder(Fickle()), AudioHistory()
+    decoder.begin(0)
+    history.append(np.zeros(4 * RATE, np.float32))
+    decoder.decode(history)
+    history.append(np.zeros(round(gap_s * RATE), np.float32))
+    tokens = decoder.decode(history).tokens
+    texts = [t.text.strip() for t in tokens]
+    assert texts == sorted(texts), "kept ones come first"
+    starts = np.array([t.start_s for t in tokens])
+    assert starts[0] == 0
+    if gap_s < 8:  # a window of 8 s reaches back to what is kept
+        assert np.all(np.diff(starts) < 0.85)
+    kept = starts[np.array(texts) == "1"]
+    assert kept.max() == pytest.approx({0.3: 2.6, 5.0: 3.0, 9.0: 3.6}[gap_s], abs=0.7)
 
 
 def test_a_window_under_two_seconds_is_refused() -> None:
