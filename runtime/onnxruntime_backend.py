@@ -22,7 +22,6 @@ from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Artifact
 from edge_asr.errors import BackendError, require
 from edge_asr.frames import OutputFrames
-from edge_asr.runtime.engine.shapes import grid_frames
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
@@ -127,6 +126,8 @@ class OnnxRuntimeBackend:
         channels_first = features.transpose(0, 2, 1)  # (B, F, T)
         n_out = None
         if self._grid is not None:
+            from edge_asr.runtime.engine.shapes import grid_frames
+
             n_frames = features.shape[1]
             n_out = self._grid.n_graph(n_frames)
             behind = grid_frames(n_frames, self._grid) - n_frames

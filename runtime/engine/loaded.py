@@ -322,10 +322,10 @@ class LoadedPlan:
 
     def close(self) -> None:
         """Release everything. May be called twice."""
+        self._save_kernels()
         if self.n_runs:
             logger.info("engine: %s", self.describe_runs())
             self.n_runs = self.n_replays = 0
-        self._save_kernels()
         while self._graphs:
             self._drop_oldest_graph()
         self._lanes.clear()

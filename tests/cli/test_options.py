@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,40 @@ def test_what_loads_a_recognizer_are_its_arguments(group: Any) -> None:
     assert (values["path_or_name"], values["num_threads"]) == ("mine", 2)
     for name, value in values_of(group).items():
         assert value == parameters[name].default, name
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "left"),
+    [(None, "1", "1"), ("", "0", "0"), ("2,3", "1", "3"), ("GPU-ab,GPU-cd", "0", "GPU-ab")],
+)
+def test_a_gpu_by_its_number(
+    before: str | None, asked: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that uses CUDA sees that one alone; numbers are those of nvidia-smi."""
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "kept")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES") if before is None else monkeypatch.setenv(
+        "CUDA_VISIBLE_DEVICES", before
+    )
+    assert "gpu" not in values_of(options.bundle_options, "--gpu", asked)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+    assert os.environ["CUDA_DEVICE_ORDER"] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("2", "2 is not among the 2 GPUs that CUDA_VISIBLE_DEVICES=4,5 leaves; give 0 to 1"),
+        ("-1", "-1 is not in the range x>=0"),
+        ("one", "'one' is not a valid integer"),
+    ],
+)
+def test_a_gpu_that_cannot_be(asked: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    command = click.command()(options.bundle_options(lambda bundle: None))
+    result = CliRunner().invoke(command, ["--gpu", asked])
+    assert result.exit_code == 2
+    assert told in " ".join(result.output.split())
 
 
 def test_the_decoders_are_those_of_the_library() -> None:

@@ -60,6 +60,7 @@ DEFERRED: Mapping[tuple[str, str], str] = {
     ("runtime", "edge_asr.runtime.decoding.lm.scorer"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.engine.backend"): COLD_START,
     ("runtime", "edge_asr.runtime.engine.lookup"): COLD_START,
+    ("runtime", "edge_asr.runtime.engine.shapes"): COLD_START,
     ("runtime", "edge_asr.runtime.engine.stream_runner"): COLD_START,
     ("runtime", "edge_asr.runtime.live.streaming_decoder"): COLD_START,
     ("runtime", "edge_asr.runtime.self_test"): COLD_START,

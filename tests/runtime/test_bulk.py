@@ -6,6 +6,7 @@ import math
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import soundfile
 from edge_asr.audio import AudioFile
 from edge_asr.errors import AudioError, BackendError, ConfigError
 from edge_asr.runtime.acoustic_model import group_by_length
-from edge_asr.runtime.bulk import BATCH_S, LOOK_AHEAD, transcribe_files
+from edge_asr.runtime.bulk import BATCH_S, GPU_BATCH_S, GPU_WORKERS, LOOK_AHEAD, transcribe_files
 from edge_asr.runtime.recognizer import Recognizer
 
 
@@ -121,6 +122,25 @@ def test_results_come_before_the_last_file_is_read(recognizer: Recognizer, tmp_p
     assert next(results).index == 0
     results.close()  # and the workers end with it
     assert not [t for t in threading.enumerate() if t.name.startswith("edge-asr-bulk")]
+
+
+def test_larger_batches_share_runs_and_give_the_same(recognizer: Recognizer, sounds: list[Path]) -> None:
+    """As on a GPU, whose backend takes turns with what the workers do besides."""
+    alone = [result.transcript for result in transcribe_files(recognizer, sounds)]
+    rows: list[int] = []
+    log_probs = recognizer.backend.log_probs
+
+    def counting(features: Any, lens: Any) -> Any:
+        rows.append(len(features))
+        return log_probs(features, lens)
+
+    recognizer.backend.log_probs = counting  # type: ignore[method-assign]
+    options = {"num_workers": GPU_WORKERS, "batch_s": GPU_BATCH_S}
+    together = list(transcribe_files(recognizer, sounds, **options))  # type: ignore[arg-type]
+    recognizer.backend.log_probs = log_probs  # type: ignore[method-assign]
+    assert max(rows) > 1
+    texts = [(result.transcript.text if result.transcript else None) for result in together]
+    assert texts == [(transcript.text if transcript else None) for transcript in alone]
 
 
 def test_no_workers_are_refused(recognizer: Recognizer) -> None:

@@ -93,6 +93,28 @@ def test_fake_tensorrt_of_other_versions(
     gpu.assert_all_released()
 
 
+def test_fake_tensorrt_rtx_keeps_the_kernels_that_it_compiled(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the user's cache, for they are programs; those of another GPU are compiled anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    gpu = FakeGpu("rtx").install(monkeypatch)
+    add_engine(bundle, gpu)
+    path = None
+    for kept, told in ((None, False), (b"compiled here", False), (b"compiled elsewhere", True)):
+        if path is not None and kept is not None:
+            path.write_bytes(kept)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            backend = TensorRTBackend(bundle, "fp32", flavor="tensorrt-rtx")
+        assert ("compiling anew" in caplog.text) is told
+        backend.log_probs(batch([60]), np.array([60], np.int64))
+        backend.close()
+        (path,) = (tmp_path / "cache" / "edge-asr" / "rtx").iterdir()
+        assert path.read_bytes() == b"compiled here"
+    gpu.assert_all_released()
+
+
 def test_fake_tensorrt_pads_up_to_the_smallest_batch(gpu: FakeGpu, bundle: Bundle, reference: Any) -> None:
     add_engine(bundle, gpu, profiles=((10, 64, 128, 2, 3, 3),))
     with_three_rows = TensorRTBackend(bundle, "fp32")
