@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,9 @@ from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineSidecar
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from engine_models import quantize
+from fake_cuda import FakeCuda
 from fake_tensorrt_builder import PLAN, VERSIONS, FakeBuilder, Style
 
 ORIN = DeviceIdentity(
@@ -475,3 +477,30 @@ def test_report_is_json(install: Callable[[Style], FakeBuilder], bundle: Bundle)
     assert data["plan"] == str(report.plan)
     assert data["device"]["gpu_name"] == "Orin"
     assert data["proof"]["passed"] is True
+
+
+@pytest.mark.parametrize(
+    ("total_gib", "integrated", "limit_mb", "most_rows"),
+    [(4, True, 1024, 1), (62, True, 2048, 1), (62, False, None, 8)],
+)
+def test_fake_tensorrt_is_asked_for_little_where_gpu_and_processor_share_memory(
+    total_gib: int,
+    integrated: bool,
+    limit_mb: int | None,
+    most_rows: int,
+    install: Callable[[Style], FakeBuilder],
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A quarter of the memory for the builder, at most 2 GiB, and one row; all of a GPU that has its own."""
+    gpu = FakeCuda()
+    gpu.integrated, gpu.total_bytes = integrated, total_gib << 30
+    gpu.install_cuda(monkeypatch)
+    fake = install("10")
+    passes = SimpleNamespace(passed=True, to_dict=lambda: {"passed": True})
+    monkeypatch.setattr(engine_builder, "prove_engine", lambda *_, **__: passes)
+    report = build_engine(bundle, "fp32", profile_seconds=(0.1, 1))
+    assert fake.limits == ({} if limit_mb is None else {"WORKSPACE": limit_mb << 20})
+    assert {profile["length"][2] for profile in fake.profiles} == {(most_rows,)}
+    assert any("GPU and processor share" in note for note in report.notes) is integrated
+    assert report.sidecar.workspace_mb == limit_mb

@@ -64,7 +64,7 @@ class FakeCuda:
         self.streams: dict[int, Stream] = {}
         self.events: dict[int, int | None] = {}
         self.graphs: dict[int, list[Callable[[bool], None]]] = {}
-        self.devices, self.integrated = 1, False
+        self.devices, self.integrated, self.total_bytes = 1, False, 8 << 30
         self._contexts = threading.local()
         self._failures: dict[str, list[int]] = {}
 
@@ -199,7 +199,7 @@ class FakeLibcuda:
     # --- memory ---
 
     def _cuMemGetInfo(self, free: Any, total: Any) -> None:
-        total.value = 8 << 30
+        total.value = self._gpu.total_bytes
         free.value = total.value - sum(n_bytes for _, n_bytes, _ in self._gpu.memory.values())
 
     def _cuMemAlloc(self, out: Any, n_bytes: int) -> int:
