@@ -39,7 +39,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
+from acceptance.inputs import find_files, read_former, save_clips
 from acceptance.report import markdown
 from acceptance.sections import Answer, child_main, gate, not_run, section_names
 from acceptance.settings import Settings
@@ -53,7 +53,7 @@ from edge_asr.diagnostics.inference import check_onnxruntime
 from edge_asr.diagnostics.jetson import check_jetson
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.diagnostics.tensorrt import check_tensorrt
-from edge_asr.errors import EdgeAsrError
+from edge_asr.errors import ConfigError, EdgeAsrError
 
 PACKAGES = (
     "edge-asr",
@@ -115,7 +115,7 @@ def main() -> int:
         working = Path(folder) / "bundle"
         shutil.copytree(bundle.path, working, ignore=shutil.ignore_patterns("engines"))
         settings = make_settings(arguments, bundle, working)
-        former = read_former(arguments, settings, working)
+        former = read_former(arguments.resume, arguments.bundle, settings.rehearsal, working)
         run = Run(settings, output, describe_machine(lines, settings), bundle, arguments.bundle, former)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, run.stop)
@@ -196,50 +196,6 @@ def make_settings(arguments: argparse.Namespace, bundle: Bundle, working: Path) 
         manifest=arguments.manifest,
         clips=find_files(arguments.clips or []),
     )
-
-
-def find_files(sources: list[str]) -> tuple[str, ...]:
-    """List the clips: what folders hold, .npy files before sound files."""
-    files: list[str] = []
-    for source in map(Path, sources):
-        found = sorted(source.glob("*.npy")) or [source] if source.is_dir() else [source]
-        missing = [path for path in found if not path.exists()]
-        if missing:
-            fail(f"there is no {missing[0]}; --clips takes sound files, folders of them, and .npy files")
-        files += [str(path.resolve()) for path in found]
-    return tuple(files)
-
-
-def save_clips(source: str, target: str) -> int:
-    """Write sound files as .npy of int16 at 16 kHz, for a machine without soundfile."""
-    from edge_asr.proof.clips import find_clips, load_clips
-
-    Path(target).mkdir(parents=True, exist_ok=True)
-    for name, waveform in load_clips(find_clips([source]), 16_000).items():
-        samples = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
-        np.save(Path(target) / f"{Path(name).stem}.npy", samples)
-    return 0
-
-
-def read_former(arguments: argparse.Namespace, settings: Settings, working: Path) -> list[Answer]:
-    """Read the sections of a former result that ran, and put its engines into the working copy."""
-    if arguments.resume is None:
-        return []
-    try:
-        former = json.loads(arguments.resume.read_text(encoding="utf-8"))
-        same = (former["settings"]["bundle"], former["rehearsal"]) == (arguments.bundle, settings.rehearsal)
-        sections: list[Answer] = former["sections"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fail(f"--resume {arguments.resume} is no result of this script ({error}); give a gpu_acceptance.json")
-    if not same:
-        fail(
-            f"--resume {arguments.resume} is of the bundle {former['settings']['bundle']}"
-            f"{' in a rehearsal' if former['rehearsal'] else ''}; resume with the same bundle and way"
-        )
-    engines = arguments.resume.parent / "engines"
-    if engines.is_dir():
-        shutil.copytree(engines, working / "engines")
-    return [section for section in sections if section["status"] == "ran"]
 
 
 class Run:
@@ -423,4 +379,7 @@ def fail(message: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ConfigError as error:
+        fail(str(error))

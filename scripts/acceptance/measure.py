@@ -9,43 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from acceptance.inputs import read_waveforms
 from edge_asr.benchmark.statistics import ratio_by_round, summarize
 from edge_asr.benchmark.timing import lap, rounds, take_turns
 from edge_asr.bundle.folder import Bundle
-from edge_asr.errors import AudioError
 from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
-from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.compare import LogProbModel, Outputs, run_cases
 from edge_asr.runtime.features.extractor import FeatureExtractor
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
-
-
-SAMPLE = Path(__file__).with_name("robot_commands.npy")
-"""The embedded sample, int16 at 16 kHz, for a machine without soundfile (made with --save-clips)."""
-
-
-def read_waveforms(paths: Sequence[str], sample_rate: int) -> dict[str, F32Array]:
-    """Read recordings: .npy, [S] int16 or float at the model's rate; anything else with soundfile."""
-    waveforms: dict[str, F32Array] = {}
-    for path in map(Path, paths or [str(SAMPLE)]):
-        if path.suffix != ".npy":
-            waveforms |= load_clips(find_clips([path]), sample_rate)
-            continue
-        samples = np.load(path, allow_pickle=False)
-        if samples.ndim != 1 or samples.dtype.kind not in "if":
-            found = f"{samples.dtype} {list(samples.shape)}"
-            raise AudioError(f"{path} holds {found}; a clip is one row of int16 or float")
-        scale = np.iinfo(samples.dtype).max + 1 if samples.dtype.kind == "i" else 1
-        waveforms[path.name] = (samples / scale).astype(np.float32)
-    return waveforms
 
 
 def proof_cases(bundle: Bundle, max_batch: int, clips: Sequence[str] = ()) -> list[ProofCase]:

@@ -350,18 +350,18 @@ def test_a_real_sigterm_leaves_the_result(script: Path, tmp_path: Path) -> None:
 
 
 def test_clips_without_soundfile(acceptance, tmp_path: Path) -> None:
-    from acceptance import measure
+    from acceptance import inputs
 
     (samples,) = Bundle.load("tiny-en").path.parents[1].glob("samples/*.flac")
-    acceptance.save_clips(str(samples), str(tmp_path))
+    inputs.save_clips(str(samples), str(tmp_path))
     (saved,) = tmp_path.glob("*.npy")
-    assert saved.read_bytes() == measure.SAMPLE.read_bytes()
-    (ours,) = measure.read_waveforms([str(saved)], 16_000).values()
-    (theirs,) = measure.read_waveforms([str(samples)], 16_000).values()
+    assert saved.read_bytes() == inputs.SAMPLE.read_bytes()
+    (ours,) = inputs.read_waveforms([str(saved)], 16_000).values()
+    (theirs,) = inputs.read_waveforms([str(samples)], 16_000).values()
     np.testing.assert_array_equal(ours, theirs)
     np.save(tmp_path / "two.npy", np.zeros((2, 9)))
     with pytest.raises(ValueError, match=r"two.npy holds float64 \[2, 9\]; a clip is one row"):
-        measure.read_waveforms([str(tmp_path / "two.npy")], 16_000)
+        inputs.read_waveforms([str(tmp_path / "two.npy")], 16_000)
 
 
 def test_times_are_taken_in_turns_and_a_fake_runner_that_fails_is_left_out(acceptance) -> None:
