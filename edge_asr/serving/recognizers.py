@@ -28,6 +28,7 @@ from edge_asr.serving.turns import Purpose, SharedBackend, Turns
 
 _KEPT = 16
 _MAX_GRAMMAR_ARCS = 20_000
+_MOST_STREAMS = 64  # of which an engine records the steps; more take the steps of the largest number
 _DEFAULT = DecodingOptions()
 
 
@@ -51,6 +52,8 @@ class Recognizers:
         self._observe = observe
         self._is_streaming = make_streaming_decoders(base) is not None
         base.warm_up()
+        if self._is_streaming:
+            base.streaming_model().warm_up(_MOST_STREAMS)
         self._lock = threading.Lock()
         self._decoders: OrderedDict[DecodingOptions, Future[Decoder]] = OrderedDict()
         self._language_model: BeamFactory | None = None

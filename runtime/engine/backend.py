@@ -286,7 +286,8 @@ class TensorRTBackend:
         front_end = self._bundle.info.features
         frame_s = front_end.hop_length / front_end.sample_rate
         ranges = ", ".join(f"{p.min_frames} to {p.max_frames}" for p in self.sidecar.profiles)
-        edges = sorted({n for p in self.sidecar.profiles for n in (p.min_frames, p.max_frames)} | {n_frames})
+        served = {n for p in self.sidecar.profiles for n in (p.min_frames, p.max_frames)}
+        edges = sorted({grid_frames(n, self._output_frames) for n in served | {n_frames}})
         seconds = ",".join(f"{edge * frame_s:g}" for edge in edges)
         return (
             f"{n_frames} feature frames ({n_frames * frame_s:g} s) fit no profile of the engine "

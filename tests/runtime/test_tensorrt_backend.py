@@ -28,6 +28,7 @@ from fake_tensorrt import WORKSPACE_BYTES, FakeGpu
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.errors import BackendError, EngineError
+from edge_asr.export.engine.profiles import build_profiles
 from edge_asr.frames import OutputFrames
 from edge_asr.runtime.engine import runner as tensorrt_engine
 from edge_asr.runtime.engine.backend import TensorRTBackend
@@ -266,8 +267,10 @@ def test_fake_tensorrt_more_frames_than_any_profile(gpu: FakeGpu, bundle: Bundle
     message = str(caught.value)
     assert "401 feature frames (4.01 s)" in message
     assert "10 to 100, 100 to 400" in message
-    command = f"edge-asr build {bundle.path} --precision fp32 --force --profile-seconds 0.1,1,4,4.01"
+    command = f"edge-asr build {bundle.path} --precision fp32 --force --profile-seconds 0.64,1.28,5.12"
     assert message.endswith(command)
+    profiles = build_profiles(bundle.info.features, (0.64, 1.28, 5.12), rule=bundle.info.output_frames)
+    assert profiles[-1].max_frames >= 401  # what it advises can be built, and suffices
     backend.close()
 
 
