@@ -31,7 +31,7 @@ _TOKEN_DELAY_S = 0.35
 """A token may be found so much later than its sound ends."""
 
 _SURELY_SPEECH_S = 1.0
-_SURELY_WORDS = 0.7
+_SURELY_WORDS = 0.65
 """A sneeze with a voice in it is shorter and gives tokens of a lower mean confidence. A word may be as short,
 such as "yes", and is far more certain (docs/results/noise-2026-11-29.md)."""
 

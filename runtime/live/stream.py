@@ -27,6 +27,8 @@ from edge_asr.runtime.live.streaming_decoder import StreamingDecoder
 from edge_asr.runtime.transcript import Transcript, shift_grammar_result, shift_tokens
 
 _STEP_SAMPLES = 320
+_ALONE_SAMPLES = 2 * STREAM_SAMPLE_RATE
+"""Improbable words this soon behind others are no noise: spelled letters may be utterances of their own."""
 _MAX_WASTED = 0.1
 """Share of an utterance that finals may have taken, in time on the clock, that its speaker has overtaken."""
 
@@ -123,6 +125,7 @@ class LiveStream:
         self._history = AudioHistory()
         self._endpointer = Endpointer(config.endpoint)
         self._earliest = 0
+        self._spoken_until = -2 * _ALONE_SAMPLES  # where the last final ends
         self._utterance: _Utterance | None = None
         self._next_partial_at = 0.0
 
@@ -295,6 +298,7 @@ class LiveStream:
         heard = [token for token in transcript.heard if token.text.strip()]
         if not heard or (
             transcript.grammar is None
+            and utterance.start - self._spoken_until > _ALONE_SAMPLES
             and self._endpointer.is_noise(utterance.start, end, [token.confidence for token in heard])
         ):
             self._show(utterance, "")
@@ -327,6 +331,7 @@ class LiveStream:
             for word in transcript.words
         )
         self.stats = replace(self.stats, n_finals=self.stats.n_finals + 1)
+        self._spoken_until = end
         self._emit(
             Final(
                 text=transcript.text,

@@ -145,6 +145,17 @@ def test_improbable_tokens_of_a_short_sound_are_noise(fake: type[LoudnessDetecto
     assert not Endpointer(EndpointConfig()).is_noise(*short, [0.4, 0.8])
 
 
+def test_what_follows_words_soon_is_no_noise(
+    fake: type[LoudnessDetector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([False, True])
+    monkeypatch.setattr(Endpointer, "is_noise", lambda self, start, end, confidences: next(answers))
+    words = [speak([word], level=0.3) for word in ("alpha", "bravo", "charlie")]
+    audio = np.concatenate([words[0], silence(1), words[1], silence(4), words[2], silence(1)])
+    assert [final.text for final in hear(ToneRecognizer(), audio)] == ["alpha", "bravo"]
+    assert next(answers, None) is None, "bravo was asked about"
+
+
 @pytest.mark.parametrize(
     ("option", "installed", "asks"),
     [(None, True, True), (None, False, False), (False, True, False), (True, True, True)],
