@@ -227,19 +227,26 @@ def quantize_to_int8(
     def quantize(groups: Sequence[Group]) -> onnx.ModelProto:
         return quantize_model(smoothed, ranges[method], groups)
 
+    with stages.stage(f"{form.label}: measure float32 on the evaluation speech"):
+        judges = _judges(model, options.evaluation, features, vocabulary, output_frames, form)
+    evaluations: dict[tuple[Group, ...], dict[str, Int8Loss]] = {}
+
+    def accept(groups: tuple[Group, ...]) -> bool:
+        candidate = quantize(groups)
+        losses = {name: judge.measure(candidate) for name, judge in judges.items()}
+        evaluations[groups] = losses
+        return not losses or options.budget.exceeded_by(losses["pooled"]) is None
+
     with stages.stage(f"{form.label}: choose groups") as advance:
+        timed = _timed_clip(measured, features)
         sensitivity = choose_groups(
-            model, quantize, reference, _timed_clip(measured, features), TIMED_S, options.budget, advance
+            model, quantize, reference, timed, TIMED_S, options.budget, advance, accept
         )
-    final = quantize(sensitivity.chosen.int8)
-    evaluation = {}
-    if options.evaluation:
-        with stages.stage(f"{form.label}: evaluate") as advance:
-            evaluation = _evaluate(
-                model, final, options.evaluation, features, vocabulary, output_frames, form
-            )
+    chosen_groups = sensitivity.chosen.int8
+    if chosen_groups not in evaluations:
+        accept(chosen_groups)
     return Int8Result(
-        model=final,
+        model=quantize(chosen_groups),
         float32_bytes=model.ByteSize(),
         options=options,
         calibration=chosen,
@@ -249,7 +256,7 @@ def quantize_to_int8(
         methods=methods,
         range_method=method,
         sensitivity=sensitivity,
-        evaluation=evaluation,
+        evaluation=evaluations[chosen_groups],
     )
 
 
@@ -297,16 +304,17 @@ def _timed_clip(clips: Sequence[MeasuredClip], config: FeatureConfig) -> F32Arra
     return np.ascontiguousarray(np.tile(speech, (repeats, 1))[:n_frames])
 
 
-def _evaluate(
+def _judges(
     model: onnx.ModelProto,
-    quantized: onnx.ModelProto,
     manifests: Sequence[Path],
     config: FeatureConfig,
     vocabulary: Vocabulary,
     output_frames: OutputFrames | None,
     form: GraphForm,
-) -> dict[str, Int8Loss]:
-    """Measure the loss on every manifest and, if there are several, on all of them together."""
+) -> dict[str, Reference]:
+    """Run float32 over every manifest and, as "pooled", over all of them; empty without manifests."""
+    if not manifests:
+        return {}
     extractor = FeatureExtractor(config)
     clips: dict[str, list[MeasuredClip]] = {}
     for path in manifests:
@@ -323,7 +331,4 @@ def _evaluate(
             for u in listed.utterances
         ]
     clips["pooled"] = [clip for some in clips.values() for clip in some]
-    return {
-        name: Reference(model, some, vocabulary, output_frames, form).measure(quantized)
-        for name, some in clips.items()
-    }
+    return {name: Reference(model, some, vocabulary, output_frames, form) for name, some in clips.items()}

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from edge_asr.checkpoints import Checkpoint
 
-#: fp16 weights change the third decimal, so the text on real speech must hold, and the error is reported.
-FP16_WEIGHTS_TOLERANCE = Tolerance(max_error=None, text_families=("real",))
+#: fp16 weights change the third decimal: the text on real speech must hold, but for a token that leads by
+#: less than 51 to 49 percent, and the error is reported.
+FP16_WEIGHTS_TOLERANCE = Tolerance(max_error=None, text_families=("real",), text_margin=0.04)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

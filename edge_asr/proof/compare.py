@@ -65,10 +65,12 @@ class Tolerance:
     Attributes:
         max_error: largest allowed absolute log-prob difference on valid frames; None only reports it.
         text_families: case families whose greedy token sequences must be identical.
+        text_margin: but for frames whose most likely token leads by at most this in log-prob.
     """
 
     max_error: float | None = None
     text_families: tuple[str, ...] = FAMILIES
+    text_margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +270,7 @@ def compare_outputs(
     check_reference(reference, cases, reference_name)
     results = []
     for case, expected, given in zip(cases, reference, candidate, strict=True):
-        found = measure_case(case, expected, given, vocabulary, margin=0.0)
+        found = measure_case(case, expected, given, vocabulary, margin=tolerance.text_margin)
         failure = found.result.failure
         worst = found.errors.largest
         if failure is None and tolerance.max_error is not None and worst > tolerance.max_error:

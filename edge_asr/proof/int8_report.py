@@ -65,14 +65,21 @@ def int8_blocks(int8: Record, *, stream: bool = False) -> Iterator[str | list[st
     )
     yield _evaluation(int8["evaluation"])
     yield "## The choice"
+    refused = any(step.get("refused") for step in found["steps"])
     yield (
         "From the top, each row gives one more group back to float32, the one with the most divergence per "
         "multiply-add (next table); the row in bold is the choice."
+        + (" Rows that end in * were over the budget on the evaluation speech." if refused else "")
     )
     yield markdown_table(
         ("in INT8", *_CANDIDATE),
         [
-            _candidate_row(", ".join(step["int8"]), step, float32_bytes, bold=step is chosen)
+            _candidate_row(
+                ", ".join(step["int8"]) + " *" * bool(step.get("refused")),
+                step,
+                float32_bytes,
+                bold=step is chosen,
+            )
             for step in found["steps"]
         ],
     )

@@ -203,6 +203,8 @@ def _asked(tolerance: Record) -> str:
         asked.append(f"log-prob error at most {bar:.0e}")
     if families:
         asked.append(f"identical greedy text on {on}")
+    if margin := tolerance.get("text_margin"):
+        asked[-1] += f" but for tokens that lead by at most {margin:g}"
     rest = "" if bar is not None and families == FAMILIES else " The rest is only reported."
     return f"Asked: {', '.join(asked)}.{rest}"
 

@@ -130,8 +130,8 @@ def test_stages_are_announced_in_order(small_result: Int8Result, stages: list[st
         "int8: collect ranges",
         "int8: measure float32",
         "int8: choose a range method",
+        "int8: measure float32 on the evaluation speech",
         "int8: choose groups",
-        "int8: evaluate",
     ]
 
 

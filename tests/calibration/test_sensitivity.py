@@ -67,14 +67,16 @@ class KnownLosses:
         )
 
 
-def choose(model: onnx.ModelProto, reference: Any, budget: Budget, progress: Any = None) -> Sensitivity:
+def choose(
+    model: onnx.ModelProto, reference: Any, budget: Budget, progress: Any = None, **options: Any
+) -> Sensitivity:
     def quantize(groups: Sequence[Group]) -> onnx.ModelProto:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         set_metadata(copy, {"int8": ",".join(groups)})
         return copy
 
-    return choose_groups(model, quantize, reference, FRAMES, 0.1, budget, progress)
+    return choose_groups(model, quantize, reference, FRAMES, 0.1, budget, progress, **options)
 
 
 def loss(**changes: Any) -> Int8Loss:
@@ -106,6 +108,22 @@ def test_everything_in_int8_where_that_is_within_the_aim(hand_made: onnx.ModelPr
     for candidate in (*found.alone.values(), *found.steps):
         assert candidate.time_ratio > 0
         assert candidate.size_bytes > 1000
+
+
+def test_what_other_speech_refuses_goes_back_too(hand_made: onnx.ModelProto) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def accept(groups: tuple[str, ...]) -> bool:
+        asked.append(groups)
+        return len(groups) < len(GROUPS)
+
+    found = choose(hand_made, KnownLosses(), Budget(min_agreement=0.5), accept=accept)
+    assert asked == [step.int8 for step in found.steps]
+    assert [step.refused for step in found.steps] == [True, False]
+    assert found.chosen is found.steps[1]
+    never = choose(hand_made, KnownLosses(), Budget(min_agreement=0.5), accept=lambda _: False)
+    assert never.chosen is never.steps[-1]
+    assert len(never.chosen.int8) == 1
 
 
 def test_the_costliest_per_multiply_add_goes_back_first(hand_made: onnx.ModelProto) -> None:

@@ -92,7 +92,8 @@ def test_markdown_groups_families_and_names_the_worst() -> None:
         ),
         (
             FP16_WEIGHTS_TOLERANCE,
-            "Asked: finite values, identical greedy text on real. The rest is only reported.",
+            "Asked: finite values, identical greedy text on real but for tokens that lead by at most 0.04. "
+            "The rest is only reported.",
         ),
         (INT8_TOLERANCE, "Asked: finite values. The rest is only reported."),
     ],

@@ -65,6 +65,11 @@ def prove(fault: Fault | None = None, tolerance: Tolerance = STRICT):  # type: i
     )
 
 
+def log_probs_of(case: ProofCase) -> list[F32Array]:
+    lengths = [np.array([len(row)]) for row in case.features]
+    return [Fake().log_probs(row[None], n)[0] for row, n in zip(case.features, lengths, strict=True)]
+
+
 def failed_families(step) -> set[str]:  # type: ignore[no-untyped-def]
     return {row.family for row in step.failures}
 
@@ -159,6 +164,18 @@ def test_other_text_fails_even_when_the_error_is_not_judged() -> None:
     real_only = prove(swap, Tolerance(max_error=None, text_families=("real",)))
     assert failed_families(real_only) == {"real"}
     assert not all(r.same_text for r in real_only.results if r.family != "real")
+
+
+def test_texts_may_differ_where_two_tokens_are_as_likely() -> None:
+    def tie(log_probs: F32Array, features: F32Array, lengths: npt.NDArray[np.int64]) -> F32Array:
+        best = log_probs.argmax(axis=-1, keepdims=True)
+        return np.where(np.arange(3) == best, log_probs.min() - 1, log_probs)
+
+    lead = max(
+        float(np.ptp(np.sort(row)[:, -2:], axis=1).max()) for case in CASES for row in log_probs_of(case)
+    )
+    assert prove(tie, Tolerance(text_margin=1.01 * lead)).passed
+    assert not prove(tie, Tolerance(text_margin=0.99 * lead)).passed
 
 
 def test_reference_that_is_not_finite_is_an_error_of_its_own() -> None:

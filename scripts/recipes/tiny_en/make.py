@@ -1,7 +1,7 @@
 """Train the stages of a recipe in order, each from the weights of the one before, and tell what each gave.
 
     python scripts/recipes/tiny_en/make.py                         # the stages of tiny-en
-    python scripts/recipes/tiny_en/make.py warm_up.yaml my.yaml    # or others
+    python scripts/recipes/tiny_en/make.py train.yaml my.yaml    # or others
 
 Stop it at any time with Ctrl-C, or by a kill; the same command goes on where it was: finished stages are
 skipped, an unfinished one is resumed exactly. The table is written to TABLE after every stage. It neither
@@ -24,7 +24,7 @@ from edge_asr.training.config_io import load_config
 from edge_asr.training.state import find_states
 
 HERE = Path(__file__).parent
-STAGES = ("warm_up.yaml", "train.yaml", "finish.yaml")
+STAGES = ("flat_start.yaml", "train.yaml", "finish.yaml")
 STOPPED = 130
 
 
