@@ -64,8 +64,8 @@ def main() -> int:
         arguments.bundle, precision=arguments.precision, backend="cpu", num_threads=1
     ) as recognizer:
         model = recognizer.streaming_model()
-        batched = StepBatcher(model._run_graph, n_places=1, max_rows=8)
-        alone = StepBatcher(model._run_graph, n_places=1, max_rows=1)
+        batched = StepBatcher(model._steps.run, n_places=1, max_rows=8)
+        alone = StepBatcher(model._steps.run, n_places=1, max_rows=1)
 
         def ours(batcher: StepBatcher, **config: str) -> float:
             model._run = batcher
