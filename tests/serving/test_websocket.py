@@ -197,9 +197,14 @@ def test_a_hundred_connections_leave_no_thread(server: Running, speech: Speech) 
             await until(lambda: server.core.n_sessions == 0)
 
     run(work())
-    before = threading.active_count()
+
+    def count(of_pool: bool) -> int:
+        names = [thread.name for thread in threading.enumerate()]
+        return sum(name.startswith("edge-asr-session") == of_pool for name in names)
+
+    before = count(of_pool=False)
     run(work())
-    run(until(lambda: threading.active_count() <= before))
+    run(until(lambda: count(of_pool=False) <= before and count(of_pool=True) <= 16))
 
 
 def test_too_many_sessions(make_server: MakeServer, speech: Speech) -> None:
