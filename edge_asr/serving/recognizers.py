@@ -24,7 +24,7 @@ from edge_asr.runtime.decoding.lm.model_file import LanguageModel
 from edge_asr.runtime.live.partials import PartialDecoder, WindowedDecoder
 from edge_asr.runtime.onnxruntime_backend import count_usable_cores
 from edge_asr.serving.options import DecodingOptions, hotword_from_text
-from edge_asr.serving.turns import Purpose, SharedBackend, Turns
+from edge_asr.serving.turns import PURPOSES, Purpose, SharedBackend, Turns
 
 _KEPT = 16
 _MAX_GRAMMAR_ARCS = 20_000
@@ -55,7 +55,7 @@ class Recognizers:
         if self._is_streaming:
             base.streaming_model().warm_up(_MOST_STREAMS)
         self._lock = threading.Lock()
-        self._decoders: OrderedDict[DecodingOptions, Future[Decoder]] = OrderedDict()
+        self._kept: OrderedDict[DecodingOptions, Future[dict[Purpose, Recognizer]]] = OrderedDict()
         self._language_model: BeamFactory | None = None
 
     def get(self, options: DecodingOptions, purpose: Purpose) -> Recognizer:
@@ -65,7 +65,38 @@ class Recognizers:
             EdgeAsrError: the decoder cannot be made: a grammar, hotwords or a language model that the model
                 cannot spell or the bundle does not have.
         """
-        base, decoder = self.base, self._decoder(options)
+        options = options.decoding
+        with self._lock:
+            made = self._kept.get(options)
+            if is_mine := made is None:
+                made = self._kept[options] = Future()
+                if len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(options)
+        assert made is not None
+        if is_mine:  # others that ask for the same wait for it
+            try:
+                decoder = self._make_decoder(options)
+                made.set_result({purpose: self._with_decoder(decoder, purpose) for purpose in PURPOSES})
+            except BaseException as error:  # noqa: BLE001 - raised below, and for those who wait
+                made.set_exception(error)
+                with self._lock:
+                    self._kept.pop(options, None)
+        return made.result()[purpose]
+
+    def new_partial_decoder(self, options: DecodingOptions, window_s: float) -> PartialDecoder:
+        """Return what follows an utterance in progress: on the streaming graph, if that is the cheaper way.
+
+        Raises:
+            EdgeAsrError: as `get`.
+        """
+        if self._is_streaming:
+            base, decoder = self.base, self.get(options, "partial").new_decoder()
+            return StreamingDecoder(base.streaming_model(), base.features, base.vocabulary, decoder)
+        return WindowedDecoder(self.get(options, "partial"), window_s)
+
+    def _with_decoder(self, decoder: Decoder, purpose: Purpose) -> Recognizer:
+        base = self.base
         return Recognizer(
             SharedBackend(base.backend, self._turns, purpose, self._observe),
             features=base.features,
@@ -78,42 +109,10 @@ class Recognizers:
             decoder=lambda _: decoder,
         )
 
-    def new_partial_decoder(self, options: DecodingOptions, window_s: float) -> PartialDecoder:
-        """Return what follows an utterance in progress: on the streaming graph, if that is the cheaper way.
-
-        Raises:
-            EdgeAsrError: as `get`.
-        """
-        if self._is_streaming:
-            base = self.base
-            decoder = self._decoder(options).fork()
-            return StreamingDecoder(base.streaming_model(), base.features, base.vocabulary, decoder)
-        return WindowedDecoder(self.get(options, "partial"), window_s)
-
-    def _decoder(self, options: DecodingOptions) -> Decoder:
-        """Return an unused decoder, to be forked; it is made once, also for several that ask together."""
-        options = options.decoding
-        if options == _DEFAULT:
-            return self.base.new_decoder()
-        with self._lock:
-            made = self._decoders.get(options)
-            if is_mine := made is None:
-                made = self._decoders[options] = Future()
-                if len(self._decoders) > _KEPT:
-                    self._decoders.popitem(last=False)
-            self._decoders.move_to_end(options)
-        assert made is not None
-        if is_mine:
-            try:
-                made.set_result(self._make_decoder(options))
-            except BaseException as error:  # noqa: BLE001 - raised below, and for those who wait
-                made.set_exception(error)
-                with self._lock:
-                    self._decoders.pop(options, None)
-        return made.result()
-
     def _make_decoder(self, options: DecodingOptions) -> Decoder:
         vocabulary = self.base.vocabulary
+        if options == _DEFAULT:
+            return self.base.new_decoder()
         if options.grammar is not None:
             return self._grammar_decoder(options)
         hotwords = tuple(map(hotword_from_text, options.hotwords)) or None

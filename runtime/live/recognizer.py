@@ -88,9 +88,11 @@ class LiveRecognizer:
         )
         if isinstance(recognizer, Recognizer):
             recognizer.warm_up()
-        self._stream = LiveStream(recognizer, decoder, self.config, self._emit)
         self._on_event = on_event
         self._events: SimpleQueue[Event | None] = SimpleQueue()
+        # No method of this object: it would keep itself, and the stream's sound, until garbage is collected.
+        self._emit: Callable[[Event], None] = on_event or self._events.put
+        self._stream = LiveStream(recognizer, decoder, self.config, self._emit)
         self._bug: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="edge-asr-live", daemon=True)
         self._is_started = False
@@ -268,12 +270,6 @@ class LiveRecognizer:
             if limit is not None and self._stream.n_heard >= limit:
                 break
             began = time.monotonic()
-
-    def _emit(self, event: Event) -> None:
-        if self._on_event is not None:
-            self._on_event(event)
-        else:
-            self._events.put(event)
 
 
 class _LeftBehindError(Exception):

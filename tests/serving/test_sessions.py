@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
 import time
@@ -23,6 +24,7 @@ from edge_asr.runtime import (
     Gap,
     LiveRecognizer,
     Partial,
+    QueueSource,
     Recognizer,
     StreamingDecoder,
 )
@@ -32,6 +34,7 @@ from edge_asr.serving.limits import Limits
 from edge_asr.serving.observer import Observer
 from edge_asr.serving.options import DecodingOptions, SessionOptions
 from edge_asr.serving.outbox import Outbox
+from edge_asr.serving.session import Session
 from edge_asr.serving.sessions import Place, Sessions
 from edge_asr.serving.turns import Turns
 
@@ -76,6 +79,31 @@ def test_a_place_has_one_session_after_the_other(recognizer: Recognizer, speech:
                     pass
                 assert refusal.value.reason == "busy"
             assert core.n_sessions == 0
+
+    run(work())
+
+
+def test_a_session_is_gone_without_the_garbage_collector(recognizer: Recognizer, speech: Speech) -> None:
+    """A server makes so little garbage that it is collected seldom, and a session holds seconds of sound."""
+
+    def count() -> int:
+        return sum(isinstance(thing, LiveRecognizer | QueueSource | Session) for thing in gc.get_objects())
+
+    async def one(core: Sessions) -> None:
+        with core.place() as place:
+            await hear(place, speech[:24_000], SessionOptions())
+
+    async def work() -> None:
+        async with core_of(recognizer) as core:
+            gc.collect()
+            before = count()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    await one(core)
+                await until(lambda: count() <= before)
+            finally:
+                gc.enable()
 
     run(work())
 
