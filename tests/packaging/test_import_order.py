@@ -80,6 +80,7 @@ DEFERRED: Mapping[tuple[str, str], str] = {
     ("benchmark", "edge_asr.runtime.recognizer"): TIMED,
     ("benchmark", "edge_asr.vocabulary"): OPTIONAL,
     ("diagnostics", "edge_asr.bundle.folder"): LATE_CHECK,
+    ("diagnostics", "edge_asr.bundle.manifest"): LATE_CHECK,
     ("diagnostics", "edge_asr.bundle.names"): LATE_CHECK,
     ("diagnostics", "edge_asr.runtime.engine.lookup"): LATE_CHECK,
     ("diagnostics", "edge_asr.runtime.engine.sidecar"): LATE_CHECK,
