@@ -14,6 +14,9 @@ context belongs to the shape it was last given (NVIDIA/TensorRT issue 3798), and
 in `record` alone, never in a run that someone waits for. When there are `max_graphs`, the context of the
 least recently used one is taken. TensorRT-RTX records by itself, once its kernels are compiled for a shape,
 so it is asked to do so, and its compiled kernels are kept in a file.
+
+Whatever is created here is released here, in the opposite order, also when a step between fails: hence the
+length.
 """
 
 from __future__ import annotations
