@@ -122,6 +122,10 @@ int cuMemcpyDtoDAsync_v2(u64 d, u64 s, size_t n, void *q) { return note(d, s, n,
 int cuMemsetD8Async(u64 d, unsigned char c, size_t n, void *q) { return note(d, c, n, P(q)); }
 int cuStreamCreate(void **q, unsigned f) { *q = (void *)0x7eeeeeeeeee0; return note(f, 0, 0, 0); }
 int cuStreamDestroy_v2(void *q) { return note(P(q), 0, 0, 0); }
+int cuEventCreate(void **e, unsigned f) { *e = (void *)0x7cccccccccc0; return note(f, 0, 0, 0); }
+int cuEventRecord(void *e, void *q) { return note(P(e), P(q), 0, 0); }
+int cuEventSynchronize(void *e) { return note(P(e), 0, 0, 0); }
+int cuEventDestroy_v2(void *e) { return note(P(e), 0, 0, 0); }
 int cuStreamSynchronize(void *q) { return note(P(q), 0, 0, 0); }
 int cuStreamBeginCapture_v2(void *q, int m) { return note(P(q), m, 0, 0); }
 int cuStreamEndCapture(void *q, void **g) { *g = (void *)0x7aaaaaaaaaa0; return note(P(q), 0, 0, 0); }
