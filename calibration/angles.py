@@ -11,18 +11,13 @@ that all heads and layers share. In INT8 that takes a third of the time and lose
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_asr.graph.part_names import (
-    ANGLE_PRODUCT,
-    DISTANCE_TABLE,
-    EVEN_WEIGHT,
-    ODD_WEIGHT,
-    SHIFTED_PRODUCT,
-)
+from edge_asr.graph.nodes import set_nodes
+from edge_asr.graph.part_names import ANGLE_PRODUCT
+from edge_asr.graph.shift import find_shifted_scores
 
 if TYPE_CHECKING:
     import onnx
@@ -30,8 +25,6 @@ if TYPE_CHECKING:
 # A score by distance costs d_model multiplications this way, and 2 * d_head with the shift, whose two
 # copies of the scores cost about as much as 200 more multiplications in INT8.
 MAX_HEADS = 4
-
-_ODD, _EVEN = f".{DISTANCE_TABLE}.{ODD_WEIGHT}", f".{DISTANCE_TABLE}.{EVEN_WEIGHT}"
 
 
 def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -45,47 +38,27 @@ def shift_to_angles(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     from onnx import numpy_helper
 
-    weights = {i.name: i for i in model.graph.initializer}
-    layers = [name.removesuffix(_ODD) for name in weights if name.endswith(_ODD)]
-    if not layers:
+    layers = find_shifted_scores(model)
+    if not layers or layers[0].n_heads > MAX_HEADS:
         return model
-    graph = model.graph
-    writers = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-
     replaced: dict[str, list[onnx.NodeProto]] = {}
     added: list[onnx.TensorProto] = []
     for layer in layers:
-        (by_odd,), (by_even,) = readers[layer + _ODD], readers[layer + _EVEN]
-        scope = by_odd.name.split(f".{DISTANCE_TABLE}/")[0]
-        shift = f"{scope}.{SHIFTED_PRODUCT}/"
-        (product,) = (n for n in graph.node if n.op_type == "MatMul" and n.name.startswith(shift))
-        # Its right side is a transpose of rows that were split into heads.
-        split = writers[writers[product.input[1]].input[0]]
-        _, n_heads, d_head = numpy_helper.to_array(weights[split.input[1]])
-        if n_heads > MAX_HEADS:
-            return model
-        shifted = [product]  # followed until the scores leave the module
-        while (reader := readers[shifted[-1].output[0]][0]).name.startswith(shift):
-            shifted.append(reader)
-        table = [] if replaced else _table_nodes(by_odd.input[0], by_even.input[0])
-        scores = _score_nodes(f"{scope}.{ANGLE_PRODUCT}", product.input[0], shifted[-1].output[0])
-        replaced |= {node.name: [] for node in shifted}
-        replaced[product.name] = [*table, *scores]
-        odd, even = (numpy_helper.to_array(weights[layer + part]) for part in (_ODD, _EVEN))  # (D / 2, D)
-        sine, cosine = (half.T.reshape(n_heads, d_head, -1) for half in (odd, even))
+        table = [] if replaced else _table_nodes(layer.sine, layer.cosine)
+        scope = f"{layer.scope}.{ANGLE_PRODUCT}"
+        replaced |= {name: [] for name in layer.nodes}
+        replaced[layer.nodes[0]] = [*table, *_score_nodes(scope, layer.query, layer.scores)]
+        # (D / 2, D) -> (H, d, D / 2)
+        sine, cosine = (half.T.reshape(layer.n_heads, -1, len(half)) for half in (layer.odd, layer.even))
         for name, halves in (("by_sine", (sine, cosine)), ("by_cosine", (cosine, -sine))):
             value = np.concatenate(halves, axis=-1)  # (H, d, D)
-            added.append(numpy_helper.from_array(value, f"{scope}.{ANGLE_PRODUCT}.{name}"))
+            added.append(numpy_helper.from_array(value, f"{scope}.{name}"))
     for name, number in (("angles.first", 0), ("angles.last", -1)):
         added.append(numpy_helper.from_array(np.asarray([number], np.int64), name))
     angles = type(model)()
     angles.CopyFrom(model)
     angles.graph.initializer.extend(added)
-    _set_nodes(angles.graph, [new for node in graph.node for new in replaced.get(node.name, [node])])
+    set_nodes(angles.graph, [new for node in model.graph.node for new in replaced.get(node.name, [node])])
     return angles
 
 
@@ -123,24 +96,3 @@ def _node(operator: str, scope: str, name: str, inputs: list[str], **attributes:
     from onnx import helper
 
     return helper.make_node(operator, inputs, [f"{scope}.{name}"], f"{scope}/{name}", **attributes)
-
-
-def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Keep in the graph those of `nodes` that its outputs need, and no other weight or value."""
-    read = {output.name for output in graph.output}
-    needed = []
-    for node in reversed(nodes):
-        if read.intersection(node.output):
-            read.update(node.input)
-            needed.append(node)
-    written = {name for node in needed for name in node.output}
-    kept_weights = [i for i in graph.initializer if i.name in read]
-    kept_values = [value for value in graph.value_info if value.name in written]
-    for field, kept in (
-        (graph.node, needed[::-1]),
-        (graph.initializer, kept_weights),
-        (graph.value_info, kept_values),
-    ):
-        copies = copy.deepcopy(kept)  # deleting them from the field empties them
-        del field[:]
-        field.extend(copies)

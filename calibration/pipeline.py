@@ -110,7 +110,8 @@ def quantize_bundle(
 
 def _write(folder: Path, source: Bundle, graphs: Sequence[Int8Graph], *, verified: bool) -> None:
     """Write the files of the old folder, engines too, with new INT8 models and what belongs to them."""
-    stale = [MODEL_FILES["int8"], CPU_GRAPH_NAME, PLOT_NAME, "model.int8.plan", "model.int8.json"]
+    stale = [MODEL_FILES["int8"], CPU_GRAPH_NAME, PLOT_NAME]
+    stale += ["model.int8.plan", "model.int8.json", "layers.int8.json"]
     streaming = source.info.streaming
     offline, stream = graphs[0], graphs[1] if len(graphs) > 1 else None
     if stream is not None:

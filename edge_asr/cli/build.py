@@ -19,7 +19,7 @@ from edge_asr.errors import BundleError, MissingDependencyError
 if TYPE_CHECKING:
     from edge_asr.bundle.folder import Bundle
     from edge_asr.bundle.manifest import Precision
-    from edge_asr.export.engine.builder import EngineReport
+    from edge_asr.export.engine.put import EngineReport
     from edge_asr.proof.stages import StageProgress
     from edge_asr.runtime.engine.sidecar import Flavor
 
@@ -86,6 +86,31 @@ class _NumberList(click.ParamType):  # type: ignore[type-arg]
     "is the processor's memory too, a quarter of it, at most 2048.",
 )
 @click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    metavar="0-5",
+    help="How long TensorRT searches for kernels. The default is TensorRT's own, 3.",
+)
+@click.option(
+    "--aux-streams",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Streams that kernels may use besides the main one.",
+)
+@click.option(
+    "--timing-iterations",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Runs that a kernel's time is averaged over; more help on a busy device. The default is TensorRT's.",
+)
+@click.option(
+    "--attention-operator",
+    is_flag=True,
+    help="Build attention with TensorRT's own operator (10.14 and later), which fuses, or the build fails.",
+)
+@click.option(
     "--timing-cache",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
@@ -120,6 +145,10 @@ def command(
     batch: tuple[int, ...] | None,
     streams: tuple[int, ...] | None,
     workspace_mb: int | None,
+    optimization_level: int | None,
+    aux_streams: int,
+    timing_iterations: int | None,
+    attention_operator: bool,
     timing_cache: Path | None,
     flavor: Flavor,
     clips: tuple[Path, ...],
@@ -139,6 +168,11 @@ def command(
     edge-asr build mine
     edge-asr build mine -p fp16,int8 --profile-seconds 0.1,1,4,30 --batch 1,1,1
     """
+    from edge_asr.export.engine.plan import SearchOptions
+
+    search = SearchOptions(
+        optimization_level=optimization_level, aux_streams=aux_streams, timing_iterations=timing_iterations
+    )
     build_engines(
         bundle,
         parse_precisions(precisions),
@@ -148,6 +182,8 @@ def command(
         batch=batch,
         streams=streams,
         workspace_mb=workspace_mb,
+        search=search,
+        attention_operator=attention_operator,
         timing_cache=timing_cache,
         clips=clips,
         manifest=manifest,
@@ -195,11 +231,13 @@ def _build_stream(
     options: Mapping[str, Any],
 ) -> list[EngineReport]:
     """Build the engine of the streaming graph; none, with a reason, if its file or a library is missing."""
-    from edge_asr.export.engine.builder import BuildOptions
+    from edge_asr.export.engine.put import BuildOptions
     from edge_asr.export.engine.streams import build_stream_engine
 
     how = {
-        name: options[name] for name in ("flavor", "workspace_mb", "timing_cache", "force") if name in options
+        name: options[name]
+        for name in ("flavor", "workspace_mb", "timing_cache", "force", "search", "attention_operator")
+        if name in options
     }
     try:
         return [

@@ -80,6 +80,14 @@ def load_float32(path: Path) -> onnx.ModelProto:
     import onnx
 
     model = onnx.load(path)
+    fold_stored_weights(model)
+    return model
+
+
+def fold_stored_weights(model: onnx.ModelProto) -> None:
+    """Undo `store_weights_as_float16` in place, except for the rounding."""
+    import onnx
+
     stored = {i.name: i for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT16}
     casts = [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in stored]
     for cast in casts:
@@ -87,7 +95,6 @@ def load_float32(path: Path) -> onnx.ModelProto:
         values = onnx.numpy_helper.to_array(initializer).astype(np.float32)
         initializer.CopyFrom(onnx.numpy_helper.from_array(values, cast.output[0]))
         model.graph.node.remove(cast)
-    return model
 
 
 def _select_weights(model: onnx.ModelProto) -> set[str]:

@@ -24,6 +24,11 @@ from edge_asr.runtime.engine.lookup import Graph, plan_path_of
 TIMING_CACHE_NAME = "timing.cache"
 
 
+def layers_name_of(precision: Precision, graph: Graph = "model") -> str:
+    """Return the name of TensorRT's own JSON about the layers of a plan."""
+    return f"layers.{'stream.' if graph == 'stream' else ''}{precision}.json"
+
+
 def check_place(
     bundle: Bundle, folder: Path, precision: Precision, graph: Graph = "model", *, force: bool
 ) -> None:

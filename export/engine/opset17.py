@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edge_asr.bundle.names import INPUT_NAMES
 from edge_asr.errors import GateError, require
 from edge_asr.export.fp16.rounding import unoptimized_session
+from edge_asr.graph.weights import fold_stored_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -80,6 +81,23 @@ def convert_to_opset17(model: onnx.ModelProto) -> onnx.ModelProto:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GateError(f"the opset-17 copy is not valid: {str(error).strip().splitlines()[0]}") from error
     return converted
+
+
+def make_opset17_copy(model: bytes, n_mels: int) -> bytes:
+    """Return the bytes of a checked copy; weights that are stored as float16 become float32.
+
+    TensorRT 8.6 takes the kernels of a convolution only as constants, and those would be behind a Cast.
+
+    Raises:
+        GateError: see `convert_to_opset17` and `check_opset17`.
+    """
+    onnx = require("onnx", extra="export")
+    original = onnx.load_from_string(model)
+    fold_stored_weights(original)
+    converted = convert_to_opset17(original)
+    check_opset17(original, converted, n_mels)
+    content: bytes = converted.SerializeToString()
+    return content
 
 
 def check_opset17(model: onnx.ModelProto, converted: onnx.ModelProto, n_mels: int) -> None:

@@ -2,13 +2,12 @@
 
 It probes the features of the installed TensorRT and never looks at version numbers:
 - a strongly typed network where that flag exists, so that the ONNX file decides the precision. Only TensorRT
-8.6
-  lacks it; there the FP16 and INT8 builder flags allow what the file holds;
+  8.6 lacks it; there builder flags allow what the file holds, and FP16 what an INT8 file leaves open;
 - the explicit-batch flag, IProgressMonitor and a timing cache where they exist and do something;
 - profile sharing where it is a preview feature that is off by default (8.6; always on in 10). Without it a
-profile
-  serves one context at a time, but the runtime has one for every CUDA graph;
+  profile serves one context at a time, but the runtime has one for every CUDA graph;
 - fp32 engines compute in float32: TF32, which keeps 10 bits of the mantissa, is off for them.
+- plans say in detail what each layer is, for `describe_layers`.
 What this file does not do: write files and sidecars, or prove (builder.py).
 """
 
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edge_asr.bundle.manifest import Precision
-from edge_asr.errors import EngineError
+from edge_asr.errors import ConfigError, EngineError
 from edge_asr.export.engine.parser import parse_network
 from edge_asr.export.engine.profiles import add_profiles
 from edge_asr.runtime.engine.sidecar import EngineProfile, EngineTensor
@@ -47,13 +46,44 @@ _ADVICE = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How TensorRT's builder searches for kernels; None is its own default.
+
+    Attributes:
+        optimization_level: 0 to 5; higher takes longer and may find faster kernels.
+        aux_streams: streams besides the main one. The default is none: the runtime records an engine as a
+            CUDA graph, whose small kernels gain little from running side by side.
+        timing_iterations: runs of a kernel that its time is averaged over; more help on a busy device.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    optimization_level: int | None = None
+    aux_streams: int | None = 0
+    timing_iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        limits = (
+            ("optimization_level", 0, 5),
+            ("aux_streams", 0, None),
+            ("timing_iterations", 1, None),
+        )
+        for name, low, high in limits:
+            value = getattr(self, name)
+            if value is not None and (value < low or (high is not None and value > high)):
+                allowed = f"{low} or more" if high is None else f"{low} to {high}"
+                raise ConfigError(f"{name} is {value}; give {allowed}, or leave it out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The result of a build.
 
     Attributes:
         data: the serialized engine.
         tensors: its inputs and outputs.
-        flags: names of the network and builder flags that were set.
+        flags: names of the network and builder flags that were set, and "name=value" of the options.
         timing_cache: the serialized cache, for the next build; None if this TensorRT has none.
         build_time_s: time of parsing and building.
     """
@@ -72,6 +102,11 @@ def is_strongly_typed(trt: Any) -> bool:
     )
 
 
+def has_attention_operator(trt: Any) -> bool:
+    """Tell whether TensorRT has an attention of its own (10.14 and later), which ONNX's becomes."""
+    return hasattr(trt, "IAttention")
+
+
 def make_plan(
     trt: Any,
     logger: Any,
@@ -83,6 +118,7 @@ def make_plan(
     n_mels: int,
     geometry: StreamingGeometry | None = None,
     workspace_mb: int | None = None,
+    search: SearchOptions | None = None,
     timing_cache: bytes = b"",
     progress: BuildProgress | None = None,
 ) -> Plan:
@@ -96,6 +132,7 @@ def make_plan(
         n_mels: channels of `audio_signal`.
         geometry: that of a streaming graph; None for an offline one.
         workspace_mb: limit of the builder's scratch memory; None leaves TensorRT's own, the whole GPU.
+        search: how to search for kernels; None takes all defaults.
         timing_cache: the cache of an earlier build, or empty.
         progress: called during the build, from TensorRT's threads.
 
@@ -117,6 +154,7 @@ def make_plan(
     flags += _set_builder_flags(trt, config, precision)
     if workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
+    flags += _set_search(trt, config, search or SearchOptions())
     add_profiles(builder, config, network, profiles, n_mels, file, geometry)
     cache = _attach_timing_cache(config, timing_cache)
     monitor = _attach_monitor(trt, config, progress)
@@ -145,9 +183,9 @@ def _network_flags(trt: Any) -> tuple[int, list[str]]:
 def _set_builder_flags(trt: Any, config: Any, precision: Precision) -> list[str]:
     names = []
     if not is_strongly_typed(trt) and precision != "fp32":
-        name = precision.upper()
-        config.set_flag(getattr(trt.BuilderFlag, name))
-        names.append(name)
+        for name in ("FP16",) if precision == "fp16" else ("FP16", "INT8"):
+            config.set_flag(getattr(trt.BuilderFlag, name))
+            names.append(name)
     tf32 = getattr(trt.BuilderFlag, "TF32", None)
     if tf32 is not None:
         if precision == "fp32":
@@ -159,6 +197,36 @@ def _set_builder_flags(trt: Any, config: Any, precision: Precision) -> list[str]
         config.set_preview_feature(sharing, True)
         names.append("PROFILE_SHARING_0806")
     return names
+
+
+def _set_search(trt: Any, config: Any, options: SearchOptions) -> list[str]:
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    names = []
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+        names.append(f"builder_optimization_level={options.optimization_level}")
+    if options.aux_streams is not None:
+        config.max_aux_streams = options.aux_streams
+        names.append(f"max_aux_streams={options.aux_streams}")
+    if options.timing_iterations is not None:
+        config.avg_timing_iterations = options.timing_iterations
+        names.append(f"avg_timing_iterations={options.timing_iterations}")
+    return names
+
+
+def describe_layers(trt: Any, logger: Any, plan: bytes) -> str | None:
+    """Return TensorRT's JSON about the layers of a plan; None if it cannot load the plan here, or say."""
+    try:
+        runtime = trt.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            logger.take_errors()
+            return None
+        inspector = engine.create_engine_inspector()
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    except (TypeError, RuntimeError):  # TypeError: pybind11 got no object
+        logger.take_errors()
+        return None
 
 
 def _attach_timing_cache(config: Any, content: bytes) -> Any | None:
@@ -189,26 +257,33 @@ def _attach_monitor(trt: Any, config: Any, progress: BuildProgress | None) -> An
             self._reported = 0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._set(phase_name, (parent_phase, 0, max(num_steps, 1)))
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            parent, _, n_steps = self._phases.get(phase_name, (None, 0, 1))
-            self._set(phase_name, (parent, min(step + 1, n_steps), n_steps))
-            return self.stopped_by is None
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._set(phase_name, None)
-
-        def _set(self, phase: str, state: tuple[str | None, int, int] | None) -> None:
             try:
-                with self._lock:
-                    if state is None:
-                        self._phases.pop(phase, None)
-                    else:
-                        self._phases[phase] = state
-                        self._report()
+                self._set(phase_name, (parent_phase, 0, max(num_steps, 1)))
             except BaseException as error:  # noqa: BLE001 - Ctrl-C; raised again when the build has ended
                 self.stopped_by = error
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                parent, _, n_steps = self._phases.get(phase_name, (None, 0, 1))
+                self._set(phase_name, (parent, min(step + 1, n_steps), n_steps))
+                return self.stopped_by is None
+            except BaseException as error:  # noqa: BLE001 - as above
+                self.stopped_by = error
+                return False
+
+        def phase_finish(self, phase_name: str) -> None:
+            try:
+                self._set(phase_name, None)
+            except BaseException as error:  # noqa: BLE001 - as above
+                self.stopped_by = error
+
+        def _set(self, phase: str, state: tuple[str | None, int, int] | None) -> None:
+            with self._lock:
+                if state is None:
+                    self._phases.pop(phase, None)
+                else:
+                    self._phases[phase] = state
+                    self._report()
 
         def _report(self) -> None:
             done = int(_PROGRESS_STEPS * max(map(self._share, self._roots()), default=0.0))

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.bundle.manifest import BundleInfo, Precision
+from edge_asr.export.engine.reference import recall_outputs
 from edge_asr.frames import OutputFrames
 from edge_asr.manifest import Utterance
 from edge_asr.metrics import compute_error_rates
@@ -145,6 +146,7 @@ def prove_engine(
     utterances: Sequence[Utterance] = (),
     longest_frames: int | None = None,
     bar: EngineBar | None = None,
+    reference_key: str | None = None,
     progress: Progress | None = None,
 ) -> EngineProof:
     """Compare an engine with the fp32 ONNX.
@@ -157,6 +159,8 @@ def prove_engine(
         utterances: speech with its text, for word errors.
         longest_frames: feature frames that the engine accepts at once; recordings are cut to it.
         bar: what to require; by default the bar of the precision.
+        reference_key: names what the reference is; its outputs are kept under it (reference.py). None runs
+            it in any case.
         progress: called after each case of either backend and after each utterance.
 
     Returns:
@@ -178,7 +182,12 @@ def prove_engine(
             progress(done, total)
 
     factor = info.output_frames
-    expected = run_cases(reference, cases, factor, rows_alone=True, progress=advance)
+
+    def compute() -> Outputs:
+        return run_cases(reference, cases, factor, rows_alone=True, progress=advance)
+
+    expected = compute() if reference_key is None else recall_outputs(reference_key, cases, compute)
+    done = len(cases)  # also where nothing was run
     given = run_cases(engine, cases, factor, progress=advance)
     step = compare_outputs(
         expected,

@@ -1,9 +1,9 @@
 """The engine of a bundle's streaming graph: built for fixed numbers of streams, and proven chunk by chunk.
 
-stream.onnx in float32 is the source of "fp32", and of "fp16", whose types are written here; stream.int8.onnx
-that of "int8". The proof runs whole clips as streams, one and as many at once as each profile takes, on the
-device with its caches there, against stream.onnx on onnxruntime's CPU.
-What this file does not do: build, judge or write anything by itself (builder.py, proof.py).
+stream.onnx in float32 is the source of "fp32" and "fp16", stream.int8.onnx that of "int8" (model.py). The
+proof runs whole clips as streams, one and as many at once as each profile takes, on the device with its caches
+there, against stream.onnx on onnxruntime's CPU.
+What this file does not do: build, judge or write anything by itself (put.py, proof.py).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.bundle.folder import Bundle
-from edge_asr.bundle.manifest import Artifact, Precision
-from edge_asr.errors import EngineError, require
-from edge_asr.export.engine.builder import BuildOptions, BuildPlace, EngineReport, EngineSource, put_engine
+from edge_asr.bundle.manifest import Precision
+from edge_asr.errors import EngineError
 from edge_asr.export.engine.cases import Speech
 from edge_asr.export.engine.files import check_place
+from edge_asr.export.engine.graph_proof import prove_stream_graph
+from edge_asr.export.engine.model import make_engine_model
 from edge_asr.export.engine.plan import is_strongly_typed
 from edge_asr.export.engine.profiles import DEFAULT_STREAMS, build_stream_profiles
 from edge_asr.export.engine.proof import EngineProof, prove_engine
-from edge_asr.export.fp16.convert import convert_to_fp16
-from edge_asr.graph.weights import load_float32
+from edge_asr.export.engine.put import BuildOptions, BuildPlace, EngineReport, EngineSource, put_engine
 from edge_asr.proof.cases import CasePlan, ProofCase, build_cases
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.stages import Progress, StageProgress, Stages
@@ -69,6 +69,7 @@ def build_stream_engine(
     options = options or BuildOptions()
     geometry, artifact = bundle.streaming.geometry, artifact_of(bundle, precision, "stream")
     place = BuildPlace.find(bundle, options.flavor)
+    place.check(options)
     if not is_strongly_typed(place.trt):
         raise EngineError(
             f"TensorRT {place.version} has no strongly typed networks, which the engine of a stream needs; "
@@ -80,11 +81,21 @@ def build_stream_engine(
     check_place(bundle, place.folder, precision, "stream", force=options.force)
     waveforms = load_clips(find_clips(clips), bundle.info.features.sample_rate) if place.can_run else {}
     stages = Stages(progress)
+    if precision != "fp32" and waveforms:
+        with stages.stage(f"prove {precision} stream's graph"):
+            prove_stream_graph(bundle, precision, waveforms)
+
+    def make_model(wide_softmax: bool) -> bytes:
+        operator = options.attention_operator and not wide_softmax
+        forms = {"wide_softmax": wide_softmax, "attention_operator": operator}
+        content: bytes = make_engine_model(bundle, precision, stream=True, **forms).SerializeToString()
+        return content
+
     source = EngineSource(
         artifact=artifact,
         precision=precision,
         graph="stream",
-        model=_read_model(bundle, artifact, precision),
+        make_model=make_model,
         profiles=profiles,
         geometry=geometry,
     )
@@ -177,12 +188,3 @@ class _Streams:
 
     def close(self) -> None:
         self.model.close()
-
-
-def _read_model(bundle: Bundle, artifact: Artifact, precision: Precision) -> bytes:
-    path = bundle.path / artifact.file
-    if precision != "fp16":
-        return path.read_bytes()
-    require("onnx", extra="export")
-    content: bytes = convert_to_fp16(load_float32(path)).SerializeToString()
-    return content

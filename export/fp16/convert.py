@@ -4,19 +4,22 @@ The types are in the file (weights float16, Cast at the borders), as strongly ty
 inputs and outputs stay float32. Operators and inferred shapes, never names, decide what stays float32:
 
 - everything before the first layer with weights (the features' range), lengths, masks and positions;
-- Softmax, LogSoftmax and norms that are one node. LayerNormalization alone computes in half and
-  keeps its statistics in float32 by its own `stash_type` (ONNX, LayerNormalization-17), which saves
-  two casts per norm;
+- LogSoftmax and norms that are one node. LayerNormalization alone computes in half and keeps its
+  statistics in float32 by its own `stash_type` (ONNX, LayerNormalization-17), which saves two casts per norm;
 - statistics and powers (Reduce*, Pow, Exp, ...), sums over a dynamic axis that no softmax has weighted
   (linear attention), and what is computed from those, up to a division, a norm or a layer with weights;
 - what uses a constant beyond half's range, such as a mask of -1e9 or an epsilon of 1e-12.
 
+Softmax computes in half, because a cast on either side keeps TensorRT from fusing attention, and every kernel
+accumulates in float32; `widen_softmax` (attention.py) undoes it. A quantized graph at opset 19 keeps its INT8
+products, with half on both sides of them.
 What this file does not do: prove the numbers (proof.py), or store float16 weights for float32 arithmetic
 (edge_asr/graph/weights.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,12 +30,12 @@ if TYPE_CHECKING:
     import onnx
 
 FLOAT16_MAX = 65504.0  # IEEE 754 binary16
-_FLOAT16_MIN_NORMAL = 2.0**-14
+FLOAT16_MIN_NORMAL = 2.0**-14
 
 _LAYERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
 _BOUNDED = frozenset(
     {
-        *("Softmax", "LogSoftmax", "Sin", "Cos"),
+        *("LogSoftmax", "Sin", "Cos"),
         *("InstanceNormalization", "GroupNormalization", "BatchNormalization", "RMSNormalization"),
     }
 )
@@ -43,20 +46,24 @@ _STATISTICS = frozenset(
         *("Pow", "Exp", "Log", "Sqrt", "Reciprocal"),
     }
 )
-_CLOSING = frozenset({"Div", "Sigmoid", "HardSigmoid", "Tanh"})
+_CLOSING = frozenset({"Div", "Sigmoid", "HardSigmoid", "Tanh", "Softmax"})
+_QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
+HALF_SCALES_OPSET = 19
 # These operators keep the rows of a softmax: weights that sum to at most one.
-_KEEPS_WEIGHTS = frozenset({"Identity", "Dropout", "Where", "Reshape", "Squeeze", "Unsqueeze"})
+_KEEPS_WEIGHTS = frozenset({"Identity", "Dropout", "Where", "Reshape", "Squeeze", "Unsqueeze", *_QUANTIZING})
 
 #: half: computed as float16. wide: float32, and so is everything that follows. neutral: float32 so far (a
 #: constant, a mask, a softmax), but exact enough in half for a reader that needs half.
 _State = Literal["half", "wide", "neutral"]
 
 
-def convert_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+def convert_to_fp16(model: onnx.ModelProto, *, half_inputs: Collection[str] = ()) -> onnx.ModelProto:
     """Convert a float32 graph to a typed FP16 graph.
 
     Args:
-        model: float32, simplified, one file, without quantization, functions or control flow.
+        model: float32, or Q/DQ at opset 19 with scales that half can hold; simplified, one file, without
+            functions or control flow.
+        half_inputs: inputs that hold what this graph computed in half before, such as the caches of a stream.
 
     Returns:
         A new model with the same inputs, outputs, names, opset and metadata, and float16 inside.
@@ -69,7 +76,8 @@ def convert_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
 
     _refuse_what_is_not_float32(model)
-    plan = _Plan(onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True))
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    plan = _Plan(inferred, half_inputs)
     converted = onnx.ModelProto()
     converted.CopyFrom(model)
     _rewrite(converted.graph, plan)
@@ -88,9 +96,13 @@ def _refuse_what_is_not_float32(model: onnx.ModelProto) -> None:
         raise GateError(
             f"the graph calls the function {model.functions[0].name}; simplify it first, which inlines it"
         )
+    opset = opset_of(model)
     for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            raise GateError(f"{node.name} quantizes; the FP16 graph is made from the float32 one")
+        if node.op_type in _QUANTIZING and opset < HALF_SCALES_OPSET:
+            raise GateError(
+                f"{node.name} quantizes at opset {opset}, which has no half scales; the FP16 graph is made "
+                "from the float32 one"
+            )
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             raise GateError(
                 f"{node.op_type} {node.name} has a graph inside, which has no typed FP16 form here; "
@@ -112,24 +124,29 @@ class _Plan:
         wanted: by node index, the type that each input is read in, or None if it is not float32.
     """
 
-    def __init__(self, inferred: onnx.ModelProto) -> None:
+    def __init__(self, inferred: onnx.ModelProto, half_inputs: Collection[str]) -> None:
         from onnx import TensorProto, numpy_helper
 
         graph = inferred.graph
-        self.opset = next(o.version for o in inferred.opset_import if o.domain in ("", "ai.onnx"))
+        self.opset = opset_of(inferred)
         values = {v.name: v.type.tensor_type for v in (*graph.input, *graph.value_info, *graph.output)}
         self._dims = {
             name: [d.dim_value if d.HasField("dim_value") else None for d in value.shape.dim]
             for name, value in values.items()
         }
         self._float = {name for name, value in values.items() if value.elem_type == TensorProto.FLOAT}
-        self.states: dict[str, _State] = {v.name: "wide" for v in graph.input if v.name in self._float}
+        self.states: dict[str, _State] = {
+            v.name: "neutral" if v.name in half_inputs else "wide"
+            for v in graph.input
+            if v.name in self._float
+        }
         self.constants: set[str] = set()
         for initializer in graph.initializer:
             if initializer.data_type == TensorProto.FLOAT:
                 fits = _fits_half(numpy_helper.to_array(initializer))
                 self.states[initializer.name] = "neutral" if fits else "wide"
             self.constants.add(initializer.name)
+        self._weights = set(self.constants)  # and dequantized ones
         self._weights_of_average: set[str] = set()
         self.wanted = [self._visit(node) for node in graph.node]
 
@@ -139,6 +156,8 @@ class _Plan:
         for name in node.output:
             if name in self._float:
                 self.states[name] = state
+        if node.op_type == "DequantizeLinear" and node.input[0] in self.constants:
+            self._weights.update(node.output)
         if node.op_type == "Softmax" or (
             node.op_type in _KEEPS_WEIGHTS and self._weights_of_average.intersection(node.input)
         ):
@@ -156,12 +175,16 @@ class _Plan:
             return False, "neutral"
         if node.op_type in _STATISTICS:
             return False, "wide"
+        if node.op_type == "DequantizeLinear":
+            return (False, "neutral") if wide_constant else (True, "half")
         if node.op_type in _LAYERS:
-            has_weights = any(name in self.constants for name in node.input[:2])
+            has_weights = any(name in self._weights for name in node.input[:2])
             wide = wide_constant if has_weights else "wide" in states or self._sums_freely(node)
             return (False, "wide") if wide else (True, "half")
         if "wide" in states:
             return False, self._state_as_float32(node)
+        if node.op_type == "Slice" and node.input[0] in self.constants:
+            return True, "half"  # a part of a table
         return (True, "half") if "half" in states else (False, "neutral")
 
     def _state_as_float32(self, node: onnx.NodeProto) -> _State:
@@ -187,12 +210,18 @@ class _Plan:
         ]
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the default operator set."""
+    version: int = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    return version
+
+
 def _fits_half(values: np.ndarray) -> bool:
     """Tell whether nothing overflows, and a lone number, which may guard a division, is a normal half."""
     peak = float(np.max(np.abs(values), initial=0.0))
     if not peak <= FLOAT16_MAX:
         return False
-    return values.size > 1 or peak == 0.0 or peak >= _FLOAT16_MIN_NORMAL
+    return values.size > 1 or peak == 0.0 or peak >= FLOAT16_MIN_NORMAL
 
 
 def _rewrite(graph: onnx.GraphProto, plan: _Plan) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_asr.export.fp16.attention import join_biases, widen_softmax
 from edge_asr.export.fp16.convert import FLOAT16_MAX, convert_to_fp16
 from edge_asr.export.fp16.rounding import F32Array, RoundedModel, measure_peaks
 from edge_asr.frames import OutputFrames
@@ -136,6 +137,8 @@ def make_fp16(
 ) -> Fp16Graph:
     """Convert a float32 graph and prove the result; check the `proof` of the result.
 
+    If the graph fails with half softmax, it is tried once more with float32 softmax.
+
     Args:
         float32_model: graph to convert.
         reference: its outputs for the cases.
@@ -146,20 +149,26 @@ def make_fp16(
     Raises:
         GateError: the graph holds something that cannot be converted.
     """
-    with stages.stage("convert to fp16"):
-        model = convert_to_fp16(float32_model)
-        check_graph(model)
-    with stages.stage("prove: fp16") as progress:
-        proof = prove_fp16(
-            float32_model,
-            model,
-            inputs.cases,
-            reference,
-            inputs.vocabulary,
-            inputs.output_frames,
-            calibration=calibration.features(inputs.features),
-            progress=progress,
-        )
+    joined = join_biases(float32_model)
+    for wide_softmax in (False, True):
+        with stages.stage("convert to fp16"):
+            model = convert_to_fp16(joined)
+            if wide_softmax:
+                model = widen_softmax(model)
+            check_graph(model)
+        with stages.stage("prove: fp16") as progress:
+            proof = prove_fp16(
+                joined,
+                model,
+                inputs.cases,
+                reference,
+                inputs.vocabulary,
+                inputs.output_frames,
+                calibration=calibration.features(inputs.features),
+                progress=progress,
+            )
+        if proof.passed:
+            break
     return Fp16Graph(model=model, proof=proof)
 
 
@@ -220,9 +229,9 @@ def prove_fp16(
         peaks=peaks,
         peak_limit=PEAK_LIMIT,
         rounded=compare(rounded, ROUNDED),
-        rounded_agreement=_pooled_agreement(reference, rounded),
+        rounded_agreement=pooled_agreement(reference, rounded),
         shipped=compare(shipped, SHIPPED),
-        shipped_agreement=_pooled_agreement(reference, shipped),
+        shipped_agreement=pooled_agreement(reference, shipped),
         min_agreement=min_agreement,
         n_clips=len(batches),
         n_calibration_clips=len(batches) - n_proof_batches,
@@ -230,7 +239,8 @@ def prove_fp16(
     )
 
 
-def _pooled_agreement(reference: Outputs, candidate: Outputs) -> float:
+def pooled_agreement(reference: Outputs, candidate: Outputs) -> float:
+    """Compute the share of frames of all cases with the same most likely token; 0.0 if a case failed."""
     equal = []
     for expected, given in zip(reference, candidate, strict=True):
         if isinstance(expected, str) or isinstance(given, str):

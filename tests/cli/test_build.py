@@ -22,7 +22,8 @@ from click.testing import Result
 from edge_asr.bundle.folder import Bundle, sha256_of
 from edge_asr.errors import GateError
 from edge_asr.export.engine import builder as engine_builder
-from edge_asr.export.engine.builder import EngineReport
+from edge_asr.export.engine import put as engine_put
+from edge_asr.export.engine.put import EngineReport
 from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineProfile, EngineSidecar
 
 Run = Callable[..., Result]
@@ -167,7 +168,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_command(
     assert len(result.stdout.splitlines()) == 1
     assert Path(engine["plan"]).stat().st_size == engine["plan_size_bytes"]
     assert engine["proof"] is None
-    assert engine["notes"][-1].startswith(engine_builder.NOT_RUN)
+    assert engine["notes"][-1].startswith(engine_put.NOT_RUN)
     assert "edge-asr: build fp32 engine ..." in result.stderr
     again = run(*arguments)
     assert again.exit_code == 1

@@ -14,6 +14,7 @@ Style = Literal["8.6", "10", "11"]
 
 VERSIONS = {"8.6": "8.6.2.3", "10": "10.3.0.26", "11": "11.4.1.7"}
 PLAN = b"plan of "
+LAYERS = '{"Layers": []}'
 
 
 class Severity(enum.Enum):
@@ -34,6 +35,7 @@ class FakeBuilder:
         model: bytes that the parser got.
         cache_in: content of the timing cache that the build began with.
         fails: a message to log as an error; the build then gives nothing.
+        config: the configuration of the last build.
     """
 
     def __init__(self, style: Style) -> None:
@@ -47,6 +49,7 @@ class FakeBuilder:
         self.cache_in: bytes | None = None
         self.monitored = False
         self.fails: str | None = None
+        self.config: Any = None
 
     def module(self) -> types.ModuleType:
         """The module to put at sys.modules["tensorrt"]."""
@@ -84,6 +87,7 @@ class FakeBuilder:
                 return Profile()
 
             def build_serialized_network(self, network: Network, config: Config) -> bytes | None:
+                fake.config = config
                 if fake.fails is not None:
                     self.logger.log(Severity.ERROR, fake.fails)
                     return None
@@ -135,6 +139,10 @@ class FakeBuilder:
         class Config:
             if fake.style != "8.6":
                 progress_monitor: Any = None
+            profiling_verbosity: Any = None
+            builder_optimization_level = 3
+            max_aux_streams = -1
+            avg_timing_iterations = 1
 
             def set_flag(self, flag: enum.Enum) -> None:
                 fake.builder_flags.add(flag.name)
@@ -176,6 +184,16 @@ class FakeBuilder:
                 fake.model = model
                 return True
 
+        class Runtime:
+            def __init__(self, logger: Any) -> None: ...
+
+            def deserialize_cuda_engine(self, plan: bytes) -> Any:
+                inspector = types.SimpleNamespace(get_engine_information=lambda form: LAYERS)
+                return types.SimpleNamespace(create_engine_inspector=lambda: inspector)
+
+        trt.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", {"DETAILED": 1})
+        trt.LayerInformationFormat = enum.Enum("LayerInformationFormat", {"JSON": 1})
+        trt.Runtime = Runtime
         trt.ILogger, trt.Builder, trt.OnnxParser = ILogger, Builder, OnnxParser
         if self.style != "8.6":
             trt.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})

@@ -35,9 +35,13 @@ from edge_asr.errors import (
     MissingDependencyError,
 )
 from edge_asr.export.engine import builder as engine_builder
-from edge_asr.export.engine.builder import EngineReport, build_engine, default_precisions
+from edge_asr.export.engine import put as engine_put
+from edge_asr.export.engine.builder import build_engine, default_precisions
+from edge_asr.export.engine.model import make_engine_model
 from edge_asr.export.engine.opset17 import convert_to_opset17
 from edge_asr.export.engine.parser import parse_network
+from edge_asr.export.engine.plan import SearchOptions
+from edge_asr.export.engine.put import EngineReport
 from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.proof.cases import CasePlan
 from edge_asr.runtime.engine import backend as tensorrt_backend
@@ -50,7 +54,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from engine_models import quantize
 from fake_cuda import FakeCuda
-from fake_tensorrt_builder import PLAN, VERSIONS, FakeBuilder, Style
+from fake_tensorrt_builder import LAYERS, PLAN, VERSIONS, FakeBuilder, Style
 
 ORIN = DeviceIdentity(
     gpu_name="Orin",
@@ -132,7 +136,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_plan_and_sidecar(
     assert "STRONGLY_TYPED" in sidecar.flags
     assert ("TF32" in sidecar.flags) == (precision != "fp32")
     assert sidecar.proof is None
-    assert engine_builder.NOT_RUN + build_command(bundle, precision, "tensorrt-rtx") in report.notes
+    assert engine_put.NOT_RUN + build_command(bundle, precision, "tensorrt-rtx") in report.notes
     found = find_engine(
         bundle, precision, flavor="tensorrt-rtx", tensorrt_version=sidecar.tensorrt_version, device=no_gpu
     )
@@ -167,7 +171,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_timing_cache_does_nothing(
         timing_cache=cache,
         workspace_mb=256,
     )
-    assert engine_builder.NO_TIMING_CACHE in report.notes
+    assert engine_put.NO_TIMING_CACHE in report.notes
     assert not cache.exists()
     assert report.sidecar.workspace_mb == 256
 
@@ -195,6 +199,7 @@ class StandInEngine(OnnxRuntimeBackend):
     """What the builder takes for an engine: its plan's model on onnxruntime."""
 
     offset = 0.0
+    only_half = False
 
     def __init__(self, bundle: Bundle, precision: str, **options: Any) -> None:
         REAL_BACKEND.bind(bundle, precision, **options)  # the real one takes such arguments
@@ -209,17 +214,19 @@ class StandInEngine(OnnxRuntimeBackend):
         path.unlink()
         self.name = options["flavor"]
 
+        self.wrong = self.offset and not (self.only_half and "FLOAT32_SOFTMAX" in sidecar.flags)
+
     def warm_up(self, n_frames: Any) -> None:
         self.warmed_up = list(n_frames)
 
     def log_probs(self, features: Any, feature_lens: Any) -> Any:
         assert self.warmed_up  # what is proven are recorded runs
         log_probs = super().log_probs(features, feature_lens)
-        return np.roll(log_probs, 1, axis=1) if self.offset else log_probs
+        return np.roll(log_probs, 1, axis=1) if self.wrong else log_probs
 
 
 @pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Style], FakeBuilder]:
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Style], FakeBuilder]:
     """Put a fake TensorRT and an Orin in place; engines run on onnxruntime and the proof is short."""
 
     def put(style: Style) -> FakeBuilder:
@@ -229,6 +236,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Style], FakeBuilder]:
 
     monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: ORIN))
     monkeypatch.setattr(engine_builder, "TensorRTBackend", StandInEngine)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     short = CasePlan(random_lengths=1, max_random_s=0.5, max_batch=2)
     build_cases = engine_builder.build_engine_cases
     monkeypatch.setattr(engine_builder, "build_engine_cases", lambda *a: build_cases(*a, short))
@@ -254,17 +262,19 @@ def test_fake_tensorrt_is_asked_for_what_it_has(
     onnx.checker.check_model(given)
     if style == "8.6":
         assert fake.network_flags == ["EXPLICIT_BATCH"]
-        wanted = {"fp32": set(), "fp16": {"FP16", "TF32"}, "int8": {"INT8", "TF32"}}[precision]
+        wanted = {"fp32": set(), "fp16": {"FP16", "TF32"}, "int8": {"FP16", "INT8", "TF32"}}[precision]
         assert given.opset_import[0].version == 17
         assert engine_builder.OPSET_17 in report.notes
     else:
         assert "STRONGLY_TYPED" in fake.network_flags
         wanted = set() if precision == "fp32" else {"TF32"}
-        assert fake.model == bundle.artifact_path(precision).read_bytes()
+        assert fake.model == make_engine_model(bundle, precision, max_frames=100).SerializeToString()
         assert report.notes == (engine_builder._window_note(bundle, report.sidecar.profiles),)
     assert fake.builder_flags == wanted
     assert fake.previews == (["PROFILE_SHARING_0806"] if style == "8.6" else [])
-    assert set(report.sidecar.flags) == {*fake.network_flags, *wanted, *fake.previews}
+    assert set(report.sidecar.flags) == {*fake.network_flags, *wanted, *fake.previews, "max_aux_streams=0"}
+    assert fake.config.max_aux_streams == 0
+    assert fake.config.profiling_verbosity.name == "DETAILED"
     assert fake.limits == {"WORKSPACE": 512 << 20}
     assert fake.monitored == (style != "8.6")
     assert fake.profiles == [
@@ -275,8 +285,10 @@ def test_fake_tensorrt_is_asked_for_what_it_has(
     assert set(files_in(bundle)) == {
         f"{folder}/model.{precision}.plan",
         f"{folder}/model.{precision}.json",
+        f"{folder}/layers.{precision}.json",
         f"{folder}/timing.cache",
     }
+    assert files_in(bundle)[f"{folder}/layers.{precision}.json"].decode() == LAYERS
     sidecar = EngineSidecar.read(report.plan.with_suffix(".json"))
     assert sidecar.onnx_sha256 == bundle.artifact(precision).sha256  # of the bundle's file, not of the copy
     assert sidecar.proven
@@ -293,6 +305,70 @@ def test_fake_tensorrt_engine_that_fails_its_proof_is_deleted(
     with pytest.raises(GateError, match=r"fp16 engine of .* failed its proof and was deleted: \d+ findings"):
         build_engine(bundle, "fp16", **OPTIONS)
     assert not (bundle.path / "engines").exists()
+
+
+def test_fake_tensorrt_fused_attention_that_is_wrong_is_built_again_with_a_float32_softmax(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("10")
+    monkeypatch.setattr(StandInEngine, "offset", 1.0)
+    monkeypatch.setattr(StandInEngine, "only_half", True)
+    report = build_engine(bundle, "fp16", **OPTIONS)
+    assert engine_put.WIDE_SOFTMAX in report.notes
+    assert engine_put.WIDE_SOFTMAX_FLAG in EngineSidecar.read(report.plan.with_suffix(".json")).flags
+    assert report.proven
+
+
+def test_fake_tensorrt_takes_the_builder_options(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle
+) -> None:
+    fake = install("10")
+    search = SearchOptions(optimization_level=5, aux_streams=None, timing_iterations=4)
+    report = build_engine(bundle, "fp32", search=search, **OPTIONS)
+    assert fake.config.builder_optimization_level == 5
+    assert (fake.config.avg_timing_iterations, fake.config.max_aux_streams) == (4, -1)
+    assert {"builder_optimization_level=5", "avg_timing_iterations=4"} <= set(report.sidecar.flags)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimization_level": 6}, "optimization_level is 6; give 0 to 5, or leave it out"),
+        ({"aux_streams": -1}, "aux_streams is -1; give 0 or more, or leave it out"),
+        ({"timing_iterations": 0}, "timing_iterations is 0; give 1 or more, or leave it out"),
+    ],
+)
+def test_search_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SearchOptions(**options)
+
+
+def test_fake_tensorrt_has_no_attention_operator(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle
+) -> None:
+    install("10")
+    message = (
+        "tensorrt 10.3.0.26 has no attention operator, which came with .* 10.14; leave out --attention-op"
+    )
+    with pytest.raises(EngineError, match=message):
+        build_engine(bundle, "fp16", attention_operator=True, **OPTIONS)
+
+
+def test_fake_tensorrt_reference_is_computed_once_for_all_precisions(
+    install: Callable[[Style], FakeBuilder], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("10")
+    build_engine(bundle, "fp32", **OPTIONS)
+    ran: list[str] = []
+    log_probs = OnnxRuntimeBackend.log_probs
+
+    def counting(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
+        ran.append(type(self).__name__)
+        return log_probs(self, *arguments)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "log_probs", counting)
+    build_engine(bundle, "fp16", **OPTIONS)
+    assert set(ran) == {"StandInEngine"}
 
 
 @pytest.mark.parametrize("failure", ["proof", "build", "parse", "ctrl-c"])
@@ -339,6 +415,7 @@ def test_fake_tensorrt_precisions_share_a_folder_and_its_timing_cache(
     assert first.plan.parent == second.plan.parent
     assert {p.name for p in first.plan.parent.iterdir()} == {
         *("model.fp32.plan", "model.fp32.json", "model.fp16.plan", "model.fp16.json", "timing.cache"),
+        *("layers.fp32.json", "layers.fp16.json"),
     }
     assert (first.plan.parent / "timing.cache").read_bytes() == b"++"
 

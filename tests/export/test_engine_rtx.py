@@ -27,10 +27,11 @@ from edge_asr.calibration.quantizer import activation_tensors, quantize_model
 from edge_asr.calibration.ranges import collect_statistics
 from edge_asr.cli.main import cli
 from edge_asr.export import pipeline
-from edge_asr.export.engine.builder import NOT_RUN, build_engine
+from edge_asr.export.engine.builder import build_engine
 from edge_asr.export.engine.parser import parse_network
 from edge_asr.export.engine.plan import make_plan
 from edge_asr.export.engine.profiles import build_profiles
+from edge_asr.export.engine.put import NOT_RUN
 from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.export.inference_form import to_inference_form
 from edge_asr.export.onnx_export import export_onnx

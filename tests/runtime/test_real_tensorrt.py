@@ -49,6 +49,8 @@ RECEIVERS = {
     "cache": "ITimingCache",
     "tensor": "ITensor",
     "parser": "OnnxParser",
+    "runtime": "Runtime",
+    "inspector": "EngineInspector",
 }
 BUILDER_CONFIG = {"config": "IBuilderConfig"}
 FILES: dict[str, dict[str, str]] = {
@@ -74,6 +76,7 @@ ONLY = {
     ("PreviewFeature", "PROFILE_SHARING_0806"): {"8.6", "10.3", "10.13"},
     ("BuilderFlag", "FP16"): {"8.6", "10.3", "10.13"},
     ("BuilderFlag", "INT8"): {"8.6", "10.3", "10.13"},
+    ("", "IAttention"): {"11.4", "RTX"},
     ("", "IProgressMonitor"): {"10.3", "10.13", "11.4", "RTX"},
     ("IBuilderConfig", "progress_monitor"): {"10.3", "10.13", "11.4", "RTX"},
     ("ParserError", "node_name"): {"10.3", "10.13", "11.4", "RTX"},
