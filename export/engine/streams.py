@@ -1,8 +1,8 @@
 """The engine of a bundle's streaming graph: built for fixed numbers of streams, and proven chunk by chunk.
 
 stream.onnx in float32 is the source of "fp32" and "fp16", stream.int8.onnx that of "int8" (model.py). The
-proof runs whole clips as streams, one and as many at once as each profile takes, on the device with its caches
-there, against stream.onnx on onnxruntime's CPU.
+proof runs whole clips as streams, one and as many at once as each profile takes, on the device with its
+caches there, against stream.onnx on onnxruntime's CPU.
 What this file does not do: build, judge or write anything by itself (put.py, proof.py).
 """
 

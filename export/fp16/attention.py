@@ -96,7 +96,7 @@ def use_attention_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         GateError: there is no such attention in it.
     """
-    onnx = require("onnx", extra="export")
+    make = require("onnx", extra="export").helper.make_node
     replaced_model = compacted(model)
     graph = replaced_model.graph
     writers = {name: node for node in graph.node for name in node.output}
@@ -120,7 +120,6 @@ def use_attention_operators(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         *front, channel, time = next(a.ints for a in turn.attribute if a.name == "perm")
         keys = f"{turn.output[0]}_rows"
-        make = onnx.helper.make_node
         rows = make("Transpose", [turn.input[0]], [keys], f"{turn.name}_rows", perm=[*front, time, channel])
         inputs = [product.input[0], keys, average.input[1], addition.input[1]]
         attention = make("Attention", inputs, list(average.output), f"{softmax.name}_fused", scale=1.0)
