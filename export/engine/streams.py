@@ -140,6 +140,7 @@ def prove_stream_engine(
                 precision=sidecar.precision,
                 info=info,
                 vocabulary=bundle.vocabulary,
+                reference_key=f"{streaming.artifact.sha256} stream {backend.runtime}",
                 progress=progress,
             )
         finally:

@@ -24,7 +24,7 @@ from test_stream_steps import STREAMS, add_stream_engine
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import BundleError, EngineError
-from edge_asr.export.engine.builder import BuildOptions
+from edge_asr.export.engine.put import BuildOptions
 from edge_asr.export.engine.streams import build_stream_cases, build_stream_engine, prove_stream_engine
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.runtime.engine.lookup import sidecar_path_of
