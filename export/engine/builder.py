@@ -23,13 +23,14 @@ from edge_asr.export.engine.files import check_place
 from edge_asr.export.engine.graph_proof import prove_int8_graph
 from edge_asr.export.engine.model import make_engine_model
 from edge_asr.export.engine.opset17 import OPSET, make_opset17_copy
-from edge_asr.export.engine.plan import SearchOptions, is_strongly_typed
+from edge_asr.export.engine.plan import SearchOptions, check_parses, is_strongly_typed
 from edge_asr.export.engine.profiles import DEFAULT_BATCH, DEFAULT_PROFILE_SECONDS, build_profiles
 from edge_asr.export.engine.proof import EngineProof, prove_engine
 from edge_asr.export.engine.put import BuildOptions, BuildPlace, EngineReport, EngineSource, put_engine
 from edge_asr.manifest import Utterance, read_manifest
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.stages import Progress, StageProgress, Stages
+from edge_asr.runtime.engine.api import create_logger
 from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.engine.sidecar import EngineProfile, EngineSidecar, Flavor
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -112,10 +113,6 @@ def build_engine(
     typed = is_strongly_typed(place.trt)
     if not typed and artifact.opset > OPSET:
         notes.append(OPSET_17)
-    if typed and precision == "int8":
-        with stages.stage("prove int8 graph") as advance:
-            waveforms = _load_waveforms(bundle, clips) if proof is None else proof.waveforms
-            prove_int8_graph(bundle, waveforms, longest, advance)
 
     def make_model(wide_softmax: bool) -> bytes:
         if not typed:
@@ -126,6 +123,11 @@ def build_engine(
         content: bytes = make_engine_model(bundle, precision, max_frames=longest, **forms).SerializeToString()
         return content
 
+    if typed and precision == "int8":
+        check_parses(place.trt, create_logger(place.trt), make_model(False), artifact.file)
+        with stages.stage("prove int8 graph") as advance:
+            waveforms = _load_waveforms(bundle, clips) if proof is None else proof.waveforms
+            prove_int8_graph(bundle, waveforms, longest, advance)
     if (note := _window_note(bundle, profiles)) is not None:
         notes.append(note)
     source = EngineSource(

@@ -107,6 +107,16 @@ def has_attention_operator(trt: Any) -> bool:
     return hasattr(trt, "IAttention")
 
 
+def check_parses(trt: Any, logger: Any, model: bytes, file: str) -> None:
+    """Parse a model and build nothing, to say soon what is wrong with it.
+
+    Raises:
+        EngineError: as `make_plan`.
+    """
+    network = trt.Builder(logger).create_network(_network_flags(trt)[0])
+    parse_network(trt, network, model, file)
+
+
 def make_plan(
     trt: Any,
     logger: Any,
