@@ -11,7 +11,7 @@ from serving_clients import Running
 
 def run_example(repository: Path, name: str, *arguments: str) -> list[str]:
     command = [sys.executable, str(repository / "examples" / "serve" / name), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
