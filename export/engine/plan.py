@@ -113,7 +113,8 @@ def check_parses(trt: Any, logger: Any, model: bytes, file: str) -> None:
     Raises:
         EngineError: as `make_plan`.
     """
-    network = trt.Builder(logger).create_network(_network_flags(trt)[0])
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt)[0])
     parse_network(trt, network, model, file)
 
 
