@@ -339,7 +339,7 @@ def test_averages_over_time_may_be_half_and_free_sums_may_not() -> None:
     )
     summing = (helper.make_node("Relu", ["scores"], ["weights"]),)
     types = types_of(convert_to_fp16(model(*averaging)))
-    assert (types["scores"], types["softmax"], types["context"]) == (FLOAT16, FLOAT, FLOAT16)
+    assert (types["scores"], types["softmax"], types["context"]) == (FLOAT16, FLOAT16, FLOAT16)
     types = types_of(convert_to_fp16(model(*summing)))
     assert (types["scores"], types["weights"], types["context"]) == (FLOAT16, FLOAT16, FLOAT)
 
