@@ -113,7 +113,8 @@ def check_log_probs(log_probs: npt.NDArray[Any], shape: tuple[int, int, int], n_
 def choose_precision(bundle: Bundle, precision: str, device: str) -> Precision:
     """Choose the artifact to run: `precision` itself, or for "auto" the best one for `device`.
 
-    On the CPU "auto" skips an artifact that was measured to be no faster than fp32.
+    On the CPU "auto" skips an artifact that was measured to be no faster than fp32. FP16 engines ("tensorrt")
+    are made from fp32's file.
 
     Raises:
         BundleError: the bundle lacks the precision.
@@ -122,7 +123,8 @@ def choose_precision(bundle: Bundle, precision: str, device: str) -> Precision:
     if precision != "auto":
         for known in ("fp32", "fp16", "int8"):
             if precision == known:
-                return bundle.artifact(known).precision
+                (bundle.artifact_behind if device == "tensorrt" else bundle.artifact)(known)
+                return known
         raise BackendError(f"precision {precision!r} is unknown; use auto, fp32, fp16 or int8")
     artifacts = {artifact.precision: artifact for artifact in bundle.info.artifacts}
     ordered = [artifacts[p] for p in _PREFERENCE[device] if p in artifacts]
@@ -252,6 +254,8 @@ def _create_tensorrt(
 
     best = choose_precision(bundle, precision, "tensorrt")
     have = {artifact.precision for artifact in bundle.info.artifacts}
+    if "fp32" in have:
+        have.add("fp16")  # which engines make from it
     candidates = [best]
     if precision == "auto":
         built = [p for p in _PREFERENCE["tensorrt"] if p in have and has_engine(bundle, flavor, p)]

@@ -167,7 +167,7 @@ def _fingerprint(recognizer: Recognizer, stream: bool) -> str:
 
     assert recognizer.bundle is not None
     info = recognizer.bundle.info
-    artifact: object = recognizer.bundle.artifact(cast("Precision", recognizer.backend.precision))
+    artifact: object = recognizer.bundle.artifact_behind(cast("Precision", recognizer.backend.precision))
     execution = recognizer.execution
     if stream:
         artifact, execution = info.streaming, recognizer.streaming_model().execution

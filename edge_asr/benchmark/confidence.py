@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from edge_asr.manifest import Utterance
 from edge_asr.metrics import find_right_words
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.transcript import Word
+
+if TYPE_CHECKING:
+    from edge_asr.bundle.manifest import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +129,10 @@ def calibrate(
     before = report_confidence("as decoded", judged.confidences, judged.is_right)
     after = report_confidence("calibrated, held out", corrected, judged.is_right)
     raw, calibrated = fit_monotone(judged.confidences, judged.is_right)
-    artifact = next(a for a in bundle.info.artifacts if a.precision == recognizer.backend.precision)
+    precision = cast("Precision", recognizer.backend.precision)
     table = ConfidenceTable(
-        precision=artifact.precision,
-        model_sha256=artifact.sha256,
+        precision=precision,
+        model_sha256=bundle.artifact_behind(precision).sha256,
         decoder="greedy" if kind == "greedy" else "beam",
         raw=tuple(round(value, 6) for value in raw.tolist()),
         calibrated=tuple(round(value, 6) for value in calibrated.tolist()),

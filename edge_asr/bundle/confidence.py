@@ -99,7 +99,7 @@ def find_table(bundle: Bundle, precision: str, decoder: str | None) -> Confidenc
         return None
     for table in read_tables(bundle):
         if (table.precision, table.decoder) == (precision, decoder):
-            if table.model_sha256 == bundle.artifact(table.precision).sha256:
+            if table.model_sha256 == bundle.artifact_behind(table.precision).sha256:
                 return table
             _log.warning(
                 "%s was made for another %s model: word confidences are as decoded; run edge-asr evaluate "

@@ -140,6 +140,15 @@ class Bundle:
         have = ", ".join(a.precision for a in self.info.artifacts)
         raise BundleError(f"{self.path} has no {precision} model, it has: {have}")
 
+    def artifact_behind(self, precision: Precision) -> Artifact:
+        """Return the artifact that a backend of a precision computes; FP16 engines need fp32's only.
+
+        Raises:
+            BundleError: the bundle has neither.
+        """
+        have = [artifact.precision for artifact in self.info.artifacts]
+        return self.artifact("fp32" if precision == "fp16" and "fp16" not in have else precision)
+
     def artifact_path(self, precision: Precision) -> Path:
         """Return the path of the artifact of a precision."""
         return self.path / self.artifact(precision).file

@@ -32,6 +32,7 @@ from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.proof.stages import Progress, StageProgress, Stages
 from edge_asr.runtime.engine.api import create_logger
 from edge_asr.runtime.engine.backend import TensorRTBackend
+from edge_asr.runtime.engine.lookup import artifact_of
 from edge_asr.runtime.engine.sidecar import EngineProfile, EngineSidecar, Flavor
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.windows import OVERLAP_S
@@ -68,7 +69,7 @@ def build_engine(
 
     Args:
         bundle: a loaded bundle.
-        precision: "fp32", "fp16" or "int8"; the bundle must have that ONNX file.
+        precision: "fp32", "fp16" or "int8"; the bundle must have `artifact_of` it.
         profile_seconds: edges; each neighboring pair is one optimization profile.
         batch: smallest, best and largest batch; None is 1,1,8, and 1,1,1 where the GPU shares the processor's
             memory.
@@ -92,7 +93,7 @@ def build_engine(
         search=search or SearchOptions(),
         attention_operator=attention_operator,
     )
-    artifact, info = bundle.artifact(precision), bundle.info
+    artifact, info = artifact_of(bundle, precision), bundle.info
     if batch is not None:
         build_profiles(info.features, profile_seconds, batch)  # its errors come before those of the device
     place = BuildPlace.find(bundle, flavor)
@@ -116,8 +117,9 @@ def build_engine(
 
     def make_model(wide_softmax: bool) -> bytes:
         if not typed:
-            original = bundle.artifact_path(precision).read_bytes()
-            return make_opset17_copy(original, info.features.n_mels) if artifact.opset > OPSET else original
+            own = bundle.artifact_behind(precision)  # which says where half is safe, if there is one in half
+            original = (bundle.path / own.file).read_bytes()
+            return make_opset17_copy(original, info.features.n_mels) if own.opset > OPSET else original
         operator = attention_operator and not wide_softmax
         forms = {"wide_softmax": wide_softmax, "attention_operator": operator}
         content: bytes = make_engine_model(bundle, precision, max_frames=longest, **forms).SerializeToString()

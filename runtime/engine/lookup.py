@@ -120,14 +120,14 @@ def sidecar_path_of(plan_path: Path) -> Path:
 
 
 def artifact_of(bundle: Bundle, precision: Precision, graph: Graph = "model") -> Artifact:
-    """Return the ONNX file that an engine is built from; a stream's FP16 is made from its float32.
+    """Return the ONNX file that an engine is built from; FP16 is made from float32.
 
     Raises:
         BundleError: the bundle lacks it.
     """
+    wanted: Precision = "int8" if precision == "int8" else "fp32"
     if graph == "model":
-        return bundle.artifact(precision)
-    wanted = "int8" if precision == "int8" else "fp32"
+        return bundle.artifact(wanted)
     artifact = bundle.streaming.find(wanted)
     if artifact.precision != wanted:
         raise BundleError(

@@ -156,12 +156,15 @@ def test_without_tensorrt_is_exit_1_in_one_line(
 
 
 @pytest.mark.tensorrt
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_rtx_builder_on_cpu_execution_not_tested_command(
-    run: Run, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, bundle_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (extra: test, Linux x86-64)")
     monkeypatch.setattr(DeviceIdentity, "detect", classmethod(lambda cls: NO_GPU))
-    arguments = ("build", bundle_path, "-p", "fp32", "--flavor", "tensorrt-rtx", "--profile-seconds", "0.1,1")
+    assert not (bundle_path / "model.fp16.onnx").exists()  # which an FP16 engine does not need
+    arguments = ("build", bundle_path, "-p", precision, "--profile-seconds", "0.1,1")
+    arguments += ("--flavor", "tensorrt-rtx")
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
     (engine,) = json.loads(result.stdout)["engines"]
@@ -169,7 +172,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_command(
     assert Path(engine["plan"]).stat().st_size == engine["plan_size_bytes"]
     assert engine["proof"] is None
     assert engine["notes"][-1].startswith(engine_put.NOT_RUN)
-    assert "edge-asr: build fp32 engine ..." in result.stderr
+    assert f"edge-asr: build {precision} engine ..." in result.stderr
     again = run(*arguments)
     assert again.exit_code == 1
     assert "exists; add --force" in again.stderr

@@ -46,7 +46,7 @@ from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.proof.cases import CasePlan
 from edge_asr.runtime.engine import backend as tensorrt_backend
 from edge_asr.runtime.engine.api import create_logger
-from edge_asr.runtime.engine.lookup import build_command, find_engine
+from edge_asr.runtime.engine.lookup import artifact_of, build_command, find_engine
 from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineSidecar
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -124,7 +124,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_plan_and_sidecar(
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # nothing temporary is left
     sidecar = EngineSidecar.read(folder / f"model.{precision}.json")
     assert sidecar == report.sidecar
-    assert sidecar.onnx_sha256 == bundle.artifact(precision).sha256
+    assert sidecar.onnx_sha256 == artifact_of(bundle, precision).sha256
     assert sidecar.plan_sha256 == hashlib.sha256(report.plan.read_bytes()).hexdigest()
     assert [(p.min_frames, p.max_frames) for p in sidecar.profiles] == [(64, 64), (64, 256)]
     tensors = {t.name: (t.mode, t.dtype, t.shape) for t in sidecar.tensors}
@@ -292,7 +292,9 @@ def test_fake_tensorrt_is_asked_for_what_it_has(
     }
     assert files_in(bundle)[f"{folder}/layers.{precision}.json"].decode() == LAYERS
     sidecar = EngineSidecar.read(report.plan.with_suffix(".json"))
-    assert sidecar.onnx_sha256 == bundle.artifact(precision).sha256  # of the bundle's file, not of the copy
+    assert (
+        sidecar.onnx_sha256 == artifact_of(bundle, precision).sha256
+    )  # of the bundle's file, not of the copy
     assert sidecar.proven
     assert sidecar.proof is not None
     assert sidecar.proof["n_cases"] > 20
@@ -508,6 +510,24 @@ def test_fake_tensorrt_needs_the_fp32_model_for_its_proof(
     without = dataclasses.replace(bundle, info=dataclasses.replace(bundle.info, artifacts=artifacts))
     with pytest.raises(BundleError, match="no fp32 model"):
         build_engine(without, "fp16", **OPTIONS)
+
+
+@pytest.mark.parametrize("style", ["8.6", "10"])
+def test_fake_tensorrt_an_fp16_engine_needs_no_fp16_file(
+    style: Style, install: Callable[[Style], FakeBuilder], bundle: Bundle
+) -> None:
+    fake = install(style)
+    artifacts = (bundle.artifact("fp32"),)
+    without = dataclasses.replace(bundle, info=dataclasses.replace(bundle.info, artifacts=artifacts))
+    (bundle.path / "model.fp16.onnx").unlink()
+    report = build_engine(without, "fp16", **OPTIONS)
+    assert report.proven
+    assert (report.sidecar.onnx_file, report.sidecar.precision) == ("model.onnx", "fp16")
+    types = {i.data_type for i in onnx.load_from_string(fake.model).graph.initializer}
+    assert (onnx.TensorProto.FLOAT16 in types, "FP16" in fake.builder_flags) == (
+        style == "10",
+        style == "8.6",
+    )
 
 
 # --- without any TensorRT ---

@@ -41,7 +41,7 @@ from edge_asr.graph.weights import load_float32
 from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.runtime.engine.api import create_logger
-from edge_asr.runtime.engine.lookup import build_command
+from edge_asr.runtime.engine.lookup import artifact_of, build_command
 from edge_asr.runtime.engine.sidecar import EngineSidecar
 from edge_asr.runtime.features.extractor import FeatureExtractor
 
@@ -111,7 +111,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_tiny_en(
     assert NOT_RUN + build_command(bundle, precision, "tensorrt-rtx") in report.notes
     assert [(p.min_frames, p.max_frames, p.max_batch) for p in report.sidecar.profiles] == [(64, 1024, 8)]
     assert report.sidecar.plan_size_bytes > bundle.artifact(precision).size_bytes
-    assert report.sidecar.onnx_sha256 == bundle.artifact(precision).sha256
+    assert report.sidecar.onnx_sha256 == artifact_of(bundle, precision).sha256
 
 
 @pytest.mark.tensorrt

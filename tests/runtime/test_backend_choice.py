@@ -29,6 +29,7 @@ from edge_asr.runtime.backends import choose_backend, choose_precision, create_b
 from edge_asr.runtime.engine.backend import TensorRTBackend
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
+from edge_asr.runtime.tested import load_tested
 
 PROFILES = ((10, 200, 200, 1, 1, 8), (200, 800, 800, 1, 1, 8), (800, 3000, 3000, 1, 1, 8))
 
@@ -211,6 +212,21 @@ def test_fake_tensorrt_auto_prefers_fp16_then_int8_and_what_was_proven(
     add_engine(bundle, gpu, "fp16")
     assert chosen() == "tensorrt fp16"
     assert chosen(backend="tensorrt", precision="fp32") == "tensorrt fp32"
+
+
+def test_fake_tensorrt_an_fp16_engine_runs_where_the_bundle_has_no_fp16_file(
+    gpu: FakeGpu, make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle = make_bundle()
+    add_engine(bundle, gpu, "fp16", profiles=PROFILES)
+    for wanted in ({}, {"precision": "fp16"}, {"backend": "tensorrt"}):
+        backend = create_backend(bundle, **wanted)
+        assert (backend.name, backend.precision) == ("tensorrt", "fp16")
+        backend.close()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    load_tested(bundle.path, precision="fp16").close()
+    with pytest.raises(BundleError, match="no fp16 model"):
+        create_backend(bundle, precision="fp16", backend="cpu")
 
 
 @pytest.mark.parametrize("fault", ["other GPU", "unproven", "no tensorrt", "no GPU", "broken plan"])

@@ -259,13 +259,14 @@ def test_a_plan_of_another_precision_under_this_name(bundle: Bundle) -> None:
         find_engine(bundle, "fp32", **HERE)
 
 
-def test_a_precision_that_the_bundle_no_longer_has(bundle: Bundle) -> None:
-    path = add(bundle, precision="fp16")
+def test_a_precision_that_the_bundle_no_longer_has(tmp_path: Path) -> None:
+    bundle = copy_bundle(tmp_path / "bundle", "int8")
+    path = add(bundle, precision="int8")
     sidecar = EngineSidecar.read(path.with_suffix(".json"))
     without = dataclasses.replace(
         bundle, info=dataclasses.replace(bundle.info, artifacts=bundle.info.artifacts[:1])
     )
-    with pytest.raises(EngineError, match="has no fp16 model"):
+    with pytest.raises(EngineError, match="has no int8 model"):
         check_engine(without, path, sidecar, **HERE)
 
 
