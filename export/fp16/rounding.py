@@ -132,7 +132,13 @@ def measure_peaks(
 
     computed = {name for node in float32_model.graph.node for name in node.output}
     sources = {n.output[0]: n.input[0] for n in fp16_model.graph.node if n.op_type == "Cast"}
-    # A value that the float32 graph lacks is a Cast of one that it has.
+    masks = {
+        n.input[0]: n.output[0]
+        for n in float32_model.graph.node
+        if n.op_type == "Cast" and any(a.name == "to" and a.i == TensorProto.FLOAT for a in n.attribute)
+    }
+    # A value that the float32 graph lacks is a Cast of one that it has; that of a mask is float32 there.
+    sources = {name: masks.get(source, source) for name, source in sources.items()}
     origins = {name: name if name in computed else sources[name] for name in float16_values(fp16_model)}
     measured = type(float32_model)()
     measured.CopyFrom(float32_model)
