@@ -47,6 +47,6 @@ def command(model: str | None, as_json: bool) -> None:
 
 def _print(check: Check) -> None:
     color = {"ok": "green", "missing": "yellow", "broken": "red"}[check.status]
-    click.echo(f"{click.style(f'{check.status:8}', fg=color)} {check.name:22} {printable(check.detail)}")
+    click.echo(f"{click.style(f'{check.status:8}', fg=color)} {check.name:28} {printable(check.detail)}")
     if check.fix:
-        click.echo(f"{'':8} {'':22} -> {printable(check.fix)}")
+        click.echo(f"{'':8} {'':28} -> {printable(check.fix)}")
