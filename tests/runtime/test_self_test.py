@@ -253,13 +253,15 @@ def test_transcribe_says_one_sentence_and_goes_on(
 
 def test_doctor_says_which_one_is_broken(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(diagnostics, "SELF_TEST_PROBE", BREAK + diagnostics.SELF_TEST_PROBE)
-    checks = diagnostics.check_self_test(None)
+    every = diagnostics.check_self_test(None)
+    checks = [check for check in every if "stream" not in check.name]
     assert {(check.detail.split(" (")[0], check.status) for check in checks} == {
         ("fp32 on cpu", "ok"),
         ("int8 on cpu", "broken"),
     }
     assert all("log-probs differ by up to" in check.detail for check in checks)
-    assert sorted(bool(file.read_text()) for file in cache.iterdir()) == [False, True]
+    kept = sorted(bool(file.read_text()) for file in cache.iterdir())
+    assert kept == [False] * (len(every) - 1) + [True]
 
 
 @pytest.fixture

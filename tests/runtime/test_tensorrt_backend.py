@@ -7,6 +7,7 @@ compared with `OnnxRuntimeBackend` on the unpadded batch. Failures and release: 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -208,14 +209,14 @@ def test_fake_tensorrt_keeps_the_latest_graphs(
     monkeypatch.setattr(tensorrt_engine, "MAX_CUDA_GRAPHS", 2)
     add_engine(bundle, gpu, profiles=((10, 400, 400, 1, 1, 4),))
     backend = TensorRTBackend(bundle, "fp32")
-    backend.warm_up([64, 128])
-    assert_agrees(backend, reference, [64])  # now the one used latest
+    backend.warm_up([128, 256])
+    assert_agrees(backend, reference, [128])  # now the one used latest
     gpu.calls.clear()
-    backend.warm_up([192])
+    backend.warm_up([384])
     assert "create context" not in gpu.calls  # it takes that of the oldest
     assert len(gpu.graphs) == 2
     gpu.calls.clear()
-    for n_frames in (192, 64, 128):
+    for n_frames in (384, 128, 256):
         assert_agrees(backend, reference, [n_frames])
     assert gpu.calls.count("cuGraphLaunch") == 2
     backend.close()
@@ -237,7 +238,7 @@ def test_fake_tensorrt_growing_utterances_are_replayed(
     gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every run of live use is one launch from the first word on: nothing is created or recorded."""
-    monkeypatch.setattr(fake_tensorrt, "onnx_session", lambda *_: Zeros())
+    monkeypatch.setattr(fake_tensorrt, "onnx_session", lambda *_: Zeros(bundle))
     add_engine(bundle, gpu, profiles=LIVE_PROFILES)
     backend = TensorRTBackend(bundle, "fp32")
     backend.warm_up()
@@ -247,16 +248,21 @@ def test_fake_tensorrt_growing_utterances_are_replayed(
     assert gpu.calls.count("cuGraphLaunch") == n_runs > 150
     with caplog.at_level(logging.INFO):
         backend.close()
-    assert f"{n_runs} runs, {n_runs} of them replayed (11 recorded)" in caplog.text
+    most = LIVE_PROFILES[-1][2] // bundle.info.subsampling_factor
+    n_shapes = sum(n <= most for n in (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768))
+    assert f"{n_runs} runs, {n_runs} of them replayed ({n_shapes} recorded)" in caplog.text
     gpu.assert_all_released()
 
 
 class Zeros:
     """Stands for a model where numbers do not matter."""
 
+    def __init__(self, bundle: Bundle) -> None:
+        self._factor, self._n_tokens = bundle.info.subsampling_factor, len(bundle.vocabulary)
+
     def run(self, names: Any, feeds: dict[str, F32Array]) -> list[F32Array]:
         rows, _, frames = feeds["audio_signal"].shape
-        return [np.zeros((rows, -(-frames // 4), 29), np.float32)]
+        return [np.zeros((rows, -(-frames // self._factor), self._n_tokens), np.float32)]
 
 
 def test_fake_tensorrt_more_frames_than_any_profile(gpu: FakeGpu, bundle: Bundle) -> None:
@@ -267,9 +273,12 @@ def test_fake_tensorrt_more_frames_than_any_profile(gpu: FakeGpu, bundle: Bundle
     message = str(caught.value)
     assert "401 feature frames (4.01 s)" in message
     assert "10 to 100, 100 to 400" in message
-    command = f"edge-asr build {bundle.path} --precision fp32 --force --profile-seconds 0.64,1.28,5.12"
-    assert message.endswith(command)
-    profiles = build_profiles(bundle.info.features, (0.64, 1.28, 5.12), rule=bundle.info.output_frames)
+    advised = re.fullmatch(
+        rf".*edge-asr build {bundle.path} --precision fp32 --force --profile-seconds ([\d.,]+)", message
+    )
+    assert advised
+    seconds = tuple(map(float, advised[1].split(",")))
+    profiles = build_profiles(bundle.info.features, seconds, rule=bundle.info.output_frames)
     assert profiles[-1].max_frames >= 401  # what it advises can be built, and suffices
     backend.close()
 
