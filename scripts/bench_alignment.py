@@ -5,9 +5,10 @@ Borders: hibari-tts (pip install hibari-tts; the model is in the wheel) says the
 lasts is a tensor of its network, in steps of 25 ms, so the words' borders are known. It counts silence before
 a pause to the last phoneme; what is 35 dB below the loudest is taken off. --reference takes a manifest of
 other recordings instead: JSON Lines with "words", [begin, end] in seconds of each word of "text".
-Words: in each clip three words of another text are inserted at random; they should not be found, all others
-should. Hours: the clips one after another, with the text of each 20th missing, and a text without sound after
-each 25th, are aligned as one file, and transcribed, in this process; times are of the processor.
+Words: in each clip that is long enough three words of another text are inserted at random; they should not be
+found, all others should. Hours: the clips one after another, with the text of each 20th missing, and a text
+without sound after each 25th, are aligned as one file, and transcribed, in this process; times are of the
+processor.
 
     python scripts/bench_alignment.py texts.txt
     python scripts/bench_alignment.py texts.txt --hours 1
@@ -37,7 +38,7 @@ import soundfile
 
 from edge_asr.audio import read_audio
 from edge_asr.benchmark.table import Table, make_console, print_table
-from edge_asr.errors import require
+from edge_asr.errors import AudioError, require
 from edge_asr.runtime.alignment.result import AlignedWord
 from edge_asr.runtime.recognizer import Recognizer
 
@@ -211,7 +212,11 @@ def measure_absent(recognizer: Recognizer, clips: list[Clip]) -> dict[str, Any]:
         place = rng.randrange(len(words) + 1)
         absent = rng.choices(pool, k=3)
         text = words[:place] + absent + words[place:]
-        for index, word in enumerate(recognizer.align(clip.samples, RATE, " ".join(text)).words):
+        try:
+            aligned = recognizer.align(clip.samples, RATE, " ".join(text)).words
+        except AudioError:  # too short for three words more
+            continue
+        for index, word in enumerate(aligned):
             count = counts[not place <= index < place + 3]
             count[0] += word.found
             count[1] += 1

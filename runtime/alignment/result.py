@@ -2,8 +2,9 @@
 
 A CTC model gives a token once, as a spike, some time into its sound: when enough of it was heard. So the
 borders of words are set from the spikes by constants, measured on speech whose borders are known
-(scripts/bench_alignment.py). The last spike of a word says little about where it ends when another word
-follows at once; the first spike of that one says more.
+(scripts/bench_alignment.py). They count from the middle of a frame, which holds for frames of 40 and 80 ms.
+The last spike of a word says little about where it ends when another word follows at once; the first spike of
+that one says more.
 What this file does not do: search (search.py), file formats (edge_asr.cli.align).
 """
 
@@ -23,16 +24,15 @@ from edge_asr.vocabulary import Vocabulary
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-BEGIN_LAG_S = 0.085
-"""From the beginning of a word to that of the frame of its first spike, within speech."""
-PAUSE_LAG_S = 0.04
+BEGIN_LAG_S = 0.1
+"""From the beginning of a word to the middle of the frame of its first spike, within speech."""
+PAUSE_LAG_S = 0.07
 """The same after a pause."""
-END_LAG_S = 0.08
-"""From the end of a word to that of the frame of its last spike, before a pause."""
-JOINT_S = 0.05
+END_LAG_S = 0.05
+"""From the end of a word to the middle of the frame of its last spike, before a pause."""
+JOINT_S = 0.07
 """From the end of a word to the beginning of the next one, without a pause between them."""
-PAUSE_BEFORE_S = 0.2
-PAUSE_AFTER_S = 0.5
+PAUSE_S = 0.22
 """Between spikes of two words: from here on the first ends, and the second begins, by its own spike."""
 MIN_WORD_S = 0.02
 
@@ -115,7 +115,7 @@ def make_alignment(
     words, first = np.unique(graph.word[arcs], return_index=True)
     last = np.append(first[1:], len(arcs)) - 1
     scores = np.exp(np.add.reduceat(peaks, first) / (last + 1 - first)) if len(first) else np.zeros(0)
-    begin_s, end_s = _borders(starts[first] * frame_s, ends[last] * frame_s, duration_s)
+    begin_s, end_s = _borders((starts[first] + 0.5) * frame_s, (ends[last] - 0.5) * frame_s, duration_s)
     found = dict(zip(words.tolist(), range(len(words)), strict=True))
     aligned = []
     for index, text in enumerate(texts):
@@ -151,15 +151,16 @@ def _borders(first_s: FloatArray, last_s: FloatArray, duration_s: float) -> tupl
     """Set where words begin and end.
 
     Args:
-        first_s, last_s: of each word, where the frame of its first spike begins and where its last ends.
+        first_s, last_s: of each word, the middles of the frames of its first and its last spike.
         duration_s: no border is later.
     """
     gaps = first_s[1:] - last_s[:-1]
-    lags = np.where(np.append(np.inf, gaps) < PAUSE_BEFORE_S, BEGIN_LAG_S, PAUSE_LAG_S)[: len(first_s)]
+    joint = gaps < PAUSE_S
+    lags = np.where(np.append(False, joint), BEGIN_LAG_S, PAUSE_LAG_S)[: len(first_s)]
     begin = np.maximum(first_s - lags, 0.0)
     following = np.append(begin[1:], np.inf)[: len(begin)]
     end = last_s - END_LAG_S
-    joined = np.append(gaps < PAUSE_AFTER_S, False)[: len(end)]
+    joined = np.append(joint, False)[: len(end)]
     end[joined] = following[joined] - JOINT_S
     end = np.minimum(np.maximum(end, begin + MIN_WORD_S), duration_s)
     return np.minimum(begin, end), np.minimum(end, np.maximum(following, begin))
