@@ -113,7 +113,7 @@ def make_alignment(
     spoken[spoken] = ~graph.is_separator[arcs[spoken]]
     starts, ends, peaks, arcs = starts[spoken], ends[spoken], np.minimum(peaks[spoken], 0.0), arcs[spoken]
     words, first = np.unique(graph.word[arcs], return_index=True)
-    last = np.append(first[1:], len(arcs)) - 1
+    last = np.append(first, len(arcs))[1:] - 1
     scores = np.exp(np.add.reduceat(peaks, first) / (last + 1 - first)) if len(first) else np.zeros(0)
     begin_s, end_s = _borders((starts[first] + 0.5) * frame_s, (ends[last] - 0.5) * frame_s, duration_s)
     found = dict(zip(words.tolist(), range(len(words)), strict=True))

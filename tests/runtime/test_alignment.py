@@ -199,6 +199,13 @@ def test_words_are_where_they_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(alignment.tokens) == sum(len(w.text) for w in alignment.found)
 
 
+def test_nothing_of_the_text_is_said() -> None:
+    log_probs, _ = spoken_log_probs("come home now my friend", ENGLISH, np.random.default_rng(0))
+    alignment = align("jump", log_probs)
+    assert [(w.found, w.start_s, w.end_s, w.score) for w in alignment.words] == [(False, None, None, 0.0)]
+    assert (alignment.found, alignment.tokens) == ((), ())
+
+
 def test_written_words_keep_their_spelling() -> None:
     log_probs, _ = spoken_log_probs(
         "it cost two hundred and five dollars at ten thirty in the cafe said mister",
