@@ -236,13 +236,14 @@ def test_multiply_adds_of_a_conformer_are_those_of_the_formula(
 ) -> None:
     """The embedded model, from its configuration; d_model^2 a head and frame for the angles' products."""
     config = load_checkpoint(EMBEDDED_MODELS / "tiny-en" / "checkpoint").model_config
-    assert (config.subsampling, config.subsampling_factor, config.n_mels) == ("dw_striding", 4, 80)
-    d, layers, heads, t = config.d_model, config.n_layers, config.n_heads, -(-n_frames // 4)
-    plane = config.subsampling_channels * t * 20  # of the second stage, 80 bands by four
+    assert (config.subsampling, config.subsampling_factor, config.n_mels) == ("dw_striding", 8, 80)
+    d, layers, heads, t = config.d_model, config.n_layers, config.n_heads, -(-n_frames // 8)
+    channels = config.subsampling_channels
+    planes = channels * -(-n_frames // 4) * 20, channels * t * 10  # of the second and third stage; 80 bands
     frames = np.random.default_rng(0).standard_normal((n_frames, 80)).astype(np.float32)
     assert count_multiply_adds(tiny_en, frames) == {
-        "subsampling": plane * 9 + plane * config.subsampling_channels,
-        "subsampling_projection": plane * d,
+        "subsampling": sum(plane * 9 + plane * channels for plane in planes),
+        "subsampling_projection": planes[-1] * d,
         "feed_forward": layers * 4 * t * d * config.ff_inner,
         "attention_projections": layers * t * d * (3 * d + d),
         "attention_positions": layers * (2 * t * d * d + heads * t * t * d),

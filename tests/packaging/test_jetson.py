@@ -129,7 +129,7 @@ def test_the_jetson_extra_has_wheels(repository: Path, tmp_path: Path, python: s
     if python == "3.10":
         assert versions["onnxruntime"].release[:2] == (1, 23)  # as the document says
     assert {"numpy", "scipy", "soundfile", "soxr", "sounddevice"} <= set(found)
-    assert set(found).isdisjoint({"torch", "onnx", "tensorrt", "onnxruntime-gpu", "cuda-bindings"})
+    assert set(found).isdisjoint({"torch", "tensorrt", "onnxruntime-gpu", "cuda-bindings"})
 
 
 def test_the_power_mode_comes_before_the_engine(document: str) -> None:

@@ -23,6 +23,7 @@ from edge_asr.bundle.folder import Bundle
 from edge_asr.checkpoints import load_checkpoint
 from edge_asr.errors import AudioError, BackendError, BundleError
 from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.stream_steps import HostSteps
 from edge_asr.runtime.streaming_model import StreamingModel, StreamState
 
 F32Array = npt.NDArray[np.float32]
@@ -131,13 +132,15 @@ def test_an_answer_that_the_bundle_does_not_describe_is_refused(
     spoil: Callable[[F32Array], F32Array],
     message: str,
 ) -> None:
-    answer = streaming._backend.run
+    assert isinstance(streaming._steps, HostSteps)
+    backend = streaming._steps._backend
+    answer = backend.run
 
     def run_spoiled(outputs: Any, feeds: Any) -> Any:
         log_probs, *rest = answer(outputs, feeds)
         return [spoil(log_probs), *rest]
 
-    monkeypatch.setattr(streaming._backend, "run", run_spoiled)
+    monkeypatch.setattr(backend, "run", run_spoiled)
     with pytest.raises(BackendError, match=message):
         streaming.push(streaming.start(), speech_features[:300])
 

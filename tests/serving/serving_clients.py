@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import httpx
@@ -90,6 +91,11 @@ class Running:
 
 
 MakeServer = Callable[..., AbstractContextManager[Running]]
+
+
+def is_near(heard: str, said: str) -> bool:
+    """Whether other weights, rates or borders of segments explain the difference: a letter or two."""
+    return SequenceMatcher(None, heard, said).ratio() > 0.85
 
 
 def comparable(final: dict[str, Any]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 from openai.resources.realtime.realtime import RealtimeConnection
-from serving_clients import Running, Speech, run, until
+from serving_clients import Running, Speech, is_near, run, until
 
 from edge_asr.audio import resample
 
@@ -58,7 +58,7 @@ def test_each_utterance_is_an_item(connection: RealtimeConnection, blocks: list[
         connection.input_audio_buffer.append(audio=block)
     events = receive_until(connection, COMPLETED, 3)
     completed = [event for event in events if event.type == COMPLETED]
-    assert [event.transcript for event in completed] == TEXTS
+    assert all(is_near(event.transcript, text) for event, text in zip(completed, TEXTS, strict=True))
     for item in completed:
         own = [event for event in events if getattr(event, "item_id", None) == item.item_id]
         deltas = "".join(event.delta for event in own if event.type == DELTA)
@@ -87,7 +87,7 @@ def test_without_detection_the_client_ends_an_item(connection: RealtimeConnectio
         events = receive_until(connection, COMPLETED)
         assert "input_audio_buffer.speech_started" not in {event.type for event in events}
         text = events[-1].transcript
-        assert text == " ".join(TEXTS[:2]) or text == TEXTS[2]
+        assert is_near(text, " ".join(TEXTS[:2])) or is_near(text, TEXTS[2])
 
 
 def test_a_cleared_buffer_is_forgotten(connection: RealtimeConnection, blocks: list[str]) -> None:
@@ -99,7 +99,7 @@ def test_a_cleared_buffer_is_forgotten(connection: RealtimeConnection, blocks: l
     for block in blocks[28:50]:
         connection.input_audio_buffer.append(audio=block)
     connection.input_audio_buffer.commit()
-    assert receive_until(connection, COMPLETED)[-1].transcript == "start recording"
+    assert is_near(receive_until(connection, COMPLETED)[-1].transcript, TEXTS[1])
 
 
 def test_a_rate_and_a_pause_of_the_clients_own(connection: RealtimeConnection, speech: Speech) -> None:
@@ -111,7 +111,7 @@ def test_a_rate_and_a_pause_of_the_clients_own(connection: RealtimeConnection, s
     assert answer.session.audio.input.turn_detection.silence_duration_ms == 200
     connection.input_audio_buffer.append(audio=base64.b64encode(speech.tobytes()).decode())
     events = receive_until(connection, COMPLETED, 2)
-    assert events[-1].transcript == TEXTS[1]
+    assert is_near(events[-1].transcript, TEXTS[1])
 
 
 def of_session(kind: str, given: dict[str, Any]) -> dict[str, Any]:
