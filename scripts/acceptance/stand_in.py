@@ -137,7 +137,10 @@ def compute(views: dict[str, torch.Tensor]) -> None:
 
     features, out = views["features"], views["out"]
     factor = int(views["factor"])
-    views["scratch"].copy_(features[:, : out.shape[2], ::factor].transpose(1, 2))
+    n_mels, n_classes = features.shape[1], out.shape[2]
+    for begin in range(0, n_classes, n_mels):  # the bands again and again, until every class has one
+        n = min(n_mels, n_classes - begin)
+        views["scratch"][:, :, begin : begin + n].copy_(features[:, :n, ::factor].transpose(1, 2))
     torch.mul(views["scratch"], views["weight"], out=out)
     torch.lt(views["starts"], views["lens"][:, None], out=views["mask"])
     out.mul_(views["mask"][:, :, None])
@@ -145,7 +148,7 @@ def compute(views: dict[str, torch.Tensor]) -> None:
 
 def expected(features: F32Array, lens: npt.NDArray[np.int64], n_classes: int, factor: int) -> F32Array:
     """Compute on the host what `compute` gives: [B, T, F] -> [B, ceil(T / factor), n_classes]."""
-    picked = features[:, ::factor, :n_classes]
+    picked = np.take(features[:, ::factor], np.arange(n_classes), axis=2, mode="wrap")
     valid = np.arange(picked.shape[1]) * factor < lens[:, None]
     result: F32Array = picked * _weight(n_classes) * valid[..., None]
     return result
