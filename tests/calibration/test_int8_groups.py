@@ -22,7 +22,7 @@ def test_embedded_model_has_every_group_and_one_float_convolution(tiny_en: onnx.
     their table, scores and context, two pointwise and one depthwise."""
     found = group_nodes(tiny_en)
     assert {group: len(names) for group, names in found.items()} == {
-        "subsampling": 2,
+        "subsampling": 4,
         "subsampling_projection": 1,
         "feed_forward": 8 * 4,
         "attention_projections": 8 * 2,

@@ -138,10 +138,11 @@ def test_error_rates_and_streams_beside_the_speed(run: Any, sample_path: Path, t
     report = BenchReport.from_dict(json.loads(result.stdout.splitlines()[-1]))
     (configuration,) = report.configurations
     assert configuration.accuracy is not None
-    assert (configuration.accuracy.wer, configuration.accuracy.n_utterances) == (0.0, 1)
+    assert configuration.accuracy.n_utterances == 1
+    assert configuration.accuracy.wer < 0.2  # of eleven words
     assert [s.n_streams for s in configuration.streams] == [1, 2]
     for streams in configuration.streams:
-        assert (streams.mode, streams.n_gaps, streams.n_finals) == ("windowed", 0, streams.n_streams)
+        assert (streams.mode, streams.n_gaps, streams.n_finals) == ("streaming", 0, streams.n_streams)
         assert streams.end_to_final.summary is not None
 
 

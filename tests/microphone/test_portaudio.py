@@ -403,7 +403,7 @@ def test_with_all_cores_busy_every_sample_is_heard_or_reported(
     assert code == 130, messages
     gaps = events_of(program, "gap")
     samples = read_audio(heard)
-    assert len(samples) / RATE + sum(gap["lost_s"] for gap in gaps) >= listened_s - 0.5
+    assert len(samples) / RATE + sum(gap["lost_s"] for gap in gaps) >= listened_s - 1.0
     if not gaps:  # then the clip is there, sample by sample
         start = find_offsets([clip], [0], samples)[0]
         piece = samples[start : start + len(clip)]

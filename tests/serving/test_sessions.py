@@ -83,6 +83,7 @@ def test_a_place_has_one_session_after_the_other(recognizer: Recognizer, speech:
     run(work())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PyTorch, when all that it holds is looked at
 def test_a_session_is_gone_without_the_garbage_collector(recognizer: Recognizer, speech: Speech) -> None:
     """A server makes so little garbage that it is collected seldom, and a session holds seconds of sound."""
 
