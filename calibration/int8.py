@@ -227,8 +227,10 @@ def quantize_to_int8(
     def quantize(groups: Sequence[Group]) -> onnx.ModelProto:
         return quantize_model(smoothed, ranges[method], groups)
 
-    with stages.stage(f"{form.label}: measure float32 on the evaluation speech"):
-        judges = _judges(model, options.evaluation, features, vocabulary, output_frames, form)
+    judges: dict[str, Reference] = {}
+    if options.evaluation:
+        with stages.stage(f"{form.label}: measure float32 on the evaluation speech"):
+            judges = _judges(model, options.evaluation, features, vocabulary, output_frames, form)
     evaluations: dict[tuple[Group, ...], dict[str, Int8Loss]] = {}
 
     def accept(groups: tuple[Group, ...]) -> bool:
@@ -312,9 +314,7 @@ def _judges(
     output_frames: OutputFrames | None,
     form: GraphForm,
 ) -> dict[str, Reference]:
-    """Run float32 over every manifest and, as "pooled", over all of them; empty without manifests."""
-    if not manifests:
-        return {}
+    """Run float32 over every manifest and, as "pooled", over all of them."""
     extractor = FeatureExtractor(config)
     clips: dict[str, list[MeasuredClip]] = {}
     for path in manifests:
