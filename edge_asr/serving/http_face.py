@@ -17,10 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -33,13 +30,14 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from edge_asr.errors import ConfigError, EdgeAsrError, RefusedError
+from edge_asr.errors import EdgeAsrError, RefusedError
 from edge_asr.serving.access import Access
 from edge_asr.serving.metrics import CONTENT_TYPE, Metrics
 from edge_asr.serving.openai_api import OpenAiApi
 from edge_asr.serving.realtime import RealtimeApi
 from edge_asr.serving.run import listen
 from edge_asr.serving.sessions import Sessions
+from edge_asr.serving.tls import TlsFiles
 from edge_asr.serving.websocket import ListenSocket, subprotocol_token
 
 _OPEN = ("/healthz", "/readyz")
@@ -158,27 +156,6 @@ def _denying(serve: Callable[[WebSocket], Awaitable[None]]) -> Callable[[WebSock
             await socket.send_denial_response(error_response(error))
 
     return endpoint
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
-    """A certificate with its chain, and its key, in PEM."""
-
-    certificate: Path
-    key: Path
-
-    def check(self) -> None:
-        """Load them.
-
-        Raises:
-            ConfigError: one cannot be read, or they do not belong together.
-        """
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(
-                f"{self.certificate} and {self.key} are no certificate with its key ({error}); give PEM files"
-            ) from error
 
 
 class HttpFace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from serving_clients import MakeServer, Running, comparable, is_near
 from edge_asr.audio import read_audio
 from edge_asr.runtime import FileSource, Final, LiveRecognizer, Recognizer
 from edge_asr.serving.access import Access
-from edge_asr.serving.http_face import HttpFace, TlsFiles
+from edge_asr.serving.http_face import HttpFace
 from edge_asr.serving.journal import Journal
 from edge_asr.serving.limits import Limits
 from edge_asr.serving.metrics import Metrics
-from edge_asr.serving.run import run_server
+from edge_asr.serving.run import Face, run_server
 from edge_asr.serving.sessions import Sessions
+from edge_asr.serving.tls import TlsFiles
 
 
 @pytest.fixture(scope="session")
@@ -55,11 +56,16 @@ def finals(recognizer: Recognizer, speech: npt.NDArray[np.int16]) -> list[tuple[
 
 @pytest.fixture(scope="session")
 def make_server(recognizer: Recognizer) -> MakeServer:
-    """`with make_server(access=..., tls=..., grace_s=..., **limits) as running:`"""
+    """`with make_server(access=..., tls=..., grace_s=..., make_face=..., **limits) as running:`; HTTP as it is."""
 
     @contextmanager
     def make(
-        *, access: Access | None = None, tls: TlsFiles | None = None, grace_s: float = 10.0, **limits: Any
+        *,
+        access: Access | None = None,
+        tls: TlsFiles | None = None,
+        grace_s: float = 10.0,
+        make_face: Callable[[Sessions], Face] | None = None,
+        **limits: Any,
     ) -> Iterator[Running]:
         started = threading.Event()
         found: list[Running] = []
@@ -68,9 +74,13 @@ def make_server(recognizer: Recognizer) -> MakeServer:
         async def serve() -> None:
             metrics, stop = Metrics(), asyncio.Event()
             core = Sessions(recognizer, name="tiny-en", limits=Limits(**limits), observer=Journal(metrics))
-            face = HttpFace(
-                core, host="127.0.0.1", port=0, access=access or Access(), metrics=metrics, tls=tls
-            )
+            face: Face
+            if make_face is not None:
+                face = make_face(core)
+            else:
+                face = HttpFace(
+                    core, host="127.0.0.1", port=0, access=access or Access(), metrics=metrics, tls=tls
+                )
             loop = asyncio.get_running_loop()
 
             def on_ready(addresses: list[str]) -> None:

@@ -20,7 +20,7 @@ from websockets.exceptions import InvalidStatus
 from edge_asr.errors import ConfigError
 from edge_asr.serving import http_face
 from edge_asr.serving.access import Access
-from edge_asr.serving.http_face import TlsFiles
+from edge_asr.serving.tls import TlsFiles
 
 TOKEN = "correct-horse-battery-staple"
 
