@@ -56,7 +56,7 @@ def finals(recognizer: Recognizer, speech: npt.NDArray[np.int16]) -> list[tuple[
 
 @pytest.fixture(scope="session")
 def make_server(recognizer: Recognizer) -> MakeServer:
-    """`with make_server(access=..., tls=..., grace_s=..., make_face=..., **limits) as running:`; HTTP as it is."""
+    """`with make_server(access=..., tls=..., grace_s=..., make_face=..., **limits) as running:`."""
 
     @contextmanager
     def make(
