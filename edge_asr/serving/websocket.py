@@ -19,11 +19,11 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from edge_asr import __version__
 from edge_asr.errors import ConfigError, EdgeAsrError, RefusedError
 from edge_asr.printable import json_line
 from edge_asr.records import decode_json
 from edge_asr.runtime.live.events import Event
+from edge_asr.serving.conversation import converse, error_event, greeting, last_events, sentence_of_reason
 from edge_asr.serving.options import json_from_text, session_options_from_json
 from edge_asr.serving.sessions import Place, Session, Sessions, event_to_line
 
@@ -33,12 +33,6 @@ _CLOSE_S = 2.0
 #: RFC 6455, section 7.4.1, and the registry of IANA: 1008 policy, 1011 internal, 1012 restart, 1013 later.
 _CODES = {"draining": 1012, "busy": 1013, "too_large": 1009, "error": 1011, "end": 1000}
 _POLICY = 1008
-_SENTENCES = {
-    "idle": "no sound came for {idle_s:g} s",
-    "too_long": "a session may last {max_session_s:g} s",
-    "draining": "the server is stopping",
-    "error": "recognition ended with an error",
-}
 
 
 def subprotocol_token(offered: Sequence[str]) -> str | None:
@@ -109,15 +103,15 @@ class ListenSocket:
             offered = socket.scope.get("subprotocols", [])
             await socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
             try:
-                await socket.send_text(json_line(self._greeting(asked.sample_rate)))
+                await socket.send_text(json_line(greeting(self._core, asked.sample_rate)))
                 reason, sentence = await self._serve(socket, place, options)
             except WebSocketDisconnect:
                 return
             except EdgeAsrError as error:
-                reason = error.reason if isinstance(error, RefusedError) else "bad_request"
-                sentence = str(error)
+                event = error_event(error)
+                reason, sentence = event["kind"], event["message"]
                 self._core.observer.refused(reason)
-                await try_send(socket, {"type": "error", "message": sentence, "kind": reason})
+                await try_send(socket, event)
             await close(socket, reason, sentence)
 
     async def _serve(self, socket: WebSocket, place: Place, options: dict[str, Any]) -> tuple[str, str]:
@@ -129,26 +123,11 @@ class ListenSocket:
             del options["type"]
             first = b""
         session = await place.open(session_options_from_json(options))
-        receiver = asyncio.ensure_future(self._receive(socket, session, first))
-        sender = asyncio.ensure_future(session.deliver(lambda event: _send_event(socket, event)))
-        try:
-            await asyncio.wait({receiver, sender}, return_when=asyncio.FIRST_COMPLETED)
-            if receiver.done() and not sender.done() and isinstance(receiver.exception(), EdgeAsrError):
-                session.end("bad_request")  # what was heard before is still delivered
-                await asyncio.wait({sender})
-            if receiver.done():
-                receiver.result()
-            reason = await sender
-        finally:
-            receiver.cancel()
-            sender.cancel()
-            await asyncio.gather(receiver, sender, return_exceptions=True)
-        sentence = _SENTENCES.get(reason, "").format(idle_s=limits.idle_s, max_session_s=limits.max_session_s)
-        if reason not in ("end", "error"):
-            await try_send(socket, {"type": "error", "message": sentence, "kind": reason})
-        end = {"type": "end", "reason": reason, "audio_s": round(session.audio_s, 3)}
-        await try_send(socket, end)
-        return reason, sentence
+        receive_all = self._receive(socket, session, first)
+        reason = await converse(session, receive_all, lambda event: _send_event(socket, event))
+        for last in last_events(session, reason, limits):
+            await try_send(socket, last)
+        return reason, sentence_of_reason(reason, limits)
 
     async def _receive(self, socket: WebSocket, session: Session, first: dict[str, Any] | bytes) -> None:
         """Take sound until the client leaves; after "end" wait for that, and take no more."""
@@ -163,18 +142,6 @@ class ListenSocket:
                     f"a message has the type {message['type'][:40]!r}; send end, or start before any sound"
                 )
             message = await receive(socket)  # the session itself watches how long nothing comes
-
-    def _greeting(self, sample_rate: int) -> dict[str, Any]:
-        limits = self._core.limits
-        return {
-            "type": "ready",
-            "server": f"edge-asr {__version__}",
-            "model": self._core.name,
-            "sample_rate": sample_rate,
-            "max_session_s": limits.max_session_s,
-            "idle_s": limits.idle_s,
-            "queue_s": limits.queue_s,
-        }
 
 
 async def _send_event(socket: WebSocket, event: Event) -> None:
