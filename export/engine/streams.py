@@ -1,8 +1,8 @@
 """The engine of a bundle's streaming graph: built for fixed numbers of streams, and proven chunk by chunk.
 
 stream.onnx in float32 is the source of "fp32" and "fp16", stream.int8.onnx that of "int8" (model.py). The
-proof runs whole clips as streams, one and as many at once as each profile takes, on the device with its
-caches there, against stream.onnx on onnxruntime's CPU.
+proof runs whole clips as streams, one and as many at once as each profile takes, with pauses, on the device
+with its caches there, against stream.onnx on onnxruntime's CPU.
 What this file does not do: build, judge or write anything by itself (put.py, proof.py).
 """
 
@@ -34,6 +34,7 @@ from edge_asr.runtime.engine.lookup import artifact_of
 from edge_asr.runtime.engine.sidecar import EngineSidecar
 from edge_asr.runtime.engine.stream_runner import EngineSteps
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from edge_asr.runtime.step_batching import Arrays
 from edge_asr.runtime.streaming_model import StreamingModel
 
 F32Array = npt.NDArray[np.float32]
@@ -134,7 +135,7 @@ def prove_stream_engine(
         reference = StreamingModel(backend, streaming.geometry, **shape)
         try:
             return prove_engine(
-                _Streams(engine, sidecar.flavor),
+                _Streams(_Pausing(engine), sidecar.flavor),
                 _Streams(reference, "cpu"),
                 build_stream_cases(waveforms, bundle, sidecar),
                 precision=sidecar.precision,
@@ -171,11 +172,34 @@ def build_stream_cases(
     return cases
 
 
+class _Pausing:
+    """A streaming model with a pause before every second step: a run of empty windows, which changes nothing.
+
+    The runtime relies on that: the streams of a profile that have nothing to hear pass through the others'
+    steps.
+    """
+
+    def __init__(self, model: StreamingModel) -> None:
+        self._model = model
+        self._n_steps = 0
+        self.geometry, self.precision, self.close = model.geometry, model.precision, model.close
+        self.initial_caches = model.initial_caches
+
+    def run_step(
+        self, features: F32Array, feature_lens: npt.NDArray[np.int64], caches: Arrays
+    ) -> tuple[F32Array, npt.NDArray[np.int64], Arrays]:
+        """See `StreamingModel.run_step`."""
+        self._n_steps += 1
+        if self._n_steps % 2 == 0:
+            caches = self._model.run_step(features, np.zeros_like(feature_lens), caches)[2]
+        return self._model.run_step(features, feature_lens, caches)
+
+
 @dataclass(frozen=True, slots=True)
 class _Streams:
     """A streaming model as a `Backend`: the rows of a batch are streams that begin together."""
 
-    model: StreamingModel
+    model: StreamingModel | _Pausing
     name: str
     num_threads: int | None = None
     max_frames: int | None = None

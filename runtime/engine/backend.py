@@ -30,7 +30,7 @@ from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import BackendError, DeviceError, EngineError
 from edge_asr.runtime.engine.api import load_tensorrt, version_of
 from edge_asr.runtime.engine.cuda import Cuda, query_gpu
-from edge_asr.runtime.engine.loaded import LoadedPlan, RunShape
+from edge_asr.runtime.engine.loaded import LoadedPlan
 from edge_asr.runtime.engine.lookup import (
     FoundEngine,
     Graph,
@@ -42,6 +42,7 @@ from edge_asr.runtime.engine.lookup import (
 from edge_asr.runtime.engine.runner import MAX_CUDA_GRAPHS, EngineRunner
 from edge_asr.runtime.engine.shapes import choose_profile, grid_frames, grid_up_to
 from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineSidecar, Flavor
+from edge_asr.runtime.engine.tensors import RunShape
 from edge_asr.runtime.engine.trust import state_folder
 
 F32Array = npt.NDArray[np.float32]

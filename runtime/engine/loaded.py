@@ -1,8 +1,7 @@
-"""A TensorRT plan on the device: contexts, activations, buffers, copies, recorded runs, release.
+"""A TensorRT plan on the device: activations, buffers, copies, runs, recorded runs, release.
 
-It speaks to `tensorrt` (8.6, 10, 11) or `tensorrt_rtx` and to CUDA, by features and not by version. What the
-tensors mean is for the runners (runner.py, stream_runner.py), which also hold the lock. Plans with host code
-in them (version-compatible ones) are refused, which is TensorRT's default.
+The plan itself, and the contexts that run it, are TensorRT's (deserialized.py); the memory is CUDA's. What
+the tensors mean is for the runners (runner.py, stream_runner.py), which also hold the lock.
 
 Memory. A profile takes memory when it is first used: page-locked and device buffers at its maximum, and one
 block for the activations, which all its contexts share. Both are safe because there is one stream, and each
@@ -12,17 +11,18 @@ device buffer, and nothing is copied.
 CUDA graphs. A recorded shape is one launch. Recording takes a context of its own, because the state of a
 context belongs to the shape it was last given (NVIDIA/TensorRT issue 3798), and several runs, so it happens
 in `record` alone, never in a run that someone waits for. When there are `max_graphs`, the context of the
-least recently used one is taken. TensorRT-RTX records by itself, once its kernels are compiled for a shape,
-so it is asked to do so, and its compiled kernels are kept in a file.
+least recently used one is taken. TensorRT-RTX records by itself.
 
-Whatever is created here is released here, in the opposite order, also when a step between fails: hence the
-length.
+Swapped runs. Tensors may change places, as the caches of streams do: what one run gave, the next one takes,
+and nothing is copied. A recorded run has its addresses in it, so either way has recordings of its own, and a
+context of its own, since TensorRT-RTX records per context.
+
+Whatever is created here is released here, in the opposite order, also when a step between fails.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import math
 from collections import OrderedDict
@@ -33,68 +33,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edge_asr.atomic import write_file
 from edge_asr.errors import DeviceError, EngineError
-from edge_asr.runtime.engine.api import create_logger
 from edge_asr.runtime.engine.cuda import Cuda
+from edge_asr.runtime.engine.deserialized import DeserializedPlan
 from edge_asr.runtime.engine.sidecar import EngineProfile
-
-Dims = tuple[int, ...]
-
-FEATURES = "audio_signal"
+from edge_asr.runtime.engine.tensors import Buffer, Dims, RunShape, TensorSpec
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunShape:
-    """The exact shape of a run: profile index, rows and feature frames."""
-
-    profile: int
-    n_batch: int
-    n_frames: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorSpec:
-    """A tensor of our graphs.
-
-    Attributes:
-        dtypes: NumPy types by the name of TensorRT's. The parser of TensorRT 8.6 turns int64 into int32.
-        is_input: whether it is an input.
-        dims: shape of an input for a run; None for an output, whose shape TensorRT infers.
-        on_host: whether its content comes from the host, or goes there, in every run.
-    """
-
-    dtypes: Mapping[str, type[np.generic]]
-    dims: Callable[[RunShape], Dims] | None
-    on_host: bool = True
-
-    @property
-    def is_input(self) -> bool:
-        """Tell whether it is an input."""
-        return self.dims is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Buffer:
-    """Device memory of one tensor, and page-locked memory of the same size where the host uses it.
-
-    Attributes:
-        host: address on the host; 0 without one, the device's where both are one memory.
-        device: address on the device.
-    """
-
-    host: int
-    device: int
-
-    def view(self, shape: Dims, dtype: type[np.generic]) -> npt.NDArray[Any]:
-        """Return the beginning of the page-locked memory as an array."""
-        n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        raw = memoryview((ctypes.c_uint8 * n_bytes).from_address(self.host))
-        return np.frombuffer(raw, np.dtype(dtype)).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +48,12 @@ class Lane:
     """What one profile has on the device.
 
     Attributes:
-        context: runs every shape that was not recorded.
+        contexts: run every shape that was not recorded, swapped or not; the second is made on demand.
         buffers: by name of the tensor.
         activations: address and size of the memory that its contexts share.
     """
 
-    context: Any
+    contexts: dict[bool, Any]
     buffers: Mapping[str, Buffer]
     activations: tuple[int, int]
 
@@ -160,22 +106,27 @@ class LoadedPlan:
         max_graphs: int,
         kernel_cache: Path | None = None,
     ) -> None:
-        self._trt: Any = trt
         self._cuda = cuda
         self._profiles = profiles
         self._tensors = tensors
         self._shares_memory = shares_memory
-        self._use_cuda_graphs = use_cuda_graphs
         self._waits_asleep = waits_asleep
         self._max_graphs = max_graphs
-        self._kernel_cache = kernel_cache
-        self._log = create_logger(trt)
         self._graphs: OrderedDict[RunShape, _Graph] = OrderedDict()
         self._lanes: dict[int, Lane] = {}
         self._resources = contextlib.ExitStack()
         self.n_runs = self.n_replays = self.n_recorded = 0
+        self._plan: DeserializedPlan | None = None
         try:
-            self._load(plan)
+            self._open_stream()
+            # Contexts, engine and runtime are released in this order, once nothing refers to them.
+            self._resources.callback(self._forget_plan)
+            self._plan = DeserializedPlan(
+                plan, profiles, tensors, trt=trt, use_cuda_graphs=use_cuda_graphs, kernel_cache=kernel_cache
+            )
+            self.dtypes = self._plan.dtypes
+            self._records_itself = self._plan.records_itself
+            self._records = use_cuda_graphs and not self._records_itself
             smallest = min(
                 range(len(profiles)), key=lambda i: (profiles[i].max_batch, profiles[i].max_frames)
             )
@@ -212,9 +163,7 @@ class LoadedPlan:
             self._cuda.launch(graph.executable, self.stream)
             self.n_replays += 1
             return graph.outputs
-        outputs = self.set_shape(lane.context, shape)
-        self._queue(lane.context, lane, shape, outputs)
-        return outputs
+        return self._queue_ordinary(lane, shape)
 
     def wait(self) -> None:
         """Wait for everything that is queued.
@@ -243,16 +192,16 @@ class LoadedPlan:
         lane = self.lane(shape.profile)
         if shape in self._graphs:
             return True
-        if not self._use_cuda_graphs:  # CUDA loads and TensorRT-RTX compiles kernels in the first run
-            self._queue(lane.context, lane, shape, self.set_shape(lane.context, shape))
+        if not self._records:  # CUDA loads and TensorRT-RTX compiles kernels in the first run
+            self._queue_ordinary(lane, shape)
             self.wait()
             return False
         try:
-            context = self._recording_context(lane, shape.profile)
+            context = self._recording_context(lane, shape)
         except (EngineError, DeviceError) as error:
             self._give_up_graphs(error)
             return False
-        outputs = self.set_shape(context, shape)
+        outputs = self._deserialized.set_shape(context, shape)
         # Ordinary runs must come before: TensorRT finishes a context for a shape in the first ones.
         for _ in range(2):
             self._queue(context, lane, shape, outputs)
@@ -270,21 +219,13 @@ class LoadedPlan:
         """Tell whether a run of this shape is one launch."""
         return shape in self._graphs
 
-    def set_shape(self, context: Any, shape: RunShape) -> dict[str, Dims]:
-        """Set the shapes of the inputs in a context, and return those of the outputs.
+    def output_dims(self, shape: RunShape) -> Mapping[str, Dims]:
+        """Return the shapes of the outputs of a run.
 
         Raises:
-            EngineError: TensorRT refuses one.
+            EngineError: TensorRT refuses the shape.
         """
-        for name, spec in self._tensors.items():
-            if spec.dims is not None and not context.set_input_shape(name, spec.dims(shape)):
-                raise self.error(f"TensorRT refuses {name} of shape {list(spec.dims(shape))}")
-        outputs = {}
-        for name in (name for name, spec in self._tensors.items() if not spec.is_input):
-            outputs[name] = tuple(int(n) for n in context.get_tensor_shape(name))
-            if not outputs[name] or min(outputs[name]) < 1:
-                raise self.error(f"TensorRT cannot infer {name} for {shape}, it gives {outputs[name]}")
-        return outputs
+        return self._deserialized.set_shape(self._context(self.lane(shape.profile), shape), shape)
 
     def queue_inputs(self, lane: Lane, shape: RunShape) -> None:
         """Queue the copies of the staged inputs to the device."""
@@ -315,18 +256,13 @@ class LoadedPlan:
 
     def describe_runs(self) -> str:
         """Say how many runs were a launch, for logs."""
-        own = "its own CUDA graphs" if self._config is not None else f"{self.n_recorded} recorded"
+        own = "its own CUDA graphs" if self._records_itself else f"{self.n_recorded} recorded"
         return f"{self.n_runs} runs, {self.n_replays} of them replayed ({own})"
-
-    def error(self, what: str) -> EngineError:
-        """Return an error with what TensorRT logged."""
-        reasons = "; ".join(self._log.take_errors()) or "it gives no reason"
-        return EngineError(f"{what}: {reasons}")
 
     def close(self) -> None:
         """Release everything. May be called twice."""
-        self._save_kernels()
         if self.n_runs:
+            self._deserialized.save_kernels()
             logger.info("engine: %s", self.describe_runs())
             self.n_runs = self.n_replays = 0
         while self._graphs:
@@ -336,121 +272,33 @@ class LoadedPlan:
 
     # --- loading ---
 
-    def _load(self, plan: bytes) -> None:
-        self._config: Any = None
-        self._kernels: Any = None
+    @property
+    def _deserialized(self) -> DeserializedPlan:
+        assert self._plan is not None, "used before it was loaded, or after close()"
+        return self._plan
+
+    def _open_stream(self) -> None:
         self.stream = self._own(self._resources, self._cuda.create_stream(), self._cuda.destroy_stream)
         self._event = None
         if self._shares_memory if self._waits_asleep is None else self._waits_asleep:
             self._event = self._own(self._resources, self._cuda.create_event(), self._cuda.destroy_event)
-        self._log.take_errors()  # discards errors of others, because the log is shared
-        # Contexts, engine and runtime are released in this order, once nothing refers to them.
-        self._resources.callback(self._forget_engine)
-        try:
-            self._runtime = self._trt.Runtime(self._log)
-        except (TypeError, RuntimeError) as error:  # TypeError is how pybind11 reports that it got no object
-            raise self.error("TensorRT cannot start here; run `edge-asr doctor`") from error
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise self.error("TensorRT refuses the plan")
-        self.dtypes = self._check_tensors()
-        self._check_profiles()
-        self._config = self._create_runtime_config()
-
-    def _check_tensors(self) -> dict[str, type[np.generic]]:
-        """Check that inputs and outputs are those of our graphs; return their types."""
-        engine, found = self._engine, {}
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            dtype = engine.get_tensor_dtype(name).name
-            known = self._tensors[name].dtypes if name in self._tensors else {}
-            if dtype not in known or engine.get_tensor_location(name).name != "DEVICE":
-                raise EngineError(
-                    f"the engine has a tensor {name} of {dtype}, which edge-asr's graphs do not have; "
-                    "build the engine again"
-                )
-            found[name] = known[dtype]
-        if found.keys() != self._tensors.keys():
-            raise EngineError(
-                f"the engine has the tensors {sorted(found)}, not {sorted(self._tensors)}; build the engine "
-                "again"
-            )
-        for name, spec in self._tensors.items():
-            if spec.dims is None:
-                continue
-            said = tuple(engine.get_tensor_shape(name))
-            varies = (0, 2) if name == FEATURES else (0,)
-            dims = spec.dims(RunShape(profile=0, n_batch=1, n_frames=1))
-            takes = tuple(-1 if axis in varies else n for axis, n in enumerate(dims))
-            if len(said) != len(takes) or any(
-                b != -1 and a not in (b, -1) for a, b in zip(said, takes, strict=True)
-            ):
-                raise EngineError(
-                    f"the engine takes {name} of shape {list(said)}, the bundle gives {list(takes)}; build "
-                    "the engine again"
-                )
-        return found
-
-    def _check_profiles(self) -> None:
-        engine, profiles = self._engine, self._profiles
-        if engine.num_optimization_profiles != len(profiles):
-            raise EngineError(
-                f"the engine has {engine.num_optimization_profiles} profiles, its sidecar {len(profiles)}; "
-                "build the engine again"
-            )
-        for index, said in enumerate(profiles):
-            low, opt, high = (tuple(dims) for dims in engine.get_tensor_profile_shape(FEATURES, index))
-            real = EngineProfile(
-                min_frames=low[2],
-                opt_frames=opt[2],
-                max_frames=high[2],
-                min_batch=low[0],
-                opt_batch=opt[0],
-                max_batch=high[0],
-            )
-            if real != said:
-                raise EngineError(
-                    f"profile {index} of the engine is {real}, its sidecar says {said}; "
-                    "build the engine again"
-                )
-
-    def _create_runtime_config(self) -> Any | None:
-        """Return a TensorRT-RTX configuration with its own CUDA graphs; None for TensorRT, which has none."""
-        if not (self._use_cuda_graphs and hasattr(self._trt, "CudaGraphStrategy")):
-            return None
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(
-            self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
-        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        self._use_cuda_graphs = False  # TensorRT-RTX records its own
-        if self._kernel_cache is not None and hasattr(config, "create_runtime_cache"):
-            self._kernels = config.create_runtime_cache()
-            with contextlib.suppress(OSError):
-                if not self._kernels.deserialize(self._kernel_cache.read_bytes()):
-                    logger.info("%s is of another GPU, driver or version; compiling anew", self._kernel_cache)
-            config.set_runtime_cache(self._kernels)
-        return config
-
-    def _save_kernels(self) -> None:
-        kernels, self._kernels = getattr(self, "_kernels", None), None
-        if kernels is None or self._kernel_cache is None or not self.n_runs:
-            return
-        try:
-            write_file(self._kernel_cache, bytes(kernels.serialize()))
-        except OSError as error:
-            logger.info("%s cannot be written (%s): kernels are compiled again", self._kernel_cache, error)
 
     def _open_lane(self, profile: int, taken: contextlib.ExitStack) -> Lane:
         said = self._profiles[profile]
         largest = RunShape(profile=profile, n_batch=said.max_batch, n_frames=said.max_frames)
-        context = self._create_context()
-        self._choose_profile(context, profile)
-        shapes = self.set_shape(context, largest)
+        context = self._new_context(profile)
+        shapes = self._deserialized.set_shape(context, largest)
         shapes |= {name: spec.dims(largest) for name, spec in self._tensors.items() if spec.dims is not None}
-        n_bytes = max(self._count_activation_bytes(profile), 1)
+        for name, spec in self._tensors.items():
+            other = spec.swaps_with
+            if other is not None and (self.dtypes[name], shapes[name]) != (self.dtypes[other], shapes[other]):
+                raise EngineError(
+                    f"the engine takes {name} of {self.dtypes[name].__name__} {list(shapes[name])} and gives "
+                    f"{other} of {self.dtypes[other].__name__} {list(shapes[other])}; build the engine again"
+                )
+        n_bytes = max(self._deserialized.count_activation_bytes(profile), 1)
         lane = Lane(
-            context=context,
+            contexts={False: context},
             buffers={name: self._buffer(name, shapes[name], taken) for name in self._tensors},
             activations=(self._own(taken, self._cuda.allocate(n_bytes), self._cuda.free), n_bytes),
         )
@@ -458,66 +306,62 @@ class LoadedPlan:
         logger.debug("profile %d takes %.1f MB for activations", profile, n_bytes / 1e6)
         return lane
 
-    def _count_activation_bytes(self, profile: int) -> int:
-        engine = self._engine
-        if hasattr(engine, "get_device_memory_size_for_profile_v2"):
-            return int(engine.get_device_memory_size_for_profile_v2(profile))
-        # The largest of all profiles. 8.6 lacks the first, 11 the second.
-        has_v2 = hasattr(engine, "device_memory_size_v2")
-        return int(engine.device_memory_size_v2 if has_v2 else engine.device_memory_size)
-
-    def _create_context(self) -> Any:
-        engine = self._engine
-        if self._config is not None:
-            context = engine.create_execution_context(self._config)
-        elif hasattr(self._trt, "ExecutionContextAllocationStrategy"):
-            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = engine.create_execution_context(strategy)
-        else:
-            context = engine.create_execution_context_without_device_memory()  # 8.6
-        if context is None:
-            raise self.error("TensorRT cannot create an execution context")
+    def _new_context(self, profile: int) -> Any:
+        context = self._deserialized.create_context()
+        self._choose_profile(context, profile)
         return context
 
     def _choose_profile(self, context: Any, profile: int) -> None:
-        try:
-            context.set_optimization_profile_async(profile, int(self.stream))
-        except RuntimeError as error:  # the one setter that raises instead of returning False
-            raise self.error(f"TensorRT refuses profile {profile}") from error
+        self._deserialized.choose_profile(context, profile, self.stream)
         self.wait()
 
-    def _bind(self, context: Any, lane: Lane) -> None:
+    def _context(self, lane: Lane, shape: RunShape) -> Any:
+        """Return the context of runs that were not recorded."""
+        if shape.swapped not in lane.contexts:
+            context = self._new_context(shape.profile)
+            self._bind(context, lane, shape.swapped)
+            lane.contexts[shape.swapped] = context
+        return lane.contexts[shape.swapped]
+
+    def _bind(self, context: Any, lane: Lane, swapped: bool = False) -> None:
         if hasattr(context, "set_device_memory"):
             address, n_bytes = lane.activations
             context.set_device_memory(address, n_bytes)
         else:
             context.device_memory = lane.activations[0]  # 8.6
-        for name, buffer in lane.buffers.items():
-            if not context.set_tensor_address(name, buffer.device):
-                raise self.error(f"TensorRT refuses the address of {name}")
+        for name, spec in self._tensors.items():
+            place = spec.swaps_with if swapped and spec.swaps_with is not None else name
+            if not context.set_tensor_address(name, lane.buffers[place].device):
+                raise self._deserialized.error(f"TensorRT refuses the address of {name}")
 
     # --- running ---
 
     def _queue(self, context: Any, lane: Lane, shape: RunShape, outputs: Mapping[str, Dims]) -> None:
         self.queue_inputs(lane, shape)
         if not context.execute_async_v3(int(self.stream)):
-            raise self.error(f"TensorRT failed to run {shape}")
+            raise self._deserialized.error(f"TensorRT failed to run {shape}")
         self.queue_outputs(lane, outputs)
+
+    def _queue_ordinary(self, lane: Lane, shape: RunShape) -> Mapping[str, Dims]:
+        context = self._context(lane, shape)
+        outputs = self._deserialized.set_shape(context, shape)
+        self._queue(context, lane, shape, outputs)
+        return outputs
 
     # --- CUDA graphs ---
 
-    def _recording_context(self, lane: Lane, profile: int) -> Any:
+    def _recording_context(self, lane: Lane, shape: RunShape) -> Any:
         """Return a context for one more recording; when there are enough, that of the oldest one."""
         if len(self._graphs) >= self._max_graphs:
             context = self._drop_oldest_graph()
+            self._choose_profile(context, shape.profile)
         else:
-            context = self._create_context()
-        self._choose_profile(context, profile)
-        self._bind(context, lane)
+            context = self._new_context(shape.profile)
+        self._bind(context, lane, shape.swapped)
         return context
 
     def _give_up_graphs(self, error: Exception) -> None:
-        self._use_cuda_graphs = False
+        self._records = False
         # Logged as text: a stored log record would keep the context alive through the error's traceback.
         logger.warning("continuing without CUDA graphs, so runs may take longer to start: %s", str(error))
 
@@ -543,8 +387,10 @@ class LoadedPlan:
         taken.callback(_release, release, resource)
         return resource
 
-    def _forget_engine(self) -> None:
-        self._config = self._kernels = self._engine = self._runtime = None
+    def _forget_plan(self) -> None:
+        plan, self._plan = self._plan, None
+        if plan is not None:
+            plan.close()
 
 
 def _release(release: Callable[[Any], None], resource: Any) -> None:

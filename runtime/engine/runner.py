@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.runtime.engine.cuda import Cuda
-from edge_asr.runtime.engine.loaded import FEATURES, Lane, LoadedPlan, RunShape, TensorSpec
+from edge_asr.runtime.engine.loaded import Lane, LoadedPlan
 from edge_asr.runtime.engine.sidecar import EngineSidecar
+from edge_asr.runtime.engine.tensors import FEATURES, RunShape, TensorSpec
 
 F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
@@ -127,7 +128,7 @@ class EngineRunner:
             DeviceError: CUDA failed.
         """
         lane = self._plan.lane(shape.profile)
-        outputs = self._plan.set_shape(lane.context, shape)
+        outputs = self._plan.output_dims(shape)
         began = time.perf_counter()
         self._plan.queue_inputs(lane, shape)
         self._plan.wait()

@@ -1,20 +1,20 @@
 """Runs steps of streams on a TensorRT engine of stream.onnx; the caches of all streams stay on the device.
 
-One profile takes one number of streams, and its window is as long as every window but the first. The state of
-a stream is a slot of device memory that is never written again, so a state may be forked. A step copies the
-slots of its streams into the engine's inputs, runs (one launch, once recorded), and copies the outputs to new
-slots, all on the device; a slot is used again when no state refers to it. Only windows go to the device and
-only log-probs come back. Rows that no stream needs have a window without a valid frame.
+One profile takes one number of streams, and its window is as long as every window but the first. A step is
+one launch, once recorded: it reads the caches where the step before wrote them (stream_caches.py). Only
+windows go to the device and only log-probs come back. Rows that no stream of the step needs have a window
+without a valid frame.
 What this file does not do: cut windows (streaming_model.py), wait for streams to join (step_batching.py).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 import weakref
-from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,19 @@ from edge_asr.bundle.manifest import Precision
 from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.errors import BackendError, DeviceError, EngineError
 from edge_asr.runtime.engine.backend import OpenedEngine, close_on_device, translating_device_errors
-from edge_asr.runtime.engine.loaded import FEATURES, Dims, Lane, LoadedPlan, RunShape, TensorSpec
+from edge_asr.runtime.engine.loaded import Lane, LoadedPlan
 from edge_asr.runtime.engine.runner import COUNT, FLOAT, LENGTHS, LOG_PROBS
 from edge_asr.runtime.engine.sidecar import EngineSidecar, Flavor
+from edge_asr.runtime.engine.stream_caches import StreamCaches
+from edge_asr.runtime.engine.tensors import FEATURES, Dims, RunShape, TensorSpec
 from edge_asr.runtime.step_batching import Arrays
 from edge_asr.stream_geometry import StreamingGeometry
 
 _CACHES = STREAM_INPUTS[2:]
 _NEXT_CACHES = STREAM_OUTPUTS[2:]
 _N_VALID = STREAM_OUTPUTS[1]
-_ALIGNMENT = 256
+_NOBODY: tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[int, ...]] = (np.zeros(0), np.zeros(0), ())
+"""Windows, lengths and rows of a step of no stream."""
 
 
 def stream_input_dims(
@@ -85,7 +88,6 @@ class EngineSteps:
         self._geometry = geometry
         self._n_mels = n_mels
         self._lock = threading.Lock()
-        self._free: deque[int] = deque()  # addresses of slots; any thread may drop the last state
         with translating_device_errors(flavor):
             opened = OpenedEngine(
                 bundle,
@@ -111,16 +113,19 @@ class EngineSteps:
                     cuda=self._cuda,
                     shares_memory=opened.shares_memory,
                     use_cuda_graphs=use_cuda_graphs,
-                    max_graphs=len(self._profiles) * len(_window_lengths(geometry)),
+                    max_graphs=2 * len(self._profiles) * len(_window_lengths(geometry)),
                     kernel_cache=opened.kernel_cache,
                 )
         self._release = weakref.finalize(self, close_on_device, self._plan, self._cuda)
         self._release.atexit = False
         one = stream_input_dims(geometry, n_mels, 1, 1)
-        self._row_bytes = [
-            math.prod(one[name]) * np.dtype(self._plan.dtypes[name]).itemsize for name in _CACHES
-        ]
-        self._zeros: int | None = None
+        self._caches = StreamCaches(
+            self._plan,
+            self._cuda,
+            (_CACHES, _NEXT_CACHES),
+            [math.prod(one[name]) * np.dtype(self._plan.dtypes[name]).itemsize for name in _CACHES],
+            [profile.max_batch for profile in self._profiles],
+        )
 
     def initial_caches(self, batch: int) -> Arrays:
         """See `StreamSteps`."""
@@ -128,13 +133,13 @@ class EngineSteps:
 
     def run(self, inputs: Arrays) -> Arrays:
         """See `StreamSteps`."""
-        windows, lens, slots = inputs
+        windows, lens, caches = inputs
         parts: list[Arrays] = []
         with self._failing("a step"), self._lock, self._cuda.current_device():
             self._check_open()
-            for begin in range(0, len(slots), self.max_rows):
+            for begin in range(0, len(caches), self.max_rows):
                 rows = slice(begin, begin + self.max_rows)
-                parts.append(self._run_rows(windows[rows], lens[rows], slots[rows]))
+                parts.append(self._run_rows(windows[rows], lens[rows], caches[rows]))
         return parts[0] if len(parts) == 1 else tuple(np.concatenate(a) for a in zip(*parts, strict=True))
 
     def warm_up(self, n_streams: int = 1) -> None:
@@ -146,16 +151,14 @@ class EngineSteps:
         sizes = sorted((profile.max_batch, index) for index, profile in enumerate(self._profiles))
         needed = [index for size, index in sizes if size < n_streams] + [self._profile_for(n_streams)]
         for profile in dict.fromkeys(needed):
-            for n_frames in _window_lengths(self._geometry):
-                shape = RunShape(
-                    profile=profile, n_batch=self._profiles[profile].max_batch, n_frames=n_frames
-                )
+            n_rows = self._profiles[profile].max_batch
+            for n_frames, swapped in itertools.product(_window_lengths(self._geometry), (False, True)):
+                shape = RunShape(profile=profile, n_batch=n_rows, n_frames=n_frames, swapped=swapped)
                 with self._failing("recording"), self._lock, self._cuda.current_device():
                     self._check_open()
-                    self._stage(
-                        shape, np.zeros((0, self._n_mels, n_frames), np.float32), np.zeros(0, np.int64)
-                    )
                     try:
+                        self._caches.vacate(profile)
+                        self._stage(shape, *_NOBODY)
                         self._plan.record(shape)
                     except BaseException:
                         self._plan.discard()
@@ -166,71 +169,48 @@ class EngineSteps:
         with self._lock:
             self._release()
 
-    def _run_rows(self, windows: npt.NDArray[Any], lens: npt.NDArray[Any], slots: npt.NDArray[Any]) -> Arrays:
+    def _run_rows(
+        self, windows: npt.NDArray[Any], lens: npt.NDArray[Any], caches: npt.NDArray[Any]
+    ) -> Arrays:
         n_rows, _, n_frames = windows.shape
         profile = self._profile_for(n_rows)
-        shape = RunShape(profile=profile, n_batch=self._profiles[profile].max_batch, n_frames=n_frames)
-        lane = self._stage(shape, windows, lens)
-        following = [self._new_slot() for _ in slots]
+        n_batch = self._profiles[profile].max_batch
         try:
-            for row, slot in enumerate(slots):
-                address = self._zero_slot() if slot is None else slot.address
-                self._copy_slot(lane, _CACHES, row, address, to_slot=False)
+            positions, swapped = self._caches.gather(profile, caches.tolist())
+            shape = RunShape(profile=profile, n_batch=n_batch, n_frames=n_frames, swapped=swapped)
+            lane = self._stage(shape, windows, lens, positions)
             outputs = self._plan.queue(shape)
-            for row, slot in enumerate(following):
-                self._copy_slot(lane, _NEXT_CACHES, row, slot.address, to_slot=True)
             self._plan.wait()
         except BaseException:
             self._plan.discard()
             raise
+        following = np.empty(n_rows, object)
+        following[:] = self._caches.advance(profile, positions)
         log_probs, n_valid = (
-            lane.buffers[name].view(outputs[name], self._plan.dtypes[name])[:n_rows].copy()
+            lane.buffers[name].view(outputs[name], self._plan.dtypes[name])[positions]
             for name in (LOG_PROBS, _N_VALID)
         )
-        caches = np.empty(n_rows, object)
-        caches[:] = following
-        return log_probs, n_valid.astype(np.int64, copy=False), caches
+        return log_probs, n_valid.astype(np.int64, copy=False), following
 
-    def _stage(self, shape: RunShape, windows: npt.NDArray[Any], lens: npt.NDArray[Any]) -> Lane:
+    def _stage(
+        self,
+        shape: RunShape,
+        windows: npt.NDArray[Any],
+        lens: npt.NDArray[Any],
+        positions: Sequence[int],
+    ) -> Lane:
         lane = self._plan.lane(shape.profile)
         staged = lane.buffers[FEATURES].view((shape.n_batch, self._n_mels, shape.n_frames), np.float32)
-        staged[: len(windows)] = windows
-        staged[len(windows) :] = 0.0
         staged_lens = lane.buffers[LENGTHS].view((shape.n_batch,), self._plan.dtypes[LENGTHS])
-        staged_lens[: len(lens)] = lens
-        staged_lens[len(lens) :] = 0
+        staged[:], staged_lens[:] = 0.0, 0
+        for row, position in enumerate(positions):
+            staged[position], staged_lens[position] = windows[row], lens[row]
         return lane
 
     def _profile_for(self, n_rows: int) -> int:
         """Return the profile with the fewest rows that suffice, else the largest."""
         sizes = [profile.max_batch for profile in self._profiles]
         return min(range(len(sizes)), key=lambda i: (sizes[i] < n_rows, abs(sizes[i] - n_rows)))
-
-    # --- slots ---
-
-    def _new_slot(self) -> _Slot:
-        try:
-            address = self._free.popleft()
-        except IndexError:
-            address = self._plan.allocate(sum(_aligned(n) for n in self._row_bytes))
-        return _Slot(address, self._free)
-
-    def _zero_slot(self) -> int:
-        if self._zeros is None:
-            n_bytes = sum(_aligned(n) for n in self._row_bytes)
-            address = self._plan.allocate(n_bytes)
-            self._cuda.fill(address, 0, n_bytes, self._plan.stream)
-            self._zeros = address
-        return self._zeros
-
-    def _copy_slot(
-        self, lane: Lane, names: tuple[str, ...], row: int, address: int, *, to_slot: bool
-    ) -> None:
-        for name, n_bytes in zip(names, self._row_bytes, strict=True):
-            there = lane.buffers[name].device + row * n_bytes
-            target, source = (address, there) if to_slot else (there, address)
-            self._cuda.copy_on_device(target, source, n_bytes, self._plan.stream)
-            address += _aligned(n_bytes)
 
     def _check_open(self) -> None:
         if not self._release.alive:
@@ -254,27 +234,19 @@ class _Failing:
             raise BackendError(f"{self._what}: {error}") from error
 
 
-class _Slot:
-    """The caches of one stream after a step, in device memory that is free once nothing refers to this."""
-
-    __slots__ = ("__weakref__", "address")
-
-    def __init__(self, address: int, free: deque[int]) -> None:
-        self.address = address
-        weakref.finalize(self, free.append, address).atexit = False
-
-
 def _tensors(geometry: StreamingGeometry, n_mels: int) -> dict[str, TensorSpec]:
     def dims(name: str, shape: RunShape) -> Dims:
         return stream_input_dims(geometry, n_mels, shape.n_batch, shape.n_frames)[name]
 
     counts = (LENGTHS, _CACHES[2], _N_VALID, _NEXT_CACHES[2])
+    partners = {a: b for pair in zip(_CACHES, _NEXT_CACHES, strict=True) for a, b in (pair, pair[::-1])}
     specs = {}
     for name in (*STREAM_INPUTS, *STREAM_OUTPUTS):
         specs[name] = TensorSpec(
             dtypes=COUNT if name in counts else FLOAT,
             dims=functools.partial(dims, name) if name in STREAM_INPUTS else None,
             on_host=name not in (*_CACHES, *_NEXT_CACHES),
+            swaps_with=partners.get(name),
         )
     return specs
 
@@ -283,7 +255,3 @@ def _window_lengths(geometry: StreamingGeometry) -> list[int]:
     """List the lengths of all windows, that of most steps first."""
     steps = range(geometry.dropped_frames, -1, -1)
     return list(dict.fromkeys(b - a for a, b in map(geometry.window, steps)))
-
-
-def _aligned(n_bytes: int) -> int:
-    return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT

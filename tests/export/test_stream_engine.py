@@ -63,8 +63,9 @@ def test_fake_tensorrt_a_stream_is_proven_chunk_by_chunk_on_recorded_steps(
     gpu.assert_all_released()
 
 
+@pytest.mark.parametrize("when", ["always", "in pauses"])
 def test_fake_tensorrt_a_stream_that_forgets_fails(
-    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """Caches that come back empty leave single chunks right and streams wrong."""
     plan = add_stream_engine(bundle, gpu)
@@ -73,7 +74,10 @@ def test_fake_tensorrt_a_stream_that_forgets_fails(
     class Forgets:
         def run(self, names: Any, feeds: dict[str, Any]) -> list[Any]:
             given = session.run(names, feeds)
-            return [*given[:2], *(np.zeros_like(cache) for cache in given[2:])]
+            rows = np.full(len(feeds["length"]), True) if when == "always" else feeds["length"] == 0
+            for cache in given[2:]:
+                cache[rows] = 0
+            return list(given)
 
     monkeypatch.setattr(fake_tensorrt, "onnx_session", lambda *_: Forgets())
     proof = prove(bundle, plan)

@@ -316,7 +316,7 @@ class FakeContextBase:
         assert self._activations[1] >= WORKSPACE_BYTES
         if stream.recording is not None:
             assert self._generation_run == self._generation, "an ordinary run must come before a recording"
-        generation = self._generation
+        generation, addresses = self._generation, dict(self._addresses)
 
         def execute(replayed: bool) -> None:
             assert generation == self._generation, "the context got another shape since it was recorded"
@@ -324,14 +324,14 @@ class FakeContextBase:
             for name in engine._inputs:
                 dtype = engine._tensors[name][0]
                 narrow = engine.get_tensor_dtype(name).name == "INT32"
-                read = gpu.read(self._addresses[name], self._shapes[name], np.int32 if narrow else dtype)
+                read = gpu.read(addresses[name], self._shapes[name], np.int32 if narrow else dtype)
                 feeds[name] = read.astype(dtype)
             session = onnx_session(engine._plan["onnx"], engine._plan["sha256"])
             names = [name for name in engine._tensors if name not in engine._inputs]
             for name, array in zip(names, session.run(names, feeds), strict=True):
                 assert array.shape == self.get_tensor_shape(name)
-                gpu.check_range("device", self._addresses[name], array.nbytes)
-                ctypes.memmove(self._addresses[name], array.ctypes.data, array.nbytes)
+                gpu.check_range("device", addresses[name], array.nbytes)
+                ctypes.memmove(addresses[name], array.ctypes.data, array.nbytes)
             self._generation_run = generation
 
         stream.push(execute)

@@ -55,6 +55,7 @@ RECEIVERS = {
 BUILDER_CONFIG = {"config": "IBuilderConfig"}
 FILES: dict[str, dict[str, str]] = {
     "runtime/engine/api.py": RECEIVERS,
+    "runtime/engine/deserialized.py": RECEIVERS,
     "runtime/engine/loaded.py": RECEIVERS,
     "export/engine/plan.py": RECEIVERS | BUILDER_CONFIG,
     "export/engine/profiles.py": RECEIVERS | BUILDER_CONFIG,

@@ -6,7 +6,10 @@ a fake GPU (fake_tensorrt.py), whose numbers are onnxruntime's. The reference ar
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import hashlib
+import json
 import shutil
 import sys
 import threading
@@ -30,7 +33,9 @@ from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.errors import BackendError, EngineError
 from edge_asr.proof.streams import LockstepStreams
 from edge_asr.runtime.engine.lookup import sidecar_path_of
+from edge_asr.runtime.engine.sidecar import EngineSidecar
 from edge_asr.runtime.engine.stream_runner import EngineSteps
+from edge_asr.runtime.engine.trust import seal
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.live.streaming_decoder import StreamingDecoder, streaming_decoders
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -224,27 +229,119 @@ def test_fake_tensorrt_streams(
 def test_fake_tensorrt_a_step_is_one_launch_and_its_caches_stay(
     gpu: FakeGpu, bundle: Bundle, speech: F32Array
 ) -> None:
+    """A stream that goes on copies nothing: recorded both ways, a step reads where the last one wrote."""
     add_stream_engine(bundle, gpu)
     model = StreamingModel.load(bundle, device="tensorrt")
-    model.warm_up(2)  # of both numbers of streams, the first window and the others
-    assert len(gpu.graphs) == 4
+    model.warm_up(2)  # of both numbers of streams, the first window and the others, both ways
+    assert len(gpu.graphs) == 8
     state = model.start()
-    model.push(state, speech[:40])
     gpu.calls.clear()
-    model.push(state, speech[40:150])
-    step = [*["copy on device"] * 3, "cuGraphLaunch", *["copy on device"] * 3, "cuStreamSynchronize"]
-    assert [call for call in gpu.calls if call != "cuMemAlloc"] == step * 3
+    model.push(state, speech[:150])
+    step = ["cuGraphLaunch", "cuStreamSynchronize"]
+    assert gpu.calls == ["fill"] * 3 + step * 4  # the caches of a new stream are zeros
     before = len(gpu.memory)
     for _ in range(20):  # slots that no state refers to are used again
         model.push(state, speech[:32])
         fork = state.fork()
         model.push(fork, speech[:9])
         model.flush(fork)
-    assert len(gpu.memory) <= before + 1
+    assert len(gpu.memory) <= before + 2
     assert WORKSPACE_BYTES in [size for _, size, _ in gpu.memory.values()]
     model.close()
     del state, fork
     gc.collect()
+    gpu.assert_all_released()
+
+
+def test_fake_tensorrt_streams_of_a_profile_go_on_without_copies_whoever_steps(
+    gpu: FakeGpu, bundle: Bundle, speech: F32Array
+) -> None:
+    """The rows of the others pass through a step; each copied six times a step before."""
+    add_stream_engine(bundle, gpu)
+    model = StreamingModel.load(bundle, device="tensorrt")
+    length = model.geometry.window_frames
+    window = speech[None, :length]
+    rows: list[Any] = [None] * STREAMS[1]
+
+    def step(*which: int) -> None:
+        joined = np.empty(len(which), object)
+        joined[:] = [rows[n] for n in which]
+        _, _, (following,) = model.run_step(
+            np.repeat(window, len(which), axis=0), np.full(len(which), length), (joined,)
+        )
+        for n, row in zip(which, following, strict=True):
+            rows[n] = row
+
+    step(0, 1, 2)
+    gpu.calls.clear()
+    for which in ((2, 0), (1, 2), (1, 0, 2), (0, 1), (2, 1, 0)):
+        step(*which)
+    assert "copy on device" not in gpu.calls
+    assert "fill" not in gpu.calls
+    step(1)  # by itself it runs in the profile of one stream
+    assert gpu.calls.count("copy on device") == 3
+    model.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fake_tensorrt_states_never_change_whatever_happens_to_others(
+    seed: int, gpu: FakeGpu, bundle: Bundle, reference: StreamingModel, speech: F32Array
+) -> None:
+    """Steps of any streams in any order, forks, states kept and dropped, recordings between them."""
+    add_stream_engine(bundle, gpu)
+    model = StreamingModel.load(bundle, device="tensorrt")
+    random = np.random.default_rng(seed)
+    length = model.geometry.window_frames
+    states = [(model.initial_caches(), reference.initial_caches())]
+    for number in range(60):
+        chosen = random.integers(0, len(states), random.integers(1, 6))  # one may be chosen twice
+        starts = random.integers(0, len(speech) - length, len(chosen))
+        windows = np.stack([speech[a : a + length] for a in starts])
+        lens = random.choice([length, length, 0, length - 9], len(chosen))
+        given, expected = (
+            m.run_step(windows, lens, tuple(np.concatenate(a) for a in zip(*caches, strict=True)))
+            for m, caches in zip(
+                (model, reference), zip(*(states[i] for i in chosen), strict=True), strict=True
+            )
+        )
+        np.testing.assert_array_equal(given[1], expected[1])
+        for row, n_valid in enumerate(given[1]):
+            pair = (given[0][row, :n_valid], expected[0][row, :n_valid])
+            np.testing.assert_allclose(*pair, rtol=0, atol=TOLERANCE)
+            states.append(
+                (
+                    tuple(cache[row : row + 1].copy() for cache in given[2]),
+                    tuple(cache[row : row + 1].copy() for cache in expected[2]),
+                )
+            )
+        del given
+        while len(states) > 7:
+            del states[random.integers(0, len(states))]
+        if number in (20, 40):
+            model.warm_up(STREAMS[number // 20 - 1])
+    assert {"cuGraphLaunch", "copy on device", "fill"} <= set(gpu.calls)
+    model.close()
+    states.clear()
+    gc.collect()
+    gpu.assert_all_released()
+
+
+def test_fake_tensorrt_caches_of_two_shapes_cannot_change_places(
+    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = add_stream_engine(bundle, gpu)
+    content = json.loads(path.read_text())
+    name = STREAM_OUTPUTS[3]
+    content["tensors"][name][1][-1] += 1
+    data = json.dumps(content).encode()
+    path.write_bytes(data)
+    sidecar = EngineSidecar.read(sidecar_path_of(path))
+    told = dataclasses.replace(
+        sidecar, plan_sha256=hashlib.sha256(data).hexdigest(), plan_size_bytes=len(data)
+    )
+    sidecar_path_of(path).write_text(seal(told).to_json())
+    with pytest.raises(EngineError, match=rf"takes {STREAM_INPUTS[3]} of float32 .* and gives {name} of"):
+        EngineSteps(bundle, "fp32")
     gpu.assert_all_released()
 
 
@@ -275,17 +372,21 @@ def test_fake_tensorrt_a_failed_step_leaves_the_stream(
     model = StreamingModel.load(bundle, device="tensorrt")
     expected = run(reference, speech[:150])
     state = model.start()
-    first = model.push(state, speech[:40])
-    caches = (speech[None, 28:64], np.array([36]), state.caches)
+    first = [model.push(state, speech[:40])]
+    held = state.fork()  # which lies where the next step but one writes, and must be saved
+    first.append(model.push(state, speech[40:72]))
+    caches = (speech[None, 60:96], np.array([36]), state.caches)
     gpu.fail(call)
     with pytest.raises(BackendError):
         model.run_step(*caches)
-    rest = [model.push(state, speech[40:150]), model.flush(state)]
-    np.testing.assert_allclose(np.concatenate([first, *rest]), expected, rtol=0, atol=TOLERANCE)
+    for number, kept in enumerate((state, held)):
+        rest = [model.push(kept, speech[(72, 40)[number] : 150]), model.flush(kept)]
+        given = np.concatenate([*first[: 2 - number], *rest])
+        np.testing.assert_allclose(given, expected, rtol=0, atol=TOLERANCE)
     model.close()
     with pytest.raises(BackendError, match="was closed"):
         model.run_step(*caches)
-    del state, caches
+    del state, held, kept, caches
     gc.collect()
     gpu.assert_all_released()
 
