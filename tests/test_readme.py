@@ -34,7 +34,20 @@ LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SOUND = re.compile(r"[\w./-]+\.(?:wav|flac|ogg|opus|mp3)")
 #: Programs that are not ours; nothing to check in them here.
-OTHERS = {"git", "cd", "sudo", "apt-get", "arecord", "jq", "source", "python3", "export", "cat", "ffmpeg"}
+OTHERS = {
+    "git",
+    "cd",
+    "sudo",
+    "apt-get",
+    "arecord",
+    "jq",
+    "source",
+    "python3",
+    "export",
+    "cat",
+    "ffmpeg",
+    "gcc",
+}
 #: Commands that need a microphone, minutes or more speech than a sample; tested elsewhere.
 NOT_RUN = {"train", "listen", "serve", "build", "quantize", "bench"}
 NOT_RUN_WITH = {"--engine", "--calibration", "--lookahead-ms", "--left-context-ms"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ DEFAULT_PORT = 8765
 _File = click.Path(exists=True, dir_okay=False, path_type=Path)
 _Count = click.IntRange(min=1, max=10_000)
 _Seconds = FiniteRange(min=0, min_open=True)
+
+
+def _mode_from_text(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if re.fullmatch(r"0?[0-7]{3}", text) is None or int(text, 8) & 0o600 != 0o600:
+        raise click.BadParameter(f"{text!r} lets nobody in or is not octal; give 0600, 0660 or 0666")
+    return int(text, 8)
 
 
 @click.command(name="serve")
@@ -40,6 +49,19 @@ _Seconds = FiniteRange(min=0, min_open=True)
     metavar="PORT",
     help="Port of HTTP: WebSocket, OpenAI API, health and metrics. 0 takes a free one. "
     f"{DEFAULT_PORT} if no protocol is asked for.",
+)
+@click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A Unix-domain socket for programs on this machine: raw samples in, JSON Lines out.",
+)
+@click.option(
+    "--socket-mode",
+    callback=_mode_from_text,
+    metavar="MODE",
+    help="Permissions of that socket, octal: who may write to it may use the server. 0600 by default.",
 )
 @click.option(
     "--token",
@@ -109,6 +131,8 @@ def command(
     self_test: bool,
     host: str,
     http_port: int | None,
+    socket_path: Path | None,
+    socket_mode: int | None,
     token: str | None,
     token_file: Path | None,
     no_token: bool,
@@ -126,7 +150,7 @@ def command(
     log_form: str | None,
     log_text: bool,
 ) -> None:
-    """Serve recognition over HTTP, WebSocket and the OpenAI API.
+    """Serve recognition over HTTP, WebSocket, the OpenAI API and a Unix-domain socket.
 
     SIGTERM or Ctrl-C stops gracefully: nobody new is let in, and the last finals are delivered; a second one
     stops at once. The exit code is 0, or 1 if not all was delivered. docs/serve.md describes the protocols,
@@ -134,10 +158,13 @@ def command(
 
     \b
     edge-asr serve
+    edge-asr serve --socket asr.sock
     edge-asr serve -m bundle/ --max-sessions 4 --endpoint agent
     edge-asr serve --host 0.0.0.0 --token-file token.txt --tls-cert cert.pem --tls-key key.pem
     """
-    if http_port is None:  # no protocol was asked for
+    if socket_mode is not None and socket_path is None:
+        raise click.UsageError("--socket-mode is of the socket of --socket PATH; give that too")
+    if http_port is None and socket_path is None:  # no protocol was asked for
         http_port = DEFAULT_PORT
     if http_port is not None:
         for module in _HTTP_NEEDS:
@@ -152,6 +179,7 @@ def command(
     from edge_asr.serving.observer import Observer
     from edge_asr.serving.run import Face, run_server
     from edge_asr.serving.sessions import Sessions
+    from edge_asr.serving.systemd import notify
     from edge_asr.serving.tls import TlsFiles
 
     access = Access(
@@ -192,12 +220,16 @@ def command(
 
                 http = HttpFace(core, host=host, port=http_port, access=access, metrics=metrics, tls=tls)
                 faces.append(http)
-            return await run_server(
-                core,
-                faces,
-                grace_s=grace,
-                on_ready=lambda addresses: say(f"{name} at {', '.join(addresses)}; Ctrl-C stops"),
-            )
+            if socket_path is not None:
+                from edge_asr.serving.unix_socket import SocketFace
+
+                faces.append(SocketFace(core, path=socket_path, mode=socket_mode or 0o600))
+
+            def on_ready(addresses: list[str]) -> None:
+                say(f"{name} at {', '.join(addresses)}; Ctrl-C stops")
+                notify("READY=1")
+
+            return await run_server(core, faces, grace_s=grace, on_ready=on_ready)
 
         is_clean = asyncio.run(serve())
     if not is_clean:

@@ -130,14 +130,18 @@ class SessionOptions(DecodingOptions):
             max_utterance_s=max(config.max_utterance_s, config.cut_search_s + pause_s),
         )
 
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one sample of every channel."""
+        return np.dtype(_DTYPES[self.format]).itemsize * self.channels
+
     def samples_from_bytes(self, data: bytes) -> npt.NDArray[Any]:
         """Return the samples of a block, [n] or [n, channels].
 
         Raises:
             AudioError: the block ends within a sample.
         """
-        dtype = np.dtype(_DTYPES[self.format])
-        frame = dtype.itemsize * self.channels
+        dtype, frame = np.dtype(_DTYPES[self.format]), self.frame_bytes
         if len(data) % frame:
             raise AudioError(
                 f"a block has {len(data)} bytes; send whole samples, a multiple of {frame} bytes "

@@ -153,9 +153,10 @@ class Session:
             pass
 
     def _finish(self) -> None:
-        if self.reason is None:
-            is_full = self.audio_s >= self._limits.max_session_s
-            self.reason = "too_long" if is_full and self._live.error is None else "error"
+        is_full = self.audio_s >= self._limits.max_session_s and self._live.error is None
+        # A client that said "end" in time may still have sent more than was heard.
+        if self.reason is None or (is_full and self.reason == "end"):
+            self.reason = "too_long" if is_full else "error"
             self._observer.refused(self.reason)
         if self._watch is not None:
             self._watch.cancel()

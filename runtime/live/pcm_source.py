@@ -22,7 +22,8 @@ from edge_asr.runtime.live.sources import AudioBlock
 PcmFormat = Literal["s16le", "s32le", "f32le"]
 
 _DTYPES: dict[PcmFormat, str] = {"s16le": "<i2", "s32le": "<i4", "f32le": "<f4"}
-_CONTAINERS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff", b".snd")
+#: How files of sound begin.
+CONTAINERS = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff", b".snd")
 _BLOCK_S = 0.02
 _AHEAD = 100
 _POLL_S = 0.1
@@ -112,7 +113,7 @@ class PcmSource:
             rest, is_first = b"", True
             while not self._stopping.is_set() and (data := self._stream.read(size)):
                 data = rest + data
-                if is_first and data.startswith(_CONTAINERS):
+                if is_first and data.startswith(CONTAINERS):
                     raise AudioError(
                         f"they begin like a file ({data[:4].decode('ascii')}); write raw ones "
                         "(arecord -t raw, ffmpeg -f s16le), or transcribe the file"

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +47,19 @@ TOKEN = "correct-horse-battery-staple"
         (["--max-sessions", "0"], 2, "0 is not in the range"),
         (["--max-seconds", "nan"], 2, "nan is not a finite number"),
         (["--grace", "-1"], 2, "-1.0 is not in the range"),
+        (["--socket", "x" * 200], 1, "the path of the socket has 200 bytes"),
+        (["--socket", __file__], 1, "is there and is no socket; choose another path"),
+        (
+            ["--socket", "a.sock", "--socket-mode", "888"],
+            2,
+            "'888' lets nobody in or is not octal; give 0600",
+        ),
+        (
+            ["--socket", "a.sock", "--socket-mode", "066"],
+            2,
+            "'066' lets nobody in or is not octal; give 0600",
+        ),
+        (["--socket-mode", "0600"], 2, "--socket-mode is of the socket of --socket PATH; give that too"),
         (["--log", "xml"], 2, "'xml' is not one of 'json', 'text'"),
     ],
 )
@@ -129,3 +144,37 @@ def test_the_log_has_what_was_said_only_if_asked(sample_path: Path) -> None:
         assert process.stderr is not None
         lines = [json.loads(line) for line in process.stderr.read().splitlines()]
     assert [line["text"] for line in lines if line["message"] == "final"][:1] == ["enter seven two five"]
+
+
+WITHOUT_EXTRA = """
+import sys
+sys.modules.update(dict.fromkeys(("starlette", "uvicorn", "websockets", "prometheus_client")))
+from edge_asr.cli.main import cli
+cli()
+"""
+
+
+def test_the_socket_alone_needs_no_extra(sample_path: Path) -> None:
+    speech = (read_audio(sample_path)[: round(2.9 * 16_000)] * 32767).astype(np.int16)
+    with tempfile.TemporaryDirectory(prefix="asr-") as folder:
+        path = f"{folder}/a.sock"
+        command = [sys.executable, "-c", WITHOUT_EXTRA, "serve", "--socket", path, "--socket-mode", "660"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stderr is not None
+                assert f"tiny-en at unix:{path}; Ctrl-C stops" in process.stderr.readline()
+                assert Path(path).stat().st_mode & 0o777 == 0o660
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+                    client.settimeout(60)
+                    client.connect(path)
+                    client.sendall(b'{"partials": false}\n' + speech.tobytes())
+                    client.shutdown(socket.SHUT_WR)
+                    with client.makefile("rb") as lines:
+                        events = [json.loads(line) for line in lines]
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 0
+            finally:
+                process.kill()
+        assert not Path(path).exists()
+    assert [event["type"] for event in events] == ["ready", "final", "end"]
+    assert events[1]["text"] == "enter seven two five"
