@@ -42,6 +42,7 @@ from edge_asr.model import ConformerConfig, ConformerCTC
 from edge_asr.proof.clips import find_clips, load_clips
 from edge_asr.runtime.engine.api import create_logger
 from edge_asr.runtime.engine.lookup import artifact_of, build_command
+from edge_asr.runtime.engine.shapes import grid_frames
 from edge_asr.runtime.engine.sidecar import EngineSidecar
 from edge_asr.runtime.features.extractor import FeatureExtractor
 
@@ -109,7 +110,8 @@ def test_rtx_builder_on_cpu_execution_not_tested_tiny_en(
         assert quantized_share(onnx.load(bundle.artifact_path("int8")), "MatMul") > 0.9
     report = build_engine(bundle, precision, flavor="tensorrt-rtx", profile_seconds=(0.1, 8))
     assert NOT_RUN + build_command(bundle, precision, "tensorrt-rtx") in report.notes
-    assert [(p.min_frames, p.max_frames, p.max_batch) for p in report.sidecar.profiles] == [(64, 1024, 8)]
+    ((least, most, batch),) = [(p.min_frames, p.max_frames, p.max_batch) for p in report.sidecar.profiles]
+    assert (least, most, batch) == (16 * bundle.info.subsampling_factor, 1024, 8)
     assert report.sidecar.plan_size_bytes > bundle.artifact(precision).size_bytes
     assert report.sidecar.onnx_sha256 == artifact_of(bundle, precision).sha256
 
@@ -164,8 +166,10 @@ def test_rtx_builder_on_cpu_execution_not_tested_export_engine_of_tiny_en(
     assert sorted(path.name for path in folder.iterdir()) == ["model.fp32.json", "model.fp32.plan"]
     sidecar = EngineSidecar.read(folder / "model.fp32.json")
     assert sidecar.plan_sha256 == sha256_of(folder / "model.fp32.plan")
-    assert sidecar.onnx_sha256 == Bundle.load(tmp_path / "b").artifact("fp32").sha256
-    assert [p.max_frames for p in sidecar.profiles] == [200, 800, 3000]  # the defaults
+    bundle = Bundle.load(tmp_path / "b")
+    assert sidecar.onnx_sha256 == bundle.artifact("fp32").sha256
+    defaults = [grid_frames(frames, bundle.info.output_frames) for frames in (200, 800, 3000)]
+    assert [p.max_frames for p in sidecar.profiles] == defaults
 
 
 def shorten_proof(monkeypatch: pytest.MonkeyPatch) -> None:
