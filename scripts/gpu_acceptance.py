@@ -10,10 +10,13 @@ NOT YET RUN ON A GPU: written and rehearsed on a CPU machine; this line goes whe
 Sections: `cuda` (our CUDA code on the real driver, with a stand-in for TensorRT that PyTorch works for),
 `torch` (eager and torch.compile on the GPU), `onnxruntime` (its CUDA provider against the CPU's fp32, each
 precision), `tensorrt PRECISION` and `tensorrt-rtx PRECISION` (build, the builder's proof, and parity with
-CUDA graphs on and off) and `speed` (each runner that was right, by seconds of audio and by batch). Each
-runs in a process of its own: one that crashes or hangs is a line of the result, and the others go on; what
-it had found until then is kept. What is not installed is "not run", with the reason. Nothing is needed
-beside NumPy, SciPy, onnxruntime and, for `cuda` and `torch`, PyTorch and safetensors.
+CUDA graphs on and off), `tensorrt stream PRECISION` and the same of RTX (the engine of a stream: build, proof
+chunk by chunk, time of a step by number of streams) and `speed` (each runner that was right, by seconds of
+audio and by batch). An FP16 engine is made from model.onnx, so the bundle needs no FP16 file; float32 engines
+come last, for a run that has the time. Each section runs in a process of its own: one that crashes or hangs
+is a line of the result, and the others go on; what it had found until then is kept. What is not installed is
+"not run", with the reason. Nothing is needed beside NumPy, SciPy, onnxruntime and, for `cuda` and `torch`,
+PyTorch and safetensors; engines want TensorRT and onnx.
 
 DIR gets gpu_acceptance.md and gpu_acceptance.json, written after each section and on SIGTERM,
 gpu_acceptance.log with all that the sections print, and the engines. Exit codes: 0 all gates passed, 3 one
@@ -25,10 +28,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import math
-import platform
 import shutil
 import signal
 import subprocess
@@ -40,43 +41,27 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from acceptance.inputs import find_files, read_former, save_clips
+from acceptance.machine import describe_machine, query_nvidia_smi
 from acceptance.report import markdown
-from acceptance.sections import Answer, child_main, gate, not_run, section_names
+from acceptance.sections import (
+    Answer,
+    child_main,
+    find_engine_sources,
+    gate,
+    not_run,
+    section_names,
+)
 from acceptance.settings import Settings
 
 from edge_asr.atomic import write_file
-from edge_asr.benchmark.provenance import describe_cpu, package_versions
 from edge_asr.bundle.folder import Bundle, list_embedded_models
-from edge_asr.diagnostics.check import Check
+from edge_asr.bundle.manifest import PRECISIONS
 from edge_asr.diagnostics.cuda import check_cuda
 from edge_asr.diagnostics.inference import check_onnxruntime
 from edge_asr.diagnostics.jetson import check_jetson
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.diagnostics.tensorrt import check_tensorrt
 from edge_asr.errors import ConfigError, EdgeAsrError
-
-PACKAGES = (
-    "edge-asr",
-    "numpy",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-cu12",
-    "tensorrt-cu13",
-    "tensorrt-rtx-cu13",
-    "torch",
-    "triton",
-)
-NVIDIA_SMI = (
-    "name",
-    "driver_version",
-    "clocks.sm",
-    "clocks.max.sm",
-    "clocks.mem",
-    "power.draw",
-    "temperature.gpu",
-)
-
 
 RESERVE_S = 10.0
 """Kept before a deadline, to end a section and to write."""
@@ -140,7 +125,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", metavar="SECTION", help="by name or first word, repeatable"
     )
-    parser.add_argument("--precisions", type=split, metavar="P,P", help="default: all of the bundle")
+    parser.add_argument(
+        "--precisions",
+        type=split,
+        metavar="P,P",
+        help="default: all that the bundle has or that an engine of it can be built in",
+    )
     parser.add_argument("--seconds", type=split, default=["1", "2", "5", "10", "30"], metavar="S,S")
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--batch-seconds", type=float, default=5.0)
@@ -178,15 +168,20 @@ def split(text: str) -> list[str]:
 def make_settings(arguments: argparse.Namespace, bundle: Bundle, working: Path) -> Settings:
     """Make the settings of the sections."""
     embedded = str(arguments.bundle) if str(arguments.bundle) in list_embedded_models() else None
-    have: list[str] = [artifact.precision for artifact in bundle.info.artifacts]
-    unknown = [precision for precision in arguments.precisions or [] if precision not in have]
+    files = [artifact.precision for artifact in bundle.info.artifacts]
+    engines, streams = find_engine_sources(bundle)
+    have = [p for p in PRECISIONS if p in (*files, *engines, *streams)]
+    wanted = have if arguments.precisions is None else arguments.precisions
+    unknown = [precision for precision in wanted if precision not in have]
     if unknown:
         fail(f"{bundle.path} has no {', '.join(unknown)}; --precisions may name {', '.join(have)}")
     return Settings(
         bundle=str(working),
         checkpoint=arguments.checkpoint or embedded,
         device="cpu" if arguments.rehearse else "cuda",
-        precisions=tuple(arguments.precisions or have),
+        precisions=tuple(p for p in files if p in wanted),
+        engines=tuple(p for p in engines if p in wanted),
+        streams=tuple(p for p in streams if p in wanted),
         buckets_s=tuple(float(seconds) for seconds in arguments.seconds),
         max_batch=arguments.max_batch,
         batch_s=arguments.batch_seconds,
@@ -270,7 +265,7 @@ class Run:
             "rehearsal": self._settings.rehearsal,
             "verdict": judge(sections),
             "sections_ran": said + (", then it was stopped" if self.stopped else ""),
-            "bundle": f"{self._bundle.info.name} ({', '.join(self._settings.precisions)})",
+            "bundle": self._describe_bundle(),
             "seconds": round(time.monotonic() - self._started, 1),
             "machine": {**self._machine, "gpu_after": query_nvidia_smi()},
             "settings": {**dataclasses.asdict(self._settings), "bundle": self._source},
@@ -282,6 +277,12 @@ class Run:
         self.stopped = True
         if self._child is not None:
             self._child.kill()
+
+    def _describe_bundle(self) -> str:
+        settings = self._settings
+        kinds = (("files", settings.precisions), ("engines", settings.engines), ("streams", settings.streams))
+        said = "; ".join(f"{kind} {', '.join(found) or 'none'}" for kind, found in kinds)
+        return f"{self._bundle.info.name} ({said})"
 
     def _note_child(self, child: subprocess.Popen[bytes]) -> None:
         self._child = child
@@ -347,30 +348,6 @@ def judge(sections: Sequence[Answer]) -> str:
     if "tensorrt" in ran:
         return "passed"
     return "passed, no TensorRT" if "cuda" in ran else "passed, none of our code for GPUs ran"
-
-
-def describe_machine(lines: list[Check], settings: Settings) -> dict[str, Any]:
-    """Describe who measured: GPU, clocks, versions, and the doctor's report."""
-    gpu = next((check.detail.split(",")[0] for check in lines if check.name.startswith("GPU ")), "no GPU")
-    return {
-        "name": "rehearsal on a CPU" if settings.rehearsal else gpu,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "os": platform.platform(),
-        "cpu": describe_cpu(Machine()),
-        "gpu_before": query_nvidia_smi(),
-        "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
-        "doctor": [dataclasses.asdict(check) for check in lines],
-    }
-
-
-def query_nvidia_smi() -> str:
-    """Read clocks, power and temperature of the GPUs now; empty if nvidia-smi does not say."""
-    answer = Machine().run("nvidia-smi", f"--query-gpu={','.join(NVIDIA_SMI)}", "--format=csv,noheader")
-    rows = (answer or "").strip().splitlines()
-    return "; ".join(
-        ", ".join(f"{key} {value.strip()}" for key, value in zip(NVIDIA_SMI, row.split(","), strict=False))
-        for row in rows
-    )
 
 
 def fail(message: str) -> NoReturn:

@@ -13,9 +13,8 @@ context belongs to the shape it was last given (NVIDIA/TensorRT issue 3798), and
 in `record` alone, never in a run that someone waits for. When there are `max_graphs`, the context of the
 least recently used one is taken. TensorRT-RTX records by itself.
 
-Swapped runs. Tensors may change places, as the caches of streams do: what one run gave, the next one takes,
-and nothing is copied. A recorded run has its addresses in it, so either way has recordings of its own, and a
-context of its own, since TensorRT-RTX records per context.
+Swapped runs. Tensors may change places, as the caches of streams do: what one run gave, the next one takes.
+A recorded run has its addresses in it, so either way has recordings, and a context, of its own.
 
 Whatever is created here is released here, in the opposite order, also when a step between fails.
 """
@@ -85,6 +84,7 @@ class LoadedPlan:
 
     Attributes:
         dtypes: NumPy type of each tensor.
+        records_itself: whether TensorRT-RTX records, and `record` only compiles.
         n_runs, n_replays, n_recorded: runs, those of them that were a launch, recordings.
 
     Raises:
@@ -125,8 +125,8 @@ class LoadedPlan:
                 plan, profiles, tensors, trt=trt, use_cuda_graphs=use_cuda_graphs, kernel_cache=kernel_cache
             )
             self.dtypes = self._plan.dtypes
-            self._records_itself = self._plan.records_itself
-            self._records = use_cuda_graphs and not self._records_itself
+            self.records_itself = self._plan.records_itself
+            self._records = use_cuda_graphs and not self.records_itself
             smallest = min(
                 range(len(profiles)), key=lambda i: (profiles[i].max_batch, profiles[i].max_frames)
             )
@@ -256,7 +256,7 @@ class LoadedPlan:
 
     def describe_runs(self) -> str:
         """Say how many runs were a launch, for logs."""
-        own = "its own CUDA graphs" if self._records_itself else f"{self.n_recorded} recorded"
+        own = "its own CUDA graphs" if self.records_itself else f"{self.n_recorded} recorded"
         return f"{self.n_runs} runs, {self.n_replays} of them replayed ({own})"
 
     def close(self) -> None:

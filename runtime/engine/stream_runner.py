@@ -164,6 +164,15 @@ class EngineSteps:
                         self._plan.discard()
                         raise
 
+    @property
+    def records_itself(self) -> bool:
+        """Tell whether TensorRT-RTX records, which does not say what it replays."""
+        return self._plan.records_itself
+
+    def run_counts(self) -> tuple[int, int]:
+        """Return how many steps were run, and how many of them were the launch of a recording."""
+        return self._plan.n_runs, self._plan.n_replays
+
     def close(self) -> None:
         """See `StreamSteps`."""
         with self._lock:

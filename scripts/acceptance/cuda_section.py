@@ -1,15 +1,17 @@
 """Runs our own CUDA code on the real driver, with a stand-in for TensorRT (stand_in.py): the section `cuda`.
 
 Page-locked memory and copies, runs of many shapes, recordings and their replay, more shapes than recordings
-are kept, a recording that CUDA refuses, threads, release. Answers are compared with the host's; times have no
-bar.
+are kept, a recording that CUDA refuses, steps of streams whose caches stay on the device, threads, release.
+Answers are compared with the host's; times have no bar.
 What this file does not do: say anything about TensorRT.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
+import shutil
 import tempfile
 import threading
 import time
@@ -21,14 +23,20 @@ from typing import Any
 import numpy as np
 
 from acceptance.settings import Settings
-from acceptance.stand_in import StandInGpu, expected
+from acceptance.stand_in import StandInGpu, StepOnHost, expected
+from edge_asr.bundle.folder import Bundle
 from edge_asr.runtime.engine.cuda import Cuda
+from edge_asr.runtime.engine.stream_runner import EngineSteps
+from edge_asr.runtime.streaming_model import StreamingModel
 
-from engine_bundles import add_engine, copy_bundle  # type: ignore[import-not-found] # isort: skip
+from engine_bundles import add_engine, add_stream_engine, copy_bundle  # type: ignore[import-not-found] # isort: skip
 
 from edge_asr.runtime.engine.backend import TensorRTBackend
 
 TOLERANCE = 1e-5  # one product in float32
+STEP_TOLERANCE = 1e-4  # sums of two products of up to a hundred
+STREAMS = (1, 8)
+N_STEPS = 12
 N_FRAMES = (1, 9, 16, 57, 100, 101, 250, 400, 777, 1000)
 ROWS = (1, 3)
 COPY_BYTES = 64 << 20
@@ -47,7 +55,9 @@ def run_cuda(settings: Settings, save: Callable[[Answer], None]) -> Answer:
     with tempfile.TemporaryDirectory(prefix="acceptance-cuda-") as folder:
         bundle = copy_bundle(Path(folder) / "bundle")
         add_engine(bundle, gpu, profiles=PROFILES)
-        checks = _Checks(bundle, gpu, cuda, n_loads=20 if settings.rehearsal else 200)
+        streaming = Bundle.load(shutil.copytree(Bundle.load("tiny-en").path, Path(folder) / "streaming"))
+        add_stream_engine(streaming, gpu, streaming.streaming.artifact.precision, streams=STREAMS)
+        checks = _Checks(bundle, streaming, gpu, cuda, n_loads=20 if settings.rehearsal else 200)
         for what, check in checks.all():
             started = time.perf_counter()
             try:
@@ -61,8 +71,11 @@ def run_cuda(settings: Settings, save: Callable[[Answer], None]) -> Answer:
 
 
 class _Checks:
-    def __init__(self, bundle: Any, gpu: StandInGpu, cuda: Cuda, *, n_loads: int) -> None:
-        self._bundle, self._gpu, self._cuda, self._n_loads = bundle, gpu, cuda, n_loads
+    def __init__(
+        self, bundle: Bundle, streaming: Bundle, gpu: StandInGpu, cuda: Cuda, *, n_loads: int
+    ) -> None:
+        self._bundle, self._streaming, self._gpu, self._cuda = bundle, streaming, gpu, cuda
+        self._n_loads = n_loads
         self._factor = bundle.info.subsampling_factor
         self._classes = len(bundle.vocabulary)
 
@@ -73,6 +86,9 @@ class _Checks:
             ("the same with CUDA graphs: recorded, replayed", lambda: self.shapes(graphs=True)),
             ("more shapes than recordings are kept", self.eviction),
             ("a recording that CUDA refuses: runs go on", self.refused_capture),
+            ("steps of streams: no copies, one launch each", self.streams),
+            ("streams in any order, and forks, without CUDA graphs", lambda: self.forks(graphs=False)),
+            ("the same with CUDA graphs", lambda: self.forks(graphs=True)),
             ("four threads, two backends", self.threads),
             ("released by a thread that never used CUDA", self.foreign_release),
             (f"{self._n_loads} loads leave no memory behind", self.leaks),
@@ -147,6 +163,42 @@ class _Checks:
             refused and worst <= TOLERANCE,
         )
 
+    def streams(self) -> tuple[str, bool]:
+        """Streams that go on together: after their first step nothing but windows and log-probs is moved."""
+        worst, copies, launches, n_steps = 0.0, 0, 0, 0
+        with self._steps(True) as model:
+            model.warm_up(max(STREAMS))
+            for n_streams in STREAMS:
+                streams = [_Stream(model, self._streaming, seed) for seed in range(n_streams)]
+                worst = max(worst, _step_together(model, streams, 0))
+                with _count_calls(("copy_on_device", "launch")) as counts:
+                    for number in range(1, N_STEPS):
+                        worst = max(worst, _step_together(model, streams, number))
+                copies, launches = copies + counts["copy_on_device"], launches + counts["launch"]
+                n_steps += N_STEPS - 1
+        sizes = ", ".join(map(str, STREAMS))
+        found = f"largest error {worst:.2g}; {sizes} streams: {launches} launches, {copies} copies of caches"
+        return f"{found} in {n_steps} steps", worst <= STEP_TOLERANCE and (launches, copies) == (n_steps, 0)
+
+    def forks(self, *, graphs: bool) -> tuple[str, bool]:
+        """Steps of some of many streams, some of them twice, of states that go on from different points."""
+        random = np.random.default_rng(0)
+        worst = 0.0
+        with self._steps(graphs) as model, _count_calls(("copy_on_device", "launch")) as counts:
+            if graphs:
+                model.warm_up(max(STREAMS))
+            streams = [_Stream(model, self._streaming, seed) for seed in range(3)]
+            for number in range(8 * N_STEPS):
+                chosen = [streams[i] for i in random.permutation(len(streams))[: random.integers(1, 6)]]
+                worst = max(worst, _step_together(model, chosen, number))
+                streams.append(streams[random.integers(len(streams))].fork())
+                if len(streams) > max(STREAMS) + 3:  # more than a profile has rows
+                    del streams[random.integers(len(streams))]
+            del chosen, streams
+        found = f"largest error {worst:.2g}; {8 * N_STEPS} steps, {counts['launch']} launches, "
+        found += f"{counts['copy_on_device']} copies of caches"
+        return found, worst <= STEP_TOLERANCE and (counts["launch"] > 0) == graphs
+
     def threads(self) -> tuple[str, bool]:
         with self._backend(True) as one, self._backend(True) as other, ThreadPoolExecutor(4) as pool:
             one.warm_up(N_FRAMES)
@@ -184,6 +236,11 @@ class _Checks:
                 backend.warm_up([60])
                 for seed in range(3):
                     self._error(backend, 60, 1, seed)
+            with self._steps(True) as model:
+                model.warm_up()
+                stream = _Stream(model, self._streaming, 0)
+                for number in range(3):
+                    _step_together(model, [stream], number)
 
         load()  # what is made once: PyTorch's handles, the context's own memory
         with self._cuda.current_device():
@@ -223,10 +280,55 @@ class _Checks:
         finally:
             backend.close()
 
+    @contextlib.contextmanager
+    def _steps(self, graphs: bool) -> Iterator[StreamingModel]:
+        bundle = self._streaming
+        steps = EngineSteps(bundle, bundle.streaming.artifact.precision, use_cuda_graphs=graphs)
+        model = StreamingModel(
+            steps, bundle.streaming.geometry, n_mels=80, vocab_size=bundle.info.vocabulary_size
+        )
+        try:
+            yield model
+        finally:
+            model.close()
+
     def _error(self, backend: TensorRTBackend, n_frames: int, n_rows: int, seed: int) -> float:
         features, lens = _batch(n_frames, n_rows, seed)
         found = backend.log_probs(features, lens)
         return float(np.abs(found - expected(features, lens, self._classes, self._factor)).max())
+
+
+class _Stream:
+    """A stream on the device, and the same on the host."""
+
+    def __init__(self, model: StreamingModel, bundle: Bundle, seed: int) -> None:
+        self.seed = seed
+        self.caches = model.initial_caches()
+        self.host = StepOnHost(bundle.streaming.geometry.chunk_frames, bundle.info.vocabulary_size)
+
+    def fork(self) -> _Stream:
+        other = copy.copy(self)
+        other.host = self.host.fork()
+        return other
+
+
+def _step_together(model: StreamingModel, streams: Sequence[_Stream], number: int) -> float:
+    """Run a step of streams, every fifth window empty; return the largest error."""
+    generator = np.random.default_rng((number, *(stream.seed for stream in streams)))
+    n_frames = model.geometry.window_frames
+    windows = generator.normal(-8, 3, (len(streams), n_frames, 80)).astype(np.float32)
+    lens = np.where(generator.random(len(streams)) < 0.2, 0, n_frames)
+    caches = tuple(np.concatenate(parts) for parts in zip(*(s.caches for s in streams), strict=True))
+    log_probs, n_valid, following = model.run_step(windows, lens, caches)
+    worst = 0.0
+    for row, stream in enumerate(streams):
+        stream.caches = tuple(cache[row : row + 1].copy() for cache in following)
+        wanted = stream.host.step(windows[row], int(lens[row]))
+        found = log_probs[row, : n_valid[row]]
+        if found.shape != wanted.shape:
+            return float("inf")
+        worst = max(worst, float(np.abs(found - wanted).max(initial=0.0)))
+    return worst
 
 
 def _batch(n_frames: int, n_rows: int, seed: int) -> tuple[Any, Any]:

@@ -20,6 +20,9 @@ _HEADINGS = {
     "max_log_prob_error": "max log-prob error",
     "first_failure": "first failure",
     "build_s": "build s",
+    "cpu_s": "processor s",
+    "n_streams": "streams",
+    "at_once": "streams in real time",
     "plan_mb": "plan MB",
 }
 

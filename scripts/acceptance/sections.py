@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from acceptance import measure
 from acceptance.runners import (
@@ -27,11 +28,16 @@ from acceptance.settings import Settings
 from edge_asr.atomic import write_file
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import PRECISIONS, Precision
-from edge_asr.errors import ConfigError, EdgeAsrError, MissingDependencyError
+from edge_asr.errors import BundleError, ConfigError, EdgeAsrError, MissingDependencyError
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import run_cases
+from edge_asr.runtime.engine.lookup import Graph, artifact_of
 from edge_asr.runtime.engine.sidecar import FLAVORS, DeviceIdentity, Flavor
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend, check_device
+
+if TYPE_CHECKING:
+    from edge_asr.export.engine.put import EngineReport
+    from edge_asr.proof.stages import StageProgress
 
 Answer = dict[str, Any]
 Save = Callable[[Answer], None]
@@ -50,8 +56,24 @@ MIN_COMPILED_FRAMES = 32
 
 def section_names(settings: Settings) -> list[str]:
     """List all sections, in the order in which they run."""
-    engines = [f"{flavor} {p}" for flavor in FLAVORS for p in settings.precisions]
+    wanted = [(p == "fp32", "", p) for p in settings.engines]
+    wanted += [(p == "fp32", "stream ", p) for p in settings.streams]
+    graphs = [f"{graph}{p}" for _, graph, p in sorted(wanted, key=lambda item: item[0])]
+    engines = [f"{flavor} {graph}" for flavor in FLAVORS for graph in graphs]
     return ["cuda", "torch", "onnxruntime", *engines, "speed"]
+
+
+def find_engine_sources(bundle: Bundle) -> tuple[list[Precision], list[Precision]]:
+    """List the precisions in which engines can be built: of the offline graph, and of a step of a stream."""
+
+    def has(precision: Precision, graph: Graph) -> bool:
+        try:
+            artifact_of(bundle, precision, graph)
+        except BundleError:
+            return False
+        return True
+
+    return [p for p in PRECISIONS if has(p, "model")], [p for p in PRECISIONS if has(p, "stream")]
 
 
 def run_section(name: str, settings: Settings, runners: Sequence[str], save: Save) -> Answer:
@@ -76,6 +98,8 @@ def run_section(name: str, settings: Settings, runners: Sequence[str], save: Sav
         for precision in PRECISIONS:
             if name == f"{flavor} {precision}":
                 return _engine(flavor, precision, settings, bundle, save)
+            if name == f"{flavor} stream {precision}":
+                return _stream(flavor, precision, settings, bundle, save)
     raise ConfigError(f"no section is called {name!r}; known are {', '.join(section_names(settings))}")
 
 
@@ -162,42 +186,88 @@ def _torch(settings: Settings, bundle: Bundle, save: Save) -> Answer:
 def _engine(flavor: Flavor, precision: Precision, settings: Settings, bundle: Bundle, save: Save) -> Answer:
     from edge_asr.export.engine.builder import build_engine
 
-    if settings.rehearsal and flavor == "tensorrt":
-        return not_run("a rehearsal has no GPU, and TensorRT builds on the GPU that will run the engine")
     name = f"{flavor} {precision}"
-    try:
-        built = build_engine(
+    built = _built(
+        name,
+        flavor,
+        settings,
+        lambda progress: build_engine(
             bundle,
             precision,
             flavor=flavor,
             batch=(1, 1, settings.max_batch),
             manifest=settings.manifest,
             force=True,
-        )
+            progress=progress,
+        ),
+    )
+    if settings.rehearsal or not built["build"]:
+        return built
+    save(built)
+    answer = _parity(engine_names(flavor, precision), settings, bundle, save)
+    return {**answer, "gates": [*built["gates"], *answer["gates"]], "build": built["build"]}
+
+
+def _stream(flavor: Flavor, precision: Precision, settings: Settings, bundle: Bundle, save: Save) -> Answer:
+    """Build the engine of a stream, which its proof runs chunk by chunk, and time its steps."""
+    from acceptance.stream_steps import time_steps
+    from edge_asr.export.engine.put import BuildOptions
+    from edge_asr.export.engine.streams import build_stream_engine
+
+    name = f"{flavor} stream {precision}"
+    options = BuildOptions(flavor=flavor, force=True)
+    built = _built(
+        name,
+        flavor,
+        settings,
+        lambda progress: build_stream_engine(bundle, precision, options, progress=progress),
+    )
+    if settings.rehearsal or not built["build"]:
+        return built
+    save(built)
+    rows, failures = time_steps(bundle, flavor, precision, settings)
+    timed = gate(f"{name}: recorded steps are launches", "; ".join(failures) or "all", "all", not failures)
+    return {**built, "gates": [*built["gates"], timed], "rows": rows}
+
+
+def _built(
+    name: str, flavor: Flavor, settings: Settings, build: Callable[[StageProgress], EngineReport]
+) -> Answer:
+    """Build an engine; the answer has a row `build` if there is one now."""
+    none: dict[str, Any] = {"build": []}
+    if settings.rehearsal and flavor == "tensorrt":
+        why = "a rehearsal has no GPU, and TensorRT builds on the GPU that will run the engine"
+        return {**not_run(why), **none}
+    stages: dict[str, float] = {}
+    began, began_busy = time.perf_counter(), time.process_time()
+    try:
+        built = build(lambda stage, done, total: stages.setdefault(stage, time.perf_counter() - began))
     except MissingDependencyError as error:
-        return not_run(str(error))
+        return {**not_run(str(error)), **none}
     except EdgeAsrError as error:
         capability = DeviceIdentity.detect().compute_capability
         if flavor == "tensorrt-rtx" and capability in NOT_FOR_RTX:
-            return not_run(f"TensorRT-RTX refused {NOT_FOR_RTX[capability]} ({capability}): {error}")
+            why = f"TensorRT-RTX refused {NOT_FOR_RTX[capability]} ({capability}): {error}"
+            return {**not_run(why), **none}
         failed = gate(f"{name} builds and passes its proof", str(error), "passes", False)
-        return {**not_run(""), "status": "ran", "gates": [failed]}
+        return {**not_run(""), "status": "ran", "gates": [failed], **none}
     sidecar = built.sidecar
-    build = {
+    row = {
         "engine": name,
         "version": sidecar.tensorrt_version,
         "build_s": round(sidecar.build_time_s, 1),
+        "cpu_s": round(time.process_time() - began_busy, 1),
+        "stages": ", ".join(f"{stage} at {second:.0f} s" for stage, second in stages.items()),
         "plan_mb": round(sidecar.plan_size_bytes / 1e6, 2),
         "profiles": len(sidecar.profiles),
         "flags": ", ".join(sidecar.flags),
         "proof": json.dumps(dict(sidecar.proof)) if sidecar.proof else "none",
     }
-    if settings.rehearsal:
-        gates = [gate(f"{name} builds", True, True, True)]
-        return {**not_run("; ".join(built.notes)), "status": "ran", "gates": gates, "build": [build]}
-    proven = gate(f"{name} builds and passes its proof", built.proven, True, built.proven)
-    answer = _parity(engine_names(flavor, precision), settings, bundle, save)
-    return {**answer, "gates": [proven, *answer["gates"]], "build": [build]}
+    what, proven = (
+        (f"{name} builds", True) if settings.rehearsal else (f"{name} passes its proof", built.proven)
+    )
+    gates = [gate(what, proven, True, proven)]
+    return {**not_run("; ".join(built.notes)), "status": "ran", "gates": gates, "build": [row]}
 
 
 def _speed(settings: Settings, bundle: Bundle, names: Sequence[str], save: Save) -> Answer:

@@ -20,7 +20,8 @@ class Settings:
         bundle: a working copy; engines are built into it.
         checkpoint: what the bundle was exported from, for PyTorch; None leaves PyTorch out.
         device: "cuda", or "cpu" in a rehearsal.
-        precisions: those of the bundle, in its order.
+        precisions: the files of the bundle, which onnxruntime runs, in its order.
+        engines, streams: precisions of the engines to build: of the offline graph, and of a step of a stream.
         buckets_s: seconds of audio at which latency is measured.
         max_batch: largest batch; batches double from 1 to it.
         batch_s: seconds of audio in a row of the batch scaling.
@@ -34,6 +35,8 @@ class Settings:
     checkpoint: str | None
     device: str
     precisions: tuple[str, ...]
+    engines: tuple[str, ...]
+    streams: tuple[str, ...]
     buckets_s: tuple[float, ...]
     max_batch: int
     batch_s: float
@@ -62,6 +65,6 @@ class Settings:
     def read(cls, path: Path) -> Settings:
         """Read what `write` wrote."""
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("precisions", "buckets_s", "clips"):
+        for name in ("precisions", "engines", "streams", "buckets_s", "clips"):
             values[name] = tuple(values[name])
         return cls(**values)

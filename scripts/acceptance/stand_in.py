@@ -1,17 +1,19 @@
 """Stands in for TensorRT with engines that queue PyTorch's work, so that our CUDA code meets a real driver.
 
 Engines, contexts and their rules are the fakes of tests/runtime; only the execution is another: it computes,
-on the stream and the addresses that it is given, a strided copy, a product and a mask by the lengths, none
-of which allocates (a matrix product would keep a workspace for each stream, which looks like a leak of
-ours). It says nothing about TensorRT or any model. In a rehearsal the driver is the tests' fake, and PyTorch
-runs on the CPU.
+on the stream and the addresses that it is given, a strided copy, a product and a mask by the lengths; as a
+step of streams, running sums in the caches. None of it allocates (a matrix product would keep a workspace for
+each stream, which looks like a leak of ours). It says nothing about TensorRT or any model. In a rehearsal the
+driver is the tests' fake, and PyTorch runs on the CPU.
 """
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import operator
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.runtime.engine.cuda import query_gpu
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "runtime"))
@@ -92,8 +95,8 @@ class TorchContext(fake.FakeContext):  # type: ignore[misc]
         if gpu.fails("execute"):
             return False
         if gpu.device == "cpu":
-            views = self._views()
-            gpu.streams[stream_handle].push(lambda replayed: compute(views))
+            work = self._work()
+            gpu.streams[stream_handle].push(lambda replayed: work())
             return True
         try:
             stream = torch.cuda.ExternalStream(stream_handle)  # type: ignore[no-untyped-call]
@@ -101,16 +104,41 @@ class TorchContext(fake.FakeContext):  # type: ignore[misc]
                 if gpu.breaks_capture and torch.cuda.is_current_stream_capturing():
                     gpu.breaks_capture = False
                     torch.cuda.current_stream().synchronize()
-                compute(self._views())
+                self._work()()
         except RuntimeError as error:
             self._engine._logger.log(fake.Severity.ERROR, str(error))
             return False
         return True
 
+    def _work(self) -> Callable[[], None]:
+        assert self._activations is not None
+        if STREAM_INPUTS[2] in self._engine._tensors:
+            views = self._views_of_stream()
+            return lambda: compute_step(views)
+        views = self._views()
+        return lambda: compute(views)
+
+    def _views_of_stream(self) -> dict[str, torch.Tensor]:
+        rows = self._shapes["audio_signal"][0]
+        types = {"float32": "<f4", "int64": "<i8"}
+        scratch, size = self._activations
+        assert 16 * rows <= size
+        wanted = {
+            name: (self._addresses[name], self.get_tensor_shape(name), types[self._engine._tensors[name][0]])
+            for name in self._engine._tensors
+        }
+        wanted |= {
+            "mask": (scratch, (rows,), "|b1"),
+            "live": (scratch + 4 * rows, (rows,), "<f4"),
+            "gain": (scratch + 8 * rows, (rows,), "<f4"),
+        }
+        return self._made(
+            wanted, lambda: {"weight": _step_weight(wanted[STREAM_OUTPUTS[0]][1], self._gpu.device)}
+        )
+
     def _views(self) -> dict[str, torch.Tensor]:
         rows, n_mels, frames = self._shapes["audio_signal"]
         _, n_out, n_classes = self.get_tensor_shape("logprobs")
-        assert self._activations is not None
         scratch, size = self._activations
         mask = scratch + 4 * rows * n_out * n_classes
         assert mask + rows * n_out <= scratch + size
@@ -121,12 +149,19 @@ class TorchContext(fake.FakeContext):  # type: ignore[misc]
             "scratch": (scratch, (rows, n_out, n_classes), "<f4"),
             "mask": (mask, (rows, n_out), "|b1"),
         }
-        device, made = self._gpu.device, self.__dict__.setdefault("_made", {})
+        factor = self._engine._plan["factor"]
+        return self._made(wanted, lambda: _constants(n_classes, n_out, factor, self._gpu.device))
+
+    def _made(
+        self,
+        wanted: dict[str, tuple[int, tuple[int, ...], str]],
+        constants: Callable[[], dict[str, torch.Tensor]],
+    ) -> dict[str, torch.Tensor]:
+        """Return tensors at the addresses of a run, made once: a recording may not make any."""
+        made = self.__dict__.setdefault("_tensors_made", {})
         key = tuple(wanted.values())
         if key not in made:
-            views = {name: tensor_at(*where, device) for name, where in wanted.items()}
-            factor = self._engine._plan["factor"]
-            made[key] = views | _constants(n_classes, n_out, factor, device)
+            made[key] = {n: tensor_at(*where, self._gpu.device) for n, where in wanted.items()} | constants()
         found: dict[str, torch.Tensor] = made[key]
         return found
 
@@ -144,6 +179,53 @@ def compute(views: dict[str, torch.Tensor]) -> None:
     torch.mul(views["scratch"], views["weight"], out=out)
     torch.lt(views["starts"], views["lens"][:, None], out=views["mask"])
     out.mul_(views["mask"][:, :, None])
+
+
+def compute_step(views: dict[str, torch.Tensor]) -> None:
+    """Queue a step of streams, without allocating: caches halve and add, where a window is not empty.
+
+    With x the first number of a window, the first two caches c become c / 2 + x, the third grows by 1, and
+    the log-probs are x + the first number of the first cache, times a weight.
+    """
+    import torch
+
+    features, length = views["audio_signal"], views["length"]
+    taken, given = ([views[name] for name in names[2:]] for names in (STREAM_INPUTS, STREAM_OUTPUTS))
+    torch.gt(length, 0, out=views["mask"])
+    views["live"].copy_(views["mask"])
+    torch.mul(views["live"], features[:, 0, 0], out=views["gain"])
+    first = taken[0].flatten(1)[:, 0]
+    torch.mul(views["weight"], (views["gain"])[:, None, None], out=views[STREAM_OUTPUTS[0]])
+    views[STREAM_OUTPUTS[0]].addcmul_(views["weight"], first[:, None, None])
+    torch.mul(length, 0, out=views[STREAM_OUTPUTS[1]])
+    views[STREAM_OUTPUTS[1]].add_(views["mask"], alpha=views[STREAM_OUTPUTS[0]].shape[1])
+    torch.add(taken[2], views["mask"], out=given[2])
+    views["live"].mul_(-0.5).add_(1)
+    for cache, following in zip(taken[:2], given[:2], strict=True):
+        ones = [1] * (cache.ndim - 1)
+        torch.mul(cache, views["live"].view(-1, *ones), out=following)
+        following.add_(views["gain"].view(-1, *ones))
+
+
+class StepOnHost:
+    """Computes on the host what `compute_step` gives for one stream, step by step."""
+
+    def __init__(self, n_frames: int, n_classes: int) -> None:
+        self._weight = _weight(n_classes) * np.ones((n_frames, 1), np.float32)
+        self.cache, self.count = np.float32(0), 0
+
+    def step(self, window: F32Array, length: int) -> F32Array:
+        """Take a window, [T, F]; return its log-probs, or none for an empty one."""
+        if length < 1:
+            return self._weight[:0]
+        log_probs: F32Array = self._weight * (window[0, 0] + self.cache)
+        self.cache = self.cache / np.float32(2) + window[0, 0]
+        self.count += 1
+        return log_probs
+
+    def fork(self) -> StepOnHost:
+        """Return a copy."""
+        return copy.copy(self)
 
 
 def expected(features: F32Array, lens: npt.NDArray[np.int64], n_classes: int, factor: int) -> F32Array:
@@ -169,6 +251,12 @@ def tensor_at(address: int, shape: tuple[int, ...], typestr: str, device: str) -
 def _weight(n_classes: int) -> F32Array:
     weight: F32Array = np.random.default_rng(0).normal(0, 1, n_classes).astype(np.float32)
     return weight
+
+
+def _step_weight(shape: tuple[int, ...], device: str) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(_weight(shape[2])).to(device).expand(1, *shape[1:])
 
 
 _CONSTANTS: dict[tuple[int, ...], dict[str, torch.Tensor]] = {}

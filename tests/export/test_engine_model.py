@@ -159,11 +159,7 @@ def test_an_int8_graph_that_lost_more_than_its_file_is_refused(
     embedded: Bundle, waveforms: dict[str, F32Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def arrange(*arguments: Any, **options: Any) -> onnx.ModelProto:
-        broken = original(*arguments, **options)
-        for node in broken.graph.node:
-            if node.op_type == "Sigmoid":
-                node.op_type = "Relu"
-        return broken
+        return spoil(original(*arguments, **options))
 
     original: Callable[..., onnx.ModelProto] = graph_proof.arrange_model
     monkeypatch.setattr(graph_proof, "arrange_model", arrange)
@@ -181,6 +177,24 @@ def test_streams_keep_their_frames_with_half_rounding(
     if precision == "int8":  # quantized on a minute of speech, so many of its frames are nearly ties
         monkeypatch.setattr(graph_proof, "_MAX_LOSS", 0.03)
     assert prove_stream_graph(streaming, precision, waveforms) > (0.9 if precision == "fp16" else 0.0)
+
+
+def test_a_stream_in_int8_alone_is_proven_beside_its_file(
+    embedded: Bundle, waveforms: dict[str, F32Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded model has no float32 stream."""
+    assert [artifact.precision for artifact in embedded.streaming.artifacts] == ["int8"]
+    assert prove_stream_graph(embedded, "int8", waveforms) >= 0.985
+    monkeypatch.setattr(graph_proof, "round_every_value", spoil)
+    with pytest.raises(GateError, match=r"int8 stream of an engine agrees with stream.int8.onnx in .*98.5%"):
+        prove_stream_graph(embedded, "int8", waveforms)
+
+
+def spoil(model: onnx.ModelProto) -> onnx.ModelProto:
+    for node in model.graph.node:
+        if node.op_type == "Sigmoid":
+            node.op_type = "Relu"
+    return model
 
 
 def test_scales_too_small_for_half_are_raised_and_weights_follow() -> None:

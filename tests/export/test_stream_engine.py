@@ -18,8 +18,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 
 import fake_tensorrt
+from engine_bundles import STREAMS, add_stream_engine
 from fake_tensorrt import FakeGpu
-from test_stream_steps import STREAMS, add_stream_engine
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Precision

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,15 +73,17 @@ def test_rehearsal_with_the_rtx_builder_on_cpu_execution_not_tested(
     assert found["torch"]["rows"][0]["max_log_prob_error"] <= 1e-4  # the bar of the export's own proof
     assert found["tensorrt fp32"]["status"] == "not run"
     assert "has no GPU" in found["tensorrt fp32"]["why"]
-    rtx = found["tensorrt-rtx fp32"]
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        assert rtx["status"] == "not run"
-    else:
-        assert (rtx["status"], rtx["runners"]) == ("ran", [])
-        assert (rtx["build"][0]["profiles"], rtx["build"][0]["proof"]) == (3, "none")
+    for precision in ("fp32", "fp16"):  # FP16 is made from model.onnx
+        rtx = found[f"tensorrt-rtx {precision}"]
+        if importlib.util.find_spec("tensorrt_rtx") is None:
+            assert rtx["status"] == "not run"
+        else:
+            assert (rtx["status"], rtx["runners"]) == ("ran", [])
+            assert (rtx["build"][0]["profiles"], rtx["build"][0]["proof"]) == (3, "none")
+            assert f"build {precision} engine at " in rtx["build"][0]["stages"]
     measured = {(row["runner"], row["audio_s"], row["batch"]) for row in found["speed"]["rows"]}
     assert {(f"{name} fp32", 1.0, n) for name in ("onnxruntime", "torch eager") for n in (1, 2)} <= measured
-    assert [check["passed"] for check in found["cuda"]["gates"]] == [True] * 9
+    assert [check["passed"] for check in found["cuda"]["gates"]] == [True] * 12
     assert "=== cuda\n" in (tmp_path / "gpu_acceptance.log").read_text()
     text = (tmp_path / "gpu_acceptance.md").read_text()
     assert "A REHEARSAL ON A CPU" in text
@@ -111,17 +114,19 @@ def settings(acceptance):
     """`settings(device=...)`: of a run on the embedded model."""
     from acceptance.settings import Settings
 
-    def make(device: str = "cpu", max_batch: int = 2):
+    def make(device: str = "cpu", max_batch: int = 2, engines=("fp32",), streams=()):
         return Settings(
             bundle="tiny-en",
             checkpoint=None,
             device=device,
             precisions=("fp32",),
+            engines=engines,
+            streams=streams,
             buckets_s=(1.0,),
             max_batch=max_batch,
             batch_s=1.0,
-            rounds=1,
-            warm_up=0,
+            rounds=2,
+            warm_up=1,
             compile=False,
             manifest=None,
         )
@@ -203,6 +208,70 @@ def test_fake_tensorrt_refusal_is_kept_and_fails_unless_rtx_does_not_serve_the_g
     said = answer["why"] if status == "not run" else answer["gates"][0]["value"]
     assert "Target GPU SM 90 is not supported" in said
     assert [check["passed"] for check in answer["gates"]] == ([] if status == "not run" else [False])
+
+
+def test_every_engine_of_the_embedded_model_has_a_section(acceptance, settings) -> None:
+    """FP16 is made from model.onnx; the stream is there in INT8 alone; float32 engines come last."""
+    from acceptance.sections import find_engine_sources, section_names
+
+    engines, streams = find_engine_sources(Bundle.load("tiny-en"))
+    assert (engines, streams) == (["fp32", "fp16", "int8"], ["int8"])
+    names = section_names(settings(engines=tuple(engines), streams=("fp32", "fp16", "int8")))
+    assert names[:3] == ["cuda", "torch", "onnxruntime"]
+    graphs = ["fp16", "int8", "stream fp16", "stream int8", "fp32", "stream fp32"]
+    assert names[3:9] == [f"tensorrt {graph}" for graph in graphs]
+    assert names[9:] == [*(f"tensorrt-rtx {graph}" for graph in graphs), "speed"]
+
+
+@pytest.fixture
+def stream_engine(acceptance, monkeypatch: pytest.MonkeyPatch, repository: Path, tmp_path: Path):
+    """A fake GPU, and a bundle with a fake engine for 1 and 3 streams."""
+    monkeypatch.syspath_prepend(str(repository / "tests" / "runtime"))
+    import engine_bundles
+    from fake_tensorrt import FakeGpu
+
+    gpu = FakeGpu().install(monkeypatch)
+    bundle = Bundle.load(shutil.copytree(Bundle.load("tiny-en").path, tmp_path / "bundle"))
+    engine_bundles.add_stream_engine(bundle, gpu, "int8")
+    return gpu, bundle
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_fake_tensorrt_steps_of_streams_are_timed_and_must_be_launches(
+    stream_engine, settings, monkeypatch, records: bool
+) -> None:
+    from acceptance import sections
+
+    from edge_asr.export.engine import streams as stream_builder
+
+    gpu, bundle = stream_engine
+    sidecar = SimpleNamespace(
+        tensorrt_version="10.13.3.9", build_time_s=9.0, plan_size_bytes=9_000_000, profiles=(1, 3),
+        flags=("STRONGLY_TYPED",), proof={"passed": True},
+    )  # fmt: skip
+    built = SimpleNamespace(sidecar=sidecar, proven=True, notes=())
+    monkeypatch.setattr(stream_builder, "build_stream_engine", lambda *arguments, **options: built)
+    monkeypatch.setattr(sections.Bundle, "load", lambda path: bundle)
+    if not records:
+        gpu.fail("cuStreamBeginCapture")
+    answer = sections.run_section("tensorrt stream int8", settings("cuda"), [], lambda answer: None)
+    assert [(row["n_streams"], row["runner"]) for row in answer["rows"]] == [
+        (n, way) for n in (1, 3) for way in ("with CUDA graphs", "without CUDA graphs")
+    ]
+    assert [check["passed"] for check in answer["gates"]] == [True, records]
+    assert answer["gates"][1]["value"] == ("all" if records else "0 of 6 steps were replayed")
+    assert answer["build"][0]["build_s"] == 9.0
+    gpu.assert_all_released()
+
+
+def test_a_bundle_says_in_which_precisions_it_has_no_engine(script: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(Bundle.load("tiny-en").path, tmp_path / "bundle")
+    data = json.loads((bundle / "bundle.json").read_text())
+    data["artifacts"] = [entry for entry in data["artifacts"] if entry["precision"] == "fp32"]
+    (bundle / "bundle.json").write_text(json.dumps({**data, "streaming": None}))
+    done = run_script(script, bundle, "--rehearse", "--precisions", "int8", "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "has no int8; --precisions may name fp32, fp16" in done.stderr
 
 
 def test_batches_double_up_to_the_largest(settings) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fake_tensorrt import FakeGpu
+from fake_tensorrt import N_MELS, FakeGpu
 
 from edge_asr.bundle.folder import Bundle
+from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.runtime.backends import Backend
 from edge_asr.runtime.engine.lookup import Graph, artifact_of, fingerprint, plan_path_of, sidecar_path_of
 from edge_asr.runtime.engine.sidecar import DeviceIdentity, EngineProfile, EngineSidecar, EngineTensor
@@ -26,6 +27,8 @@ from edge_asr.runtime.engine.trust import seal
 
 F32Array = npt.NDArray[np.float32]
 TOLERANCE = 1e-4
+STREAMS = (1, 3)
+"""Numbers of streams of a fake engine's profiles."""
 
 
 def copy_bundle(target: Path, *precisions: str, **artifact: Any) -> Bundle:
@@ -106,6 +109,33 @@ def add_engine(
     path.write_bytes(data)
     sidecar_path_of(path).write_text(said.to_json())
     return path
+
+
+def add_stream_engine(
+    bundle: Bundle,
+    gpu: FakeGpu,
+    precision: Any = "fp32",
+    *,
+    streams: tuple[int, ...] = STREAMS,
+    **options: Any,
+) -> Path:
+    """Write a plan of the streaming graph, with a profile for each number of streams, and its sidecar."""
+    geometry = bundle.streaming.geometry
+    caches = (geometry.cache_last_channel, geometry.cache_last_time, ())
+    inputs = [("float32", (-1, N_MELS, -1)), ("int64", (-1,))]
+    state = [("int64" if not dims else "float32", (-1, *dims)) for dims in caches]
+    given = [("float32", (-1, geometry.chunk_frames, bundle.info.vocabulary_size)), ("int64", (-1,))]
+    tensors = dict(zip((*STREAM_INPUTS, *STREAM_OUTPUTS), (*inputs, *state, *given, *state), strict=True))
+    first, window = geometry.first_window_frames, geometry.window_frames
+    return add_engine(
+        bundle,
+        gpu,
+        precision,
+        graph="stream",
+        profiles=tuple((first, window, window, n, n, n) for n in streams),
+        plan={"tensors": tensors, "inputs": STREAM_INPUTS},
+        **options,
+    )
 
 
 def batch(lens: list[int], n_frames: int | None = None, seed: int = 0) -> F32Array:

@@ -24,7 +24,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_bundles import add_engine
+from engine_bundles import STREAMS, add_engine, add_stream_engine
 from fake_tensorrt import WORKSPACE_BYTES, FakeGpu
 
 from edge_asr.audio import read_audio
@@ -45,7 +45,6 @@ from edge_asr.runtime.streaming_model import StreamingModel
 
 F32Array = npt.NDArray[np.float32]
 TOLERANCE = 1e-4  # the export's own bar: rows of a batch differ in the last bits
-STREAMS = (1, 3)
 
 
 @pytest.fixture(scope="module")
@@ -68,25 +67,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 @pytest.fixture
 def bundle(streaming_bundle: Path, tmp_path: Path) -> Bundle:
     return Bundle.load(shutil.copytree(streaming_bundle, tmp_path / "bundle"))
-
-
-def add_stream_engine(bundle: Bundle, gpu: FakeGpu, precision: str = "fp32", **options: Any) -> Path:
-    geometry = bundle.streaming.geometry
-    caches = (geometry.cache_last_channel, geometry.cache_last_time, ())
-    inputs = [("float32", (-1, 80, -1)), ("int64", (-1,))]
-    state = [("int64" if not dims else "float32", (-1, *dims)) for dims in caches]
-    given = [("float32", (-1, geometry.chunk_frames, bundle.info.vocabulary_size)), ("int64", (-1,))]
-    tensors = dict(zip((*STREAM_INPUTS, *STREAM_OUTPUTS), (*inputs, *state, *given, *state), strict=True))
-    first, window = geometry.first_window_frames, geometry.window_frames
-    return add_engine(
-        bundle,
-        gpu,
-        precision,
-        graph="stream",
-        profiles=tuple((first, window, window, n, n, n) for n in STREAMS),
-        plan={"tensors": tensors, "inputs": STREAM_INPUTS},
-        **options,
-    )
 
 
 def open_model(steps: StreamSteps, bundle: Bundle) -> StreamingModel:
