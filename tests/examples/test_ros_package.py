@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -75,6 +78,21 @@ def test_setup_installs_every_file_where_ament_looks(
         ("script_dir", scripts),
         ("install_scripts", scripts),
     ]
+
+
+def test_colcon_builds_it(ros_package: Path, tmp_path: Path) -> None:
+    if (colcon := shutil.which("colcon")) is None:
+        pytest.skip("colcon is not installed; `pip install colcon-ros` brings it, with plugins for pytest")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ros_package, tmp_path / "src" / ros_package.name, ignore=ignored)
+    environment = {**os.environ, "COLCON_HOME": str(tmp_path / "home")}
+    command = [colcon, "build"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    installed = tmp_path / "install" / ros_package.name
+    assert (installed / "share/ament_index/resource_index/packages" / ros_package.name).is_file()
+    assert (installed / "share" / ros_package.name / "launch" / "edge_asr.launch.py").is_file()
+    assert os.access(installed / "lib" / ros_package.name / "edge_asr_node", os.X_OK)
 
 
 def test_the_entry_point_leads_to_main(
