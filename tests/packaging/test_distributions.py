@@ -164,6 +164,25 @@ def test_bare_help_of_every_command(bare: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_bill_of_materials_names_each_dependency_and_its_license(
+    bare: Path, repository: Path, tmp_path: Path
+) -> None:
+    tool = str(Path(sys.executable).parent / "cyclonedx-py")  # it checks what it writes against the schema
+    file = tmp_path / "sbom.json"
+    check_output(repository / "scripts/sbom", "-o", file, bare / "python", cwd=tmp_path, CYCLONEDX=tool)
+    bill = json.loads(file.read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    assert bill["metadata"]["component"]["name"] == "edge-asr"
+    found = {component["name"].lower(): component for component in bill["components"]}
+    ours = {"edge-asr", "numpy", "scipy", "click", "rich", "soundfile", "soxr", "sounddevice", "onnxruntime"}
+    assert ours <= set(found)
+    assert not set(ABSENT) & set(found)
+    for name in ours:
+        assert found[name]["version"], name
+        assert found[name]["licenses"], name
+
+
+@pytest.mark.slow
 def test_bare_import_of_the_runtime(bare: Path, tmp_path: Path) -> None:
     code = (
         "import sys, edge_asr.runtime as r; [getattr(r, n) for n in r.__all__]\n"
