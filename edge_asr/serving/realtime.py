@@ -22,6 +22,7 @@ from edge_asr.errors import ConfigError, EdgeAsrError, RefusedError
 from edge_asr.printable import json_line
 from edge_asr.runtime import Error, Final, Partial, Unmatched
 from edge_asr.runtime.live.events import Event
+from edge_asr.serving.growing_text import GrowingText
 from edge_asr.serving.openai_api import ALIAS
 from edge_asr.serving.options import SessionOptions, session_options_from_json
 from edge_asr.serving.sessions import Place, Session, Sessions
@@ -74,8 +75,7 @@ class _Connection:
         self._ended_by_server: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._item: str | None = None
         self._previous_item: str | None = None
-        self._sent = ""
-        self._texts: list[str] = []
+        self._text = GrowingText()
         self._speech_s = 0.0
         self._is_ignoring = False
 
@@ -143,7 +143,7 @@ class _Connection:
             self._is_ignoring = True
             await self._finish()
             self._item, self._is_ignoring = None, False
-            self._sent, self._texts, self._speech_s = "", [], 0.0
+            self._text, self._speech_s = GrowingText(), 0.0
             await self._send("input_audio_buffer.cleared")
         elif kind == "session.update":
             self._update(message.get("session"))
@@ -220,14 +220,11 @@ class _Connection:
             await self._send_json(self.error_event("error", event.message))
         elif isinstance(event, Partial) and event.text:
             await self._begin_item(event.start_s)
-            settled = event.text.rpartition(" ")[0]
-            await self._send_delta(" ".join([*self._texts, settled]) if settled else "")
+            await self._send_delta(self._text.add_partial(event.text))
         elif isinstance(event, Final | Unmatched):
             await self._begin_item(event.start_s)
-            self._texts.append(event.text if isinstance(event, Final) else "")
             self._speech_s += event.end_s - event.start_s
-            text = " ".join(filter(None, self._texts))
-            await self._send_delta(text)
+            await self._send_delta(self._text.add_final(event.text if isinstance(event, Final) else ""))
             if self._has_vad:
                 end_ms = round(event.end_s * 1000)
                 await self._send("input_audio_buffer.speech_stopped", item_id=self._item, audio_end_ms=end_ms)
@@ -243,10 +240,8 @@ class _Connection:
                     audio_start_ms=round(start_s * 1000),
                 )
 
-    async def _send_delta(self, text: str) -> None:
-        """Send what a text has more than was sent of the item; nothing where it has changed before that."""
-        if text.startswith(self._sent) and len(text) > len(self._sent):
-            delta, self._sent = text[len(self._sent) :], text
+    async def _send_delta(self, delta: str) -> None:
+        if delta:
             await self._send(
                 "conversation.item.input_audio_transcription.delta",
                 item_id=self._item,
@@ -262,11 +257,11 @@ class _Connection:
             "conversation.item.input_audio_transcription.completed",
             item_id=item,
             content_index=0,
-            transcript=" ".join(filter(None, self._texts)),
+            transcript=self._text.text,
             usage={"type": "duration", "seconds": round(self._speech_s, 3)},
         )
         self._item, self._previous_item = None, item
-        self._sent, self._texts, self._speech_s = "", [], 0.0
+        self._text, self._speech_s = GrowingText(), 0.0
 
     def _describe(self) -> dict[str, Any]:
         pause_s = self._options.endpoint_config().pause_s

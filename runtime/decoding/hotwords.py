@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,9 +128,10 @@ class HotwordScorer:
             boosts[phrase] = max(hotword.boost, boosts.get(phrase, 0.0))
         if not boosts:
             raise ConfigError("there are no hotwords; give one at least, or leave them out")
-        spelled = [bytes_of_token(token) for token in vocabulary.tokens]
-        spelled[vocabulary.blank_id] = b""
-        _check_spelling(boosts, spelled)
+        spelling = Spelling(vocabulary)
+        for phrase in boosts:
+            spelling.check(phrase)
+        spelled = spelling.tokens
         trie = _Trie()
         for phrase, boost in boosts.items():
             trie.add(phrase, boost)
@@ -250,28 +251,45 @@ def is_unspaced(character: str) -> bool:
     return any(first <= ord(character) <= last for first, last in _UNSPACED)
 
 
-def _check_spelling(phrases: Iterable[str], tokens: Sequence[bytes]) -> None:
-    """Refuse words that the tokens cannot spell."""
-    known = set(tokens) - {b""}
-    longest = max(map(len, known), default=0)
-    has_spaces = any(b" " in token for token in known)
+class Spelling:
+    """Tells which words the tokens of a vocabulary can spell.
 
-    def can_spell(text: bytes) -> bool:
-        reached = [True] + [False] * len(text)
-        for end in range(1, len(text) + 1):
-            begins = range(max(0, end - longest), end)
-            reached[end] = any(reached[begin] and text[begin:end] in known for begin in begins)
-        return reached[-1]
+    Attributes:
+        tokens: the bytes of each token, a word boundary as a space; those of the blank are empty.
+        has_spaces: whether a text can have several words.
+    """
 
-    for phrase in phrases:
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokens = [bytes_of_token(token) for token in vocabulary.tokens]
+        self.tokens[vocabulary.blank_id] = b""
+        self.has_spaces = any(b" " in token for token in self.tokens)
+        self._known = set(self.tokens) - {b""}
+        self._longest = max(map(len, self._known), default=0)
+
+    def can_spell(self, word: str) -> bool:
+        """Return whether some tokens spell this word."""
+        return self._reaches_end(f" {word}".encode()) or self._reaches_end(word.encode())
+
+    def check(self, phrase: str) -> None:
+        """Refuse a phrase with a word that cannot be spelled.
+
+        Raises:
+            VocabularyError: it has one.
+        """
         words = phrase.split()
         for word in words:
-            if can_spell(f" {word}".encode()) or can_spell(word.encode()):
-                continue
-            folded = next((w for w in (word.lower(), word.upper()) if can_spell(w.encode())), None)
-            advice = f"write {folded!r}" if folded else "write it with the tokens of the model"
-            raise VocabularyError(f"the vocabulary cannot spell the hotword {word!r}; {advice}")
-        if len(words) > 1 and not has_spaces:
+            if not self.can_spell(word):
+                folded = next((w for w in (word.lower(), word.upper()) if self.can_spell(w)), None)
+                advice = f"write {folded!r}" if folded else "write it with the tokens of the model"
+                raise VocabularyError(f"the vocabulary cannot spell the hotword {word!r}; {advice}")
+        if len(words) > 1 and not self.has_spaces:
             raise VocabularyError(
                 f"the vocabulary has no space, so it cannot spell {phrase!r}; write it without spaces"
             )
+
+    def _reaches_end(self, text: bytes) -> bool:
+        reached = [True] + [False] * len(text)
+        for end in range(1, len(text) + 1):
+            begins = range(max(0, end - self._longest), end)
+            reached[end] = any(reached[begin] and text[begin:end] in self._known for begin in begins)
+        return reached[-1]
