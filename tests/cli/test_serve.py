@@ -53,9 +53,9 @@ TOKEN = "correct-horse-battery-staple"
             "others can reach 0.0.0.0, and clients of Wyoming cannot send a token; give --no-token to let",
         ),
         (
-            ["--wyoming", "0", "--host", "0.0.0.0", "--token", TOKEN],
-            1,
-            "cannot send a token; give --no-token",
+            ["--wyoming", "0", "--token", TOKEN],
+            2,
+            "clients of Wyoming cannot send a token; leave the token out",
         ),
         (["--zeroconf"], 2, "--zeroconf announces Wyoming; give --wyoming PORT too"),
         (["--wyoming", "0", "--zeroconf"], 1, "who cannot reach 127.0.0.1; give --host 0.0.0.0"),
