@@ -38,7 +38,7 @@ from edge_asr.serving.growing_text import GrowingText
 from edge_asr.serving.options import SessionOptions
 from edge_asr.serving.run import listen
 from edge_asr.serving.sessions import Session, Sessions
-from edge_asr.serving.wyoming_service import PROGRAM, WyomingService
+from edge_asr.serving.wyoming_service import DEFAULT_OPTIONS, PROGRAM, WyomingService
 from edge_asr.serving.wyoming_wire import MAX_HEADER_BYTES, AudioFormat, read_event
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class _Connection:
         self._core = face.core
         self._reader, self._writer = reader, writer
         self._writing = asyncio.Lock()
-        self._options: SessionOptions | None = SessionOptions()  # None: what was asked for is refused
+        self._options: SessionOptions | None = DEFAULT_OPTIONS  # None: what was asked for is refused
         self._is_deaf = False  # the request has failed, and its sound still comes
         self._request: _Request | None = None
         self._reads_since: float | None = None

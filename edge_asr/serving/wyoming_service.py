@@ -6,6 +6,7 @@ What this file does not do: listen, talk to a client (wyoming_face.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from wyoming.asr import Transcript, TranscriptStart, TranscriptStop
@@ -21,8 +22,13 @@ from edge_asr.serving.sessions import Sessions
 from edge_asr.serving.spoken_names import hotwords_from_names
 
 PROGRAM = "edge-asr"
-_PAUSES_S = {"aggressive": 0.3, "relaxed": 1.25}
-"""Of `vad_sensitivity`; by default it is the pause of a session."""
+DEFAULT_OPTIONS = SessionOptions(pause_s=0.7)
+"""The pause after which Home Assistant itself, by default, takes a command for ended."""
+_ENDPOINTS: Mapping[str, Mapping[str, Any]] = {
+    "aggressive": {"endpoint": "agent", "pause_s": 0.3},
+    "relaxed": {"endpoint": "dictation", "pause_s": 1.25},
+}
+"""Of `vad_sensitivity`."""
 
 
 class WyomingService:
@@ -89,8 +95,8 @@ class WyomingService:
         if self._takes_names:
             is_english = _primary(self.language) == "en"
             hotwords = hotwords_from_names(names, terms, self._spelling, is_english=is_english)
-        pause_s = _PAUSES_S.get(str(data.get("vad_sensitivity")))
-        return SessionOptions(hotwords=hotwords, pause_s=pause_s)
+        endpoint = _ENDPOINTS.get(str(data.get("vad_sensitivity")), {})
+        return replace(DEFAULT_OPTIONS, hotwords=hotwords, **endpoint)
 
     def beginning(self) -> TranscriptStart:
         """Return the event that begins an answer."""

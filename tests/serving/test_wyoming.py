@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from serving_clients import MakeServer, Running, Speech, is_near, run, until
 from wyoming.asr import Transcribe
-from wyoming.audio import AudioChunk, AudioStart
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.event import Event
 from wyoming.info import Describe, Info, SelectProgram
 from wyoming.ping import Ping
@@ -72,7 +72,7 @@ def test_a_recording_is_heard_to_its_end(
 def test_live_speech_is_answered_at_its_end_though_the_client_goes_on(
     wyoming: Running, speech: Speech, finals: list[tuple[Any, ...]]
 ) -> None:
-    async def work() -> tuple[list[Event], float]:
+    async def work() -> tuple[list[Event], float, list[Event]]:
         async with client(wyoming) as connected:
             await connected.write_event(Transcribe(language="en").event())
             await connected.write_event(AudioStart(RATE, 2, 1).event())
@@ -84,11 +84,17 @@ def test_live_speech_is_answered_at_its_end_though_the_client_goes_on(
                 await connected.write_event(AudioChunk(RATE, 2, 1, audio=block.tobytes()).event())
                 sent_s = round(sent_s + 0.1, 1)
                 await asyncio.sleep(max(0.0, began + sent_s - time.monotonic()))
-            return await answering, sent_s
+            for _ in range(3):  # still in the pipe
+                await connected.write_event(AudioChunk(RATE, 2, 1, audio=bytes(3200)).event())
+            await connected.write_event(AudioStop().event())
+            await connected.write_event(Transcribe(language="en").event())
+            await send(connected, speech.tobytes())
+            return await answering, sent_s, await answer(connected)
 
-    events, sent_s = run(work())
+    events, sent_s, second = run(work())
     assert transcript(events) == finals[0][1]
     assert 2.0 < sent_s < len(speech) / RATE  # before the next phrase has ended
+    assert transcript(second) == " ".join(final[1] for final in finals)
 
 
 def test_a_sensitivity_is_another_pause(wyoming: Running) -> None:
@@ -97,7 +103,7 @@ def test_a_sensitivity_is_another_pause(wyoming: Running) -> None:
         service.options({"vad_sensitivity": name}).endpoint_config().pause_s
         for name in ("aggressive", "default", "relaxed", "unheard of")
     ]
-    assert pauses == [0.3, 0.6, 1.25, 0.6]
+    assert pauses == [0.3, 0.7, 1.25, 0.7]
 
 
 @pytest.mark.parametrize("form", [(16_000, 1, 1), (16_000, 3, 1), (48_000, 4, 2), (22_050, 2, 1)])

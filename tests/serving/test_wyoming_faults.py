@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -170,6 +171,20 @@ def test_clients_that_are_killed_leave_nothing_and_change_no_words(
         return heard
 
     assert transcript(run(work())) == " ".join(final[1] for final in finals)
+
+
+def test_a_hundred_connections_leave_nothing(wyoming: Running, speech: Speech) -> None:
+    async def one(sound: bytes) -> None:
+        async with client(wyoming) as connected:
+            await connected.write_event(AudioChunk(RATE, 2, 1, audio=sound).event())
+
+    async def work() -> None:
+        for _ in range(10):
+            await asyncio.gather(*(one(speech[:1600].tobytes()) for _ in range(10)))
+            await until(lambda: wyoming.core.n_sessions == 0, 20)
+
+    run(work())
+    run(until(lambda: not [t for t in threading.enumerate() if t.name.startswith("edge-asr-live")]))
 
 
 def test_a_client_that_closes_its_own_direction_gets_its_answer(wyoming: Running, speech: Speech) -> None:
