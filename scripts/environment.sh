@@ -79,6 +79,11 @@ install_torch() {
     "$1/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt ${PIP_ARGS:-} torch
 }
 
+# has_chromium: whether a browser that the tests of the captions page can drive is on this machine.
+has_chromium() {
+    command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null
+}
+
 # has_portaudio FOLDER: whether the library that `listen` needs is on this machine.
 has_portaudio() {
     "$1/bin/python" -c 'import ctypes.util, sys; sys.exit(ctypes.util.find_library("portaudio") is None)'

@@ -1,5 +1,6 @@
-"""The HTTP face: WebSocket, the OpenAI API, health, readiness and metrics at one port.
+"""The HTTP face: captions page, WebSocket, the OpenAI API, health, readiness and metrics at one port.
 
+    GET  /                              see captions.py
     GET  /healthz                       the process lives
     GET  /readyz                        it takes clients (503 while it stops)
     GET  /metrics                       Prometheus
@@ -32,6 +33,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge_asr.errors import EdgeAsrError, RefusedError
 from edge_asr.serving.access import Access
+from edge_asr.serving.captions import captions_response
 from edge_asr.serving.metrics import CONTENT_TYPE, Metrics
 from edge_asr.serving.openai_api import OpenAiApi
 from edge_asr.serving.realtime import RealtimeApi
@@ -40,7 +42,7 @@ from edge_asr.serving.sessions import Sessions
 from edge_asr.serving.tls import TlsFiles
 from edge_asr.serving.websocket import ListenSocket, subprotocol_token
 
-_OPEN = ("/healthz", "/readyz")
+_OPEN = ("/", "/healthz", "/readyz")
 _STATUS = {
     "busy": 429, "draining": 503, "too_large": 413, "too_long": 413, "idle": 408, "bad_request": 400,
     "not_found": 404, "unauthorized": 401, "forbidden": 403,
@@ -102,6 +104,11 @@ def _given_token(request: HTTPConnection) -> str | None:
 def make_app(core: Sessions, *, access: Access, metrics: Metrics) -> Starlette:
     """Return the ASGI application of a core."""
 
+    page = captions_response(token_required=access.token is not None)
+
+    async def show_page(request: Request) -> Response:
+        return page
+
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
@@ -131,6 +138,7 @@ def make_app(core: Sessions, *, access: Access, metrics: Metrics) -> Starlette:
     openai, socket, realtime = OpenAiApi(core), ListenSocket(core), RealtimeApi(core)
     app = Starlette(
         routes=[
+            Route("/", show_page),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", show_metrics),

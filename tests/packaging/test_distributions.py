@@ -30,6 +30,7 @@ EMBEDDED = (
     "edge_asr/models/calibration/manifest.jsonl",
     "edge_asr/models/samples/robot_commands.txt",
     "edge_asr/py.typed",
+    "edge_asr/serving/captions.html",
 )
 MAX_MODEL_BYTES = 60_000_000
 MAX_CHECKPOINT_BYTES = 16_000_000
@@ -62,12 +63,12 @@ def source_files(repository: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def expected_in_wheel(source_files: list[str]) -> set[str]:
-    """Names inside the wheel: all modules, everything below edge_asr/models, py.typed."""
+    """Names inside the wheel: all modules, everything below edge_asr/models, py.typed, the captions page."""
     expected = set()
     for name in source_files:
         first = name.split("/")[0]
         module = name.endswith(".py") and first in ("edge_asr", "export", "runtime", "calibration")
-        if module or name.startswith("edge_asr/models/") or name == "edge_asr/py.typed":
+        if module or name.startswith("edge_asr/models/") or name in EMBEDDED:
             expected.add(name if first == "edge_asr" else f"edge_asr/{name}")
     return expected
 

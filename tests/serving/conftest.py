@@ -57,7 +57,7 @@ def finals(recognizer: Recognizer, speech: npt.NDArray[np.int16]) -> list[tuple[
 
 @pytest.fixture(scope="session")
 def make_server(recognizer: Recognizer) -> MakeServer:
-    """`with make_server(access=..., tls=..., grace_s=..., make_face=..., **limits) as running:`."""
+    """`with make_server(access=..., tls=..., grace_s=..., port=..., make_face=..., **limits) as running:`."""
 
     @contextmanager
     def make(
@@ -65,6 +65,7 @@ def make_server(recognizer: Recognizer) -> MakeServer:
         access: Access | None = None,
         tls: TlsFiles | None = None,
         grace_s: float = 10.0,
+        port: int = 0,
         make_face: Callable[[Sessions], Face] | None = None,
         **limits: Any,
     ) -> Iterator[Running]:
@@ -80,7 +81,7 @@ def make_server(recognizer: Recognizer) -> MakeServer:
                 face = make_face(core)
             else:
                 face = HttpFace(
-                    core, host="127.0.0.1", port=0, access=access or Access(), metrics=metrics, tls=tls
+                    core, host="127.0.0.1", port=port, access=access or Access(), metrics=metrics, tls=tls
                 )
             loop = asyncio.get_running_loop()
 

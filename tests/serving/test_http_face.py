@@ -86,18 +86,20 @@ def status_of_socket(url: str, **headers: str) -> int:
     return status
 
 
-def test_a_token_is_asked_for_everywhere_but_health(make_server: MakeServer, speech: Speech) -> None:
+def test_a_token_is_asked_for_everywhere_but_at_the_page_and_health(
+    make_server: MakeServer, speech: Speech
+) -> None:
     with make_server(access=Access(token=TOKEN)) as running:
-        assert HTTP.get(f"{running.http}/healthz").status_code == 200
-        assert HTTP.get(f"{running.http}/readyz").status_code == 200
-        for path in ("/metrics", "/v1/models", "/nothing", "/v1/audio/transcriptions", "/"):
+        for path in ("/", "/healthz", "/readyz"):
+            assert HTTP.get(running.http + path).status_code == 200
+        for path in ("/metrics", "/v1/models", "/nothing", "/v1/audio/transcriptions"):
             for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
                 answer = HTTP.get(running.http + path, headers=header)
                 assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
                 assert TOKEN not in answer.text
         right = {"Authorization": f"Bearer {TOKEN}"}
         assert HTTP.get(f"{running.http}/v1/models", headers=right).status_code == 200
-        assert figures(running, **right)['edge_asr_refused_total{"reason": "unauthorized"}'] == 15
+        assert figures(running, **right)['edge_asr_refused_total{"reason": "unauthorized"}'] == 12
         url = f"{running.ws}/v1/listen"
         assert status_of_socket(url) == 401
         assert status_of_socket(url, Authorization="Bearer wrong") == 401
