@@ -9,9 +9,11 @@ import ipaddress
 import socket
 
 import ifaddr
+from zeroconf import Error as ZeroconfError
 from zeroconf import InterfaceChoice
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
+from edge_asr.errors import ConfigError
 from edge_asr.serving.access import resolve
 
 SERVICE = "_wyoming._tcp.local."
@@ -31,7 +33,11 @@ class Announcement:
         self._zeroconf: AsyncZeroconf | None = None
 
     async def start(self, port: int) -> None:
-        """Announce it, under another name if another machine has this one."""
+        """Announce it, under another name if another machine has this one.
+
+        Raises:
+            ConfigError: the network takes no multicast.
+        """
         machine = socket.gethostname().partition(".")[0]
         # One label of DNS has 63 bytes.
         label = f"edge-asr {self._model} at {machine}".replace(".", "-").encode()[:63].decode(errors="ignore")
@@ -43,8 +49,13 @@ class Announcement:
             server=f"{machine}.local.",
             parsed_addresses=_own_addresses() if is_wild else self._addresses,
         )
-        self._zeroconf = AsyncZeroconf(interfaces=InterfaceChoice.All if is_wild else self._addresses)
-        await self._zeroconf.async_register_service(info, allow_name_change=True)
+        try:
+            self._zeroconf = AsyncZeroconf(interfaces=InterfaceChoice.All if is_wild else self._addresses)
+            await self._zeroconf.async_register_service(info, allow_name_change=True)
+        except (OSError, ZeroconfError) as error:
+            raise ConfigError(
+                f"the network cannot be told of the server ({error}); leave --zeroconf out"
+            ) from error
 
     async def close(self) -> None:
         """Take the announcement back."""

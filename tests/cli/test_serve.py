@@ -198,3 +198,28 @@ def test_the_socket_alone_needs_no_extra(sample_path: Path) -> None:
         assert not Path(path).exists()
     assert [event["type"] for event in events] == ["ready", "final", "end"]
     assert events[1]["text"] == "enter seven two five"
+
+
+def test_wyoming_alone() -> None:
+    from wyoming.client import AsyncClient
+    from wyoming.info import Describe, Info
+
+    async def describe(uri: str) -> Info:
+        async with AsyncClient.from_uri(uri, read_timeout=30) as client:
+            await client.write_event(Describe().event())
+            event = await client.read_event()
+            assert event is not None
+            return Info.from_event(event)
+
+    command = [sys.executable, "-m", "edge_asr", "serve", "--wyoming", "0", "--language", "pt-BR"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            found = re.search(r"tiny-en at (tcp://127.0.0.1:\d+); Ctrl-C stops", process.stderr.readline())
+            assert found
+            info = asyncio.run(asyncio.wait_for(describe(found[1]), 60))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert [model.languages for model in info.asr[0].models] == [["pt-BR"]]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from serving_clients import run
 from zeroconf import ServiceStateChange
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from edge_asr.errors import ConfigError
 from edge_asr.serving import announcement
 from edge_asr.serving.announcement import SERVICE, Announcement
 
@@ -39,6 +41,15 @@ def test_it_is_found_and_taken_back() -> None:
     _, port, addresses = run(work())
     assert port == 10300
     assert addresses == ["127.0.0.1"]
+
+
+def test_a_network_without_multicast_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise OSError("no such device")
+
+    monkeypatch.setattr(announcement, "AsyncZeroconf", fail)
+    with pytest.raises(ConfigError, match=r"told of the server \(no such device\); leave --zeroconf out"):
+        run(Announcement("tiny-en", "127.0.0.1").start(10300))
 
 
 def test_all_addresses_are_not_those_of_this_machine_alone() -> None:
