@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_wyoming_bench_finds_every_word(wyoming: Running, speech: Speech, tmp_pa
     place = wyoming.http.removeprefix("tcp://")
 
     def bench(*arguments: str) -> str:
-        command = ["wyoming-bench", *arguments]
+        command = [str(Path(sys.executable).with_name("wyoming-bench")), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         return done.stdout
 
