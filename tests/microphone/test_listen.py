@@ -231,8 +231,8 @@ def test_how_the_utterance_in_progress_is_followed(
     assert type(live._stream._decoder) is decoder
 
 
-def test_streaming_partials_need_a_streaming_model(portaudio: FakeSoundDevice) -> None:
-    result = CliRunner().invoke(cli, ["listen", "--partials", "streaming"])
+def test_streaming_partials_need_a_streaming_model(portaudio: FakeSoundDevice, random_bundle: Path) -> None:
+    result = CliRunner().invoke(cli, ["listen", "-m", str(random_bundle), "--partials", "streaming"])
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
     assert "no streaming model; export the checkpoint again with --streaming" in result.stderr
