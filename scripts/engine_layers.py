@@ -24,7 +24,7 @@ from edge_asr.export.fp16.attention import widen_softmax
 from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.graph.weights import load_float32
 from edge_asr.markdown import markdown_table
-from edge_asr.runtime.engine.lookup import Graph, artifact_of
+from edge_asr.runtime.engine.lookup import Graph, artifact_of, engine_precisions
 
 FRAMES = (16, 800, 3000)
 _LAYER = re.compile(
@@ -116,10 +116,12 @@ def forms(bundle: Bundle, stream: bool) -> Iterator[tuple[str, onnx.ModelProto]]
     """The graphs of a table, with their names."""
     label = "stream" if stream else "offline"
     graph: Graph = "stream" if stream else "model"
-    float32 = load_float32(bundle.path / artifact_of(bundle, "fp32", graph).file)
-    old = widen_softmax(convert_to_fp16(float32, half_inputs=CACHES if stream else ()))
-    yield f"{label} FP16 before", old
-    for precision in ("fp16", "int8"):
+    have = engine_precisions(bundle, graph)
+    if "fp16" in have:
+        float32 = load_float32(bundle.path / artifact_of(bundle, "fp32", graph).file)
+        old = widen_softmax(convert_to_fp16(float32, half_inputs=CACHES if stream else ()))
+        yield f"{label} FP16 before", old
+    for precision in (p for p in have if p != "fp32"):
         if precision == "int8":
             path = bundle.path / artifact_of(bundle, "int8", graph).file
             yield f"{label} INT8 before ({path.name})", onnx.load(path)

@@ -46,7 +46,6 @@ from acceptance.report import markdown
 from acceptance.sections import (
     Answer,
     child_main,
-    find_engine_sources,
     gate,
     not_run,
     section_names,
@@ -62,6 +61,7 @@ from edge_asr.diagnostics.jetson import check_jetson
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.diagnostics.tensorrt import check_tensorrt
 from edge_asr.errors import ConfigError, EdgeAsrError
+from edge_asr.runtime.engine.lookup import engine_precisions
 
 RESERVE_S = 10.0
 """Kept before a deadline, to end a section and to write."""
@@ -169,7 +169,7 @@ def make_settings(arguments: argparse.Namespace, bundle: Bundle, working: Path) 
     """Make the settings of the sections."""
     embedded = str(arguments.bundle) if str(arguments.bundle) in list_embedded_models() else None
     files = [artifact.precision for artifact in bundle.info.artifacts]
-    engines, streams = find_engine_sources(bundle)
+    engines, streams = engine_precisions(bundle), engine_precisions(bundle, "stream")
     have = [p for p in PRECISIONS if p in (*files, *engines, *streams)]
     wanted = have if arguments.precisions is None else arguments.precisions
     unknown = [precision for precision in wanted if precision not in have]

@@ -1,6 +1,6 @@
 """`edge-asr listen`: a live microphone to text, as a live line for people or JSON Lines for programs.
 
-It parses, connects a source of sound to a `LiveRecognizer` and prints its events.
+It parses, connects a source of sound to a `LiveRecognizer` and lets its events be shown (live_output.py).
 What this file does not do: record, recognize, detect pauses (edge_asr.runtime.live).
 """
 
@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import click
 
+from edge_asr.cli.live_output import JsonPrinter, TextPrinter, print_devices, summarize, with_digits
 from edge_asr.cli.options import FiniteRange, digits_option, recognizer_options, self_test_option
-from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
+from edge_asr.cli.terminal import is_terminal, say
 
 if TYPE_CHECKING:
-    from edge_asr.runtime.live.capture import InputDevice
-    from edge_asr.runtime.live.events import Event
     from edge_asr.runtime.live.pcm_source import PcmFormat
     from edge_asr.runtime.live.recognizer import LiveRecognizer
     from edge_asr.runtime.live.sources import AudioSource
@@ -158,7 +157,7 @@ def command(
     if list_devices:
         from edge_asr.runtime.live.microphone import list_devices as find_devices
 
-        _print_devices(find_devices(), as_json=as_json)
+        print_devices(find_devices(), as_json=as_json)
         return
 
     from edge_asr.runtime.live.endpointing import EndpointConfig
@@ -314,24 +313,18 @@ def run_live(live: LiveRecognizer, *, as_json: bool, greeting: Greeting, digits:
     with _stop_on_signals(live) as received, live:
         greeter.start()
         try:
-            with _JsonPrinter() if as_json else _TextPrinter() as printer:
+            with JsonPrinter() if as_json else TextPrinter() as printer:
                 for event in live:
-                    printer.show(_with_digits(event) if digits else event)
+                    printer.show(with_digits(event) if digits else event)
         except BrokenPipeError:
             # The reader has left, so nothing more may reach the broken stdout, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
     greeter.join()
-    say(_summary(live))
+    say(summarize(live))
     if live.error is not None:
         raise live.error
     return _SIGNAL_EXIT + received[0] if received else 0
-
-
-def _with_digits(event: Event) -> Event:
-    from edge_asr.runtime.digits import write_event_digits
-
-    return write_event_digits(event)
 
 
 @contextmanager
@@ -352,105 +345,3 @@ def _stop_on_signals(live: LiveRecognizer) -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-class _JsonPrinter:
-    """Prints one event per line, flushed, so that a program gets it at once."""
-
-    def __enter__(self) -> _JsonPrinter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def show(self, event: Event) -> None:
-        print_json(event.to_dict())
-
-
-class _TextPrinter:
-    """Prints finals as lines, and the utterance in progress as a dim live line on a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
-
-        self._to_terminal = is_terminal(sys.stdout)
-        self._console = Console(stderr=not self._to_terminal, highlight=False)
-        self._line = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
-        self._text = Text
-
-    def __enter__(self) -> _TextPrinter:
-        if self._console.is_terminal:
-            self._line.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._line.stop()
-
-    def show(self, event: Event) -> None:
-        from edge_asr.runtime.live.events import DeviceChange, Final, Gap, Partial, Unmatched
-
-        if isinstance(event, Partial):
-            self._show_partial(event.text)
-        elif isinstance(event, Final):
-            self._show_partial("")
-            if self._to_terminal:
-                self._console.print(self._text(event.text))
-            else:
-                print_text(event.text + "\n")
-        elif isinstance(event, Unmatched):
-            self._show_partial("")
-            self._note(f"no phrase of the grammar: {event.heard}")
-        elif isinstance(event, Gap):
-            self._note(str(event))
-        elif isinstance(event, DeviceChange):
-            self._note(event.message)
-
-    def _note(self, message: str) -> None:
-        if self._line.is_started:
-            self._console.print(self._text(f"edge-asr: {message}"))
-        else:
-            say(message)
-
-    def _show_partial(self, text: str) -> None:
-        if not self._line.is_started:
-            return
-        room = max(10, self._console.width - 2)
-        shown = text if len(text) <= room else "…" + text[-room + 1 :]
-        self._line.update(self._text(shown, style="dim"), refresh=True)
-
-
-def _summary(live: LiveRecognizer) -> str:
-    stats = live.stats
-    load = stats.compute_s / stats.audio_s if stats.audio_s else 0.0
-    return (
-        f"heard {stats.audio_s:.2f} s, {stats.n_finals} finals; {stats.n_gaps} gaps "
-        f"({stats.lost_s:.2f} s lost), {stats.n_overflows} overflows; recognition took {load:.1%} of the time"
-    )
-
-
-def _print_devices(devices: list[InputDevice], *, as_json: bool) -> None:
-    if as_json:
-        print_json({"devices": [device.to_dict() for device in devices]})
-        return
-    if not devices:
-        say("no input devices; plug a microphone in")
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "index", "name", "system", "channels", "rate"):
-        table.add_column(heading)
-    for device in devices:
-        table.add_row(
-            "*" if device.is_default else "",
-            str(device.index),
-            Text(device.name),
-            device.host_api,
-            str(device.max_channels),
-            f"{device.sample_rate} Hz",
-        )
-    Console().print(table)

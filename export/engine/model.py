@@ -19,7 +19,12 @@ from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import BundleError, require
 from edge_asr.export.engine.int8 import fit_scales, free_groups
 from edge_asr.export.engine.positions import freeze_positions
-from edge_asr.export.fp16.attention import join_biases, use_attention_operators, widen_softmax
+from edge_asr.export.fp16.attention import (
+    join_biases,
+    multiply_sums,
+    use_attention_operators,
+    widen_softmax,
+)
 from edge_asr.export.fp16.convert import convert_to_fp16
 from edge_asr.graph.weights import load_float32
 from edge_asr.runtime.engine.lookup import artifact_of
@@ -84,7 +89,7 @@ def arrange_model(
     if max_frames is not None and not stream:
         n_frames = bundle.info.output_frames.n_graph(max_frames)
         model = freeze_positions(model, float32, n_frames)
-    return join_biases(model)
+    return join_biases(multiply_sums(model))
 
 
 def _load(bundle: Bundle, precision: Precision, *, stream: bool) -> tuple[onnx.ModelProto, onnx.ModelProto]:

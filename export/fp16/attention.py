@@ -2,13 +2,17 @@
 
 The kernel of fused attention takes one bias. Graphs add the scores by position and the mask one after the
 other, so `join_biases` adds these two first; what frames may see is unchanged to the bit, because the mask is
-0 there. `widen_softmax` is the way back from a half Softmax, for a GPU whose fused kernel is wrong, and
+0 there. WeNet's attention also adds keys times a constant, summed over the channels of a head: a sum stays
+float32, and the softmax with it, so `multiply_sums` makes it a product, whose kernels accumulate in float32
+anyway. `widen_softmax` is the way back from a half Softmax, for a GPU whose fused kernel is wrong, and
 `use_attention_operators` names the pattern to a TensorRT that has an operator for it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edge_asr.errors import GateError, require
 from edge_asr.graph.nodes import set_nodes
@@ -64,6 +68,62 @@ def join_biases(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [new for node in graph.node for new in replaced.get(id(node), [node])]
     set_nodes(graph, kept)
     return joined
+
+
+def multiply_sums(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which sums over the channels of heads, weighted by a constant, are matrix products.
+
+    (..., H, T, d) times a constant (H, 1, d), summed over d, is the product with (H, d, 1). (..., H, d) times
+    (H, d) is the product of (..., H d) with a matrix (H d, H), a row of the constant in each column and zeros
+    elsewhere.
+
+    Args:
+        model: any graph; one without such sums gives an equal copy.
+    """
+    require("onnx", extra="export")
+    from onnx import helper, numpy_helper, shape_inference
+
+    multiplied = compacted(model)
+    graph = multiplied.graph
+    constants = {i.name: i for i in graph.initializer}
+    writers = {name: node for node in graph.node for name in node.output}
+    inferred = shape_inference.infer_shapes(model).graph
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim) for value in (*inferred.input, *inferred.value_info)
+    }
+    replaced: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        product = writers.get(node.input[0]) if node.op_type == "ReduceSum" else None
+        if product is None or product.op_type != "Mul" or len(node.input) < 2:
+            continue
+        axes = constants.get(node.input[1])
+        keeps = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        values, weights = sorted(product.input, key=lambda name: name in constants)
+        rank, name = ranks.get(values, 0), node.output[0]
+        if keeps or axes is None or numpy_helper.to_array(axes).tolist() not in ([-1], [rank - 1]):
+            continue
+        rows = numpy_helper.to_array(constants[weights]) if weights in constants else np.zeros(0)
+        if rows.ndim == 3 and rows.shape[1] == 1 and rank > 2:  # (H, 1, d)
+            matrix, shape = np.ascontiguousarray(rows.transpose(0, 2, 1)), [-1]
+            before, after = [], ["Squeeze"]
+        elif rows.ndim == 2 and rank > 2:  # (H, d)
+            of_head = np.eye(len(rows), dtype=rows.dtype)[:, None, :]
+            matrix, shape = (rows[:, :, None] * of_head).reshape(-1, len(rows)), [0] * (rank - 2) + [-1]
+            before, after = ["Reshape"], []
+        else:
+            continue
+        added = {f"{name}_matrix": matrix, f"{name}_shape": np.asarray(shape, np.int64)}
+        graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in added.items())
+        kinds = [*before, "MatMul", *after]
+        steps, source = [], values
+        for number, kind in enumerate(kinds, start=1):
+            target = name if number == len(kinds) else f"{name}_step_{number}"
+            second = f"{name}_matrix" if kind == "MatMul" else f"{name}_shape"
+            steps.append(helper.make_node(kind, [source, second], [target], f"{node.name}_{kind}"))
+            source = target
+        replaced[name] = steps
+    set_nodes(graph, [new for node in graph.node for new in replaced.get(node.output[0], [node])])
+    return multiplied
 
 
 def widen_softmax(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -32,6 +32,7 @@ What this file does not do: build plans (edge_asr.export.engine.builder) or run 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -40,7 +41,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from edge_asr.bundle.folder import Bundle
-from edge_asr.bundle.manifest import Artifact, Precision
+from edge_asr.bundle.manifest import PRECISIONS, Artifact, Precision
 from edge_asr.bundle.names import ENGINES_FOLDER
 from edge_asr.errors import BundleError, EngineError
 from edge_asr.runtime.engine.sidecar import (
@@ -70,6 +71,7 @@ __all__ = [
     "build_command",
     "check_engine",
     "check_trust",
+    "engine_precisions",
     "find_engine",
     "fingerprint",
     "has_engine",
@@ -135,6 +137,16 @@ def artifact_of(bundle: Bundle, precision: Precision, graph: Graph = "model") ->
             f"{precision} is built from {wanted}; export the model again"
         )
     return artifact
+
+
+def engine_precisions(bundle: Bundle, graph: Graph = "model") -> list[Precision]:
+    """List the precisions in which engines of a graph can be built."""
+    found: list[Precision] = []
+    for precision in PRECISIONS:
+        with contextlib.suppress(BundleError):
+            artifact_of(bundle, precision, graph)
+            found.append(precision)
+    return found
 
 
 def build_command(bundle: Bundle, precision: Precision, flavor: Flavor, *, force: bool = False) -> str:

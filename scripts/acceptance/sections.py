@@ -28,10 +28,9 @@ from acceptance.settings import Settings
 from edge_asr.atomic import write_file
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import PRECISIONS, Precision
-from edge_asr.errors import BundleError, ConfigError, EdgeAsrError, MissingDependencyError
+from edge_asr.errors import ConfigError, EdgeAsrError, MissingDependencyError
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import run_cases
-from edge_asr.runtime.engine.lookup import Graph, artifact_of
 from edge_asr.runtime.engine.sidecar import FLAVORS, DeviceIdentity, Flavor
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend, check_device
 
@@ -61,19 +60,6 @@ def section_names(settings: Settings) -> list[str]:
     graphs = [f"{graph}{p}" for _, graph, p in sorted(wanted, key=lambda item: item[0])]
     engines = [f"{flavor} {graph}" for flavor in FLAVORS for graph in graphs]
     return ["cuda", "torch", "onnxruntime", *engines, "speed"]
-
-
-def find_engine_sources(bundle: Bundle) -> tuple[list[Precision], list[Precision]]:
-    """List the precisions in which engines can be built: of the offline graph, and of a step of a stream."""
-
-    def has(precision: Precision, graph: Graph) -> bool:
-        try:
-            artifact_of(bundle, precision, graph)
-        except BundleError:
-            return False
-        return True
-
-    return [p for p in PRECISIONS if has(p, "model")], [p for p in PRECISIONS if has(p, "stream")]
 
 
 def run_section(name: str, settings: Settings, runners: Sequence[str], save: Save) -> Answer:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Precision
@@ -23,7 +24,16 @@ from edge_asr.export.engine.graph_proof import prove_int8_graph, prove_stream_gr
 from edge_asr.export.engine.int8 import HALF_GROUPS, fit_scales
 from edge_asr.export.engine.model import make_engine_model
 from edge_asr.export.engine.parser import parse_network
-from edge_asr.export.fp16.attention import join_biases, use_attention_operators, widen_softmax
+from edge_asr.export.fp16.attention import (
+    join_biases,
+    multiply_sums,
+    use_attention_operators,
+    widen_softmax,
+)
+from edge_asr.export.fp16.convert import convert_to_fp16
+from edge_asr.export.inference_form import to_inference_form
+from edge_asr.export.onnx_export import export_onnx
+from edge_asr.export.optimize import simplify_graph
 from edge_asr.graph.session import open_graph
 from edge_asr.graph.weights import load_float32
 from edge_asr.proof.clips import find_clips, load_clips
@@ -195,6 +205,70 @@ def spoil(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Sigmoid":
             node.op_type = "Relu"
     return model
+
+
+def make_sums(
+    weights: np.ndarray, values: list[int | str], *, axis: int = -1, keepdims: int = 0
+) -> onnx.ModelProto:
+    """One weighted sum."""
+    make = onnx.helper.make_node
+    arrays = {"weights": weights.astype(np.float32), "axes": np.asarray([axis], np.int64)}
+    graph = onnx.helper.make_graph(
+        [
+            make("Mul", ["values", "weights"], ["product"]),
+            make("ReduceSum", ["product", "axes"], ["sum"], "sum", keepdims=keepdims),
+            make("Neg", ["sum"], ["y"]),
+        ],
+        "sums",
+        [onnx.helper.make_tensor_value_info("values", FLOAT, ["B", *values[1:]])],
+        [onnx.helper.make_tensor_value_info("y", FLOAT, [None] * (len(values) - 1 + keepdims))],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("weights", "values", "options", "multiplies"),
+    [
+        ((4, 1, 8), ["B", 4, "T", 8], {}, True),
+        ((4, 8), ["B", "T", 4, 8], {}, True),
+        ((4, 8), ["B", 4, 8], {"axis": 2}, True),
+        ((4, 8), ["B", "T", 4, 8], {"axis": -2}, False),
+        ((4, 8), ["B", "T", 4, 8], {"keepdims": 1}, False),
+        ((8,), ["B", "T", 4, 8], {}, False),
+        ((4, 7, 8), ["B", 4, 7, 8], {}, False),
+    ],
+)
+def test_weighted_sums_over_channels_are_products(
+    weights: tuple[int, ...], values: list[int | str], options: dict[str, int], multiplies: bool
+) -> None:
+    random = np.random.default_rng(0)
+    model = make_sums(random.normal(size=weights), values, **options)
+    made = multiply_sums(model)
+    onnx.checker.check_model(made)
+    assert [node.op_type == "MatMul" for node in made.graph.node].count(True) == multiplies
+    assert any(node.op_type == "ReduceSum" for node in made.graph.node) != multiplies
+    shape = [n if isinstance(n, int) else {"B": 2, "T": 5}[n] for n in values]
+    feeds = {"values": random.normal(size=shape).astype(np.float32)}
+    (found,), (expected,) = (ReferenceEvaluator(m).run(None, feeds) for m in (made, model))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_attention_of_wenet_is_half_too(build_model: Callable[..., Any]) -> None:
+    """Its scores of positions are sums over channels, which half would leave in float32."""
+    network = build_model(attention="absolute_pos", conv_norm="layer_norm")
+    for layer in network.encoder.layers:
+        layer.attention.pos_bias_u.data.normal_(0, 0.5)
+        layer.attention.pos_bias_v.data.normal_(0, 0.5)
+    float32 = simplify_graph(export_onnx(to_inference_form(network), 80), 80)
+    arranged = join_biases(multiply_sums(float32))
+    for found, expected in zip(run(arranged, [97, 41, 8]), run(float32, [97, 41, 8]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    for made, kind in ((convert_to_fp16(join_biases(float32)), FLOAT), (convert_to_fp16(arranged), FLOAT16)):
+        types = types_of(made)
+        softmaxes = [node for node in made.graph.node if node.op_type == "Softmax"]
+        assert [types[node.output[0]] for node in softmaxes] == [kind] * 2  # layers
 
 
 def test_scales_too_small_for_half_are_raised_and_weights_follow() -> None:

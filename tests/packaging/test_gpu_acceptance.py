@@ -212,9 +212,12 @@ def test_fake_tensorrt_refusal_is_kept_and_fails_unless_rtx_does_not_serve_the_g
 
 def test_every_engine_of_the_embedded_model_has_a_section(acceptance, settings) -> None:
     """FP16 is made from model.onnx; the stream is there in INT8 alone; float32 engines come last."""
-    from acceptance.sections import find_engine_sources, section_names
+    from acceptance.sections import section_names
 
-    engines, streams = find_engine_sources(Bundle.load("tiny-en"))
+    from edge_asr.runtime.engine.lookup import engine_precisions
+
+    embedded = Bundle.load("tiny-en")
+    engines, streams = engine_precisions(embedded), engine_precisions(embedded, "stream")
     assert (engines, streams) == (["fp32", "fp16", "int8"], ["int8"])
     names = section_names(settings(engines=tuple(engines), streams=("fp32", "fp16", "int8")))
     assert names[:3] == ["cuda", "torch", "onnxruntime"]
