@@ -6,6 +6,7 @@ Nothing here is evidence about a GPU: what the calls do on one is for scripts/gp
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
 import shutil
 import subprocess
@@ -138,12 +139,23 @@ int cuGraphExecDestroy(void *e) { return note(P(e), 0, 0, 0); }
 DEVICE, HOST, STREAM, BIG = 0xFEDCBA9876543200, 0x7FCBA9876543200, 0x7EEEEEEEEEE0, 5_000_000_000
 
 
+def _find_compiler(machine: str) -> str | None:
+    """A compiler for a machine; in an emulated one, cc may be that of the machine around it."""
+    for name in (f"{machine}-linux-gnu-gcc", "cc", "gcc"):
+        path = shutil.which(name)
+        if path is not None:
+            made_for = subprocess.run([path, "-dumpmachine"], capture_output=True, text=True).stdout
+            if made_for.split("-")[0] == machine:
+                return path
+    return None
+
+
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A compiled libcuda, which the real `load_driver` opens."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
+    compiler = _find_compiler(platform.machine())
     if compiler is None:
-        pytest.skip("needs a C compiler to make a libcuda")
+        pytest.skip(f"needs a C compiler for {platform.machine()} to make a libcuda")
     folder = tmp_path_factory.mktemp("libcuda")
     (folder / "echo.c").write_text(ECHO)
     library = folder / "libcuda.so.1"
