@@ -2,7 +2,7 @@
 
 An event is one frozen object in Python and one line of JSON (`to_dict`). Times are
 seconds of the 16 kHz stream since listening began, so they are also positions in the recording.
-What this file does not do: decide when an event happens (recognizer.py), print it (edge_asr/cli/live_output.py).
+What this file does not do: decide when an event happens (recognizer.py), print it (cli/live_output.py).
 
     partial    the text of the utterance in progress so far; the next one replaces it
     final      the text of one utterance; immutable, never followed by another of the same id

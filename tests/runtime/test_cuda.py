@@ -90,7 +90,7 @@ def test_the_prototypes_are_those_of_cuda_h(version: str, pytestconfig: pytest.C
 # What goes in comes out again, beyond 32 bits, in the order of cuda.h; only a few calls keep a state.
 ECHO = r"""
 #include <stddef.h>
-#include <string.h>
+char *strncpy(char *to, const char *from, size_t n); /* a cross compiler may lack a libc */
 typedef unsigned long long u64;
 static u64 seen[4]; static int current, failing;
 u64 *last(void) { return seen; }
@@ -159,7 +159,9 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("libcuda")
     (folder / "echo.c").write_text(ECHO)
     library = folder / "libcuda.so.1"
-    subprocess.run([compiler, "-w", "-shared", "-fPIC", "-o", library, folder / "echo.c"], check=True)
+    subprocess.run(
+        [compiler, "-w", "-shared", "-nostdlib", "-fPIC", "-o", library, folder / "echo.c"], check=True
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ctypes, "CDLL", lambda name, real=ctypes.CDLL: real(str(folder / name)))
         cuda.load_driver.cache_clear()
