@@ -50,7 +50,9 @@ def bash(
     )
 
 
-@pytest.mark.parametrize("name", ["scripts/demo", "scripts/test", "scripts/check", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["scripts/demo", "scripts/test", "scripts/test_integrations", "scripts/check", ".ci/run"]
+)
 def test_scripts_are_executable_bash_that_stops_at_errors(repository: Path, name: str) -> None:
     text = (repository / name).read_text()
     assert os.access(repository / name, os.X_OK)
@@ -121,6 +123,14 @@ def test_the_environment_is_installed_again_only_when_its_files_change(tree: Pat
     write_program(binaries, "python", 'case "$*" in *install*) exit 1 ;; esac')
     (tree / "constraints.txt").write_text("torch==10\n")
     assert [bash(tree, code).returncode for _ in range(2)] == [1, 1]  # a failure leaves no stamp
+
+
+def test_integrations_are_named_before_any_work(tree: Path) -> None:
+    done = subprocess.run(
+        ["scripts/test_integrations", "pipecat", "twilio"], cwd=tree, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: there is no integration twilio; name pipecat, livekit or both\n"
 
 
 def test_demo_refuses_what_it_does_not_know_before_any_work(tree: Path) -> None:
