@@ -4,6 +4,7 @@
     python scripts/bench_serve.py --clients 1,4,8 --seconds 30
     python scripts/bench_serve.py --protocol wyoming --clients 1,2,4,8,16,32 --stop-at 0.5
     python scripts/bench_serve.py --bundle stream160 --manifest dev.jsonl --clients 8 --seconds 600
+    python scripts/bench_serve.py --peer bin/sherpa-onnx-online-websocket-server --clients 1,4,16
 
 For each number, a server of its own is started as a program. The clients speak at real-time pace, in blocks
 of 20 ms, each with another clip first and a moment later than the one before. A latency is the time from the
@@ -14,6 +15,10 @@ it beforehand. "wait" is the part that end-pointing waits for a pause (over Wyom
 Processor time is that of the server's process, and of this one for the clients, in cores. Memory is what the
 server has at the end of a run; "a session" is what it has grown by since before the first client, over their
 number, and "slope" how fast it grows in the second half of a run (of a minute or more).
+With `--peer`, sherpa-onnx's own server (PyPI: sherpa-onnx-bin, its libraries in sherpa-onnx-core) serves the
+streaming graph of the bundle in INT8 to as many clients after each run. It counts frames of 40 ms and looks
+after each chunk only, so its pause is given to it in its own time; a final of its answers the last utterance
+that has ended before it comes.
 The exit code is 3 if a client lost sound, heard nothing or was refused; the last line is JSON.
 """
 
@@ -23,21 +28,21 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import numpy.typing as npt
-from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import connect
 from wyoming.asr import Transcribe
 from wyoming.audio import AudioChunk, AudioStart
@@ -46,6 +51,7 @@ from wyoming.client import AsyncClient
 from edge_asr.audio import read_audio
 from edge_asr.benchmark.provenance import describe_cpu, package_versions
 from edge_asr.benchmark.table import Table, make_console, print_table
+from edge_asr.bundle.folder import Bundle
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.manifest import read_manifest
 from edge_asr.runtime import FileSource, Final, LiveRecognizer, Recognizer
@@ -58,7 +64,8 @@ MEMORY_EVERY_S = 10.0
 SAMPLE = Path(__file__).resolve().parents[1] / "edge_asr/models/samples/robot_commands.flac"
 PACKAGES = ("edge-asr", "numpy", "onnxruntime", "uvicorn", "websockets", "wyoming")
 PAUSES_S = {"aggressive": 0.3, "default": 0.7, "relaxed": 1.25}
-CPU, MEMORY = "process_cpu_seconds_total", "process_resident_memory_bytes"
+ENDPOINT_PAUSES_S = {"agent": 0.2, "command": 0.4, "dictation": 1.0}
+PEER_FRAME_S = 0.04
 Pcm = npt.NDArray[np.int16]
 
 
@@ -83,12 +90,23 @@ class Heard:
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server of this run listens, as host:port."""
+    """A server of this run: its process, and where it listens, as host:port."""
 
+    pid: int
     http: str
-    wyoming: str
+    wyoming: str = ""
+
+    def cpu_s(self) -> float:
+        """Return the processor time that it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> int:
+        """Return its resident bytes."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+Serving = Callable[[int], AbstractContextManager[Server]]
 SpeakOne = Callable[[Server, int, Heard], Coroutine[Any, Any, None]]
 
 
@@ -104,14 +122,21 @@ def main() -> int:
     parser.add_argument("--endpoint", default="agent", choices=("command", "dictation", "agent"))
     parser.add_argument("--no-partials", action="store_true", help="over WebSocket")
     parser.add_argument("--sensitivity", default="aggressive", choices=tuple(PAUSES_S), help="over Wyoming")
+    parser.add_argument("--peer", type=Path, metavar="PROGRAM", help="sherpa-onnx-online-websocket-server")
     arguments = parser.parse_args()
-    speak_one = choose_client(arguments)
+    ours = choose_client(arguments), lambda n: serving(arguments.bundle, n)
+    theirs = None if arguments.peer is None else choose_peer(arguments)
     rows: list[dict[str, Any]] = []
+    peer_rows: list[dict[str, Any]] = []
     for n in map(int, arguments.clients.split(",")):
-        rows.append(measure(n, speak_one, bundle=arguments.bundle, seconds=arguments.seconds))
+        rows.append(measure(n, *ours))
+        if theirs is not None:
+            peer_rows.append(measure(n, *theirs))
         if arguments.stop_at is not None and not rows[-1]["p99"] <= arguments.stop_at:
             break
-    show(rows)
+    show("edge-asr", rows)
+    if theirs is not None:
+        show("sherpa-onnx", peer_rows)
     kept = [row["clients"] for row in rows if row["p99"] <= (arguments.stop_at or 0.5) and is_good(row)]
     pause = {"sensitivity": arguments.sensitivity}
     if arguments.protocol == "websocket":
@@ -127,6 +152,7 @@ def main() -> int:
         "p99_limit": arguments.stop_at or 0.5,
         "most_clients": max(kept, default=0),
         "runs": rows,
+        "peer_runs": peer_rows,
     }
     print(json.dumps(report))
     return 0 if all(map(is_good, rows)) else 3
@@ -143,7 +169,7 @@ def choose_client(arguments: argparse.Namespace) -> SpeakOne:
             return speak(url, turned(clips, index), arguments.seconds, heard)
 
         return speak_one
-    utterances = find_utterances(clips, arguments.bundle)
+    utterances = [u for cut in find_utterances(clips, arguments.bundle) for _, u in cut]
 
     def ask_one(server: Server, index: int, heard: Heard) -> Coroutine[Any, Any, None]:
         own = turned(utterances, index)
@@ -152,12 +178,25 @@ def choose_client(arguments: argparse.Namespace) -> SpeakOne:
     return ask_one
 
 
+def choose_peer(arguments: argparse.Namespace) -> tuple[SpeakOne, Serving]:
+    """Return what a client of sherpa-onnx does, and how its server is started."""
+    clips = load_clips(arguments.manifest)
+    ends = [[begin + u.end_s for begin, u in cut] for cut in find_utterances(clips, arguments.bundle)]
+    pairs = list(zip(clips, ends, strict=True))
+    pause_s = ENDPOINT_PAUSES_S[arguments.endpoint]
+
+    def speak_one(server: Server, index: int, heard: Heard) -> Coroutine[Any, Any, None]:
+        return speak_to_peer(f"ws://{server.http}", turned(pairs, index), arguments.seconds, heard)
+
+    return speak_one, lambda n: serving_peer(arguments.peer, arguments.bundle, pause_s)
+
+
 def is_good(row: dict[str, Any]) -> bool:
     """Return whether nothing went wrong in a run."""
     return not (row["problems"] or row["gaps"])
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(name: str, rows: list[dict[str, Any]]) -> None:
     """Print the table."""
     columns = (
         "clients", "finals", "p50", "p90", "p99", "wait p50", "server CPU", "client CPU", "memory",
@@ -173,7 +212,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
         for row in rows
     )  # fmt: skip
-    title = "Seconds from the end of speech to the final"
+    title = f"{name}: seconds from the end of speech to the final"
     print_table(Table(title=title, columns=columns, rows=cells), make_console())
 
 
@@ -184,21 +223,21 @@ def load_clips(manifest: Path | None) -> list[Pcm]:
     return [(np.append(read_audio(path, RATE), tail) * 32767).astype(np.int16) for path in paths]
 
 
-def find_utterances(clips: list[Pcm], bundle: str) -> list[Utterance]:
-    """Cut the clips into what the model takes for utterances, and note where the last word of each ends."""
+def find_utterances(clips: list[Pcm], bundle: str) -> list[list[tuple[float, Utterance]]]:
+    """Cut each clip into what the model takes for utterances; return where each begins, and itself."""
     found = []
     with Recognizer.load(bundle, num_threads=1) as recognizer:
         for clip in clips:
             with LiveRecognizer(recognizer, FileSource(clip, sample_rate=RATE, pace=0)) as live:
                 finals = [event for event in live if isinstance(event, Final)]
-            found += [
-                Utterance(
-                    clip[final.segment_start_samples : final.segment_end_samples],
-                    final.end_s - final.segment_start_s,
-                )
-                for final in finals
-            ]
+            found.append([(final.segment_start_s, utterance_of(clip, final)) for final in finals])
     return found
+
+
+def utterance_of(clip: Pcm, final: Final) -> Utterance:
+    """Return the sound of a final."""
+    samples = clip[final.segment_start_samples : final.segment_end_samples]
+    return Utterance(samples, final.end_s - final.segment_start_s)
 
 
 def turned(items: list[Any], index: int) -> list[Any]:
@@ -207,16 +246,17 @@ def turned(items: list[Any], index: int) -> list[Any]:
     return items[first:] + items[:first]
 
 
-def measure(n_clients: int, speak_one: SpeakOne, *, bundle: str, seconds: float) -> dict[str, Any]:
+def measure(n_clients: int, speak_one: SpeakOne, serve: Serving) -> dict[str, Any]:
     """Run so many clients on a server of their own."""
-    with serving(bundle, n_clients) as server:
+    with serve(n_clients) as server:
         heard = Heard()
-        before, own_before = figures(server), time.process_time()
+        cpu_s, memory, own_s = server.cpu_s(), server.memory(), time.process_time()
         began = time.monotonic()
-        sizes = asyncio.run(speak_all(server, n_clients, speak_one, seconds, heard))
+        sizes = asyncio.run(speak_all(server, n_clients, speak_one, heard))
         wall_s = time.monotonic() - began
-        client_cpu = (time.process_time() - own_before) / wall_s
-        after = figures(server)
+        client_cpu = (time.process_time() - own_s) / wall_s
+        server_cpu = (server.cpu_s() - cpu_s) / wall_s
+        memory_at_end = server.memory()
     if not heard.latencies_s:
         heard.problems.append("no client heard a final")
     p50, p90, p99 = np.percentile(heard.latencies_s or [float("nan")], [50, 90, 99]).tolist()
@@ -228,11 +268,11 @@ def measure(n_clients: int, speak_one: SpeakOne, *, bundle: str, seconds: float)
         "p99": round(p99, 4),
         "wait_p50": round(float(np.median(heard.waits_s or [0.0])), 4),
         "late_p99": round(float(np.percentile(heard.late_s or [0.0], 99)), 4),
-        "server_cpu": round((after[CPU] - before[CPU]) / wall_s, 3),
+        "server_cpu": round(server_cpu, 3),
         "client_cpu": round(client_cpu, 3),
-        "memory_mb": round(after[MEMORY] / 1e6, 1),
-        "memory_idle_mb": round(before[MEMORY] / 1e6, 1),
-        "session_mb": round((after[MEMORY] - before[MEMORY]) / 1e6 / n_clients, 2),
+        "memory_mb": round(memory_at_end / 1e6, 1),
+        "memory_idle_mb": round(memory / 1e6, 1),
+        "session_mb": round((memory_at_end - memory) / 1e6 / n_clients, 2),
         "slope_mb_per_min": slope(sizes),
         "gaps": heard.n_gaps,
         "problems": heard.problems[:5],
@@ -261,21 +301,44 @@ def serving(bundle: str, n_sessions: int) -> Iterator[Server]:
         # Its log must not fill the pipe.
         drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
         try:
-            yield Server(found[1], found[2])
+            yield Server(process.pid, found[1], found[2])
         finally:
             process.terminate()
             process.wait(30)
             drain.wait(30)
 
 
-def figures(server: Server) -> dict[str, float]:
-    """Read the metrics without labels."""
-    page = httpx.get(f"http://{server.http}/metrics").text
-    return {s.name: s.value for family in text_string_to_metric_families(page) for s in family.samples}
+@contextmanager
+def serving_peer(program: Path, bundle: str, pause_s: float) -> Iterator[Server]:
+    """Start sherpa-onnx's server on the streaming graph of a bundle, and yield where it listens."""
+    loaded = Bundle.load(bundle)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    features = loaded.info.features
+    frame_s = loaded.info.subsampling_factor * features.hop_length / features.sample_rate
+    graph = loaded.path / loaded.streaming.find("int8").file
+    command = [
+        str(program), f"--port={port}", f"--nemo-ctc-model={graph}",
+        f"--tokens={loaded.path / 'tokens.txt'}", "--num-threads=1", "--enable-endpoint=true",
+        f"--rule1-min-trailing-silence={60 * PEER_FRAME_S}",
+        f"--rule2-min-trailing-silence={pause_s * PEER_FRAME_S / frame_s}",
+        "--max-batch-size=64", f"--log-file={os.devnull}",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        if not any("Listening on" in line for line in process.stderr):
+            sys.exit(f"{program} did not start; its libraries belong into LD_LIBRARY_PATH")
+        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+        try:
+            yield Server(process.pid, f"127.0.0.1:{port}")
+        finally:
+            process.kill()
+            process.wait(30)
+            drain.wait(30)
 
 
 async def speak_all(
-    server: Server, n_clients: int, speak_one: SpeakOne, seconds: float, heard: Heard
+    server: Server, n_clients: int, speak_one: SpeakOne, heard: Heard
 ) -> list[tuple[float, float]]:
     """Let all clients speak, a moment apart, so that their utterances do not end together.
 
@@ -288,8 +351,7 @@ async def speak_all(
         began = time.monotonic()
         while True:
             await asyncio.sleep(MEMORY_EVERY_S)
-            now = await asyncio.to_thread(figures, server)
-            sizes.append((time.monotonic() - began, now[MEMORY]))
+            sizes.append((time.monotonic() - began, server.memory()))
 
     async def begin(index: int) -> None:
         await asyncio.sleep(3.0 * index / n_clients)
@@ -330,6 +392,39 @@ async def listen(client: Any, began: float, heard: Heard) -> None:
         heard.n_gaps += event["type"] == "gap"
         if event["type"] == "error":
             heard.problems.append(event["message"])
+
+
+async def speak_to_peer(url: str, pairs: list[tuple[Pcm, list[float]]], seconds: float, heard: Heard) -> None:
+    """Send clips to sherpa-onnx's server, of each of which the ends of utterances are known."""
+    begins = np.cumsum([0, *(len(clip) for clip, _ in pairs)]) / RATE
+    ends = [begin + end for begin, (_, own) in zip(begins, pairs, strict=False) for end in own]
+    ends = [end + turn * begins[-1] for turn in range(int(seconds / begins[-1]) + 1) for end in ends]
+    speech = np.resize(np.concatenate([clip for clip, _ in pairs]), round(seconds * RATE))
+    speech[-round(TAIL_S * RATE) :] = 0
+    samples = speech.astype(np.float32) / 32768
+    async with connect(url) as client:
+        began = time.monotonic()
+        reading = asyncio.ensure_future(listen_to_peer(client, began, ends, heard))
+        for start in range(0, len(samples), BLOCK):
+            await sleep_until(began + (start + BLOCK) / RATE, heard)
+            await client.send(samples[start : start + BLOCK].tobytes())
+        await client.send("Done")
+        await reading
+
+
+async def listen_to_peer(client: Any, began: float, ends: list[float], heard: Heard) -> None:
+    """Note when the first final after the end of an utterance comes."""
+    waiting = list(ends)
+    async for message in client:
+        at = time.monotonic() - began
+        if message == "Done!":
+            return
+        event = json.loads(message)
+        if event["is_final"] and not event["is_eof"] and event["text"]:
+            over = [end for end in waiting if end <= at]
+            if over:
+                heard.latencies_s.append(at - over[-1])
+                waiting = waiting[len(over) :]
 
 
 async def ask(uri: str, utterances: list[Utterance], sensitivity: str, seconds: float, heard: Heard) -> None:
