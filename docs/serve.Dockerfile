@@ -4,7 +4,7 @@
 FROM python:3.13-slim AS build
 COPY . /src
 RUN python -m venv /opt/edge-asr \
-    && /opt/edge-asr/bin/pip install --no-cache-dir '/src[cpu,serve,vad]'
+    && /opt/edge-asr/bin/pip install --no-cache-dir '/src[cpu,serve,riva,vad]'
 
 FROM python:3.13-slim
 COPY --from=build /opt/edge-asr /opt/edge-asr
