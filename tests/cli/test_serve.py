@@ -223,3 +223,26 @@ def test_wyoming_alone() -> None:
         finally:
             process.kill()
     assert [model.languages for model in info.asr[0].models] == [["pt-BR"]]
+
+
+def test_riva_alone() -> None:
+    import grpc
+
+    from edge_asr.serving.riva_messages import MESSAGES
+
+    command = [sys.executable, "-m", "edge_asr", "serve", "--riva", "0", "--language", "pt-BR"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            found = re.search(r"tiny-en at grpc://(127.0.0.1:\d+); Ctrl-C stops", process.stderr.readline())
+            assert found
+            with grpc.insecure_channel(found[1]) as channel:
+                describe = channel.unary_unary(
+                    "/nvidia.riva.asr.RivaSpeechRecognition/GetRivaSpeechRecognitionConfig"
+                )
+                answer = MESSAGES.RivaSpeechRecognitionConfigResponse.FromString(describe(b"", timeout=60))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert {entry.value for model in answer.model_config for entry in model.parameters} >= {"pt-BR", "online"}

@@ -24,6 +24,7 @@ from pypi import package_folder
 from serving_clients import MakeServer, Running, Speech, is_near, run, until
 
 from edge_asr.errors import ConfigError
+from edge_asr.serving import riva_face
 from edge_asr.serving.access import Access
 from edge_asr.serving.riva_face import RivaFace
 from edge_asr.serving.riva_messages import ENCODINGS, MESSAGES
@@ -365,6 +366,38 @@ def test_limits(riva: Any, make_riva: MakeRiva, speech: Speech) -> None:
 
         assert refusal(listen) == ("RESOURCE_EXHAUSTED", "a session may last 3 s")
         assert heard == ["enter seven two five "]
+
+
+def test_connections_are_counted_and_silent_ones_closed(
+    riva: Any, make_riva: MakeRiva, sample_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(riva_face, "_CONNECTIONS_BESIDE", 0)
+    monkeypatch.setattr(riva_face, "_HANDSHAKE_S", 8)
+
+    def count_closed(connections: list[socket.socket]) -> int:
+        n_closed = 0
+        for connection in connections:
+            try:
+                while connection.recv(4096):  # what the server says first
+                    pass
+                n_closed += 1
+            except ConnectionResetError:
+                n_closed += 1
+            except TimeoutError:
+                pass
+        return n_closed
+
+    with make_riva(max_sessions=1, max_requests=1) as running:
+        host, port = place_of(running).split(":")
+        silent = [socket.create_connection((host, int(port)), timeout=1.0) for _ in range(6)]
+        assert count_closed(silent) >= 1  # of the four that are too many, long before the others
+        for connection in silent:
+            connection.settimeout(40)
+        assert count_closed(silent) == 6
+        for connection in silent:
+            connection.close()
+        config = configure(riva)
+        assert service(riva, running).offline_recognize(sample_path.read_bytes(), config).results
 
 
 class NeverEnding:
