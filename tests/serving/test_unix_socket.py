@@ -164,7 +164,7 @@ def test_a_thousand_connections_leave_no_descriptor(at: Running) -> None:
 
 def test_limits_end_a_session_with_its_finals(make_server: MakeServer, folder: Path, speech: Speech) -> None:
     said = PLAIN + speech[: round(2.0 * 16_000)].tobytes()
-    with serving(make_server, folder / "idle.sock", idle_s=0.7, max_sessions=1) as running:
+    with serving(make_server, folder / "idle.sock", idle_s=2.0, max_sessions=1) as running:
         with connect(running) as client:
             client.sendall(said)  # and nothing more: half-open
             with connect(running) as second:
@@ -173,12 +173,12 @@ def test_limits_end_a_session_with_its_finals(make_server: MakeServer, folder: P
             assert events[-1] == {"type": "end", "reason": "busy", "audio_s": 0.0}
             events = read(client)
         assert texts(events) == ["enter seven two five"]
-        assert events[-2]["message"] == "no sound came for 0.7 s"
+        assert events[-2]["message"] == "no sound came for 2 s"
         assert events[-1]["reason"] == "idle"
         run(until(lambda: running.core.n_sessions == 0))
         with connect(running) as client:  # says nothing at all
             events = read(client)
-        assert events[-2]["message"] == "no line of options came for 0.7 s"
+        assert events[-2]["message"] == "no line of options came for 2 s"
     with serving(make_server, folder / "long.sock", max_session_s=2.0) as running:
         events = hear(running, PLAIN, speech.tobytes())
         assert texts(events) == ["enter seven two five"]
@@ -201,7 +201,7 @@ def test_sound_waits_for_room_or_is_a_gap(
 
 def test_a_client_that_never_reads_is_dropped(make_server: MakeServer, folder: Path, speech: Speech) -> None:
     with serving(make_server, folder / "slow.sock", slow_reader_s=0.3) as running, connect(running) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        client.settimeout(300)  # until so many events have come that the kernel keeps no more
         client.sendall(b"{}\n")
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             client.sendall(speech.tobytes() * 500)
