@@ -1,4 +1,7 @@
-"""The Riva face with `nvidia-riva-client`: what is heard, boosted and refused; nothing is left behind."""
+"""The Riva face with `nvidia-riva-client`: what is heard, boosted and refused; nothing is left behind.
+
+It is long, because whatever needs the client's package is tested in one place.
+"""
 
 from __future__ import annotations
 
