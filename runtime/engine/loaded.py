@@ -70,17 +70,13 @@ class LoadedPlan:
     """A loaded plan. Not thread-safe: one call at a time.
 
     Args:
-        plan: content of the plan file. It is a program, so the caller must have checked where it comes from.
-        profiles: those of the sidecar; they must be those of the plan.
-        tensors: the inputs and outputs that the plan must have, inputs first.
-        trt: the module of the plan's flavor.
+        plan, profiles, tensors, trt, kernel_cache: see `DeserializedPlan`.
         cuda: the device to run on.
         shares_memory: whether that device's memory is the host's.
         use_cuda_graphs: whether `record` records.
         waits_asleep: wait without keeping a core busy, which takes some microseconds more; None does where
             memory is shared, for such a board has few cores, and they capture the sound.
         max_graphs: most recorded shapes.
-        kernel_cache: file for the kernels that TensorRT-RTX compiles here; None keeps none.
 
     Attributes:
         dtypes: NumPy type of each tensor.
