@@ -9,6 +9,7 @@ What this file does not do: know what a step is (streaming_model.py).
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +30,10 @@ class StepBatcher:
         n_places: calls of `run` that may go on at the same time.
         max_rows: rows that a batch holds at most; a request with more runs alone.
 
+    Attributes:
+        observe: None, or called by each thread that asked, once it has its rows, with its seconds, waiting
+            included, and the rows that were computed together.
+
     Raises:
         ConfigError: a number below 1.
     """
@@ -36,6 +41,7 @@ class StepBatcher:
     def __init__(self, run: Callable[[Arrays], Arrays], *, n_places: int, max_rows: int) -> None:
         if n_places < 1 or max_rows < 1:
             raise ConfigError(f"n_places is {n_places} and max_rows {max_rows}; give 1 or more")
+        self.observe: Callable[[float, int], None] | None = None
         self._run = run
         self._max_rows = max_rows
         self._lock = threading.Lock()
@@ -48,7 +54,7 @@ class StepBatcher:
         Raises:
             Whatever `run` raises. A batch that fails is run again one by one, for one may be the cause.
         """
-        request = _Request(inputs)
+        began, request = time.monotonic(), _Request(inputs)
         with self._lock:
             has_place = self._n_free > 0
             if has_place:
@@ -68,6 +74,8 @@ class StepBatcher:
                 self._hand_on()
         if request.error is not None:
             raise request.error
+        if self.observe is not None:
+            self.observe(time.monotonic() - began, request.n_together)
         return request.outputs
 
     def _gather(self, first: _Request) -> list[_Request]:
@@ -93,6 +101,7 @@ class StepBatcher:
                 begin = 0
                 for request in batch:
                     end = begin + request.n_rows
+                    request.n_together = len(together[0])
                     # Copies: a stream that falls silent must not keep the arrays of all others.
                     request.outputs = tuple(array[begin:end].copy() for array in together)
                     begin = end
@@ -124,7 +133,7 @@ class _Request:
 
     def __init__(self, inputs: Arrays) -> None:
         self.inputs = inputs
-        self.n_rows = len(inputs[0])
+        self.n_rows = self.n_together = len(inputs[0])
         self.shape = tuple(array.shape[1:] for array in inputs)
         self.outputs: Arrays = ()
         self.error: BaseException | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -196,6 +197,10 @@ class StreamingModel:
             BackendError: a run failed.
         """
         self._steps.warm_up(n_streams)
+
+    def observe_steps(self, observe: Callable[[float, int], None]) -> None:
+        """Call `observe` after each step, in place of the one before: `StepBatcher.observe`."""
+        self._run.observe = observe
 
     def initial_caches(self, batch: int = 1) -> Arrays:
         """Return the graph's state for new streams."""

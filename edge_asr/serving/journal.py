@@ -70,6 +70,10 @@ class Journal(Observer):
         """See `Observer`."""
         self._then.model_ran(purpose, seconds)
 
+    def stepped(self, seconds: float, rows: int) -> None:
+        """See `Observer`."""
+        self._then.stepped(seconds, rows)
+
     def transcribed(self, audio_s: float, seconds: float) -> None:
         """See `Observer`."""
         _write("recording transcribed", audio_s=round(audio_s, 2), seconds=round(seconds, 4))

@@ -17,6 +17,7 @@ from edge_asr.serving.turns import Purpose
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 class Metrics(Observer):
@@ -29,8 +30,8 @@ class Metrics(Observer):
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"edge_asr_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(f"edge_asr_{name}", text, labels, registry=registry, buckets=_SECONDS)
+        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(f"edge_asr_{name}", text, labels, registry=registry, buckets=buckets)
 
         self._sessions = counter("sessions", "Sessions that have begun.")
         self._ended = counter("sessions_ended", "Sessions that have ended, and why.", "reason")
@@ -41,6 +42,10 @@ class Metrics(Observer):
         self._recordings = counter("recordings", "Recordings transcribed.")
         self._runs = histogram(
             "model_run_seconds", "A run of the model, waiting for its turn included.", "purpose"
+        )
+        self._steps = histogram("stream_step_seconds", "A step of a stream, waiting for its turn included.")
+        self._step_rows = histogram(
+            "stream_step_rows", "Streams that were computed together, seen by each step.", buckets=_ROWS
         )
         self._finals = histogram("final_seconds", "From the decision that an utterance ended to its final.")
         self._waits = histogram("endpoint_wait_seconds", "From the end of speech to that decision.")
@@ -80,6 +85,11 @@ class Metrics(Observer):
     def model_ran(self, purpose: Purpose, seconds: float) -> None:
         """See `Observer`."""
         self._runs.labels(purpose).observe(seconds)
+
+    def stepped(self, seconds: float, rows: int) -> None:
+        """See `Observer`."""
+        self._steps.observe(seconds)
+        self._step_rows.observe(rows)
 
     def transcribed(self, audio_s: float, seconds: float) -> None:
         """See `Observer`."""

@@ -32,6 +32,9 @@ class Observer:
     def model_ran(self, purpose: Purpose, seconds: float) -> None:
         """The model was run, which took so long, waiting included."""
 
+    def stepped(self, seconds: float, rows: int) -> None:
+        """A stream made a step, which took so long, waiting included, in a run of so many streams."""
+
     def transcribed(self, audio_s: float, seconds: float) -> None:
         """A recording was transcribed."""
 

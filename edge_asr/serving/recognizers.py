@@ -38,12 +38,18 @@ class Recognizers:
     Args:
         base: the loaded recognizer; its decoder is the one of clients that ask for nothing.
         observe: called after each run of the model with its purpose and seconds, waiting included.
+        observe_step: called after each step of the streaming graph: `StepBatcher.observe`.
 
     Raises:
         BackendError: the streaming graph of the bundle cannot be loaded.
     """
 
-    def __init__(self, base: Recognizer, observe: Callable[[Purpose, float], None]) -> None:
+    def __init__(
+        self,
+        base: Recognizer,
+        observe: Callable[[Purpose, float], None],
+        observe_step: Callable[[float, int], None],
+    ) -> None:
         self.base = base
         self.n_places = max(1, count_usable_cores() // (base.backend.num_threads or 1))
         if base.backend.name != "cpu":
@@ -54,6 +60,7 @@ class Recognizers:
         base.warm_up()
         if self._is_streaming:
             base.streaming_model().warm_up(_MOST_STREAMS)
+            base.streaming_model().observe_steps(observe_step)
         self._lock = threading.Lock()
         self._kept: OrderedDict[DecodingOptions, Future[dict[Purpose, Recognizer]]] = OrderedDict()
         self._language_model: BeamFactory | None = None

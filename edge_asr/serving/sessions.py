@@ -80,7 +80,7 @@ class Sessions:
         self.vad = vad
         self.observer = observer or Observer()
         self.is_draining = False
-        self.recognizers = Recognizers(recognizer, self.observer.model_ran)
+        self.recognizers = Recognizers(recognizer, self.observer.model_ran, self.observer.stepped)
         self._places: set[Place] = set()
         self._n_requests = 0
         self._numbers = itertools.count(1)

@@ -53,6 +53,8 @@ def wait_until_queued(batcher: StepBatcher, n: int) -> None:
 def test_what_comes_while_the_place_is_taken_runs_together() -> None:
     machine = Machine()
     batcher = StepBatcher(machine, n_places=1, max_rows=3)
+    seen: list[tuple[float, int]] = []
+    batcher.observe = lambda seconds, rows: seen.append((seconds, rows))
     with ThreadPoolExecutor(8) as threads:
         first = threads.submit(ask, batcher, 1)
         machine.is_running.acquire()
@@ -66,6 +68,8 @@ def test_what_comes_while_the_place_is_taken_runs_together() -> None:
         assert [other.result(20) for other in others] == [4, 6, 8, 10, 12]
     # by shape, in the order of asking; nobody joins a batch that has begun
     assert machine.batches == [[1], [2, 4, 5], [3, 6]]
+    assert sorted(rows for _, rows in seen) == [1, 2, 2, 3, 3, 3]
+    assert all(seconds > 0 for seconds, _ in seen)
 
 
 def test_a_batch_takes_no_more_than_it_holds_and_none_starves() -> None:

@@ -67,6 +67,11 @@ def test_metrics_count_what_happened(make_server: MakeServer, speech: Speech, sa
     assert after["edge_asr_final_seconds_count"] == 3
     assert after['edge_asr_model_run_seconds_count{"purpose": "final"}'] >= 3  # some in vain, during a pause
     assert after['edge_asr_model_run_seconds_count{"purpose": "file"}'] == 1
+    # tiny-en streams: at least a step for each whole second, and nobody else to share it with.
+    assert after["edge_asr_stream_step_seconds_count"] >= 7
+    assert 0 < after["edge_asr_stream_step_seconds_sum"] < 60
+    assert after["edge_asr_stream_step_rows_sum"] == after["edge_asr_stream_step_rows_count"]
+    assert after["edge_asr_stream_step_rows_count"] == after["edge_asr_stream_step_seconds_count"]
     assert after['edge_asr_refused_total{"reason": "forbidden"}'] == 1
     assert after["process_resident_memory_bytes"] > 1e7
 

@@ -139,12 +139,16 @@ def test_sessions_of_a_streaming_bundle_share_its_steps(streaming_bundle: Path, 
 
         async def work() -> None:
             async with core_of(loaded) as core:
+                loaded.streaming_model().observe_steps(lambda seconds, rows: steps.append((seconds, rows)))
                 assert isinstance(
                     core.recognizers.new_partial_decoder(DecodingOptions(), 8.0), StreamingDecoder
                 )
                 assert await asyncio.gather(*(one(core) for _ in range(4))) == [alone] * 4
 
+        steps: list[tuple[float, int]] = []
         run(work())
+        assert all(seconds > 0 and 1 <= rows <= 4 for seconds, rows in steps)
+        assert len(steps) >= 4 * 4
 
 
 class Failing:
