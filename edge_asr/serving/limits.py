@@ -33,6 +33,7 @@ class Limits:
         idle_s: how long a session or a request may send nothing; a request may take ten times that in all.
         slow_reader_s: how long an event may wait for a client that does not read.
         queue_s: sound of a session that waits for recognition; then the client has to wait, or loses some.
+            At most 8 MiB of it wait.
     """
 
     max_sessions: int = 16

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.audio import MAX_CHANNELS, STREAM_SAMPLE_RATE, check_sample_rate
+from edge_asr.audio import STREAM_SAMPLE_RATE, check_sample_rate
 from edge_asr.errors import AudioError, ConfigError
 from edge_asr.records import check_fields, record_from_json
 from edge_asr.runtime import EndpointConfig, Hotword
+from edge_asr.serving.uploads import MAX_CHANNELS, MAX_SAMPLE_RATE
 
 MAX_GRAMMAR_CHARACTERS = 64_000
 MAX_HOTWORDS = 1_000
@@ -102,7 +103,8 @@ class SessionOptions(DecodingOptions):
 
     def __post_init__(self) -> None:
         DecodingOptions.__post_init__(self)
-        check_sample_rate(self.sample_rate)
+        if check_sample_rate(self.sample_rate) > MAX_SAMPLE_RATE:
+            raise ConfigError(f"sample_rate is {self.sample_rate}; give at most {MAX_SAMPLE_RATE}")
         if not 1 <= self.channels <= MAX_CHANNELS:
             raise ConfigError(f"channels is {self.channels}; give 1 to {MAX_CHANNELS}")
         if self.pause_s is not None and not 0.1 <= self.pause_s <= 10:

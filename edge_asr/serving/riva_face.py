@@ -223,7 +223,10 @@ class RivaFace:
         """Run a session to its end; return the reason."""
         sample_rate, samples = first
         options = replace(
-            asked.options, sample_rate=sample_rate, partials=request.streaming_config.interim_results
+            asked.options,
+            sample_rate=sample_rate,
+            channels=1 if samples.ndim == 1 else samples.shape[1],
+            partials=request.streaming_config.interim_results,
         )
         session = await place.open(options)
 

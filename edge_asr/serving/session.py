@@ -25,6 +25,9 @@ from edge_asr.serving.outbox import Outbox
 from edge_asr.serving.recognizers import Recognizers
 
 _log = logging.getLogger(__name__)
+MAX_QUEUE_BYTES = 8 << 20
+"""Of sound that waits for recognition, of one session: 10 s of stereo at 48 kHz, less of more."""
+_MOST_SAMPLE_BYTES = 4
 _BLOCK_S = 0.5
 _ROOM_POLL_S = 0.02
 
@@ -60,7 +63,9 @@ class Session:
         self.number, self.options = number, options
         self.reason: str | None = None
         self._limits, self._observer, self._loop = limits, observer, loop
-        self._source = QueueSource(options.sample_rate, queue_s=limits.queue_s)
+        bytes_a_second = _MOST_SAMPLE_BYTES * options.channels * options.sample_rate
+        self._queue_s = min(limits.queue_s, MAX_QUEUE_BYTES / bytes_a_second)
+        self._source = QueueSource(options.sample_rate, queue_s=self._queue_s)
         config = LiveConfig(
             endpoint=options.endpoint_config(vad=vad),
             partials=options.partials,
@@ -91,12 +96,12 @@ class Session:
 
     async def push(self, samples: npt.NDArray[Any]) -> None:
         """Take sound; with `overflow="wait"`, wait for room. After the end it is ignored."""
-        n_block = max(1, round(min(_BLOCK_S, self._limits.queue_s / 2) * self.options.sample_rate))
+        n_block = max(1, round(min(_BLOCK_S, self._queue_s / 2) * self.options.sample_rate))
         for begin in range(0, len(samples), n_block):
             block = samples[begin : begin + n_block]
             self._last_push = time.monotonic()
             if self.options.overflow == "wait":
-                room_s = self._limits.queue_s - len(block) / self.options.sample_rate
+                room_s = self._queue_s - len(block) / self.options.sample_rate
                 while self.reason is None and self._source.queued_s > room_s:
                     await asyncio.sleep(_ROOM_POLL_S)
                     self._last_push = time.monotonic()

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from edge_asr.errors import AudioError, RefusedError
-from edge_asr.serving.uploads import MAX_CHANNELS, MAX_SAMPLE_RATE
+from edge_asr.errors import AudioError
+from edge_asr.serving.uploads import check_size
 
 Sound = tuple[int, npt.NDArray[Any]]
 """The sample rate, and samples [n] or [n, channels]."""
@@ -129,19 +129,10 @@ def _read_wav_header(head: bytes) -> tuple[RawSound, bytes]:
             raw = RawSound(subtype=file.subtype, sample_rate=file.samplerate, channels=file.channels)
     except _ERRORS as error:
         raise AudioError(f"the header of the WAV file cannot be read ({error}); send 16-bit PCM") from error
-    _check(raw.channels, raw.sample_rate)
+    check_size("the sound", raw.channels, raw.sample_rate)
     if raw.subtype not in _DTYPES:
         raise AudioError(f"the samples of the WAV file are {raw.subtype}; send one of {', '.join(_DTYPES)}")
     return raw, head[begin:]
-
-
-def _check(channels: int, rate: int) -> None:
-    if channels > MAX_CHANNELS or rate > MAX_SAMPLE_RATE:
-        raise RefusedError(
-            "too_large",
-            f"the sound has {channels} channels at {rate} Hz; at most {MAX_CHANNELS} "
-            f"channels at {MAX_SAMPLE_RATE} Hz are taken",
-        )
 
 
 async def _decode_file(head: bytes, pieces: AsyncIterator[bytes]) -> AsyncGenerator[Sound, None]:
@@ -172,7 +163,7 @@ async def _decode_file(head: bytes, pieces: AsyncIterator[bytes]) -> AsyncGenera
             n_tried = growing.n_bytes
             while growing.n_bytes < n_tried + _OPEN_STEP_BYTES and not feeding.done():
                 await asyncio.sleep(_POLL_S)
-        _check(file.channels, file.samplerate)
+        check_size("the sound", file.channels, file.samplerate)
         n_block = round(_BLOCK_S * file.samplerate)
         n_read = n_block
         while n_read == n_block:

@@ -23,13 +23,27 @@ _KINDS = "WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF, AU or CAF"
 _BEGINNINGS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff")
 
 
+def check_size(what: str, channels: int, rate: int) -> None:
+    """Refuse sound of more than a client may send.
+
+    Raises:
+        RefusedError: "too_large": more channels or a higher rate than speech needs.
+    """
+    if channels > MAX_CHANNELS or rate > MAX_SAMPLE_RATE:
+        raise RefusedError(
+            "too_large",
+            f"{what} has {channels} channels at {rate} Hz; at most {MAX_CHANNELS} channels at "
+            f"{MAX_SAMPLE_RATE} Hz are taken",
+        )
+
+
 @contextmanager
 def open_upload(file: BinaryIO) -> Iterator[AudioFile]:
     """Open the bytes of a sound file.
 
     Raises:
         AudioError: they are none.
-        RefusedError: "too_large": more channels or a higher rate than any recording of speech needs.
+        RefusedError: as `check_size`.
     """
     beginning = file.read(4)
     file.seek(0)
@@ -42,12 +56,7 @@ def open_upload(file: BinaryIO) -> Iterator[AudioFile]:
             channels, rate = sound.channels, sound.samplerate
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise AudioError(f"the recording cannot be read as sound ({error}); send {_KINDS}") from error
-    if channels > MAX_CHANNELS or rate > MAX_SAMPLE_RATE:
-        raise RefusedError(
-            "too_large",
-            f"the recording has {channels} channels at {rate} Hz; at most {MAX_CHANNELS} channels at "
-            f"{MAX_SAMPLE_RATE} Hz are taken",
-        )
+    check_size("the recording", channels, rate)
     file.seek(0)
     with AudioFile(file) as opened:
         opened.name = "the recording"

@@ -17,7 +17,7 @@ from wyoming.event import Event
 
 from edge_asr.errors import AudioError, ConfigError, RefusedError
 from edge_asr.records import decode_json
-from edge_asr.serving.uploads import MAX_CHANNELS, MAX_SAMPLE_RATE
+from edge_asr.serving.uploads import check_size
 
 MAX_HEADER_BYTES = 64 << 10
 MAX_DATA_BYTES = 256 << 10
@@ -69,12 +69,7 @@ class AudioFormat:
         rate, width, channels = (_number(data, name) for name in ("rate", "width", "channels"))
         if width not in (1, 2, 3, 4):
             raise ConfigError(f"the width of the samples is {width}; give 1, 2, 3 or 4 bytes")
-        if channels > MAX_CHANNELS or rate > MAX_SAMPLE_RATE:
-            raise RefusedError(
-                "too_large",
-                f"the sound has {channels} channels at {rate} Hz; at most {MAX_CHANNELS} channels at "
-                f"{MAX_SAMPLE_RATE} Hz are taken",
-            )
+        check_size("the sound", channels, rate)
         return cls(rate, width, channels)
 
     def samples(self, data: bytes) -> npt.NDArray[Any]:

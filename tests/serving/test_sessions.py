@@ -34,7 +34,7 @@ from edge_asr.serving.limits import Limits
 from edge_asr.serving.observer import Observer
 from edge_asr.serving.options import DecodingOptions, SessionOptions
 from edge_asr.serving.outbox import Outbox
-from edge_asr.serving.session import Session
+from edge_asr.serving.session import MAX_QUEUE_BYTES, Session
 from edge_asr.serving.sessions import Place, Sessions
 from edge_asr.serving.turns import Turns
 
@@ -315,6 +315,29 @@ def test_observers_see_everything(recognizer: Recognizer, speech: Speech) -> Non
 
     run(work())
     assert {"session_opened", "session_closed", "event", "model_ran"} <= set(seen)
+
+
+def test_sound_that_waits_is_bounded_in_bytes(recognizer: Recognizer) -> None:
+    silence = np.broadcast_to(np.float32(0), (192_000 * 20, 8))  # 123 MB, more than anything hears in no time
+    options = SessionOptions(sample_rate=192_000, channels=8, format="f32le", overflow="drop", partials=False)
+
+    async def work() -> list[Event]:
+        events: list[Event] = []
+
+        async def keep(event: Event) -> None:
+            events.append(event)
+
+        async with core_of(recognizer) as core:
+            with core.place() as place:
+                session = await place.open(options)
+                await session.push(silence)
+                assert session._source.queued_s * 192_000 * options.frame_bytes <= MAX_QUEUE_BYTES
+                session.end()
+                assert await session.deliver(keep) == "end"
+        return events
+
+    lost_s = sum(event.lost_s for event in run(work()) if isinstance(event, Gap))
+    assert lost_s > 10  # with a queue of 10 s it could be less
 
 
 @pytest.mark.parametrize("name", ["max_sessions", "idle_s", "queue_s"])

@@ -81,7 +81,8 @@ def test_a_grammar_and_hotwords_of_one_session(server: Running, speech: Speech) 
     [
         ("sample_rate=12", "the sample rate is 12; give whole Hz"),
         ("sample_rate=fast", "sample_rate is 'fast'; give a whole number"),
-        ("channels=99", "channels is 99; give 1 to 64"),
+        ("channels=9", "channels is 9; give 1 to 8"),
+        ("sample_rate=384000", "sample_rate is 384000; give at most 192000"),
         ("format=mp3", "format"),
         ("endpoint=never", "endpoint"),
         ("partials=maybe", "partials is 'maybe'; give true or false"),
