@@ -133,6 +133,14 @@ def _language(context: click.Context, parameter: click.Parameter, value: str) ->
     "--max-upload-mb", type=_Count, default=64, show_default=True, metavar="MB", help="Largest recording."
 )
 @click.option(
+    "--max-rate",
+    type=_Seconds,
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="New requests a second from one address of another machine; five times that at once.",
+)
+@click.option(
     "--idle-seconds",
     type=_Seconds,
     default=30,
@@ -177,6 +185,7 @@ def command(
     max_requests: int,
     max_seconds: float,
     max_upload_mb: int,
+    max_rate: float,
     idle_seconds: float,
     grace: float,
     vad: bool,
@@ -244,6 +253,7 @@ def command(
         max_session_s=max_seconds,
         max_upload_bytes=max_upload_mb << 20,
         idle_s=idle_seconds,
+        max_rate=max_rate,
     )
     _log_to_stderr(log_form)
     load = load_tested if self_test else Recognizer.load

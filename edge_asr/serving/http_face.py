@@ -44,8 +44,8 @@ from edge_asr.serving.websocket import ListenSocket, subprotocol_token
 
 _OPEN = ("/", "/healthz", "/readyz")
 _STATUS = {
-    "busy": 429, "draining": 503, "too_large": 413, "too_long": 413, "idle": 408, "bad_request": 400,
-    "not_found": 404, "unauthorized": 401, "forbidden": 403,
+    "busy": 429, "too_fast": 429, "draining": 503, "too_large": 413, "too_long": 413, "idle": 408,
+    "bad_request": 400, "not_found": 404, "unauthorized": 401, "forbidden": 403,
 }  # fmt: skip
 _FIRST_BYTES_S = 15.0
 _CONNECTIONS_BESIDE = 64
@@ -77,6 +77,8 @@ class _Gate:
         try:
             self._check(scope)
         except RefusedError as error:
+            if error.reason == "unauthorized":
+                self._core.rate_limit.fail(_address(scope))
             self._core.observer.refused(error.reason)
             response = error_response(error)
             if scope["type"] == "websocket":
@@ -87,11 +89,16 @@ class _Gate:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Any) -> None:
+        self._core.rate_limit.admit(_address(scope))
         headers = Headers(scope=scope)
         scheme = "https" if scope["scheme"] in ("https", "wss") else "http"
         self._access.check_page(scheme, headers.get("host", ""), headers.get("origin"))
         if scope["path"] not in _OPEN:
             self._access.check_token(_given_token(HTTPConnection(scope)))
+
+
+def _address(scope: Any) -> str | None:
+    return scope["client"][0] if scope.get("client") else None
 
 
 def _given_token(request: HTTPConnection) -> str | None:

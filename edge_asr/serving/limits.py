@@ -3,6 +3,7 @@
 Reasons of a `RefusedError`, which each face turns into a status or close code of its protocol:
 
     busy          all places are taken
+    too_fast      more requests a second, or wrong tokens, than are taken from an address
     draining      the server is stopping
     too_large     more bytes, channels or samples a second than are taken
     too_long      more seconds than a session or a recording may have
@@ -34,6 +35,7 @@ class Limits:
         slow_reader_s: how long an event may wait for a client that does not read.
         queue_s: sound of a session that waits for recognition; then the client has to wait, or loses some.
             At most 8 MiB of it wait.
+        max_rate: new requests a second from one address of another machine (rate_limit.py).
     """
 
     max_sessions: int = 16
@@ -43,6 +45,7 @@ class Limits:
     idle_s: float = 30.0
     slow_reader_s: float = 20.0
     queue_s: float = 10.0
+    max_rate: float = 20.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -36,8 +37,9 @@ from edge_asr.serving.tls import TlsFiles
 
 _Code = grpc.StatusCode
 _CODES = {
-    "busy": _Code.RESOURCE_EXHAUSTED, "too_large": _Code.RESOURCE_EXHAUSTED,
-    "too_long": _Code.RESOURCE_EXHAUSTED, "slow_reader": _Code.RESOURCE_EXHAUSTED,
+    "busy": _Code.RESOURCE_EXHAUSTED, "too_fast": _Code.RESOURCE_EXHAUSTED,
+    "too_large": _Code.RESOURCE_EXHAUSTED, "too_long": _Code.RESOURCE_EXHAUSTED,
+    "slow_reader": _Code.RESOURCE_EXHAUSTED,
     "draining": _Code.UNAVAILABLE, "idle": _Code.DEADLINE_EXCEEDED, "not_found": _Code.NOT_FOUND,
     "unauthorized": _Code.UNAUTHENTICATED, "forbidden": _Code.PERMISSION_DENIED, "error": _Code.INTERNAL,
 }  # fmt: skip
@@ -141,12 +143,16 @@ class RivaFace:
         """Let in who may come, and turn errors into a status."""
 
         async def method(requests: Requests, context: Any) -> None:
+            address = _address(context.peer())
             try:
+                self._core.rate_limit.admit(address)
                 self._check_access(context)
                 await serve(requests, context)
             except EdgeAsrError as error:
                 reason = error.reason if isinstance(error, RefusedError) else "bad_request"
                 self._core.observer.refused(reason)
+                if reason == "unauthorized":
+                    self._core.rate_limit.fail(address)
                 await _abort(context, reason, str(error))
 
         return method
@@ -259,6 +265,11 @@ class RivaFace:
             raise RefusedError(
                 "not_found", f"there is no model {name[:80]!r}; this server has {self._core.name!r}"
             )
+
+
+def _address(peer: str) -> str:
+    """Return the address in what gRPC calls a peer: ipv4:10.0.0.1:5000 or ipv6:%5Bfe80::1%5D:5000."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 async def _abort(context: Any, reason: str, sentence: str) -> None:

@@ -44,6 +44,7 @@ from edge_asr.runtime.live.events import Event
 from edge_asr.serving.limits import Limits
 from edge_asr.serving.observer import Observer
 from edge_asr.serving.options import DecodingOptions, SessionOptions
+from edge_asr.serving.rate_limit import RateLimit
 from edge_asr.serving.recognizers import Recognizers
 from edge_asr.serving.session import Session as Session
 from edge_asr.serving.uploads import open_upload
@@ -61,6 +62,7 @@ class Sessions:
 
     Attributes:
         is_draining: whether nobody new is let in.
+        rate_limit: faces ask it before each new request from an address, and tell it of wrong tokens.
 
     Raises:
         BackendError: the streaming graph of the bundle cannot be loaded.
@@ -79,6 +81,7 @@ class Sessions:
         self.limits = limits or Limits()
         self.vad = vad
         self.observer = observer or Observer()
+        self.rate_limit = RateLimit(self.limits.max_rate)
         self.is_draining = False
         self.recognizers = Recognizers(recognizer, self.observer.model_ran, self.observer.stepped)
         self._places: set[Place] = set()

@@ -132,6 +132,8 @@ class _Connection:
     async def run(self) -> None:
         """Serve until the client leaves or has to."""
         try:
+            peer = self._writer.get_extra_info("peername")
+            self._core.rate_limit.admit(peer[0] if peer else None)
             self._check_idle()
             await self._serve()
             if self._request is not None and self._request.is_stopped:  # it closed its own direction alone

@@ -43,6 +43,7 @@ TOKEN = "correct-horse-battery-staple"
         (["--allow-origin", "*"], 1, "the origin is '*'; give a scheme and a host"),
         (["--tls-cert", __file__], 2, "--tls-cert and --tls-key belong together"),
         (["--tls-cert", __file__, "--tls-key", __file__], 1, "are no certificate with its key"),
+        (["--max-rate", "0"], 2, "0.0 is not in the range x>0"),
         (["--http", "70000"], 2, "70000 is not in the range"),
         (["--riva", "-1"], 2, "-1 is not in the range"),
         (["--language", "english"], 2, "'english' is no code of a language; give one such as en or pt-BR"),
