@@ -61,8 +61,8 @@ class _NumberList(click.ParamType):  # type: ignore[type-arg]
     default="0.1,2,8,30",
     show_default=True,
     metavar="EDGES",
-    help="Lengths of sound in seconds. Each neighboring pair is one optimization profile, tuned for its "
-    "upper edge.",
+    help="Lengths of sound in seconds. Each neighboring pair is one optimization profile, tuned for "
+    "their geometric middle (1,4 for 2).",
 )
 @click.option(
     "--batch",

@@ -76,7 +76,8 @@ def _profile_cases(speech: Speech, profiles: Sequence[EngineProfile]) -> list[Pr
     for number, profile in enumerate(profiles):
         low, best, high = profile.min_frames, profile.opt_frames, profile.max_frames
         batches = sorted({profile.min_batch, profile.opt_batch, profile.max_batch})
-        shapes = {(n, profile.opt_batch) for n in (low, low + 1, best - 1, best, high) if low <= n <= high}
+        lengths = (low, low + 1, best - 1, best, high - 1, high)
+        shapes = {(n, profile.opt_batch) for n in lengths if low <= n <= high}
         shapes |= {(n, rows) for n in (low, high) for rows in batches}
         for n_frames, n_rows in sorted(shapes):
             n_runs = _GRAPH_RUNS if (n_frames, n_rows) == (best, profile.opt_batch) else 1
@@ -85,8 +86,8 @@ def _profile_cases(speech: Speech, profiles: Sequence[EngineProfile]) -> list[Pr
                 name = f"profile {number}, batch {n_rows}, {n_frames} frames, run {run}"
                 cases.append(ProofCase(family=_PROFILE, name=name, features=rows))
         for n_rows in (n for n in batches if n > 1):
-            lengths = np.linspace(max(low // 2, 1), high, n_rows).astype(int)
-            rows = tuple(speech.frames(int(n)) for n in lengths)
+            padded = np.linspace(max(low // 2, 1), high, n_rows).astype(int)
+            rows = tuple(speech.frames(int(n)) for n in padded)
             for padding in ("zeros", "noise"):
                 name = f"profile {number}, batch {n_rows}, padding {padding}"
                 cases.append(ProofCase(family=_PADDED, name=name, features=rows, padding=padding))

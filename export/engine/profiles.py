@@ -1,10 +1,10 @@
 """Optimization profiles of an engine: from seconds and batch sizes to the shapes of every input.
 
-Edges cut the lengths into buckets: each neighboring pair is one profile, tuned for its upper edge, so
-"0.1, 2, 8, 30" gives three. They are rounded up to the lengths that the runtime pads to
-(runtime/engine/shapes.py). An engine of a stream has a profile for each number of streams instead. A shape
-outside all profiles does not run. So shapes are checked here first, because TensorRT's own messages name no
-remedy.
+Edges cut the lengths into buckets: each neighboring pair is one profile, so "0.1, 2, 8, 30" gives three.
+Each is tuned for the geometric middle of its edges, because most sounds are shorter than the longest. All
+three lengths are rounded up to those that the runtime pads to (runtime/engine/shapes.py). An engine of a
+stream has a profile for each number of streams instead. A shape outside all profiles does not run. So shapes
+are checked here first, because TensorRT's own messages name no remedy.
 What this file does not do: build (builder.py), or choose a profile for an input (edge_asr.runtime).
 """
 
@@ -47,7 +47,7 @@ def build_profiles(
         profile_seconds: two or more rising lengths of sound, in seconds; if the first gives
             no frame, its profile begins at one.
         batch: smallest, best and largest number of rows, the same for all profiles.
-        rule: the model's count of output frames; with it, edges are rounded up to the runtime's lengths.
+        rule: the model's count of output frames; with it, lengths are rounded up to the runtime's.
 
     Raises:
         ConfigError: the edges do not rise by at least a frame each, or the batch sizes are out of order.
@@ -80,13 +80,15 @@ def build_profiles(
     return tuple(
         EngineProfile(
             min_frames=lower,
-            opt_frames=upper,
+            # Still between the edges: an upper edge lies on the grid.
+            opt_frames=grid_frames(middle, rule) if rule else middle,
             max_frames=upper,
             min_batch=sizes[0],
             opt_batch=sizes[1],
             max_batch=sizes[2],
         )
         for lower, upper in pairwise(frames)
+        for middle in [math.isqrt(lower * upper)]
     )
 
 

@@ -46,7 +46,9 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_void_p),
     "cuMemcpyDtoDAsync_v2": (c_uint64, c_uint64, c_size_t, c_void_p),
     "cuMemsetD8Async": (c_uint64, c_ubyte, c_size_t, c_void_p),
+    "cuCtxGetStreamPriorityRange": (POINTER(c_int), POINTER(c_int)),
     "cuStreamCreate": (POINTER(c_void_p), c_uint),
+    "cuStreamCreateWithPriority": (POINTER(c_void_p), c_uint, c_int),
     "cuStreamDestroy_v2": (c_void_p,),
     "cuStreamSynchronize": (c_void_p,),
     "cuEventCreate": (POINTER(c_void_p), c_uint),
@@ -198,8 +200,16 @@ class Cuda:
         _call("cuMemFreeHost", address)
 
     def create_stream(self) -> int:
-        """Create a stream that does not wait for the default stream."""
-        return _get("cuStreamCreate", CONSTANTS["CU_STREAM_NON_BLOCKING"])
+        """Create a stream that does not wait for the default stream, of the highest priority that there is.
+
+        So speech goes ahead of other work of this process on the GPU. Where the device has one priority, the
+        driver gives the same number as lowest and highest.
+        """
+        lowest, highest = c_int(), c_int()
+        _call("cuCtxGetStreamPriorityRange", ctypes.byref(lowest), ctypes.byref(highest))
+        if lowest.value == highest.value:
+            return _get("cuStreamCreate", CONSTANTS["CU_STREAM_NON_BLOCKING"])
+        return _get("cuStreamCreateWithPriority", CONSTANTS["CU_STREAM_NON_BLOCKING"], highest.value)
 
     def destroy_stream(self, stream: int) -> None:
         """Destroy a stream."""

@@ -18,6 +18,7 @@ from edge_asr.export.engine.profiles import (
 )
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
+from edge_asr.runtime.engine.shapes import grid_frames
 from edge_asr.runtime.engine.sidecar import EngineProfile
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.stream_geometry import StreamingGeometry
@@ -29,18 +30,30 @@ def frames(profiles: tuple[EngineProfile, ...]) -> list[tuple[int, int, int]]:
     return [(p.min_frames, p.opt_frames, p.max_frames) for p in profiles]
 
 
-def test_default_edges_are_three_profiles_tuned_for_their_upper_edge() -> None:
+def test_default_edges_are_three_profiles_tuned_for_their_geometric_middle() -> None:
     profiles = build_profiles(NEMO)
-    assert frames(profiles) == [(10, 200, 200), (200, 800, 800), (800, 3000, 3000)]
+    assert frames(profiles) == [(10, 44, 200), (200, 400, 800), (800, 1549, 3000)]
     assert {(p.min_batch, p.opt_batch, p.max_batch) for p in profiles} == {(1, 1, 8)}
 
 
 def test_edges_of_a_model_are_lengths_that_the_runtime_pads_to() -> None:
     """Their output frames are multiples of 16, and nothing between two profiles is left out."""
     by_4, by_8 = (OutputFrames(factor=factor) for factor in (4, 8))
-    assert frames(build_profiles(NEMO, rule=by_4)) == [(64, 256, 256), (256, 1024, 1024), (1024, 3072, 3072)]
-    assert frames(build_profiles(NEMO, rule=by_8)) == [(128, 256, 256), (256, 1024, 1024), (1024, 3072, 3072)]
+    assert frames(build_profiles(NEMO, rule=by_4)) == [(64, 128, 256), (256, 512, 1024), (1024, 2048, 3072)]
+    assert frames(build_profiles(NEMO, rule=by_8)) == [(128, 256, 256), (256, 512, 1024), (1024, 2048, 3072)]
     assert frames(build_profiles(NEMO, (0.1, 0.5, 1), rule=by_4)) == [(64, 64, 64), (64, 128, 128)]
+
+
+@pytest.mark.parametrize("first", [-6, 1, 7])
+@pytest.mark.parametrize("factor", [1, 4, 8])
+@pytest.mark.parametrize("edges", [(0, 60), (0.1, 2, 8, 30), (1, 1.5, 7, 100)])
+def test_the_best_length_is_one_that_runs_and_lies_in_its_profile(
+    edges: tuple[float, ...], factor: int, first: int
+) -> None:
+    rule = OutputFrames(factor=factor, first=first)
+    for profile in build_profiles(NEMO, edges, rule=rule):
+        assert profile.min_frames <= profile.opt_frames <= profile.max_frames
+        assert profile.opt_frames == grid_frames(profile.opt_frames, rule)
 
 
 def test_edges_that_are_one_length_once_rounded_are_refused() -> None:

@@ -154,14 +154,14 @@ def spoil_short(engine: StandIn, features: F32Array, lengths: I64Array) -> F32Ar
 
 def test_cases_cover_every_profile(cases: list[ProofCase]) -> None:
     shapes = {(max(case.lengths), len(case.features)) for case in cases}
-    for low, high in ((10, 100), (100, 300)):
-        assert {(low, 2), (low + 1, 2), (high - 1, 2), (high, 2)} <= shapes
+    for low, best, high in ((10, 31, 100), (100, 173, 300)):
+        assert {(n, 2) for n in (low, low + 1, best - 1, best, high - 1, high)} <= shapes
         assert {(n, rows) for n in (low, high) for rows in BATCH} <= shapes
     assert max(n for n, _ in shapes) == 300  # nothing that the engine cannot take
     families = {case.family for case in cases}
     assert {"real", "signal", "padded", "profile", "profile padded", "subsampling_edge"} <= families
     assert any(case.name == "digital silence" for case in cases)
-    repeated = [case for case in cases if "batch 2, 300 frames" in case.name]
+    repeated = [case for case in cases if "batch 2, 173 frames" in case.name]
     assert len(repeated) == 3  # first run, the run that records a CUDA graph, and one that replays it
     assert not np.array_equal(repeated[1].features[0], repeated[2].features[0])
 

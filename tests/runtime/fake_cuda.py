@@ -43,8 +43,8 @@ class Stream:
 
     handles = itertools.count(0x5000)
 
-    def __init__(self) -> None:
-        self.handle = next(self.handles)
+    def __init__(self, priority: int) -> None:
+        self.handle, self.priority = next(self.handles), priority
         self.queue: list[Callable[[bool], None]] = []
         self.recording: list[Callable[[bool], None]] | None = None
         self.recorder: int | None = None
@@ -65,6 +65,7 @@ class FakeCuda:
         self.events: dict[int, int | None] = {}
         self.graphs: dict[int, list[Callable[[bool], None]]] = {}
         self.devices, self.integrated, self.total_bytes = 1, False, 8 << 30
+        self.priorities = (0, -5)  # the lowest and the highest: a smaller number comes first
         self._contexts = threading.local()
         self._failures: dict[str, list[int]] = {}
 
@@ -258,11 +259,21 @@ class FakeLibcuda:
 
     # --- streams and graphs ---
 
-    def _cuStreamCreate(self, out: Any, flags: int) -> int:
+    def _cuCtxGetStreamPriorityRange(self, lowest: Any, highest: Any) -> None:
+        assert self._gpu.contexts[-1:] == [PRIMARY_CONTEXT], "the device is not current"
+        lowest.value, highest.value = self._gpu.priorities
+
+    def _cuStreamCreateWithPriority(self, out: Any, flags: int, priority: int) -> int:
+        lowest, highest = self._gpu.priorities
+        assert highest < lowest
+        assert highest <= priority <= lowest
+        return self._cuStreamCreate(out, flags, priority)
+
+    def _cuStreamCreate(self, out: Any, flags: int, priority: int = 0) -> int:
         assert flags == cuda.CONSTANTS["CU_STREAM_NON_BLOCKING"]
         code = self._code("cuStreamCreate", CudaError.CUDA_ERROR_OUT_OF_MEMORY)
         if not code:
-            stream = Stream()
+            stream = Stream(priority)
             self._gpu.streams[stream.handle] = stream
             out.value = stream.handle
         return code

@@ -121,7 +121,12 @@ int cuMemcpyHtoDAsync_v2(u64 d, const void *s, size_t n, void *q) { return note(
 int cuMemcpyDtoHAsync_v2(void *d, u64 s, size_t n, void *q) { return note(P(d), s, n, P(q)); }
 int cuMemcpyDtoDAsync_v2(u64 d, u64 s, size_t n, void *q) { return note(d, s, n, P(q)); }
 int cuMemsetD8Async(u64 d, unsigned char c, size_t n, void *q) { return note(d, c, n, P(q)); }
+static int highest = -5;
+void set_highest(int priority) { highest = priority; }
+int cuCtxGetStreamPriorityRange(int *low, int *high) { *low = 0; *high = highest; return note(0, 0, 0, 0); }
 int cuStreamCreate(void **q, unsigned f) { *q = (void *)0x7eeeeeeeeee0; return note(f, 0, 0, 0); }
+int cuStreamCreateWithPriority(void **q, unsigned f, int p)
+{ *q = (void *)0x7eeeeeeeeee0; return note(f, p, 0, 0); }
 int cuStreamDestroy_v2(void *q) { return note(P(q), 0, 0, 0); }
 int cuEventCreate(void **e, unsigned f) { *e = (void *)0x7cccccccccc0; return note(f, 0, 0, 0); }
 int cuEventRecord(void *e, void *q) { return note(P(e), P(q), 0, 0); }
@@ -180,7 +185,7 @@ def test_arguments_and_results_keep_all_their_bits(echo: Any) -> None:
         (lambda: gpu.allocate_pinned(BIG), [BIG, 0]),
         (lambda: gpu.free(DEVICE), [DEVICE]),
         (lambda: gpu.free_pinned(HOST), [HOST]),
-        (lambda: gpu.create_stream(), [1]),
+        (lambda: gpu.create_stream(), [1, 2**64 - 5]),
         (lambda: gpu.copy_to_device(DEVICE, HOST, BIG, STREAM), [DEVICE, HOST, BIG, STREAM]),
         (lambda: gpu.copy_to_host(HOST, DEVICE, BIG, STREAM), [HOST, DEVICE, BIG, STREAM]),
         (lambda: gpu.copy_on_device(DEVICE, DEVICE + 1, BIG, STREAM), [DEVICE, DEVICE + 1, BIG, STREAM]),
@@ -197,6 +202,33 @@ def test_arguments_and_results_keep_all_their_bits(echo: Any) -> None:
     assert gpu.capture(STREAM, lambda: order.append(echo.last()[:2])) == 0x7BBBBBBBBBB0
     assert order == [[STREAM, 1]]  # thread-local capture had begun
     assert echo.last()[0] == 0x7AAAAAAAAAA0  # the recording itself is gone, only its executable stays
+
+
+def test_a_device_of_one_priority_has_a_plain_stream(echo: Any) -> None:
+    echo.set_highest(0)
+    try:
+        assert Cuda().create_stream() == STREAM
+        assert echo.last()[:2] == [1, 0]
+    finally:
+        echo.set_highest(-5)
+
+
+@pytest.mark.parametrize(("priorities", "chosen"), [((0, -5), -5), ((0, -1), -1), ((0, 0), 0)])
+def test_a_stream_has_the_highest_priority(
+    priorities: tuple[int, int], chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeCuda()
+    fake.install_cuda(monkeypatch)
+    fake.priorities = priorities
+    gpu = Cuda()
+    with gpu.current_device():
+        stream = gpu.create_stream()
+        assert fake.streams[stream].priority == chosen
+        gpu.destroy_stream(stream)
+        fake.fail("cuStreamCreate")
+        with pytest.raises(DeviceError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+            gpu.create_stream()
+    fake.assert_released()
 
 
 def test_the_device_of_an_ordinal(echo: Any) -> None:
