@@ -78,8 +78,6 @@ def test_rtx_builder_on_cpu_execution_not_tested_parses_every_precision(
 #: Additions between a product of attention and its softmax: where there are two, an engine's graph has one.
 ADDITIONS = {**dict.fromkeys(FAMILIES, 2), "hf-wav2vec2conformer-relative": 2}
 ADDITIONS |= {"hf-wav2vec2conformer-rotary": 1, "torchaudio-conformer-norm": 1}
-#: Its scores by position are sums of float32, so its softmax stays float32.
-WIDE = ("wenet-u2pp",)
 
 
 def additions(model: onnx.ModelProto) -> list[int]:
@@ -141,7 +139,7 @@ def test_rtx_builder_on_cpu_execution_not_tested_parses_the_graphs_of_engines(
     assert kept[0] >= kept[1] - two_frames
     for precision in ("fp16", "int8"):
         made = make_engine_model(bundle, precision, max_frames=longest)
-        assert additions(made) == ([] if name in WIDE else [1, 1])
+        assert additions(made) == [1, 1]
         network = rtx.Builder(create_logger(rtx)).create_network(
             1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         )
