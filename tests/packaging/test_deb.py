@@ -105,7 +105,9 @@ def test_it_is_installed_and_purged_and_keeps_what_was_configured(package: Path,
     (root / "var/lib/dpkg/status").touch()
     # Dependencies are not there, and the scripts run outside of the root, which has no shell.
     options = ("--log=/dev/null", "--force-script-chrootless", "--force-depends", "--force-not-root")
-    dpkg = ("dpkg", f"--root={root}", *options)
+    # dpkg looks for programs that only the path of root has.
+    search = f"PATH={os.environ['PATH']}:/usr/sbin:/sbin"
+    dpkg = ("env", search, "dpkg", f"--root={root}", *options)
 
     def files() -> set[str]:
         found = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
