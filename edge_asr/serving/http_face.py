@@ -259,7 +259,15 @@ class _PunctualH11(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        asyncio.get_running_loop().call_later(_FIRST_BYTES_S, self._close_if_silent)
+        self._watch = asyncio.get_running_loop().call_later(_FIRST_BYTES_S, self._close_if_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._watch.cancel()  # it would keep what is left of the connection for as long
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self._watch.cancel()
+        super().handle_websocket_upgrade(event)
 
     def _close_if_silent(self) -> None:
         scope: Any = self.scope  # None until a request has come, whatever its annotation says
