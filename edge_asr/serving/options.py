@@ -82,7 +82,8 @@ class SessionOptions(DecodingOptions):
 
     Attributes:
         sample_rate: of its sound, in Hz.
-        format: what its samples are.
+        format: what its samples are, or "ogg" for an Ogg (Opus, Vorbis) or FLAC stream, which says its own
+            rate and channels.
         channels: how many are interleaved; their mean is heard.
         endpoint: "command", "dictation" or "agent"; None is a pause of 0.6 s.
         pause_s: how long it must be quiet to end an utterance, instead of the preset's time.
@@ -93,7 +94,7 @@ class SessionOptions(DecodingOptions):
     """
 
     sample_rate: int = STREAM_SAMPLE_RATE
-    format: Literal["s16le", "f32le"] = "s16le"
+    format: Literal["s16le", "f32le", "ogg"] = "s16le"
     channels: int = 1
     endpoint: Literal["command", "dictation", "agent"] | None = None
     pause_s: float | None = None

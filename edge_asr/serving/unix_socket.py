@@ -213,7 +213,10 @@ def _options_from_line(line: bytes) -> SessionOptions:
     options = decode_json(line, "the first line")
     if options.pop("type", "start") != "start":  # as a WebSocket's message is called
         raise ConfigError('the type of the first line must be "start", or left out')
-    return session_options_from_json(options)
+    asked = session_options_from_json(options)
+    if asked.format == "ogg":
+        raise ConfigError("format ogg is for the WebSocket; here send raw samples, s16le or f32le")
+    return asked
 
 
 async def _receive(session: Session, reader: asyncio.StreamReader, sound: bytes) -> None:

@@ -14,18 +14,21 @@ What this file does not do: recognize, check tokens.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from edge_asr.errors import ConfigError, EdgeAsrError, RefusedError
+from edge_asr.errors import AudioError, ConfigError, EdgeAsrError, RefusedError
 from edge_asr.printable import json_line
 from edge_asr.records import decode_json
 from edge_asr.runtime.live.events import Event
 from edge_asr.serving.conversation import converse, error_event, greeting, last_events, sentence_of_reason
-from edge_asr.serving.options import json_from_text, session_options_from_json
+from edge_asr.serving.options import SessionOptions, json_from_text, session_options_from_json
 from edge_asr.serving.sessions import Place, Session, Sessions, event_to_line
+from edge_asr.serving.sound_pieces import decode_pieces
 
 SUBPROTOCOL = "edge-asr"
 _TOKEN_PREFIXES = ("token.", "openai-insecure-api-key.")
@@ -122,12 +125,40 @@ class ListenSocket:
             options = {**options, **first}
             del options["type"]
             first = b""
-        session = await place.open(session_options_from_json(options))
-        receive_all = self._receive(socket, session, first)
-        reason = await converse(session, receive_all, lambda event: _send_event(socket, event))
+        asked = session_options_from_json(options)
+        if asked.format == "ogg":
+            session, reason = await self._converse_encoded(socket, place, asked, first)
+        else:
+            session = await place.open(asked)
+            receive_all = self._receive(socket, session, first)
+            reason = await converse(session, receive_all, lambda event: _send_event(socket, event))
         for last in last_events(session, reason, limits):
             await try_send(socket, last)
         return reason, sentence_of_reason(reason, limits)
+
+    async def _converse_encoded(
+        self, socket: WebSocket, place: Place, asked: SessionOptions, first: dict[str, Any] | bytes
+    ) -> tuple[Session, str]:
+        """Run a session whose sound is a stream that libsndfile decodes; return it, and why it ended."""
+        idle_s = self._core.limits.idle_s
+        async with aclosing(decode_pieces(_pieces(socket, first), None)) as sound:
+            try:
+                sample_rate, samples = await asyncio.wait_for(anext(sound), idle_s)
+            except asyncio.TimeoutError:
+                raise RefusedError("idle", f"no sound came for {idle_s:g} s") from None
+            except StopAsyncIteration:
+                raise AudioError("the stream ended before any sound; send an Ogg or FLAC stream") from None
+            channels = 1 if samples.ndim == 1 else samples.shape[1]
+            session = await place.open(replace(asked, sample_rate=sample_rate, channels=channels))
+
+            async def receive_all() -> None:
+                await session.push(samples)
+                async for _, block in sound:
+                    await session.push(block)
+                session.end()
+
+            reason = await converse(session, receive_all(), lambda event: _send_event(socket, event))
+        return session, reason
 
     async def _receive(self, socket: WebSocket, session: Session, first: dict[str, Any] | bytes) -> None:
         """Take sound until the client leaves; after "end" wait for that, and take no more."""
@@ -138,11 +169,25 @@ class ListenSocket:
             elif message["type"] == "end":
                 session.end()
             else:
-                raise ConfigError(
-                    f"a message has the type {message['type'][:40]!r}; send end, or start before any sound"
-                )
+                raise _unexpected(message)
             message = await receive(socket)  # the session itself watches how long nothing comes
 
 
 async def _send_event(socket: WebSocket, event: Event) -> None:
     await socket.send_text(event_to_line(event))
+
+
+async def _pieces(socket: WebSocket, message: dict[str, Any] | bytes) -> AsyncGenerator[bytes, None]:
+    """Yield the binary messages up to "end"."""
+    while isinstance(message, bytes):
+        if message:
+            yield message
+        message = await receive(socket)
+    if message["type"] != "end":
+        raise _unexpected(message)
+
+
+def _unexpected(message: dict[str, Any]) -> ConfigError:
+    return ConfigError(
+        f"a message has the type {message['type'][:40]!r}; send end, or start before any sound"
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import socket
 import threading
@@ -11,12 +13,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import soundfile
 from serving_clients import (
     MakeServer,
     Running,
     Speech,
     comparable,
     hear,
+    is_near,
     of_type,
     read,
     run,
@@ -61,6 +65,55 @@ def test_options_of_the_query(server: Running, speech: Speech) -> None:
     assert not of_type(events, "partial")
     assert "725" in "".join(texts(events)).replace(" ", "")
     assert events[-1]["audio_s"] == pytest.approx(len(speech) / 16_000, abs=0.01)
+
+
+@pytest.mark.parametrize(("container", "subtype"), [("OGG", "OPUS"), ("FLAC", "PCM_16")])
+def test_a_stream_is_decoded_while_it_comes(
+    server: Running, speech: Speech, finals: list[tuple[Any, ...]], container: str, subtype: str
+) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.repeat(speech, 3), 48_000, format=container, subtype=subtype)
+    encoded = file.getvalue()
+
+    async def listen() -> tuple[list[Any], int]:
+        events: list[Any] = []
+        async with connect(f"{server.ws}/v1/listen?format=ogg&partials=false") as client:
+            n_sent = 0
+            while n_sent < len(encoded) and not of_type(events, "final"):
+                await client.send(encoded[n_sent : n_sent + 1000])
+                n_sent += 1000
+                with contextlib.suppress(asyncio.TimeoutError):
+                    events.append(json.loads(await asyncio.wait_for(client.recv(), 0.1)))
+            heard_at = n_sent
+            await client.send(encoded[n_sent:])
+            await client.send('{"type": "end"}')
+            events += await read(client)
+        return events, heard_at
+
+    events, heard_at = run(listen())
+    assert [is_near(text, final[1]) for text, final in zip(texts(events), finals, strict=True)] == [True] * 3
+    assert heard_at < 0.8 * len(encoded)  # the first utterance is a third of it
+    assert events[-1]["audio_s"] == pytest.approx(len(speech) / 16_000, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sound", "sentence"),
+    [
+        (b"\x1a\x45\xdf\xa3" * 500, "send a WAV, FLAC or Ogg stream"),
+        (b"OggS" + b"x" * 4000, "the sound cannot be decoded"),
+        (b"", "the stream ended before any sound"),
+    ],
+)
+def test_what_is_no_stream_is_refused(server: Running, sound: bytes, sentence: str) -> None:
+    async def listen() -> list[Any]:
+        async with connect(f"{server.ws}/v1/listen?format=ogg") as client:
+            await client.send(sound)
+            await client.send('{"type": "end"}')
+            return await read(client)
+
+    events = run(listen())
+    assert events[-1]["type"] == "error"
+    assert sentence in events[-1]["message"]
 
 
 def test_a_grammar_and_hotwords_of_one_session(server: Running, speech: Speech) -> None:
