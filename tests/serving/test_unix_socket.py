@@ -271,6 +271,7 @@ import sys
 from edge_asr.serving.systemd import inherited_socket, notify
 assert inherited_socket("/elsewhere") is None
 opened = inherited_socket(sys.argv[1])
+opened.settimeout(60)  # the test's process has made the socket one that does not wait
 notify("READY=1")
 opened.accept()[0].sendall(b"handed over")
 """
