@@ -236,16 +236,10 @@ class RivaFace:
         )
         session = await place.open(options)
 
-        most_samples = self._core.limits.max_session_s * sample_rate
-
         async def receive() -> None:
             await session.push(samples)
-            n_samples = len(samples)
             async for _, block in rest:
                 await session.push(block)
-                n_samples += len(block)
-                if n_samples > most_samples:  # the session ignores what is beyond
-                    raise RefusedError("too_long", sentence_of_reason("too_long", self._core.limits))
             session.end()
 
         async def send(event: Event) -> None:
