@@ -32,7 +32,7 @@ from edge_asr.serving.conversation import converse, sentence_of_reason
 from edge_asr.serving.riva_messages import MESSAGES, PACKAGE
 from edge_asr.serving.riva_options import Asked, read_request
 from edge_asr.serving.sessions import Place, Session, Sessions
-from edge_asr.serving.sound_pieces import Sound, decode_pieces
+from edge_asr.serving.sound_pieces import Sound, decode_pieces, first_sound
 from edge_asr.serving.tls import TlsFiles
 
 _Code = grpc.StatusCode
@@ -213,11 +213,8 @@ class RivaFace:
             asked = self._read(request.streaming_config.config)
             pieces = _sound_of(requests)
             async with aclosing(decode_pieces(pieces, asked.raw)) as sound:
-                try:
-                    first = await asyncio.wait_for(anext(sound), limits.idle_s)
-                except asyncio.TimeoutError:
-                    raise RefusedError("idle", f"no sound came for {limits.idle_s:g} s") from None
-                except StopAsyncIteration:  # there was none
+                first = await first_sound(sound, limits.idle_s)
+                if first is None:
                     return
                 reason = await self._converse(place, asked, request, first, sound, context)
         if reason != "end":  # an observer knows of it already

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from edge_asr.errors import AudioError
+from edge_asr.errors import AudioError, RefusedError
 from edge_asr.serving.uploads import check_size
 
 Sound = tuple[int, npt.NDArray[Any]]
@@ -119,6 +119,21 @@ async def decode_pieces(pieces: AsyncIterator[bytes], raw: RawSound | None) -> A
         if (piece := await anext(pieces, b"")) == b"":
             return
         head = head[n_whole:] + piece
+
+
+async def first_sound(sound: AsyncGenerator[Sound, None], wait_s: float) -> Sound | None:
+    """Return the first of `decode_pieces`, which says the rate; None if there is no sound.
+
+    Raises:
+        RefusedError: "idle": none came for so long.
+        AudioError: as `decode_pieces`.
+    """
+    try:
+        return await asyncio.wait_for(anext(sound), wait_s)
+    except asyncio.TimeoutError:
+        raise RefusedError("idle", f"no sound came for {wait_s:g} s") from None
+    except StopAsyncIteration:
+        return None
 
 
 def _read_wav_header(head: bytes) -> tuple[RawSound, bytes]:

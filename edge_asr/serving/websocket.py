@@ -28,7 +28,7 @@ from edge_asr.runtime.live.events import Event
 from edge_asr.serving.conversation import converse, error_event, greeting, last_events, sentence_of_reason
 from edge_asr.serving.options import SessionOptions, json_from_text, session_options_from_json
 from edge_asr.serving.sessions import Place, Session, Sessions, event_to_line
-from edge_asr.serving.sound_pieces import decode_pieces
+from edge_asr.serving.sound_pieces import decode_pieces, first_sound
 
 SUBPROTOCOL = "edge-asr"
 _TOKEN_PREFIXES = ("token.", "openai-insecure-api-key.")
@@ -140,14 +140,11 @@ class ListenSocket:
         self, socket: WebSocket, place: Place, asked: SessionOptions, first: dict[str, Any] | bytes
     ) -> tuple[Session, str]:
         """Run a session whose sound is a stream that libsndfile decodes; return it, and why it ended."""
-        idle_s = self._core.limits.idle_s
         async with aclosing(decode_pieces(_pieces(socket, first), None)) as sound:
-            try:
-                sample_rate, samples = await asyncio.wait_for(anext(sound), idle_s)
-            except asyncio.TimeoutError:
-                raise RefusedError("idle", f"no sound came for {idle_s:g} s") from None
-            except StopAsyncIteration:
-                raise AudioError("the stream ended before any sound; send an Ogg or FLAC stream") from None
+            begin = await first_sound(sound, self._core.limits.idle_s)
+            if begin is None:
+                raise AudioError("the stream ended before any sound; send an Ogg or FLAC stream")
+            sample_rate, samples = begin
             channels = 1 if samples.ndim == 1 else samples.shape[1]
             session = await place.open(replace(asked, sample_rate=sample_rate, channels=channels))
 
