@@ -18,7 +18,8 @@ from typing import Any
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Precision
 from edge_asr.errors import ConfigError, require
-from edge_asr.model.config import PRESETS, ConformerConfig
+from edge_asr.model.config import ConformerConfig
+from edge_asr.model.presets import PRESETS
 from edge_asr.proof.stages import StageProgress
 
 N_PIECES = 128

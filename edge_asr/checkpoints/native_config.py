@@ -83,10 +83,13 @@ class NativeConfig:
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; without `facts` where none is known, so that older versions read it too."""
+        """JSON form; without facts and decoders where there are none, so that older versions read it too."""
         data: dict[str, Any] = {"format_version": self.format_version, **json_from_record(self)}
         if self.facts == NO_FACTS:
             del data["facts"]
+        for name in ("decoder", "right_decoder"):
+            if data["model"][name] is None:
+                del data["model"][name]
         return data
 
 

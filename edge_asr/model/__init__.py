@@ -7,7 +7,8 @@ What this file does not do: load checkpoints (`edge_asr.checkpoints`), compute f
 
 from typing import TYPE_CHECKING, Any
 
-from edge_asr.model.config import PRESETS, ConformerConfig
+from edge_asr.model.config import ConformerConfig
+from edge_asr.model.presets import PRESETS
 
 if TYPE_CHECKING:
     from edge_asr.model.ctc import ConformerCTC

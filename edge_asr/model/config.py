@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from edge_asr.errors import ConfigError
 from edge_asr.frames import OutputFrames
+from edge_asr.model.decoders.config import DecoderConfig
+from edge_asr.model.presets import PRESETS
 from edge_asr.records import check_fields, json_from_record, record_from_json
 
 LARGEST_SIZE = 1 << 20
@@ -114,6 +116,8 @@ class ConformerConfig:
         head: "linear" projection, or one unidirectional "lstm" layer before it.
         intermediate_ctc_layers: 1-based layers whose output also gets a CTC loss; never the last one.
         dropout, dropout_attention: probabilities; the latter on the attention weights.
+        decoder: an attention decoder beside the CTC head, or None.
+        right_decoder: a second one, which reads and writes from right to left (WeNet's U2++).
         cmvn: whether a global mean and variance normalization of the features is part of the model.
 
     Raises:
@@ -159,6 +163,8 @@ class ConformerConfig:
     dropout: float = 0.1
     dropout_attention: float = 0.1
     cmvn: bool = False
+    decoder: DecoderConfig | None = None
+    right_decoder: DecoderConfig | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "the model")
@@ -180,6 +186,12 @@ class ConformerConfig:
         check_subsampling(self)
         check_attention(self)
         _ = self.conv_left_right
+        if self.right_decoder is not None and self.decoder is None:
+            raise ConfigError("right_decoder is given without decoder; give decoder too")
+        for name in ("decoder", "right_decoder"):
+            if getattr(self, name) is not None:
+                complete = getattr(self, name).complete(self.d_model, self.vocab_size)
+                object.__setattr__(self, name, complete)
 
     def _check_lists(self) -> None:
         layers, context = self.intermediate_ctc_layers, self.attention_context
@@ -267,37 +279,6 @@ class ConformerConfig:
             ConfigError: for an unknown key, a missing vocab_size or a bad value.
         """
         return record_from_json(cls, values, "the model settings")
-
-
-_NEMO: dict[str, Any] = {
-    "subsampling": "striding",
-    "subsampling_factor": 4,
-    "conv_kernel_size": 31,
-    "xscaling": True,
-}
-_PAPER: dict[str, Any] = {**_NEMO, "xscaling": False}
-
-# small/medium/large: NeMo examples/asr/conf/conformer/conformer_ctc_bpe.yaml.
-# paper-*: Gulati et al. 2020, table 1; its kernel of 32 is even, hence not centered, so 31 stands for it.
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "d_model": 128,
-        "n_layers": 8,
-        "n_heads": 4,
-        "conv_kernel_size": 15,
-        "conv_context": "causal",
-        "subsampling": "dw_striding",
-        "subsampling_factor": 4,
-        "subsampling_channels": 48,
-        "cmvn": True,
-    },
-    "small": {**_NEMO, "d_model": 176, "n_layers": 16, "n_heads": 4, "subsampling_channels": 176},
-    "medium": {**_NEMO, "d_model": 256, "n_layers": 18, "n_heads": 4, "subsampling_channels": 256},
-    "large": {**_NEMO, "d_model": 512, "n_layers": 18, "n_heads": 8, "subsampling_channels": 512},
-    "paper-s": {**_PAPER, "d_model": 144, "n_layers": 16, "n_heads": 4, "subsampling_channels": 144},
-    "paper-m": {**_PAPER, "d_model": 256, "n_layers": 16, "n_heads": 4, "subsampling_channels": 256},
-    "paper-l": {**_PAPER, "d_model": 512, "n_layers": 17, "n_heads": 8, "subsampling_channels": 512},
-}
 
 
 def output_frames_from_config(config: ConformerConfig) -> OutputFrames:

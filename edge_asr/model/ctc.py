@@ -1,7 +1,8 @@
 """Conformer-CTC as one module: features in, log-probabilities out.
 
-It holds the global CMVN, the encoder, the linear or LSTM head, and intermediate CTC outputs. It must stay
-exportable, so nothing here branches on tensor content.
+It holds the global CMVN, the encoder, the linear or LSTM head, intermediate CTC outputs and, where the
+configuration asks for one, an attention decoder over the same encoder. It must stay exportable, so nothing
+here branches on tensor content.
 What this file does not do: compute losses, decode.
 """
 
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from edge_asr.errors import ConfigError
 from edge_asr.model.config import ConformerConfig
+from edge_asr.model.decoders.base import AttentionDecoder
+from edge_asr.model.decoders.choose import make_decoder
+from edge_asr.model.decoders.config import DecoderConfig
 from edge_asr.model.encoder import ConformerEncoder
 from edge_asr.model.masks import valid_frames
 
@@ -56,7 +60,11 @@ class CTCHead(nn.Module):
 
 
 class ConformerCTC(nn.Module):
-    """A Conformer encoder with a CTC head; the blank is the last output."""
+    """An encoder with a CTC head and perhaps an attention decoder; the blank is the last output.
+
+    Attributes:
+        decoder, right_decoder: None where the configuration has none. They attend to what `encode` gives.
+    """
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
@@ -64,6 +72,13 @@ class ConformerCTC(nn.Module):
         self.cmvn = GlobalCMVN(config.n_mels) if config.cmvn else None
         self.encoder = ConformerEncoder(config)
         self.head = CTCHead(config)
+        self.decoder = self._make_decoder(config.decoder)
+        self.right_decoder = self._make_decoder(config.right_decoder)
+
+    def _make_decoder(self, decoder: DecoderConfig | None) -> AttentionDecoder | None:
+        if decoder is None:
+            return None
+        return make_decoder(decoder, self.config.d_model, self.config.vocab_size)
 
     def forward(
         self,
@@ -89,8 +104,26 @@ class ConformerCTC(nn.Module):
         Raises:
             ConfigError: for chunk sizes out of range, or chunks with linear attention.
         """
+        encoded, lens = self.encode(
+            features, feature_lens, chunk_frames=chunk_frames, left_chunks=left_chunks
+        )
+        return self.head(encoded), lens
+
+    def encode(
+        self,
+        features: Tensor,
+        feature_lens: Tensor,
+        *,
+        chunk_frames: int | None = None,
+        left_chunks: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the encoder alone: what the CTC head and the decoders take.
+
+        Returns:
+            float (B, T', d_model) and int64 (B,) lengths; see `forward`.
+        """
         outputs, lens = self._encode(features, feature_lens, chunk_frames, left_chunks)
-        return self.head(outputs[-1]), lens
+        return outputs[-1], lens
 
     def forward_train(
         self,
@@ -99,14 +132,15 @@ class ConformerCTC(nn.Module):
         *,
         chunk_frames: int | None = None,
         left_chunks: int | None = None,
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Run `forward`, and also return log-probabilities of the intermediate CTC layers.
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+        """Run `forward`, and also return what losses besides that of the output need.
 
         Returns:
-            log_probs (B, T', V), lens (B,), and one (B, T', V) for each of `config.intermediate_ctc_layers`.
+            log_probs (B, T', V), lens (B,), one (B, T', V) for each of `config.intermediate_ctc_layers`, and
+            what `encode` gives (B, T', d_model).
         """
         outputs, lens = self._encode(features, feature_lens, chunk_frames, left_chunks)
-        return self.head(outputs[-1]), lens, [self.head(output) for output in outputs[:-1]]
+        return self.head(outputs[-1]), lens, [self.head(output) for output in outputs[:-1]], outputs[-1]
 
     def _encode(
         self, features: Tensor, feature_lens: Tensor, chunk_frames: int | None, left_chunks: int | None

@@ -98,7 +98,7 @@ class ConformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.subsampling = subsampling_from_config(config)
-        self.added_positions = AbsolutePositions(config) if config.added_positions else None
+        self.added_positions = AbsolutePositions(config.d_model) if config.added_positions else None
         self.positions = positions_from_config(config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.n_layers))

@@ -35,7 +35,7 @@ class CTCObjective(nn.Module):
         The trained loss is CTC, weighted with the intermediate ones, or cross-entropy with `alignment`. The
         divergence is that of the final output, 0 without a teacher.
         """
-        log_probs, lens, between = self.model.forward_train(
+        log_probs, lens, between, _ = self.model.forward_train(
             features, feature_lens, chunk_frames=chunk_frames, left_chunks=left_chunks
         )
         blank = log_probs.shape[-1] - 1

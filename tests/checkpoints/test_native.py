@@ -53,7 +53,13 @@ def save(path: Path, model: ConformerCTC | None = None, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"head": "lstm", "attention": "linear", "conv_norm": "layer_norm"}]
+    "overrides",
+    [
+        {},
+        {"head": "lstm", "attention": "linear", "conv_norm": "layer_norm"},
+        {"decoder": {"kind": "recurrent"}},
+        {"decoder": {"n_heads": 1}, "right_decoder": {"d_model": 12, "n_heads": 3}},
+    ],
 )
 def test_round_trip_is_exact(tmp_path: Path, overrides: dict[str, Any]) -> None:
     model = build_model(**overrides)
@@ -72,6 +78,23 @@ def test_round_trip_is_exact(tmp_path: Path, overrides: dict[str, Any]) -> None:
         assert torch.equal(again.state_dict()[name], value), name
     features, lens = torch.randn(2, 33, 40), torch.tensor([33, 9])
     assert torch.equal(again(features, lens)[0], model(features, lens)[0])
+
+
+def test_a_checkpoint_without_decoder_is_as_before(tmp_path: Path) -> None:
+    """Older versions, which refuse unknown keys, read it; its file says nothing about decoders."""
+    config = json.loads((save(tmp_path / "ck") / native.CONFIG_NAME).read_text())
+    assert not [key for key in config["model"] if "decoder" in key]
+    assert load_checkpoint(tmp_path / "ck").model_config.decoder is None
+    assert load_checkpoint(tmp_path / "ck").build_model().decoder is None
+
+
+def test_weights_of_another_decoder_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "ck", build_model(decoder={"kind": "recurrent"}))
+    config = json.loads((path / native.CONFIG_NAME).read_text())
+    config["model"]["decoder"]["n_tokens"] = 9
+    (path / native.CONFIG_NAME).write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"decoder.embedding.weight has shape \(6, 16\), .* \(9, 16\)"):
+        load_checkpoint(path)
 
 
 def test_float16_files_load_as_float32(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ def test_intermediate_ctc_is_the_shallower_model(head: str) -> None:
     """The output of layer k through the shared head is what a model cut after layer k computes."""
     model = build_model(n_layers=4, intermediate_ctc_layers=[1, 3], head=head)
     features, lens = torch.randn(2, 50, N_MELS), torch.tensor([50, 20])
-    log_probs, out_lens, intermediate = model.forward_train(features, lens, chunk_frames=2)
+    log_probs, out_lens, intermediate, encoded = model.forward_train(features, lens, chunk_frames=2)
     expected, expected_lens = model(features, lens, chunk_frames=2)
     assert torch.equal(log_probs, expected)
     assert torch.equal(out_lens, expected_lens)
+    assert torch.equal(model.head(encoded), expected)
     assert len(intermediate) == 2
     for layers, actual in zip((1, 3), intermediate, strict=True):
         cut = build_model(n_layers=layers, head=head)

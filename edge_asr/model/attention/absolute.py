@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.model.attention.relative import RelPosAttention
-from edge_asr.model.config import ConformerConfig
 
 
 class AbsolutePositions(nn.Module):
@@ -21,10 +20,10 @@ class AbsolutePositions(nn.Module):
 
     inverse_frequency: Tensor
 
-    def __init__(self, config: ConformerConfig) -> None:
+    def __init__(self, d_model: int) -> None:
         super().__init__()
         frequency = torch.exp(
-            torch.arange(0, config.d_model, 2, dtype=torch.float32) * -(math.log(10000.0) / config.d_model)
+            torch.arange(0, d_model, 2, dtype=torch.float32) * -(math.log(10000.0) / d_model)
         )
         self.register_buffer("inverse_frequency", frequency, persistent=False)
 

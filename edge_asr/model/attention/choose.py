@@ -33,7 +33,7 @@ def positions_from_config(config: ConformerConfig) -> nn.Module:
     if config.attention == "rel_pos_legacy":
         return LegacyPositions(config)
     if config.attention == "absolute_pos":
-        return AbsolutePositions(config)
+        return AbsolutePositions(config.d_model)
     if config.attention == "rotary":
         return RotaryPositions(config)
     return NoPositions()
