@@ -254,9 +254,10 @@ class StreamingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its schedule, and when to stop.
+    """The optimizer, its schedule, and when to stop.
 
-    lr: peak learning rate.
+    optimizer: adamw; or muon for the matrices of the encoder's layers and AdamW for all else.
+    lr: peak learning rate, the same for both.
     betas: AdamW's two decay rates.
     eps: AdamW's epsilon.
     weight_decay: applied to weights of two or more dimensions only.
@@ -278,6 +279,7 @@ class OptimConfig:
         `edge_asr.training.alignment`), for the flat start; clips without a row are spread evenly.
     """
 
+    optimizer: str = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
@@ -297,6 +299,9 @@ class OptimConfig:
     flat_start_alignments: str | None = None
 
     def __post_init__(self) -> None:
+        _check(
+            self.optimizer in ("adamw", "muon"), f"optimizer must be adamw or muon, got {self.optimizer!r}"
+        )
         _check(self.lr > 0, f"lr must be > 0, got {self.lr}")
         _check(len(self.betas) == 2, f"betas must be two numbers, got {list(self.betas)}")
         _check(self.warmup_steps >= 0, f"warmup_steps must be >= 0, got {self.warmup_steps}")

@@ -119,10 +119,12 @@ def _find_state(config: TrainConfig, run_dir: Path, resume: bool) -> tuple[Any, 
 
         before = yaml.safe_load(yaml_path.read_text(encoding="utf-8"))
         now = config_to_dict(config)
-        for section in _FIXED_SECTIONS:
-            if before.get(section) != now[section]:
+        kept = {section: (before.get(section), now[section]) for section in _FIXED_SECTIONS}
+        kept["optim.optimizer"] = before["optim"].get("optimizer", "adamw"), config.optim.optimizer
+        for name, (old, new) in kept.items():
+            if old != new:
                 raise TrainingError(
-                    f"{section} differs from that of the run in {run_dir}; resume with the same, "
+                    f"{name} differs from that of the run in {run_dir}; resume with the same, "
                     "or start another run with init_from"
                 )
     return state

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from edge_asr.training.config import OptimConfig, StreamingConfig
+from edge_asr.training.muon import MuonAdamW
 
 
 def learning_rate(config: OptimConfig, step: int, minutes: float) -> float:
@@ -39,14 +41,29 @@ def draw_chunk(config: StreamingConfig, seed: int, step: int) -> tuple[int | Non
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW, with weight decay on matrices and none on biases and norms."""
+    """Build the optimizer, with weight decay on matrices and none on biases and norms."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if p.ndim >= 2 and "bias" not in name]
-    plain = [p for name, p in named if not (p.ndim >= 2 and "bias" not in name)]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        fused=True,
-    )
+    hidden: dict[int, list[nn.Parameter]] = {}
+    decayed, plain = [], []
+    for name, parameter in named:
+        if parameter.ndim < 2 or "bias" in name:
+            plain.append(parameter)
+        elif config.optimizer == "muon" and parameter.ndim == 2 and ".layers." in name:
+            rows, columns = parameter.shape
+            parts = rows // columns if name.split(".")[-2] in ("qkv", "pointwise_in") else 1
+            hidden.setdefault(parts, []).append(parameter)
+        else:
+            decayed.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    kind: type[torch.optim.AdamW] = torch.optim.AdamW
+    if config.optimizer == "muon":
+        kind = MuonAdamW
+        groups += [
+            {"params": params, "weight_decay": config.weight_decay, "muon": True, "parts": parts}
+            for parts, params in hidden.items()
+        ]
+    betas = (config.betas[0], config.betas[1])
+    return kind(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)

@@ -59,6 +59,7 @@ def test_dump_and_read_back() -> None:
             {"data": {"train": [{"path": "x", "wieght": 2}]}},
             ["data.train[0] has the unknown key 'wieght'", "'weight'"],
         ),
+        ({"optim": {"optimizer": "sgd"}}, ["optimizer must be adamw or muon, got 'sgd'"]),
         ({"optim": {"lr": "fast"}}, ["optim.lr is 'fast'; it must be a number"]),
         ({"optim": {"max_steps": 1.5}}, ["optim.max_steps", "a whole number"]),
         ({"optim": {"max_steps": True}}, ["optim.max_steps", "a whole number"]),

@@ -110,10 +110,12 @@ def test_run_folder_and_logs(make_config: MakeConfig) -> None:
     assert best.provenance["dev"]["tones_dev"]["wer"] == pytest.approx(summary["best_wer"])
 
 
-def test_resumed_run_equals_an_unbroken_one(make_config: MakeConfig, tmp_path: Path) -> None:
-    whole = make_config(run_dir=str(tmp_path / "whole"), optim={"max_steps": 9, "accumulate": 2})
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_run_equals_an_unbroken_one(make_config: MakeConfig, tmp_path: Path, optimizer: str) -> None:
+    optim = {"accumulate": 2, "optimizer": optimizer}
+    whole = make_config(run_dir=str(tmp_path / "whole"), optim={"max_steps": 9, **optim})
     train(whole, quiet=True)
-    first = make_config(run_dir=str(tmp_path / "parts"), optim={"max_steps": 4, "accumulate": 2})
+    first = make_config(run_dir=str(tmp_path / "parts"), optim={"max_steps": 4, **optim})
     train(first, quiet=True)
     rest = dataclasses.replace(first, optim=dataclasses.replace(first.optim, max_steps=9))
     train(rest, quiet=True, resume=True)
@@ -132,6 +134,9 @@ def test_resume_refuses_what_does_not_fit(make_config: MakeConfig) -> None:
         train(config, quiet=True)
     with pytest.raises(TrainingError, match="seed differs"):
         train(dataclasses.replace(config, seed=99), quiet=True, resume=True)
+    muon = dataclasses.replace(config, optim=dataclasses.replace(config.optim, optimizer="muon"))
+    with pytest.raises(TrainingError, match=r"optim\.optimizer differs"):
+        train(muon, quiet=True, resume=True)
 
 
 def test_stops_by_file_signal_and_clock(
