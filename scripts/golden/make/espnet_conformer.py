@@ -90,6 +90,36 @@ def make_one(
     raw = [front_end(torch.from_numpy(clip)[None], torch.tensor([len(clip)]))[0][0] for clip in waveforms]
     if normalize == "global_mvn":
         write_statistics(folder / STATISTICS, torch.cat(raw))
+    write_config(folder, tokens, frontend, normalize, encoder, DECODER)
+    weights = folder / EXPERIMENT / "valid.acc.ave.pth"
+    write_meta(folder)
+    model = build(folder, tokens, frontend, normalize, encoder)
+    randomize(model, seed)
+    center_head(model.ctc.ctc_lo, [encode(model, *padded([clip]))[2] for clip in waveforms])
+    torch.save(model.state_dict(), weights)
+    model = build(folder, tokens, frontend, normalize, encoder)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    fixture = Fixture(
+        family="espnet", variant=variant, seed=seed, blank=0, source="espnet 202511, ESPnetASRModel"
+    )
+    for i, clip in enumerate(waveforms):
+        features, feature_lens, encoded, lens = encode(model, *padded([clip]))
+        fixture.add_clip(i, features, int(feature_lens[0]), model.ctc.log_softmax(encoded), lens[0])
+    *_, encoded, lens = encode(model, *padded([waveforms[i] for i in BATCH_ORDER]))
+    fixture.add_batch(model.ctc.log_softmax(encoded), lens)
+    fixture.info["hyper"] = {"encoder": encoder, "frontend": frontend, "normalize": normalize}
+    fixture.write(folder, ["espnet", "sentencepiece"])
+
+
+def write_config(
+    folder: Path,
+    tokens: list[str],
+    frontend: dict[str, Any],
+    normalize: str,
+    encoder: dict[str, Any],
+    decoder: dict[str, Any],
+) -> None:
+    """config.yaml: the keys of ESPnet's training that say something of the network."""
     config = {
         "model": "espnet",
         "model_conf": {"ctc_weight": 0.3, "lsm_weight": 0.1, "length_normalized_loss": False},
@@ -113,30 +143,12 @@ def make_one(
         "postencoder": None,
         "postencoder_conf": {},
         "decoder": "transformer",
-        "decoder_conf": DECODER,
+        "decoder_conf": decoder,
         "version": "202511",
     }
     (folder / EXPERIMENT / "config.yaml").write_text(
         yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
     )
-    weights = folder / EXPERIMENT / "valid.acc.ave.pth"
-    write_meta(folder)
-    model = build(folder, tokens, frontend, normalize, encoder)
-    randomize(model, seed)
-    center_head(model.ctc.ctc_lo, [encode(model, *padded([clip]))[2] for clip in waveforms])
-    torch.save(model.state_dict(), weights)
-    model = build(folder, tokens, frontend, normalize, encoder)
-    model.load_state_dict(torch.load(weights, weights_only=True))
-    fixture = Fixture(
-        family="espnet", variant=variant, seed=seed, blank=0, source="espnet 202511, ESPnetASRModel"
-    )
-    for i, clip in enumerate(waveforms):
-        features, feature_lens, encoded, lens = encode(model, *padded([clip]))
-        fixture.add_clip(i, features, int(feature_lens[0]), model.ctc.log_softmax(encoded), lens[0])
-    *_, encoded, lens = encode(model, *padded([waveforms[i] for i in BATCH_ORDER]))
-    fixture.add_batch(model.ctc.log_softmax(encoded), lens)
-    fixture.info["hyper"] = {"encoder": encoder, "frontend": frontend, "normalize": normalize}
-    fixture.write(folder, ["espnet", "sentencepiece"])
 
 
 def write_tokens(folder: Path) -> list[str]:
@@ -169,7 +181,12 @@ def write_meta(folder: Path) -> None:
 
 
 def build(
-    folder: Path, tokens: list[str], frontend: dict[str, Any], normalize: str, encoder: dict[str, Any]
+    folder: Path,
+    tokens: list[str],
+    frontend: dict[str, Any],
+    normalize: str,
+    encoder: dict[str, Any],
+    decoder: dict[str, Any] = DECODER,
 ) -> Any:
     """The model that espnet2/tasks/asr.py builds of the configuration, in eval mode."""
     asr = "espnet2.asr"
@@ -194,7 +211,7 @@ def build(
             encoder=network,
             postencoder=None,
             decoder=original(f"{asr}.decoder.transformer_decoder").TransformerDecoder(
-                len(tokens), width, **DECODER
+                len(tokens), width, **decoder
             ),
             ctc=original(f"{asr}.ctc").CTC(len(tokens), width),
             joint_network=None,

@@ -34,6 +34,7 @@ from golden.make.common import (
 )
 
 UNITS = ["<blank>", "<unk>", "<sos/eos>", *"▁ETAOINSHRDLUMCWFGYPBVKXJQZ'"]
+SPECIAL_TOKENS = {"<blank>": 0, "<unk>": 1, "<sos>": 2, "<eos>": 2}
 FBANK = {"num_mel_bins": 80, "frame_length": 25, "frame_shift": 10, "dither": 0.0}
 ENCODER = {
     "activation_type": "swish",
@@ -154,7 +155,9 @@ def write_cmvn(path: Path, frames: Tensor) -> None:
     path.write_text(json.dumps(values))
 
 
-def write_config(path: Path, encoder: dict[str, Any], decoder: tuple[str, dict[str, Any]]) -> None:
+def write_config(
+    path: Path, encoder: dict[str, Any], decoder: tuple[str, dict[str, Any]], **changes: Any
+) -> None:
     """train.yaml: what WeNet's training writes, in JSON's part of YAML."""
     config = {
         "cmvn": "global_cmvn",
@@ -174,15 +177,20 @@ def write_config(path: Path, encoder: dict[str, Any], decoder: tuple[str, dict[s
         "output_dim": len(UNITS),
         "tokenizer": "char",
         "tokenizer_conf": {
-            "special_tokens": {"<blank>": 0, "<unk>": 1, "<sos>": 2, "<eos>": 2},
+            "special_tokens": SPECIAL_TOKENS,
             "split_with_space": False,
             "symbol_table_path": "data/dict/units.txt",
         },
     }
-    path.write_text(json.dumps(config, indent=1) + "\n")
+    path.write_text(json.dumps({**config, **changes}, indent=1) + "\n")
 
 
-def build(folder: Path, encoder: dict[str, Any], decoder: tuple[str, dict[str, Any]]) -> Any:
+def build(
+    folder: Path,
+    encoder: dict[str, Any],
+    decoder: tuple[str, dict[str, Any]],
+    special_tokens: dict[str, int] | None = SPECIAL_TOKENS,
+) -> Any:
     """The model as wenet/utils/init_model.py builds it, in eval mode."""
     transformer = "wenet.models.transformer"
     mean, istd = original("wenet.utils.cmvn").load_cmvn(str(folder / "global_cmvn"), True)
@@ -199,7 +207,7 @@ def build(folder: Path, encoder: dict[str, Any], decoder: tuple[str, dict[str, A
             encoder=network,
             decoder=getattr(decoders, kind)(len(UNITS), network.output_size(), **decoder[1]),
             ctc=original(f"{transformer}.ctc").CTC(len(UNITS), network.output_size(), blank_id=0),
-            special_tokens={"<blank>": 0, "<unk>": 1, "<sos>": 2, "<eos>": 2},
+            special_tokens=special_tokens,
         )
         .eval()
     )
