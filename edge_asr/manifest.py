@@ -145,6 +145,39 @@ def _read_jsonl(path: Path, name: str) -> Manifest:
 
 
 def _parse_jsonl_row(line: str, row: int, folder: Path, name: str) -> Utterance | BadRow:
+    found = parse_row(line, row, name)
+    if isinstance(found, BadRow):
+        return found
+    return Utterance(
+        id=found.id,
+        audio_path=folder / found.audio,
+        text=found.text or "",
+        duration_s=found.duration_s,
+        speaker=found.speaker,
+        row=row,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What a row of a JSON Lines manifest says; `audio` as it is written there, `text` None if it may be."""
+
+    id: str
+    audio: str
+    text: str | None
+    duration_s: float | None
+    speaker: str
+
+
+def parse_row(line: str, row: int, name: str, *, needs_text: bool = True) -> Row | BadRow:
+    """Parse one row of a JSON Lines manifest.
+
+    Args:
+        line: the row.
+        row: its 1-based number.
+        name: of the manifest, for a bad row.
+        needs_text: refuse a row without `text`, which only what is to be transcribed may lack.
+    """
     try:
         data = decode_json(line, "the row", error=ManifestError)
     except ManifestError as error:
@@ -160,12 +193,13 @@ def _parse_jsonl_row(line: str, row: int, folder: Path, name: str) -> Utterance 
     audio, text = data.get("audio_filepath"), data.get("text")
     label, speaker = _label(data.get("id", audio)), _label(data.get("speaker", ""))
     for key, value in (("audio_filepath", audio), ("text", text), ("id", label), ("speaker", speaker)):
+        if key == "text" and value is None and not needs_text:
+            continue
         if not isinstance(value, str) or not is_unicode(value):
             detail = f"{key} must be a string of Unicode text, got {short_repr(value)}"
             label = label if is_unicode(label) else ""
             return BadRow(source=name, row=row, id=label, reason="missing or wrong key", detail=detail)
     assert isinstance(audio, str)
-    assert isinstance(text, str)
     if "\0" in audio:
         detail = f"audio_filepath must be a path without NUL characters, got {audio[:60]!r}"
         return BadRow(source=name, row=row, id=label, reason="missing or wrong key", detail=detail)
@@ -178,14 +212,8 @@ def _parse_jsonl_row(line: str, row: int, folder: Path, name: str) -> Utterance 
     ):
         detail = f"duration must be seconds >= 0, got {duration!r}"
         return BadRow(source=name, row=row, id=label, reason="missing or wrong key", detail=detail)
-    return Utterance(
-        id=label,
-        audio_path=folder / audio,
-        text=text,
-        duration_s=None if duration is None else float(duration),
-        speaker=speaker,
-        row=row,
-    )
+    seconds = None if duration is None else float(duration)
+    return Row(id=label, audio=audio, text=text, duration_s=seconds, speaker=speaker)
 
 
 def _label(value: Any) -> str:

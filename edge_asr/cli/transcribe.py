@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_asr.cli.cluster import cluster_options, transcribe_archive
 from edge_asr.cli.options import digits_option, progress_bar, recognizer_options, self_test_option
 from edge_asr.cli.terminal import is_terminal, print_json, print_text, say
 from edge_asr.errors import ConfigError
@@ -64,7 +65,7 @@ class _Summary:
 
 
 @click.command(name="transcribe")
-@click.argument("files", nargs=-1, required=True, metavar="FILE|DIR...")
+@click.argument("files", nargs=-1, metavar="FILE|DIR...")
 @click.option(
     "--format",
     "output_format",
@@ -77,11 +78,12 @@ class _Summary:
 @click.option(
     "-o",
     "--output-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False),
     metavar="DIR",
     help="Write one file per sound to DIR instead of printing.",
 )
 @click.option("--force", is_flag=True, help="Overwrite existing transcripts.")
+@cluster_options
 @digits_option
 @recognizer_options
 @self_test_option
@@ -90,8 +92,9 @@ def command(
     self_test: bool,
     output_format: str,
     as_json: bool,
-    output_dir: Path | None,
+    output_dir: str | None,
     force: bool,
+    cluster: dict[str, Any],
     digits: bool,
     recognizer: dict[str, Any],
 ) -> None:
@@ -104,7 +107,21 @@ def command(
     edge-asr transcribe meeting.wav
     edge-asr transcribe talks/ --format srt -o subtitles/
     arecord -d 5 -f S16_LE -r 16000 | edge-asr transcribe -
+    edge-asr transcribe --manifest archive.jsonl -o results/ --ray
     """
+    if any(value is not None for value in cluster.values()):
+        transcribe_archive(
+            **cluster,
+            output=output_dir,
+            recognizer=recognizer,
+            self_test=self_test,
+            digits=digits,
+            force=force,
+            as_json=as_json,
+        )
+        return
+    if not files:
+        raise click.UsageError("Missing argument 'FILE|DIR...'.")
     if as_json and output_dir is None and output_format in ("srt", "vtt"):
         raise click.UsageError(
             f"--json prints JSON, not {output_format}; add -o DIR to write {output_format} files"
@@ -112,13 +129,12 @@ def command(
     sources, problems = _find_sources(files)
     if output_dir is None and output_format in ("srt", "vtt") and len(sources) > 1:
         raise click.UsageError(f"{len(sources)} sounds do not fit one {output_format} on stdout; add -o DIR")
-    if output_dir is not None:
-        _check_outputs(sources, output_dir, output_format, force=force)
+    folder = None if output_dir is None else Path(output_dir)
+    if folder is not None:
+        _check_outputs(sources, folder, output_format, force=force)
 
     several = len(sources) + len(problems) > 1
-    delivery = _Delivery(
-        output_format, as_json=as_json, output_dir=output_dir, several=several, digits=digits
-    )
+    delivery = _Delivery(output_format, as_json=as_json, output_dir=folder, several=several, digits=digits)
     summary = _Summary([], [])
     for path, message in problems:
         _report_error(summary, path, message)

@@ -31,6 +31,7 @@ MODULES = {
     "edge_asr.bundle.manifest",
     "edge_asr.bundle.names",
     "edge_asr.cli",
+    "edge_asr.cli.cluster",
     "edge_asr.cli.main",
     "edge_asr.cli.options",
     "edge_asr.cli.terminal",

@@ -27,7 +27,7 @@ import pytest
 ORDER: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("serving", "integrations", "benchmark"),
+    ("serving", "integrations", "benchmark", "cluster"),
     ("diagnostics",),
     ("export",),
     ("calibration",),
