@@ -25,11 +25,12 @@ from edge_asr.audio import BLOCK_S, ResampleStream, check_sample_rate, mono_from
 from edge_asr.errors import AudioError, ConfigError
 from edge_asr.feature_config import FeatureConfig
 from edge_asr.frames import OutputFrames
-from edge_asr.runtime.backends import Backend, check_log_probs
+from edge_asr.runtime.backends import Backend, EncodingBackend, check_encoded, check_log_probs
+from edge_asr.runtime.decoding.decoder import Emissions
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.features.normalization import normalize_features
 from edge_asr.runtime.stages import NO_LAPS, Laps, StageObserver
-from edge_asr.runtime.windows import WindowGeometry, stitch_log_probs
+from edge_asr.runtime.windows import WindowGeometry, stitch_windows
 from edge_asr.vocabulary import Vocabulary
 
 F32Array = npt.NDArray[np.float32]
@@ -70,6 +71,7 @@ class AcousticModel:
         # Windows are normalized after streaming.
         self._extractor = shared_extractor(features)
         self._on_stage = on_stage
+        self._wants_encoded = False
 
     @property
     def execution(self) -> str:
@@ -90,7 +92,8 @@ class AcousticModel:
                 f"the waveform is {len(samples) / rate:.2f} s long and one run of the model takes at most "
                 f"{self.window_s:.2f} s; transcribe cuts longer ones"
             )
-        return self._encode([self._extractor(resample(samples, rate, self.features.sample_rate))], NO_LAPS)[0]
+        features = self._extractor(resample(samples, rate, self.features.sample_rate))
+        return self._encode([features], NO_LAPS)[0].log_probs
 
     def close(self) -> None:
         """Release the backend. May be called twice."""
@@ -111,11 +114,11 @@ class AcousticModel:
         self,
         blocks: Iterable[F32Array],
         sample_rate: int,
-        take: Callable[[F32Array], None],
+        take: Callable[[Emissions], None],
         lap: Laps,
         progress: Progress | None,
     ) -> float:
-        """Give the log-probs of blocks to `take`, a window at a time; return the seconds of sound."""
+        """Give what the model gives for blocks to `take`, a window at a time; return the seconds of sound."""
         n_samples = 0
 
         def count(blocks: Iterable[F32Array]) -> Iterator[F32Array]:
@@ -126,13 +129,13 @@ class AcousticModel:
                 if progress is not None:
                     progress(n_samples / sample_rate)
 
-        def encode(window: F32Array) -> F32Array:
+        def encode(window: F32Array) -> Emissions:
             lap("decode")
             return self._encode([window], lap)[0]
 
         pieces = self._feature_pieces(count(blocks), sample_rate, lap)
-        for log_probs in stitch_log_probs(pieces, encode, self.windows, self.vocabulary.blank_id):
-            take(log_probs)
+        for emissions in stitch_windows(pieces, encode, self.windows, self.vocabulary.blank_id):
+            take(emissions)
         return n_samples / sample_rate
 
     def _feature_pieces(self, blocks: Iterable[F32Array], sample_rate: int, lap: Laps) -> Iterator[F32Array]:
@@ -148,13 +151,14 @@ class AcousticModel:
         lap("features")
         yield from last
 
-    def _encode(self, clips: list[F32Array], lap: Laps) -> list[F32Array]:
-        """Compute valid log-probs [T', V] of each clip's features [T, n_mels], in one run of the model."""
+    def _encode(self, clips: list[F32Array], lap: Laps) -> list[Emissions]:
+        """Compute the valid frames of each clip's features [T, n_mels], in one run of the model."""
         lens = np.array([len(clip) for clip in clips], np.int64)
         n_frames, n_classes = int(lens.max()), len(self.vocabulary)
         if self.output_frames.n_valid(n_frames) == 0:
             lap("features")
-            return [np.zeros((0, n_classes), np.float32) for _ in clips]
+            nothing = np.zeros((0, n_classes), np.float32)
+            return [Emissions(nothing, nothing if self._wants_encoded else None) for _ in clips]
         if len(clips) == 1 and self.features.normalize == "none":
             batch = clips[0][None]
         else:
@@ -164,12 +168,20 @@ class AcousticModel:
                 normalize_features(row[: len(clip)], self.features.normalize)
         lap("features")
         # A row without frames would be all padding, so the model sees one frame and the result is dropped.
-        log_probs = self.backend.log_probs(batch, np.maximum(lens, 1))
-        n_valid = [self.output_frames.n_valid(n) for n in lens.tolist()]
+        lens, encoded = np.maximum(lens, 1), None
+        n_valid = [self.output_frames.n_valid(len(clip)) for clip in clips]
         expected = (len(clips), self.output_frames.n_graph(n_frames), n_classes)
+        if self._wants_encoded and isinstance(self.backend, EncodingBackend):
+            log_probs, encoded = self.backend.encode(batch, lens)
+            check_encoded(encoded, expected[:2], n_valid)
+        else:
+            log_probs = self.backend.log_probs(batch, lens)
         check_log_probs(log_probs, expected, n_valid)
         lap("encode", (len(clips), n_frames))
-        return [row[:n] for row, n in zip(log_probs, n_valid, strict=True)]
+        return [
+            Emissions(log_probs[row, :n], None if encoded is None else encoded[row, :n])
+            for row, n in enumerate(n_valid)
+        ]
 
 
 def fit_windows(features: FeatureConfig, subsampling_factor: int, max_frames: int | None) -> WindowGeometry:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,40 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release memory and devices. May be called twice."""
         ...
+
+
+@runtime_checkable
+class EncodingBackend(Protocol):
+    """A `Backend` that can also give what an attention decoder attends to."""
+
+    def encode(self, features: F32Array, feature_lens: I64Array) -> tuple[F32Array, F32Array]:
+        """Compute CTC log-probs of a padded batch, and the frames of the encoder, float32 [B, T', D].
+
+        Args, and what is raised: as `Backend.log_probs`; a BackendError too if the model lacks that output.
+        """
+        ...
+
+
+def check_encoded(encoded: npt.NDArray[Any], shape: tuple[int, int], n_valid: Sequence[int]) -> None:
+    """Refuse frames of the encoder as `check_log_probs` refuses log-probs.
+
+    Args:
+        encoded: output of the model for a batch.
+        shape: [B, T'] that the bundle describes for this batch.
+        n_valid: valid frames of each row.
+
+    Raises:
+        BackendError: the dtype or shape is wrong, or a valid frame is not finite.
+    """
+    if encoded.dtype != np.float32 or encoded.ndim != 3 or encoded.shape[:2] != shape:
+        raise BackendError(
+            f"the encoder gave {encoded.dtype} {list(encoded.shape)}, its bundle describes float32 "
+            f"{list(shape)} (batch, frames) and a width; export the model again"
+        )
+    if not all(np.isfinite(row[:n].sum()) for row, n in zip(encoded, n_valid, strict=True)):
+        raise BackendError(
+            "the encoder gave NaN or infinity; use precision='fp32', or export the model again"
+        )
 
 
 def check_log_probs(log_probs: npt.NDArray[Any], shape: tuple[int, int, int], n_valid: Sequence[int]) -> None:

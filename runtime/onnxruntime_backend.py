@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Artifact
+from edge_asr.bundle.names import ENCODED_NAME, OUTPUT_NAME
 from edge_asr.errors import BackendError, require
 from edge_asr.frames import OutputFrames
 
@@ -121,8 +122,28 @@ class OnnxRuntimeBackend:
                 "another version); use backend='cpu', or run `edge-asr doctor`"
             )
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return the names of the graph's outputs, in its order."""
+        return tuple(output.name for output in self._open_session().get_outputs())
+
     def log_probs(self, features: F32Array, feature_lens: I64Array) -> F32Array:
         """See `Backend.log_probs`."""
+        return self._run_padded((OUTPUT_NAME,), features, feature_lens)[0]
+
+    def encode(self, features: F32Array, feature_lens: I64Array) -> tuple[F32Array, F32Array]:
+        """See `EncodingBackend`."""
+        if ENCODED_NAME not in self.output_names:
+            raise BackendError(
+                f"{self.path.name} does not give the frames of its encoder, which an attention decoder "
+                "needs; export the model again"
+            )
+        log_probs, encoded = self._run_padded((OUTPUT_NAME, ENCODED_NAME), features, feature_lens)
+        return log_probs, encoded
+
+    def _run_padded(
+        self, outputs: Sequence[str], features: F32Array, feature_lens: I64Array
+    ) -> list[F32Array]:
         channels_first = features.transpose(0, 2, 1)  # (B, F, T)
         n_out = None
         if self._grid is not None:
@@ -133,8 +154,7 @@ class OnnxRuntimeBackend:
             behind = grid_frames(n_frames, self._grid) - n_frames
             channels_first = np.pad(channels_first, ((0, 0), (0, 0), (0, behind)))
         feeds = {"audio_signal": np.ascontiguousarray(channels_first), "length": feature_lens}
-        log_probs: F32Array = self.run(("logprobs",), feeds)[0]
-        return log_probs[:, :n_out]
+        return [output[:, :n_out] for output in self.run(outputs, feeds)]
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Run the graph directly: outputs by name, for inputs by name.
@@ -185,7 +205,11 @@ class OnnxRuntimeBackend:
 
     @staticmethod
     def _failed(feeds: Mapping[str, Any], error: Exception) -> BackendError:
-        shape = list(feeds["audio_signal"].transpose(0, 2, 1).shape)
+        features = feeds.get("audio_signal")
+        if features is None:  # a decoder
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+            return BackendError(f"onnxruntime failed on {shapes}: {error}")
+        shape = list(features.transpose(0, 2, 1).shape)
         return BackendError(f"onnxruntime failed on features of shape {shape}: {error}")
 
     def close(self) -> None:

@@ -10,11 +10,13 @@ What this file does not do: microphones (live/).
 
 from __future__ import annotations
 
+import copy
 import importlib
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -35,8 +37,16 @@ from edge_asr.runtime.acoustic_model import (
     shared_extractor,
     split_blocks,
 )
-from edge_asr.runtime.backends import Backend, choose_backend
-from edge_asr.runtime.decoding.decoder import BundleDecoderFactory, Decoder, DecoderFactory, Hypothesis
+from edge_asr.runtime.backends import Backend, EncodingBackend, choose_backend
+from edge_asr.runtime.decoding.decoder import (
+    BackendDecoderFactory,
+    BundleDecoderFactory,
+    Decoder,
+    DecoderFactory,
+    EncodedDecoder,
+    Hypothesis,
+    feed,
+)
 from edge_asr.runtime.decoding.greedy import GreedyDecoder
 from edge_asr.runtime.stages import Laps, StageObserver
 from edge_asr.runtime.transcript import Transcript, transcript_from_hypothesis
@@ -79,6 +89,7 @@ class Recognizer(AcousticModel):
 
     Raises:
         ConfigError: the windows are for another subsampling factor.
+        BackendError: the decoder needs the frames of the encoder, which the backend does not give.
     """
 
     def __init__(
@@ -106,7 +117,15 @@ class Recognizer(AcousticModel):
         )
         self.backend_reason = backend_reason
         self.bundle = bundle
+        if isinstance(decoder, BackendDecoderFactory):
+            decoder = decoder.for_backend(backend.name, backend.precision, backend.num_threads)
         self._decoder = (decoder or GreedyDecoder.for_vocabulary)(vocabulary)
+        self._wants_encoded = isinstance(self._decoder, EncodedDecoder)
+        if self._wants_encoded and not isinstance(backend, EncodingBackend):
+            raise BackendError(
+                f"the backend {backend.name} gives no frames of the encoder, which this decoder needs; use "
+                "backend='cpu' or 'cuda', or the decoder greedy or beam"
+            )
         self.decoder_kind: str | None = getattr(self._decoder, "kind", None)
         self.confidence_table = (
             None if bundle is None else find_table(bundle, backend.precision, self.decoder_kind)
@@ -326,6 +345,17 @@ class Recognizer(AcousticModel):
         """Return a fresh decoder, of the kind that the recognizer was made with."""
         return self._decoder.fork()
 
+    def for_partials(self) -> Recognizer:
+        """Return what transcribes utterances in progress, by the first pass alone if the decoder has two.
+
+        It shares the model with this recognizer, which closes it.
+        """
+        if not isinstance(self._decoder, EncodedDecoder):
+            return self
+        twin = copy.copy(self)
+        twin._decoder, twin._wants_encoded = self._decoder.first_pass(), False
+        return twin
+
     def warm_up(self) -> None:
         """Prepare for live use, so that the first words do not wait: an engine records its shapes.
 
@@ -379,9 +409,9 @@ class Recognizer(AcousticModel):
         """Transcribe waveforms at the model's rate, each at most a window, in one run of the model."""
         transcripts = []
         features = [self._extractor(waveform) for waveform in waveforms]
-        for log_probs, duration_s in zip(self._encode(features, lap), durations_s, strict=True):
+        for emissions, duration_s in zip(self._encode(features, lap), durations_s, strict=True):
             decoder = self._decoder.fork()
-            decoder.push(log_probs)
+            feed(decoder, emissions)
             transcripts.append(self._transcript(decoder.flush(), duration_s))
         lap("decode")
         return transcripts
@@ -391,7 +421,7 @@ class Recognizer(AcousticModel):
     ) -> Transcript:
         """Transcribe blocks of any lengths at their own rate, a window at a time."""
         decoder = self._decoder.fork()
-        duration_s = self._encode_blocks(blocks, sample_rate, decoder.push, lap, progress)
+        duration_s = self._encode_blocks(blocks, sample_rate, partial(feed, decoder), lap, progress)
         transcript = self._transcript(decoder.flush(), duration_s)
         lap("decode")
         return transcript
@@ -402,7 +432,9 @@ class Recognizer(AcousticModel):
         from edge_asr.runtime.alignment.aligner import Aligner
 
         with Aligner(text, self.vocabulary) as aligner:
-            duration_s = self._encode_blocks(blocks, sample_rate, aligner.push, self._start_laps(), progress)
+            duration_s = self._encode_blocks(
+                blocks, sample_rate, lambda one: aligner.push(one.log_probs), self._start_laps(), progress
+            )
             return aligner.finish(self.frame_s, duration_s)
 
     def _transcript(self, hypothesis: Hypothesis, duration_s: float) -> Transcript:

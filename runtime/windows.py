@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import ConfigError
+from edge_asr.runtime.decoding.decoder import Emissions
 
 F32Array = npt.NDArray[np.float32]
 
@@ -90,22 +91,22 @@ class WindowGeometry:
         )
 
 
-def stitch_log_probs(
+def stitch_windows(
     features: Iterable[F32Array],
-    encode: Callable[[F32Array], F32Array],
+    encode: Callable[[F32Array], Emissions],
     geometry: WindowGeometry,
     blank_id: int,
-) -> Iterator[F32Array]:
-    """Compute log-probs of a recording whose features arrive in pieces.
+) -> Iterator[Emissions]:
+    """Compute what the model gives for a recording whose features arrive in pieces.
 
     Args:
         features: pieces [t, n_mels], any lengths.
-        encode: runs the model on one window, [T, n_mels] -> [ceil(T / factor), V].
+        encode: runs the model on one window, [T, n_mels] -> ceil(T / factor) frames.
         geometry: where windows lie.
         blank_id: index of blank.
 
     Yields:
-        Log-probs [t', V]; together ceil(T / factor) frames for T feature frames.
+        Pieces; together ceil(T / factor) frames for T feature frames.
     """
     waiting: list[F32Array] = []
     n_waiting = 0
@@ -132,22 +133,24 @@ class _Stitcher:
     def __init__(self, geometry: WindowGeometry, blank_id: int) -> None:
         self._geometry = geometry
         self._blank_id = blank_id
-        self._left: F32Array | None = None
+        self._left: Emissions | None = None
 
-    def add(self, log_probs: F32Array, *, is_last: bool) -> Iterator[F32Array]:
+    def add(self, window: Emissions, *, is_last: bool) -> Iterator[Emissions]:
         factor = self._geometry.subsampling_factor
         begin = 0
         if self._left is not None:
-            n_shared = len(self._left)
             begin = choose_cut(
-                self._left, log_probs[:n_shared], blank_id=self._blank_id, margin=self._geometry.margin_frames
+                self._left.log_probs,
+                window.log_probs[: len(self._left)],
+                blank_id=self._blank_id,
+                margin=self._geometry.margin_frames,
             )
             yield self._left[:begin]
             self._left = None
-        end = len(log_probs) if is_last else self._geometry.step_frames // factor
-        yield log_probs[begin:end]
+        end = len(window) if is_last else self._geometry.step_frames // factor
+        yield window[begin:end]
         if not is_last:
-            self._left = log_probs[end:].copy()
+            self._left = window[end:].copy()
 
 
 def choose_cut(left: F32Array, right: F32Array, *, blank_id: int, margin: int) -> int:

@@ -15,6 +15,7 @@ from typing import Literal
 from edge_asr.atomic import FolderKind
 from edge_asr.bundle.manifest import (
     Artifact,
+    AttentionDecoderInfo,
     BundleInfo,
     CpuGraph,
     LanguageModelFile,
@@ -160,6 +161,20 @@ class Bundle:
         return None if entry is None else self.path / entry.file
 
     @property
+    def decoder(self) -> AttentionDecoderInfo:
+        """Return the attention decoder.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        if self.info.decoder is None:
+            raise BundleError(
+                f"{self.path} has no attention decoder, which the decoders rescoring and attention need; "
+                "choose greedy or beam, or export a checkpoint that has one, without --no-decoder"
+            )
+        return self.info.decoder
+
+    @property
     def streaming(self) -> StreamingInfo:
         """Return the streaming graph.
 
@@ -174,7 +189,8 @@ class Bundle:
 
     @property
     def _artifacts(self) -> tuple[Artifact, ...]:
-        return (*self.info.artifacts, *(() if self.info.streaming is None else self.info.streaming.artifacts))
+        owners = (self.info.streaming, self.info.decoder)
+        return (*self.info.artifacts, *(a for owner in owners if owner is not None for a in owner.artifacts))
 
     @property
     def _files(self) -> list[Artifact | CpuGraph | LanguageModelFile]:

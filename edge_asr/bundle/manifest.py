@@ -111,6 +111,74 @@ class StreamingInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderGraphs:
+    """The files of one attention decoder.
+
+    Attributes:
+        cross: makes of the frames of the encoder what every step attends to, once an utterance.
+        steps: takes tokens and a state, and gives log-probs and the next state.
+        int8: the steps in INT8; None without them.
+        state: shapes of the state before the first token: -1 is the batch, 0 the axis that grows.
+    """
+
+    cross: Artifact
+    steps: Artifact
+    state: tuple[tuple[int, ...], ...]
+    int8: Artifact | None = None
+
+    def __post_init__(self) -> None:
+        for shape in self.state:
+            if shape.count(-1) != 1 or min(shape) < -1:
+                raise BundleError(
+                    f"state of the decoder has the shape {list(shape)}; it needs one -1, the batch"
+                )
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Return every file."""
+        return (self.cross, self.steps, *(() if self.int8 is None else (self.int8,)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionDecoderInfo:
+    """The attention decoder of a bundle.
+
+    Attributes:
+        kind: what it is made of, such as "recurrent" or "transformer".
+        n_tokens: outputs; the first are those of tokens.txt.
+        sos_id, eos_id: the token before the first, and the one that ends a text.
+        left: from the first token to the last.
+        right: from the last to the first; None without one.
+        ctc_weight: share of CTC in the scores, the rest is the decoder's; 0 to 1.
+        reverse_weight: share of `right` in the decoder's scores, 0 to 1.
+    """
+
+    kind: str
+    n_tokens: int
+    sos_id: int
+    eos_id: int
+    left: DecoderGraphs
+    right: DecoderGraphs | None = None
+    ctc_weight: float = 0.3
+    reverse_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.sos_id < self.n_tokens and 0 <= self.eos_id < self.n_tokens):
+            raise BundleError(
+                f"the decoder begins with {self.sos_id} and ends with {self.eos_id}, and has {self.n_tokens} "
+                "tokens; export the model again"
+            )
+        for name in ("ctc_weight", "reverse_weight"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise BundleError(f"{name} of the decoder is {getattr(self, name)}; it lies from 0 to 1")
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Return every file of both directions."""
+        return (*self.left.artifacts, *(() if self.right is None else self.right.artifacts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModelFile:
     """The language model that beam search uses with this bundle.
 
@@ -200,6 +268,7 @@ class BundleInfo:
         toolkit_version: version of edge-asr that wrote it.
         language_model: what beam search uses by default; null without one.
         grammar: thresholds for grammars; null where nobody tuned them.
+        decoder: the attention decoder; absent without one.
     """
 
     name: str
@@ -222,6 +291,7 @@ class BundleInfo:
     language_model: LanguageModelFile | None = None
     self_test: SelfTest | None = None
     grammar: GrammarThresholds | None = None
+    decoder: AttentionDecoderInfo | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -252,6 +322,8 @@ class BundleInfo:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, the inverse of `from_dict`."""
         data: dict[str, Any] = json_from_record(self)
+        if self.decoder is None:
+            del data["decoder"]  # versions of edge-asr that do not know it read the bundle
         return data
 
     @classmethod

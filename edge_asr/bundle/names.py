@@ -24,6 +24,10 @@ STREAM_NAME = "stream.onnx"
 STREAM_INT8_NAME = "stream.int8.onnx"
 STREAM_CPU_GRAPH_NAME = "stream.int8.cpu.onnx"
 LANGUAGE_MODEL_NAME = "lm.bin"
+DECODER_NAME = "decoder.onnx"
+DECODER_CROSS_NAME = "decoder_cross.onnx"
+RIGHT_DECODER_NAME = "right_decoder.onnx"
+RIGHT_DECODER_CROSS_NAME = "right_decoder_cross.onnx"
 #: The same lines as tokens.txt, and the model's type: what onnx-asr reads.
 VOCAB_NAME = "vocab.txt"
 ONNX_ASR_CONFIG_NAME = "config.json"
@@ -31,6 +35,11 @@ ONNX_ASR_CONFIG_NAME = "config.json"
 #: Inputs and output of an offline graph.
 INPUT_NAMES = ("audio_signal", "length")
 OUTPUT_NAME = "logprobs"
+#: One more output, last, of the graphs of a model with an attention decoder: what that attends to.
+ENCODED_NAME = "encoded"
+#: Tensors of an attention decoder; its state and its cross-attention tensors are numbered behind these.
+DECODER_TOKENS, DECODER_LENGTHS = "tokens", "memory_lengths"
+DECODER_STATE, DECODER_NEXT, DECODER_CROSS = "state_", "next_", "cross_"
 
 #: Inputs and outputs of a streaming graph, in the order that NeMo exports and sherpa-onnx feeds.
 STREAM_INPUTS = ("audio_signal", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len")

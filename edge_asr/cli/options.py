@@ -35,7 +35,7 @@ _Decorator = Callable[[Any], Any]
 #: The same as in edge_asr.runtime.backends, which is not imported for `--help`; a test compares them.
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
 #: Those of edge_asr.runtime.decoding.choice, likewise.
-DECODERS = ("greedy", "beam")
+DECODERS = ("greedy", "beam", "rescoring", "attention")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
 
 

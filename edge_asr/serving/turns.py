@@ -15,14 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_asr.errors import ConfigError
-from edge_asr.runtime.backends import Backend
+from edge_asr.runtime.backends import Backend, EncodingBackend
 
+_Output = TypeVar("_Output")
 Purpose = Literal["final", "partial", "file"]
 PURPOSES: tuple[Purpose, ...] = ("final", "partial", "file")
 """What the model is run for, the most urgent first."""
@@ -91,11 +92,21 @@ class SharedBackend:
         self, features: npt.NDArray[np.float32], feature_lens: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """See `Backend.log_probs`."""
+        return self._run(self._backend.log_probs, features, feature_lens)
+
+    def encode(
+        self, features: npt.NDArray[np.float32], feature_lens: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """See `EncodingBackend.encode`; only a decoder for whose sake the model was loaded asks for it."""
+        assert isinstance(self._backend, EncodingBackend)
+        return self._run(self._backend.encode, features, feature_lens)
+
+    def _run(self, run: Callable[..., _Output], *inputs: npt.NDArray[Any]) -> _Output:
         began = time.monotonic()
         with self._turns.take(PURPOSES.index(self._purpose)):
-            log_probs = self._backend.log_probs(features, feature_lens)
+            output = run(*inputs)
         self._observe(self._purpose, time.monotonic() - began)
-        return log_probs
+        return output
 
     def close(self) -> None:
         """Do nothing: the recognizer that loaded the backend closes it."""

@@ -104,6 +104,30 @@ def build_graph(words: Sequence[WrittenWord], vocabulary: Vocabulary, speller: S
     )
 
 
+def graph_of_tokens(ids: I64Array, blank_id: int) -> TextGraph:
+    """Build the graph of at least one token that can only be said as it is; it counts as one word."""
+    n = len(ids)
+    columns = np.unique(np.append(ids, blank_id))
+    token, places = np.searchsorted(columns, ids), np.arange(n + 1)
+    first_arc = np.searchsorted(places[1:], np.arange(n + 2))
+    repeats, other_start, other = _repeats(token, places[:-1], first_arc)
+    return TextGraph(
+        columns=columns,
+        blank=int(np.searchsorted(columns, blank_id)),
+        token=token,
+        source=places[:-1],
+        target=places[1:],
+        word=np.zeros(n, np.int64),
+        is_separator=np.zeros(n, np.bool_),
+        first_arc=first_arc,
+        border=np.array([0, n]),
+        n_tokens=np.array([n]),
+        repeats=repeats,
+        other_start=other_start,
+        other=other,
+    )
+
+
 def _word_arcs(word: WrittenWord, vocabulary: Vocabulary, speller: Speller) -> I64Array:
     """List the arcs of a word by target: token, source, target, is_separator; from 0 to the last position."""
     rows: set[tuple[int, int, int, bool]] = set()

@@ -25,6 +25,31 @@ F32Array = npt.NDArray[np.float32]
 I64Array = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Emissions:
+    """What a model gives for some frames of one utterance.
+
+    Attributes:
+        log_probs: [t, V] float32, natural log.
+        encoded: [t, D] float32, the frames that an attention decoder attends to; None if nobody asked.
+    """
+
+    log_probs: F32Array
+    encoded: F32Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.log_probs)
+
+    def __getitem__(self, frames: slice) -> Emissions:
+        """Select some of the frames."""
+        encoded = None if self.encoded is None else self.encoded[frames]
+        return Emissions(self.log_probs[frames], encoded)
+
+    def copy(self) -> Emissions:
+        """Copy the arrays, of which a larger one may be a part."""
+        return Emissions(self.log_probs.copy(), None if self.encoded is None else self.encoded.copy())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRuns:
     """Tokens and the frames in which each was heard, four arrays of one length [n], in order of time.
@@ -167,6 +192,33 @@ class Decoder(Protocol):
         ...
 
 
+@runtime_checkable
+class EncodedDecoder(Decoder, Protocol):
+    """A `Decoder` that also needs the frames of the encoder, so `push_encoded` takes the place of `push`."""
+
+    def push_encoded(self, log_probs: F32Array, encoded: F32Array) -> None:
+        """Take the next frames; raises as `push`.
+
+        Args:
+            log_probs: see `push`.
+            encoded: [t, D] float32, of the same frames.
+        """
+        ...
+
+    def first_pass(self) -> Decoder:
+        """Return a decoder that has heard nothing, is cheap, and needs log-probs alone: for partials."""
+        ...
+
+
+def feed(decoder: Decoder, emissions: Emissions) -> None:
+    """Give a decoder the next frames, with those of the encoder if it needs them."""
+    if isinstance(decoder, EncodedDecoder):
+        assert emissions.encoded is not None  # a recognizer asks its backend for them
+        decoder.push_encoded(emissions.log_probs, emissions.encoded)
+    else:
+        decoder.push(emissions.log_probs)
+
+
 #: Makes the decoder of a model once, when a recognizer is made; every utterance gets a fork of it.
 DecoderFactory = Callable[[Vocabulary], Decoder]
 
@@ -181,4 +233,17 @@ class BundleDecoderFactory(Protocol):
 
     def for_bundle(self, bundle: Bundle) -> DecoderFactory:
         """Return the factory for the model of this bundle."""
+        ...
+
+
+@runtime_checkable
+class BackendDecoderFactory(Protocol):
+    """A `DecoderFactory` whose decoder runs a network, which wants to know what runs the encoder."""
+
+    def __call__(self, vocabulary: Vocabulary) -> Decoder:
+        """Make the decoder of a model."""
+        ...
+
+    def for_backend(self, name: str, precision: str, num_threads: int | None) -> DecoderFactory:
+        """Return the factory for a decoder beside a backend with this name, precision and threads."""
         ...

@@ -297,4 +297,6 @@ def _make_partial_decoder(recognizer: Transcriber, partials: Partials, window_s:
                 f"partials is 'streaming', which needs a Recognizer with its bundle, not a "
                 f"{type(recognizer).__name__}; use 'auto'"
             )
+    if isinstance(recognizer, Recognizer):
+        recognizer = recognizer.for_partials()
     return WindowedDecoder(recognizer, window_s)

@@ -196,5 +196,9 @@ def streaming_decoders(
     model.warm_up()
     logger.info("partials: streaming, %s, %s", model.precision, model.geometry.describe())
     return partial(
-        StreamingDecoder, model, recognizer.features, recognizer.vocabulary, recognizer.new_decoder()
+        StreamingDecoder,
+        model,
+        recognizer.features,
+        recognizer.vocabulary,
+        recognizer.for_partials().new_decoder(),
     )

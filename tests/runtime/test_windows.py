@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.errors import ConfigError
+from edge_asr.runtime.decoding.decoder import Emissions
 from edge_asr.runtime.decoding.greedy import greedy_decode
-from edge_asr.runtime.windows import WindowGeometry, choose_cut, stitch_log_probs
+from edge_asr.runtime.windows import WindowGeometry, choose_cut, stitch_windows
 
 F32Array = npt.NDArray[np.float32]
 
@@ -56,7 +57,16 @@ def fake_encode(n_blind: int, shifts: list[int] | None = None) -> Callable[[F32A
 
 def stitch(features: F32Array, encode: Callable[[F32Array], F32Array], cuts: list[float]) -> F32Array:
     pieces = np.split(features, sorted(int(cut * len(features)) for cut in cuts))
-    parts = list(stitch_log_probs(pieces, encode, GEOMETRY, BLANK))
+
+    def encode_both(window: F32Array) -> Emissions:
+        log_probs = encode(window)
+        return Emissions(log_probs, 2 * log_probs[:, :3])  # any number that belongs to its frame
+
+    emissions = list(stitch_windows(pieces, encode_both, GEOMETRY, BLANK))
+    parts = [one.log_probs for one in emissions]
+    for one in emissions:
+        assert one.encoded is not None
+        np.testing.assert_array_equal(one.encoded, 2 * one.log_probs[:, :3])
     return np.concatenate(parts) if parts else np.zeros((0, N_CLASSES), np.float32)
 
 
