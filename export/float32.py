@@ -76,7 +76,8 @@ def make_float32(
         n_parameters = sum(p.numel() for p in model.parameters())
         rewritten = to_inference_form(model)
     with stages.stage("export"):
-        exported = export_onnx(rewritten, inputs.features.n_mels, opset=opset)
+        encoded = checkpoint.model_config.decoder is not None
+        exported = export_onnx(rewritten, inputs.features.n_mels, opset=opset, encoded=encoded)
         exported_operators = count_operators(exported)
     # A copy of a large model takes half a gigabyte, so unneeded ones are dropped.
     del rewritten

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edge_asr.bundle.manifest import Precision
 from edge_asr.calibration.int8 import Int8Options, choose_calibration_set
 from edge_asr.calibration.proof import Int8Graph, make_int8
+from edge_asr.export.decoders.make import DecoderGraph, make_decoder
 from edge_asr.export.float32 import Float32Graph, StoredGraph, make_float32, make_stored
 from edge_asr.export.fp16.proof import Fp16Graph, make_fp16
 from edge_asr.export.streaming.plan import StreamingPlan
@@ -43,6 +44,7 @@ class ExportedGraphs:
     Attributes:
         float32: the graph from which all others but the stream are made.
         stream: the streaming graph.
+        decoder: the attention decoder.
         stored: the float32 graph with its weights stored as float16.
         fp16, int8: the graphs of these precisions.
         stream_stored, stream_int8: the streaming graph, likewise.
@@ -50,6 +52,7 @@ class ExportedGraphs:
 
     float32: Float32Graph
     stream: StreamGraph | None = None
+    decoder: DecoderGraph | None = None
     stored: StoredGraph | None = None
     fp16: Fp16Graph | None = None
     int8: Int8Graph | None = None
@@ -72,6 +75,7 @@ class ExportedGraphs:
         return (
             self.float32.step,
             *(() if self.stream is None else self.stream.steps),
+            *(() if self.decoder is None else self.decoder.steps),
             *(graph.step for graph in (self.stored, self.stream_stored, *self._int8) if graph is not None),
         )
 
@@ -96,17 +100,20 @@ def make_graphs_of_torch(
     options: ExportOptions,
     stages: Stages,
 ) -> ExportedGraphs:
-    """Make the graphs that come from PyTorch: float32 and, if it is planned, the stream.
+    """Make the graphs that come from PyTorch: float32 and, where there are any, the stream and the decoder.
 
     Raises:
-        ConfigError, GateError: see `make_float32` and `make_stream`.
+        ConfigError, GateError: see `make_float32`, `make_stream` and `make_decoder`.
     """
     named: dict[str, Any] = {"name": options.name, "opset": options.opset}
     graphs = ExportedGraphs(float32=make_float32(checkpoint, inputs, stages, **named))
-    if plan.stream is None or graphs.failures:
-        return graphs
-    made = make_stream(checkpoint, plan.stream, inputs, stages, layout=plan.layout, **named)
-    return dataclasses.replace(graphs, stream=made)
+    if plan.stream is not None and not graphs.failures:
+        stream = make_stream(checkpoint, plan.stream, inputs, stages, layout=plan.layout, **named)
+        graphs = dataclasses.replace(graphs, stream=stream)
+    if checkpoint.model_config.decoder is not None and not graphs.failures:
+        decoder = make_decoder(checkpoint, graphs.float32.model, inputs, stages, **named)
+        graphs = dataclasses.replace(graphs, decoder=decoder)
+    return graphs
 
 
 def make_graphs_of_float32(

@@ -6,7 +6,8 @@ What this file does not do: fold BatchNorm (fold.py), simplify the graph (optimi
 (edge_asr.proof).
 
 Names and layout are those that sherpa-onnx and onnx-asr read: `audio_signal` float32 [batch, n_mels, time],
-`length` int64 [batch] -> `logprobs` float32 [batch, ceil(time / s), vocabulary].
+`length` int64 [batch] -> `logprobs` float32 [batch, ceil(time / s), vocabulary]. The graph of a model with an
+attention decoder also gives what that attends to: `encoded` float32 [batch, ceil(time / s), width].
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edge_asr.bundle.names import INPUT_NAMES, OUTPUT_NAME
+from edge_asr.bundle.names import ENCODED_NAME, INPUT_NAMES, OUTPUT_NAME
 from edge_asr.errors import ConfigError, require
 from edge_asr.graph.check import MAX_IR_VERSION
 
@@ -34,13 +35,16 @@ _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _MODULE_PREFIX = "acoustic_model"  # the name inside the wrapper of _channels_first
 
 
-def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
+def export_onnx(
+    model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPSET, encoded: bool = False
+) -> onnx.ModelProto:
     """Export a model whose `forward(features, feature_lens)` returns (log_probs, log_probs_lens).
 
     Args:
         model: in eval mode, on the CPU; features float32 [B, T, F], feature_lens int64 [B].
         n_mels: F.
         opset: ONNX opset, 18 to 22.
+        encoded: whether the graph also gives what the encoder gives; the model is a `ConformerCTC`.
 
     Returns:
         The graph with all weights inside, as the exporter wrote it except for debug metadata and node names.
@@ -59,10 +63,10 @@ def export_onnx(model: torch.nn.Module, n_mels: int, *, opset: int = DEFAULT_OPS
     lengths = torch.tensor(frames, dtype=torch.int64)
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     return export_module(
-        _channels_first(model),
+        _channels_first(model, encoded),
         (features, lengths),
         input_names=INPUT_NAMES,
-        output_names=(OUTPUT_NAME,),
+        output_names=(OUTPUT_NAME, ENCODED_NAME) if encoded else (OUTPUT_NAME,),
         dynamic_shapes={"audio_signal": {0: batch, 2: time}, "length": {0: batch}},
         opset=opset,
     )
@@ -127,8 +131,11 @@ def _example_frames(model: torch.nn.Module) -> tuple[int, ...]:
     return tuple(n_frames * max(factor // 8, 1) for n_frames in _EXAMPLE_FRAMES)
 
 
-def _channels_first(model: torch.nn.Module) -> torch.nn.Module:
-    """Wrap a model so that it takes [B, F, T] and lengths, and returns only the log-probs [B, T', V]."""
+def _channels_first(model: torch.nn.Module, encoded: bool) -> torch.nn.Module:
+    """Wrap a model so that it takes [B, F, T] and lengths, and returns the log-probs [B, T', V].
+
+    With `encoded` it also returns what the encoder gives, [B, T', D].
+    """
     import torch
 
     class ChannelsFirst(torch.nn.Module):
@@ -136,9 +143,13 @@ def _channels_first(model: torch.nn.Module) -> torch.nn.Module:
             super().__init__()
             self.acoustic_model = acoustic_model
 
-        def forward(self, audio_signal: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-            log_probs: torch.Tensor = self.acoustic_model(audio_signal.transpose(1, 2), length)[0]
-            return log_probs
+        def forward(self, audio_signal: torch.Tensor, length: torch.Tensor) -> Any:
+            features = audio_signal.transpose(1, 2)
+            if not encoded:
+                return self.acoustic_model(features, length)[0]
+            model: Any = self.acoustic_model
+            frames = model.encode(features, length)[0]
+            return model.head(frames), frames
 
     return ChannelsFirst(model).eval()
 

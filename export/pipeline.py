@@ -54,6 +54,7 @@ def export_bundle(
     precisions: Sequence[Precision] = ("fp32",),
     int8: Int8Options | None = None,
     streaming: StreamingOptions | None = None,
+    decoder: bool = True,
     weights: Weights = "fp32",
     opset: int = DEFAULT_OPSET,
     clips: Sequence[str | Path] | None = None,
@@ -72,6 +73,7 @@ def export_bundle(
         int8: how to quantize, for "int8"; None takes all defaults, on the embedded, synthetic speech. "fp16"
             uses its calibration speech too.
         streaming: whether and how to stream; None writes stream.onnx if the checkpoint was trained for it.
+        decoder: whether to export the attention decoder of a checkpoint that has one.
         weights: how the fp32 file stores weights: "fp32", or "fp16" to store them in half the space (cast to
             float32 when loaded; proven against the float32 file by identical greedy text on the clips and a
             reported error).
@@ -100,7 +102,7 @@ def export_bundle(
         opset=opset,
         int8=int8 or Int8Options(),
     )
-    source = _load(checkpoint, streaming or StreamingOptions(), clips, plan, stages)
+    source = _load(checkpoint, streaming or StreamingOptions(), clips, plan, stages, decoder=decoder)
     graphs = make_graphs_of_torch(source.checkpoint, source.plan, source.inputs, options, stages)
     source = source.without_weights()  # gigabytes in a large model, and no longer needed
     graphs = make_graphs_of_float32(graphs, source.inputs, options, stages)
@@ -162,10 +164,13 @@ def _load(
     clips: Sequence[str | Path] | None,
     plan: CasePlan | None,
     stages: Stages,
+    *,
+    decoder: bool,
 ) -> _Source:
     """Read the checkpoint, plan the stream, and make the inputs of the proof."""
     with stages.stage("load"):
         loaded = load_any(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+        loaded = loaded if decoder else loaded.without_decoder()
         planned = plan_streaming(loaded, streaming)
         loaded = dataclasses.replace(loaded, model_config=planned.offline)
         frames = loaded.model_config.output_frames
@@ -209,6 +214,7 @@ def _write_files(folder: Path, name: str, source: _Source, graphs: ExportedGraph
         blank_id=vocabulary.blank_id,
         artifacts=tuple(artifacts),
         streaming=streaming,
+        decoder=None if graphs.decoder is None else graphs.decoder.write(folder),
         source={"checkpoint": checkpoint.path.name, "provenance": checkpoint.provenance},
         verification={"steps": [summarize_step(step) for step in graphs.steps]},
         verified=not graphs.failures,

@@ -148,9 +148,9 @@ class AttentionDecoderInfo:
         n_tokens: outputs; the first are those of tokens.txt.
         sos_id, eos_id: the token before the first, and the one that ends a text.
         left: from the first token to the last.
-        right: from the last to the first; None without one.
         ctc_weight: share of CTC in the scores, the rest is the decoder's; 0 to 1.
         reverse_weight: share of `right` in the decoder's scores, 0 to 1.
+        right: from the last token to the first; None without one.
     """
 
     kind: str
@@ -158,9 +158,9 @@ class AttentionDecoderInfo:
     sos_id: int
     eos_id: int
     left: DecoderGraphs
-    right: DecoderGraphs | None = None
-    ctc_weight: float = 0.3
+    ctc_weight: float
     reverse_weight: float = 0.0
+    right: DecoderGraphs | None = None
 
     def __post_init__(self) -> None:
         if not (0 <= self.sos_id < self.n_tokens and 0 <= self.eos_id < self.n_tokens):

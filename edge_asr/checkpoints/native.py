@@ -4,6 +4,7 @@ It writes all of it or nothing, and reads it with every name, shape and setting 
 What this file does not do: hold optimizer state (`edge_asr.training`), read or write pickles.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,6 +88,16 @@ class Checkpoint:
     def has_dynamic_chunks(self) -> bool:
         """Tell whether the loader knows that it was trained with chunks of many sizes."""
         return self.facts.dynamic_chunks
+
+    def without_decoder(self) -> "Checkpoint":
+        """The same without its attention decoders."""
+        kept = {
+            name: tensor
+            for name, tensor in self.state_dict.items()
+            if not name.startswith(("decoder.", "right_decoder."))
+        }
+        config = dataclasses.replace(self.model_config, decoder=None, right_decoder=None)
+        return dataclasses.replace(self, state_dict=kept, model_config=config)
 
     def build_model(self) -> ConformerCTC:
         """The network with a copy of these weights, on the CPU, in eval mode."""

@@ -39,6 +39,9 @@ class SourceFacts:
         attention_context_style: how these limit attention; None where the configuration says it.
         dynamic_chunks: it was trained with chunks of many sizes.
         notes: what its loader assumed or left out, in sentences.
+        ctc_weight: share of CTC beside an attention decoder in the score of a text, 0 to 1, where the
+            original says it.
+        reverse_weight: share of a decoder from right to left in the decoders' score, likewise.
 
     Raises:
         CheckpointError: a value of a wrong type.
@@ -49,6 +52,8 @@ class SourceFacts:
     attention_context_style: ContextStyle | None = None
     dynamic_chunks: bool = False
     notes: tuple[str, ...] = ()
+    ctc_weight: float | None = None
+    reverse_weight: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "the facts of the checkpoint", error=CheckpointError)
@@ -87,6 +92,9 @@ class NativeConfig:
         data: dict[str, Any] = {"format_version": self.format_version, **json_from_record(self)}
         if self.facts == NO_FACTS:
             del data["facts"]
+        for name in ("ctc_weight", "reverse_weight"):
+            if getattr(self.facts, name) is None and "facts" in data:
+                del data["facts"][name]
         for name in ("decoder", "right_decoder"):
             if data["model"][name] is None:
                 del data["model"][name]

@@ -67,6 +67,11 @@ if TYPE_CHECKING:
 )
 @streaming_options
 @int8_options
+@click.option(
+    "--decoder/--no-decoder",
+    default=True,
+    help="Also export the attention decoder of a checkpoint that has one, or leave it out.",
+)
 @click.option("--engine", is_flag=True, help="Also build TensorRT engines for this device, as `build` does.")
 @click.option(
     "--flavor",
@@ -94,6 +99,7 @@ def command(
     feature_preset: str | None,
     streaming: dict[str, Any],
     int8: dict[str, Any],
+    decoder: bool,
     engine: bool,
     flavor: Flavor,
     force: bool,
@@ -131,6 +137,7 @@ def command(
             precisions=wanted,
             int8=make_int8_options(int8) if {"fp16", "int8"}.intersection(wanted) else None,
             streaming=StreamingOptions(**streaming),
+            decoder=decoder,
             weights=weights,
             opset=opset,
             clips=clips,

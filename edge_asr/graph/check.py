@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edge_asr.bundle.names import INPUT_NAMES, OUTPUT_NAME
+from edge_asr.bundle.names import ENCODED_NAME, INPUT_NAMES, OUTPUT_NAME
 from edge_asr.errors import GateError, require
 from edge_asr.graph.weightless import WeightlessGraph
 
@@ -23,10 +23,11 @@ def check_graph(model: onnx.ModelProto) -> onnx.ModelProto:
             name or rank, batch or time is not dynamic, or weights lie outside the file.
     """
     inferred = check_model(model)
+    outputs = zip(model.graph.output, (OUTPUT_NAME, ENCODED_NAME), strict=False)
     for value, name, rank, dynamic in (
         (model.graph.input[0], INPUT_NAMES[0], 3, (0, 2)),
         (model.graph.input[1], INPUT_NAMES[1], 1, (0,)),
-        (model.graph.output[0], OUTPUT_NAME, 3, (0, 1)),
+        *((value, name, 3, (0, 1)) for value, name in outputs),
     ):
         dims = value.type.tensor_type.shape.dim
         if value.name != name or len(dims) != rank:
@@ -36,10 +37,10 @@ def check_graph(model: onnx.ModelProto) -> onnx.ModelProto:
         frozen = [axis for axis in dynamic if dims[axis].HasField("dim_value")]
         if frozen:
             raise GateError(f"{name} has the fixed axes {frozen}; batch and time must stay dynamic")
-    if len(model.graph.input) != len(INPUT_NAMES) or len(model.graph.output) != 1:
+    if len(model.graph.input) != len(INPUT_NAMES) or not 1 <= len(model.graph.output) <= 2:
         raise GateError(
             f"the graph has {len(model.graph.input)} inputs and {len(model.graph.output)} outputs; "
-            f"it must have {len(INPUT_NAMES)} and 1"
+            f"it must have {len(INPUT_NAMES)} and 1, or 2 for an attention decoder"
         )
     return inferred
 

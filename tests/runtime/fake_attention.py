@@ -33,9 +33,7 @@ class FakeAttentionNetwork:
     def start(self, batch: int) -> State:
         return (np.zeros((1, batch, WIDTH), np.float32),)
 
-    def advance(
-        self, tokens: npt.NDArray[np.int64], state: State, memory: Memory
-    ) -> tuple[F32Array, State]:
+    def advance(self, tokens: npt.NDArray[np.int64], state: State, memory: Memory) -> tuple[F32Array, State]:
         self.shapes.append(tokens.shape)
         hidden = state[0][0].astype(np.float64)
         steps = []

@@ -144,7 +144,9 @@ def test_shares_outside_0_to_1_are_refused(weights: dict[str, float]) -> None:
 
 
 def test_a_direction_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"reverse_weight is 0\.3, and the bundle has no decoder from right"):
+    with pytest.raises(
+        ConfigError, match=r"reverse_weight is 0\.3, and the bundle has no decoder from right"
+    ):
         rescoring(ScoreWeights(reverse=0.3))
 
 
@@ -204,7 +206,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(
 
 def test_beams_are_one_run_a_step_and_independent() -> None:
     """Texts found together have the scores that each has alone."""
-    decoder = network()
+    decoder = network(seed=3)
     memory = decoder.attend(encoded_of(random_log_probs(2, 12)))
     found = search_texts(decoder, memory, SearchOptions(beam_size=4, ctc_weight=0.0, length_penalty=0.0))
     assert max(shape[0] for shape in decoder.shapes) <= 4

@@ -1,0 +1,1 @@
+"""Exports and proves the attention decoder of a checkpoint."""
