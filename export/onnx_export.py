@@ -74,7 +74,7 @@ def export_onnx(
 
 def export_module(
     module: torch.nn.Module,
-    example: tuple[torch.Tensor, ...],
+    example: tuple[Any, ...],
     *,
     input_names: Sequence[str],
     output_names: Sequence[str],
@@ -85,7 +85,7 @@ def export_module(
 
     Args:
         module: in eval mode, on the CPU; an acoustic model inside it is its `acoustic_model`.
-        example: tensors to trace with.
+        example: tensors to trace with, or tuples of them.
         input_names, output_names: names in the graph; the inputs are those of the module's arguments.
         dynamic_shapes: for each argument, dimension -> `torch.export.Dim`.
         opset: ONNX opset, 18 to 22.

@@ -144,7 +144,8 @@ def decoder_cases(
     width, n_ids = model.config.d_model, min(len(inputs.vocabulary), decoder.n_tokens)
 
     def random_texts(n_rows: int, length: int) -> list[list[int]]:
-        return random.integers(0, n_ids, (n_rows, length)).tolist()
+        texts: list[list[int]] = random.integers(0, n_ids, (n_rows, length)).tolist()
+        return texts
 
     def memory(n_frames: int) -> F32Array:
         return random.standard_normal((n_frames, width)).astype(np.float32)
