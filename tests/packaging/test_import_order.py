@@ -53,6 +53,9 @@ OPTIONAL = "needs an extra that this road alone asks for"
 DEFERRED: Mapping[tuple[str, str], str] = {
     ("benchmark", "edge_asr.runtime.decoding.choice"): TIMED,
     ("runtime", "edge_asr.runtime.alignment.aligner"): COLD_START,
+    ("runtime", "edge_asr.runtime.decoding.attention.network"): COLD_CHOICE,
+    ("runtime", "edge_asr.runtime.decoding.attention.rescoring"): COLD_CHOICE,
+    ("runtime", "edge_asr.runtime.decoding.attention.search"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.beam"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.grammar.read"): COLD_CHOICE,
     ("runtime", "edge_asr.runtime.decoding.hotwords"): COLD_CHOICE,
@@ -66,6 +69,7 @@ DEFERRED: Mapping[tuple[str, str], str] = {
     ("runtime", "edge_asr.runtime.self_test"): COLD_START,
     ("runtime", "edge_asr.runtime.streaming_model"): COLD_START,
     ("bundle", "edge_asr.stream_geometry"): COLD_START,
+    ("export", "edge_asr.export.decoders.lstm"): TORCH,
     ("export", "edge_asr.export.inference_form"): TORCH,
     ("export", "edge_asr.model.streaming"): TORCH,
     ("benchmark", "edge_asr.benchmark.accuracy"): OPTIONAL,
