@@ -84,11 +84,13 @@ class RefusedError(EdgeAsrError, RuntimeError):
     Args:
         reason: one word, such as "busy"; `edge_asr.serving.limits` lists them.
         message: one sentence.
+        is_counted: whether the server's observer has been told, so that no one is counted twice.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, *, is_counted: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
+        self.is_counted = is_counted
 
 
 class TrainingError(EdgeAsrError, RuntimeError):

@@ -79,7 +79,7 @@ class _Gate:
         except RefusedError as error:
             if error.reason == "unauthorized":
                 self._core.rate_limit.fail(_address(scope))
-            self._core.observer.refused(error.reason)
+            self._core.count(error)
             response = error_response(error)
             if scope["type"] == "websocket":
                 await WebSocket(scope, receive, send).send_denial_response(response)
@@ -128,8 +128,7 @@ def make_app(core: Sessions, *, access: Access, metrics: Metrics) -> Starlette:
 
     async def refuse(request: Any, error: Exception) -> Response:
         assert isinstance(error, EdgeAsrError)
-        if isinstance(error, RefusedError):
-            core.observer.refused(error.reason)
+        core.count(error)
         return error_response(error)
 
     async def refuse_http(request: Any, error: Exception) -> Response:

@@ -95,7 +95,7 @@ class _Connection:
             reason = await self._ended_by_server
             return reason, f"the session was ended: {reason}"
         except RefusedError as error:
-            return error.reason, str(error)
+            return self._core.count(error), str(error)
         finally:
             receiver.cancel()
             await asyncio.gather(receiver, return_exceptions=True)

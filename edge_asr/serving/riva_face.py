@@ -149,8 +149,7 @@ class RivaFace:
                 self._check_access(context)
                 await serve(requests, context)
             except EdgeAsrError as error:
-                reason = error.reason if isinstance(error, RefusedError) else "bad_request"
-                self._core.observer.refused(reason)
+                reason = self._core.count(error)
                 if reason == "unauthorized":
                     self._core.rate_limit.fail(address)
                 await _abort(context, reason, str(error))

@@ -114,7 +114,7 @@ class Session:
         if self.reason is None:
             self.reason = reason
             self._live.stop()
-            if reason not in ("end", "left", "draining"):
+            if reason not in ("end", "left", "draining", "bad_request"):  # who raised the last one counts it
                 self._observer.refused(reason)
 
     async def deliver(self, send: Callable[[Event], Awaitable[None]]) -> str:
@@ -130,9 +130,8 @@ class Session:
                 await asyncio.wait_for(send(event), limit_s)
             except asyncio.TimeoutError:
                 self.end("slow_reader")
-                raise RefusedError(
-                    "slow_reader", f"the client did not read its events for {limit_s:g} s"
-                ) from None
+                message = f"the client did not read its events for {limit_s:g} s"
+                raise RefusedError("slow_reader", message, is_counted=True) from None
         await self.wait_ended()
         return self.reason or "error"
 

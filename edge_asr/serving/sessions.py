@@ -36,7 +36,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from edge_asr.errors import RefusedError
+from edge_asr.errors import EdgeAsrError, RefusedError
 from edge_asr.printable import json_line
 from edge_asr.runtime import Recognizer, Transcript
 from edge_asr.runtime.digits import write_transcript_digits
@@ -206,7 +206,14 @@ class Sessions:
     def refuse(self, reason: str, message: str) -> RefusedError:
         """Return the error of a refusal, and tell the observer."""
         self.observer.refused(reason)
-        return RefusedError(reason, message)
+        return RefusedError(reason, message, is_counted=True)
+
+    def count(self, error: EdgeAsrError) -> str:
+        """Tell the observer of what a client cannot have, unless it knows; return the reason in a word."""
+        reason = error.reason if isinstance(error, RefusedError) else "bad_request"
+        if not (isinstance(error, RefusedError) and error.is_counted):
+            self.observer.refused(reason)
+        return reason
 
     def _admit(self, n_taken: int, n_most: int, what: str) -> None:
         if self.is_draining:

@@ -92,6 +92,7 @@ class SocketFace:
                     try:
                         last = await self._talk(place, reader, writer)
                     except EdgeAsrError as error:
+                        core.count(error)
                         if isinstance(error, RefusedError) and error.reason == "slow_reader":
                             return
                         last = _refusal(error)
@@ -116,11 +117,7 @@ class SocketFace:
     ) -> list[dict[str, Any]]:
         """Talk to a client until its session has ended; return the last words."""
         core = self._core
-        try:
-            session, sound = await self._begin(reader, place)
-        except EdgeAsrError as error:
-            core.observer.refused(error_event(error)["kind"])
-            raise
+        session, sound = await self._begin(reader, place)
         await _send(writer, greeting(core, session.options.sample_rate))
         receive = _receive(session, reader, sound)
         reason = await converse(session, receive, lambda event: _send(writer, event.to_dict()))

@@ -111,10 +111,8 @@ class ListenSocket:
             except WebSocketDisconnect:
                 return
             except EdgeAsrError as error:
-                event = error_event(error)
-                reason, sentence = event["kind"], event["message"]
-                self._core.observer.refused(reason)
-                await try_send(socket, event)
+                reason, sentence = self._core.count(error), str(error)
+                await try_send(socket, error_event(error))
             await close(socket, reason, sentence)
 
     async def _serve(self, socket: WebSocket, place: Place, options: dict[str, Any]) -> tuple[str, str]:

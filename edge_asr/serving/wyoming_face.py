@@ -190,9 +190,7 @@ class _Connection:
             try:
                 await self._take(event)
             except EdgeAsrError as error:
-                reason = getattr(error, "reason", "bad_request")
-                if reason not in ("busy", "draining"):  # the core has told of these
-                    self._core.observer.refused(reason)
+                self._core.count(error)
                 self._is_deaf = True
                 if self._request is not None:
                     await self._request.abandon()
@@ -263,7 +261,7 @@ class _Connection:
 
     async def _refuse(self, error: EdgeAsrError) -> None:
         """Say why, and close when the client has read it, which it cannot if a reset comes first."""
-        self._core.observer.refused(getattr(error, "reason", "bad_request"))
+        self._core.count(error)
 
         async def read_rest() -> None:
             while await self._reader.read(1 << 16):

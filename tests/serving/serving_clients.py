@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
@@ -104,3 +105,10 @@ def comparable(final: dict[str, Any]) -> tuple[Any, ...]:
     Partials come as time allows, and move the borders of segments by hundredths of a second.
     """
     return final["id"], final["text"], final["reason"], [word["text"] for word in final["words"]]
+
+
+def n_refused(running: Running, reason: str) -> float:
+    """How often /metrics says that a client was refused for this reason."""
+    page = HTTP.get(f"{running.http}/metrics").text
+    found = re.search(rf'^edge_asr_refused_total{{reason="{reason}"}} (.*)$', page, re.MULTILINE)
+    return float(found[1]) if found else 0.0

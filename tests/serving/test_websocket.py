@@ -21,6 +21,7 @@ from serving_clients import (
     comparable,
     hear,
     is_near,
+    n_refused,
     of_type,
     read,
     run,
@@ -177,7 +178,9 @@ def test_what_was_heard_before_garbage_is_delivered(
             await client.send(message)
             return await read(client), client.close_code
 
+    n_before = n_refused(server, "bad_request")
     events, code = run(work())
+    assert n_refused(server, "bad_request") == n_before + 1
     assert texts(events) == ["enter seven two five"]
     assert sentence in events[-1]["message"]
     assert (events[-1]["type"], code) == ("error", 1008)
@@ -275,6 +278,7 @@ def test_too_many_sessions(make_server: MakeServer, speech: Speech) -> None:
         status, retry, body = run(work(url))
         assert (status, retry) == (429, "1")
         assert "all 1 places for sessions are taken" in body
+        assert n_refused(running, "busy") == 1
         run(until(lambda: running.core.n_sessions == 0))
         assert texts(run(hear(url, speech[: round(2.9 * 16_000)]))) == ["enter seven two five"]
 
