@@ -58,6 +58,7 @@ FAMILIES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "attention": ("Attention", {"softmax, relative positions": {}, "linear": {"attention": "linear"}}),
     "norm": ("Norm of the convolution", {"BatchNorm": {}, "LayerNorm": {"conv_norm": "layer_norm"}}),
     "head": ("Head", {"linear": {}, "LSTM": {"head": "lstm"}}),
+    "optimizer": ("Optimizer", {"AdamW": {}, "Muon": {"optimizer": "muon"}}),
 }
 
 
@@ -88,6 +89,8 @@ def main() -> None:
 def build_config(difference: Mapping[str, Any], arguments: argparse.Namespace) -> TrainConfig:
     """The run of the base with `difference`; its folder is named after it, so families share the base."""
     name = "-".join(f"{key}={value}" for key, value in difference.items()) or "base"
+    optimizer = difference.get("optimizer", "adamw")
+    difference = {key: value for key, value in difference.items() if key != "optimizer"}
     return config_from_dict(
         {
             "run_dir": str(arguments.runs / f"{name}-seed{arguments.seed}"),
@@ -105,6 +108,7 @@ def build_config(difference: Mapping[str, Any], arguments: argparse.Namespace) -
             "tokenizer": {"kind": "char"},
             "streaming": {"full_context_prob": 1.0},
             "optim": {
+                "optimizer": optimizer,
                 "lr": 1.5e-3,
                 "warmup_steps": 100,
                 "schedule": "cosine",
