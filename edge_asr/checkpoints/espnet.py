@@ -1,7 +1,7 @@
 """ESPnet2 folders: config.yaml and a .pth file, bare or as ESPnet packs them (meta.yaml, exp/, data/).
 
-It loads the CTC branch of `ESPnetASRModel` with a Conformer encoder. An attention decoder or transducer
-beside it is left out, and a note says so. espnet is not needed.
+It loads `ESPnetASRModel` with a Conformer encoder, its CTC branch and its Transformer decoder. Another
+decoder or a transducer is left out, and a note says so. espnet is not needed.
 What this file does not do: unpack .zip files, average snapshots.
 
 Sources: espnet2/tasks/asr.py, espnet2/asr/espnet_model.py, espnet2/asr/encoder/conformer_encoder.py,
@@ -16,6 +16,7 @@ from typing import Any
 
 from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_config
 from edge_asr.checkpoints.espnet_blocks import BlockForm, move_encoder
+from edge_asr.checkpoints.espnet_decoder import Decoders, read_decoder
 from edge_asr.checkpoints.espnet_features import (
     MAX_STATISTICS_BYTES,
     check_stored_filters,
@@ -66,10 +67,10 @@ _TRAINING = (
     "train_data_path_and_name_and_type", "valid_data_path_and_name_and_type", "multi_task_dataset",
     "allow_variable_data_keys", "max_cache_size", "max_cache_fd", "allow_multi_rates", "valid_max_cache_size",
     "exclude_weight_decay", "exclude_weight_decay_conf", "optim", "optim_conf", "scheduler", "scheduler_conf",
-    "init", "ctc_conf", "rnnt_conf", "joint_net_conf", "use_preprocessor", "use_lang_prompt",
-    "use_nlp_prompt", "non_linguistic_symbols", "cleaner", "g2p", "rir_scp", "rir_apply_prob", "noise_scp",
+    "init", "ctc_conf", "rnnt_conf", "joint_net_conf", "use_preprocessor",
+    "non_linguistic_symbols", "cleaner", "g2p", "rir_scp", "rir_apply_prob", "noise_scp",
     "noise_apply_prob", "noise_db_range", "short_noise_thres", "aux_ctc_tasks", "specaug", "specaug_conf",
-    "decoder_conf", "preprocessor", "preprocessor_conf", "preencoder_conf", "postencoder_conf", "required",
+    "preprocessor", "preprocessor_conf", "preencoder_conf", "postencoder_conf", "required",
     "version", "distributed", "data_aug_effects", "data_aug_num", "data_aug_prob",
 )  # fmt: skip
 _MODEL_TRAINING = (
@@ -91,33 +92,50 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     values = load_yaml(folder.config, where)
     settings = Settings(values, where)
     notes = list(folder.notes)
-    vocabulary = _vocabulary(settings, folder, notes)
-    _expect_ctc_model(settings)
+    tokens = _tokens(settings, folder)
+    vocabulary = _vocabulary(tokens, settings, notes)
+    model, ctc_weight = _expect_ctc_model(settings)
     normalize = settings.take("normalize", "utterance_mvn")
     if normalize not in (None, "utterance_mvn", "global_mvn"):
         raise settings.refusal("normalize", normalize, "utterance_mvn, global_mvn or null")
     normalize_conf = settings.section("normalize_conf", {})
     features = features_from_settings(settings.section("frontend_conf", {}), normalize, normalize_conf)
-    decoder = settings.take("decoder", None)
+    kind = settings.take("decoder", None)
+    decoder_conf = settings.section("decoder_conf", {})
+    prompts = [settings.take(f"use_{name}_prompt", False) for name in ("lang", "nlp")]
     fields, macaron = _encoder_fields(settings.section("encoder_conf", {}))
     bpe_model = settings.take("bpemodel", None)
     settings.ignore(*_TRAINING)
     settings.finish()
+    weights = TensorMap(load_tensors(folder.weights), str(folder.weights))
+    decoders = Decoders()
+    # One that was trained with prompts is another decoder.
+    usual = kind == "transformer" and not any(prompts)
+    if options.decoder and usual and any(name.startswith("decoder.") for name in weights.names()):
+        decoders = read_decoder(
+            decoder_conf, model, tokens, ctc_weight, d_model=fields["d_model"], norm_eps=_LAYER_NORM_EPS
+        )
+    model.ignore(*_MODEL_TRAINING)
+    model.finish()
     config = build_config(
         where,
         vocab_size=len(vocabulary),
         n_mels=features.n_mels,
         cmvn=normalize == "global_mvn",
         **fields,
+        **decoders.configs,
     )
-    weights = TensorMap(load_tensors(folder.weights), str(folder.weights))
     move_encoder(weights, config, BlockForm(macaron=macaron))
     weights.head("ctc.ctc_lo", 0)
     if config.cmvn:
         move_cmvn(weights, normalize_conf, features.n_mels, _statistics_reader(folder), notes)
     check_stored_filters(weights, features, str(folder.weights))
-    if weights.ignore(r"(decoder|joint_network|criterion_att|criterion_transducer)\..*"):
-        notes.append(f"The decoder ({decoder}) was left out; the CTC branch is exported.")
+    decoders.move(weights, 0)
+    left_out = (
+        "criterion_att" if decoders.forms else "decoder|joint_network|criterion_att|criterion_transducer"
+    )
+    if weights.ignore(rf"({left_out})\..*"):
+        notes.append(f"The decoder ({kind}) was left out; the CTC branch is exported.")
     if config.attention == "rel_pos_legacy":
         notes.append(
             "rel_pos_type is legacy (ESPnet's default when the settings do not name it): positions as ESPnet "
@@ -135,12 +153,17 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
             "espnet_version": values.get("version"),
             "normalize": normalize,
         },
-        facts=SourceFacts(source_blank_id=0, notes=tuple(notes)),
+        facts=SourceFacts(
+            source_blank_id=0,
+            ctc_weight=decoders.ctc_weight,
+            notes=tuple(notes),
+        ),
         tokenizer_model=_tokenizer_model(folder, bpe_model),
     )
 
 
-def _expect_ctc_model(settings: Settings) -> None:
+def _expect_ctc_model(settings: Settings) -> tuple[Settings, float]:
+    """The settings of the model, from which those of CTC were taken, and the weight of CTC in training."""
     settings.expect("model", ("espnet",), "espnet")
     settings.expect("frontend", ("default",), "default")
     settings.expect("encoder", ("conformer",))
@@ -151,12 +174,12 @@ def _expect_ctc_model(settings: Settings) -> None:
     for key in ("preencoder", "postencoder"):
         settings.expect(key, (None,), None)
     model = settings.section("model_conf", {})
-    if model.number("ctc_weight", 0.5) <= 0:
+    ctc_weight = model.number("ctc_weight", 0.5)
+    if ctc_weight <= 0:
         raise model.refusal("ctc_weight", 0, "models trained with CTC (a weight above 0)")
     model.expect("sym_blank", (_BLANK,), _BLANK)
     model.expect("transducer_multi_blank_durations", ([],), [])
-    model.ignore(*_MODEL_TRAINING)
-    model.finish()
+    return model, ctc_weight
 
 
 def _encoder_fields(encoder: Settings) -> tuple[dict[str, Any], bool]:
@@ -228,7 +251,7 @@ def _attention_fields(encoder: Settings) -> dict[str, Any]:
     return {"attention": "rel_pos_legacy" if legacy else "rel_pos"}
 
 
-def _vocabulary(settings: Settings, folder: EspnetFolder, notes: list[str]) -> Vocabulary:
+def _tokens(settings: Settings, folder: EspnetFolder) -> list[str]:
     tokens = settings.take("token_list")
     if isinstance(tokens, str):
         text = read_file(folder.find(tokens), limit=MAX_BYTES, what="the token list").decode(
@@ -241,6 +264,10 @@ def _vocabulary(settings: Settings, folder: EspnetFolder, notes: list[str]) -> V
         raise settings.refusal(
             "token_list[0]", tokens[0] if tokens else None, f"{_BLANK} (CTC's blank) there"
         )
+    return tokens
+
+
+def _vocabulary(tokens: list[str], settings: Settings, notes: list[str]) -> Vocabulary:
     kind = settings.expect("token_type", ("bpe", "char", "word", "phn"), "bpe")
     if kind in ("word", "phn"):
         tokens = [tokens[0], *(WORD_BOUNDARY + token for token in tokens[1:])]

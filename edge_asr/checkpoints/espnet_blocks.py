@@ -118,7 +118,7 @@ def _attention(
         if part != "q" and form.n_kv_heads is not None:
             for kind in ("weight", "bias"):
                 name = f"{target}.{part}.{kind}"
-                weights.ours[name] = _repeated_heads(weights.ours[name], form.n_kv_heads, config.n_heads)
+                weights.ours[name] = repeated_heads(weights.ours[name], form.n_kv_heads, config.n_heads)
     for kind in ("weight", "bias"):
         parts = [weights.ours.pop(f"{target}.{part}.{kind}") for part in "qkv"]
         weights.ours[f"{target}.qkv.{kind}"] = torch.cat(parts)
@@ -130,7 +130,7 @@ def _attention(
         weights.move(f"{source}.{name}", f"{target}.{name}")
 
 
-def _repeated_heads(rows: Tensor, n_kv_heads: int, n_heads: int) -> Tensor:
+def repeated_heads(rows: Tensor, n_kv_heads: int, n_heads: int) -> Tensor:
     """Rows of `n_kv_heads` heads, each once for every one of the neighboring query heads that it serves."""
     per_head = rows.reshape(n_kv_heads, -1, *rows.shape[1:])
     return per_head.repeat_interleave(n_heads // n_kv_heads, dim=0).reshape(-1, *rows.shape[1:])

@@ -91,13 +91,13 @@ class Checkpoint:
 
     def without_decoder(self) -> "Checkpoint":
         """The same without its attention decoders."""
-        kept = {
-            name: tensor
-            for name, tensor in self.state_dict.items()
-            if not name.startswith(("decoder.", "right_decoder."))
-        }
+        if self.model_config.decoder is None:
+            return self
         config = dataclasses.replace(self.model_config, decoder=None, right_decoder=None)
-        return dataclasses.replace(self, state_dict=kept, model_config=config)
+        prefixes = ("decoder.", "right_decoder.")
+        tensors = {name: t for name, t in self.state_dict.items() if not name.startswith(prefixes)}
+        facts = dataclasses.replace(self.facts, ctc_weight=None, reverse_weight=None)
+        return dataclasses.replace(self, model_config=config, state_dict=tensors, facts=facts)
 
     def build_model(self) -> ConformerCTC:
         """The network with a copy of these weights, on the CPU, in eval mode."""

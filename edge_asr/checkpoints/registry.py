@@ -28,9 +28,12 @@ class LoadOptions:
     Attributes:
         feature_preset: the front end that the model was trained with, where a project changed its own between
             versions: "nemo" (2.5 and later) or "nemo-2.4". None reads it from the files.
+        decoder: False leaves out attention decoders, which makes smaller bundles and takes checkpoints whose
+            decoder edge-asr does not have.
     """
 
     feature_preset: str | None = None
+    decoder: bool = True
 
     def refuse_feature_preset(self, what: str) -> None:
         """Refuse a feature preset, for formats that state their front end.
@@ -150,7 +153,8 @@ def load_any(path: str | Path, options: LoadOptions = DEFAULT_OPTIONS) -> Checkp
     """
     loader = find_loader(path)
     if loader is not None:
-        return loader.load(resolve_path(path), options)
+        checkpoint = loader.load(resolve_path(path), options)
+        return checkpoint if options.decoder else checkpoint.without_decoder()
     found = "exists but is none of these" if Path(path).exists() else "does not exist"
     known = "; ".join(f"{loader.name} ({loader.what})" for loader in _LOADERS.values())
     raise CheckpointError(f"{path} {found}: {known}")

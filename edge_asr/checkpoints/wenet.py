@@ -1,8 +1,9 @@
-"""WeNet folders (train.yaml, final.pt, units.txt, global_cmvn): the CTC branch of Conformer and U2++.
+"""WeNet folders (train.yaml, final.pt, units.txt, global_cmvn): Conformer and U2++ with CTC and decoders.
 
 It loads full-context, static-chunk and dynamic-chunk encoders. A dynamic-chunk model may run with any chunk
 size (`ConformerCTC.forward(chunk_frames=...)`); full context is the default, as in WeNet's recognize.py.
-What this file does not do: attention decoders, rescoring, transducers, other encoders than the Conformer.
+Attention decoders of both directions come along (wenet_decoder.py).
+What this file does not do: transducers and other decoders, other encoders than the Conformer.
 
 Sources: wenet/utils/{init_model,init_tokenizer,mask,class_utils}.py, wenet/models/transformer/encoder.py.
 """
@@ -14,12 +15,14 @@ from typing import Any
 
 from edge_asr.checkpoints.assembly import TensorMap, build_checkpoint, build_config
 from edge_asr.checkpoints.espnet_blocks import BlockForm, move_encoder
+from edge_asr.checkpoints.espnet_decoder import Decoders
 from edge_asr.checkpoints.native import Checkpoint
 from edge_asr.checkpoints.native_config import SourceFacts
 from edge_asr.checkpoints.registry import LoadOptions
 from edge_asr.checkpoints.safe_archive import inside, read_file
 from edge_asr.checkpoints.safe_torch import load_tensors
 from edge_asr.checkpoints.safe_yaml import MAX_BYTES, Settings, load_yaml
+from edge_asr.checkpoints.wenet_decoder import ACTIVATIONS, DECODERS, read_decoders
 from edge_asr.checkpoints.wenet_features import features_from_settings, move_cmvn
 from edge_asr.checkpoints.wenet_units import UNITS_NAMES, vocabulary_from_units
 from edge_asr.errors import CheckpointError
@@ -29,15 +32,12 @@ CONFIG_NAME = "train.yaml"
 _WEIGHTS = ("final.pt", "avg.pt")
 #: `input_layer` -> subsampling factor.
 _INPUT_LAYERS = {"conv2d": 4, "conv2d6": 6, "conv2d8": 8, "linear": 1}
-_ACTIVATIONS = {
-    "swish": "silu", "relu": "relu", "gelu": "gelu", "tanh": "tanh", "hardtanh": "hardtanh", "selu": "selu",
-}  # fmt: skip
 
 # Training and bookkeeping (wenet/bin/train.py, utils/train_utils.py): nothing of it changes an output.
 _TRAINING = (
     "accum_grad", "dataset", "dtype", "grad_clip", "log_interval", "save_interval", "max_epoch", "optim",
-    "optim_conf", "scheduler", "scheduler_conf", "model_conf", "model_dir", "train_engine", "use_amp",
-    "save_states", "init_infos", "init_step", "vocab_size", "collate_conf", "raw_wav", "decoder_conf",
+    "optim_conf", "scheduler", "scheduler_conf", "model_dir", "train_engine", "use_amp",
+    "save_states", "init_infos", "init_step", "vocab_size", "collate_conf", "raw_wav",
     "predictor", "predictor_conf", "joint", "joint_conf", "data_type", "symbol_table", "epoch", "step", "tag",
     "save_time", "ignore_id", "lang", "seed", "lfmmi_dir", "is_distributed", "pre_trained",
 )  # fmt: skip
@@ -60,7 +60,7 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     settings.expect("ctc", ("ctc",), "ctc")
     features = features_from_settings(settings.section("dataset_conf", {}), values.get("collate_conf"))
     blank_id = settings.section("ctc_conf", {}).integer("ctc_blank_id", 0)
-    vocabulary, tokenizer_model = _vocabulary(settings, folder, blank_id, where)
+    vocabulary, tokenizer_model, special_tokens = _vocabulary(settings, folder, blank_id, where)
     n_outputs = settings.integer("output_dim", len(vocabulary))
     n_mels = settings.integer("input_dim", features.n_mels)
     if (n_outputs, n_mels) != (len(vocabulary), features.n_mels):
@@ -70,13 +70,25 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
         )
     cmvn_file, is_json = _cmvn_settings(settings)
     fields, form, dynamic = _encoder_fields(settings.section("encoder_conf", {}))
-    decoder = settings.take("decoder", None)
+    weights = TensorMap(load_tensors(file), str(file))
+    kind = settings.take("decoder", None)
+    decoder_conf, model_conf = settings.section("decoder_conf", {}), settings.section("model_conf", {})
+    decoders = Decoders()
+    if options.decoder and kind in DECODERS and any(name.startswith("decoder.") for name in weights.names()):
+        decoders = read_decoders(
+            kind, decoder_conf, model_conf, special_tokens,
+            n_tokens=len(vocabulary), blank_id=blank_id, d_model=fields["d_model"],
+        )  # fmt: skip
     settings.ignore(*_TRAINING)
     settings.finish()
     config = build_config(
-        where, vocab_size=len(vocabulary), n_mels=n_mels, cmvn=cmvn_file is not None, **fields
+        where,
+        vocab_size=len(vocabulary),
+        n_mels=n_mels,
+        cmvn=cmvn_file is not None,
+        **fields,
+        **decoders.configs,
     )
-    weights = TensorMap(load_tensors(file), str(file))
     if cmvn_file is not None:
         found = _look_up(folder, cmvn_file, ("global_cmvn",))
         move_cmvn(weights, n_mels, found, is_json, where, notes)
@@ -84,8 +96,15 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     weights.ignore(r"encoder\.encoders\.\d+\.concat_linear\..*")
     move_encoder(weights, config, form)
     weights.head("ctc.ctc_lo", blank_id)
-    if weights.ignore(r"(decoder|predictor|joint|criterion_att|lfmmi)\..*"):
-        notes.append(f"The decoder ({decoder}) was left out; the CTC branch is exported.")
+    decoders.move(weights, blank_id)
+    if len(decoders.forms) == 1 and weights.ignore(r"decoder\.right_decoder\..*"):
+        notes.append("The right-to-left decoder has no blocks and was left out.")
+    n_left_out = weights.ignore(r"(predictor|joint|criterion_att|lfmmi)\..*")
+    if not decoders.forms:
+        n_left_out += weights.ignore(r"decoder\..*")
+    if n_left_out:
+        what = "transducer" if decoders.forms else f"decoder ({kind})"
+        notes.append(f"The {what} was left out; the rest is exported.")
     if dynamic:
         notes.append(
             "Trained with dynamic chunks: it runs with full context unless a chunk size is given"
@@ -106,7 +125,13 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
             "file": file.name,
             "model": values.get("model", "asr_model"),
         },
-        facts=SourceFacts(source_blank_id=blank_id, dynamic_chunks=dynamic, notes=tuple(notes)),
+        facts=SourceFacts(
+            source_blank_id=blank_id,
+            dynamic_chunks=dynamic,
+            ctc_weight=decoders.ctc_weight,
+            reverse_weight=decoders.reverse_weight,
+            notes=tuple(notes),
+        ),
         tokenizer_model=tokenizer_model,
     )
 
@@ -135,7 +160,7 @@ def _encoder_fields(encoder: Settings) -> tuple[dict[str, Any], BlockForm, bool]
     """Fields of `ConformerConfig`, what else the blocks are, and whether chunks were dynamic in training."""
     d_model, n_heads = encoder.integer("output_size", 256), encoder.integer("attention_heads", 4)
     input_layer = encoder.expect("input_layer", tuple(_INPUT_LAYERS), "conv2d")
-    activation = _ACTIVATIONS[encoder.expect("activation_type", tuple(_ACTIVATIONS), "swish")]
+    activation = ACTIVATIONS[encoder.expect("activation_type", tuple(ACTIVATIONS), "swish")]
     fixed: dict[str, tuple[Any, ...]] = {
         "normalize_before": (True,),
         "concat_after": (False,),
@@ -212,12 +237,14 @@ def _attention_fields(encoder: Settings) -> dict[str, Any]:
 
 def _vocabulary(
     settings: Settings, folder: Path, blank_id: int, where: str
-) -> tuple[Vocabulary, bytes | None]:
+) -> tuple[Vocabulary, bytes | None, Any]:
+    """The vocabulary, the SentencePiece model if there is one, and the numbers of the special tokens."""
     kind = settings.expect("tokenizer", ("char", "bpe", None), None)
     conf = settings.section("tokenizer_conf", {})
     table, bpe_path = conf.take("symbol_table_path", None), conf.take("bpe_path", None)
+    special_tokens = conf.take("special_tokens", None)
     conf.ignore(
-        "special_tokens", "non_lang_syms_path", "split_with_space", "connect_symbol", "is_multilingual",
+        "non_lang_syms_path", "split_with_space", "connect_symbol", "is_multilingual",
         "num_languages",
     )  # fmt: skip
     conf.finish()
@@ -227,7 +254,7 @@ def _vocabulary(
     vocabulary = vocabulary_from_units(path, blank_id, kind)
     model = _look_up(folder, bpe_path, ("bpe.model",)) if isinstance(bpe_path, str) else None
     content = None if model is None else read_file(model, limit=MAX_BYTES, what="the SentencePiece model")
-    return vocabulary, content
+    return vocabulary, content, special_tokens
 
 
 def _look_up(folder: Path, name: str | None, usual: tuple[str, ...]) -> Path | None:

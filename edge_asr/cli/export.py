@@ -126,7 +126,7 @@ def command(
     from edge_asr.checkpoints import LoadOptions, load_any
     from edge_asr.export import StreamingOptions, export_bundle
 
-    loaded = load_any(checkpoint, LoadOptions(feature_preset=feature_preset))
+    loaded = load_any(checkpoint, LoadOptions(feature_preset=feature_preset, decoder=decoder))
     for note in loaded.notes:
         say(note)
     with stage_display() as progress:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from edge_asr.errors import ConfigError
 from edge_asr.frames import OutputFrames
-from edge_asr.model.decoders.config import DecoderConfig
+from edge_asr.model.decoders.config import Activation, DecoderConfig
 from edge_asr.model.presets import PRESETS
 from edge_asr.records import check_fields, json_from_record, record_from_json
 
@@ -45,7 +45,6 @@ Attention = Literal[
 ContextStyle = Literal["regular", "chunked_limited"]
 ConvNorm = Literal["batch_norm", "layer_norm", "group_norm"]
 ConvPadding = Literal["after_glu", "before_pointwise"]
-Activation = Literal["silu", "gelu", "relu", "tanh", "hardtanh", "selu"]
 WaveformNorm = Literal["layer", "group"]
 Head = Literal["linear", "lstm"]
 ConvContext = Literal["symmetric", "causal"] | tuple[int, int]

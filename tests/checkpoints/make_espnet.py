@@ -55,7 +55,7 @@ ESPNET: dict[str, Any] = {
         "cnn_module_kernel": KERNEL,
         "macaron_style": True,
     },
-    "decoder": "transformer",
+    "decoder": "rnn",
     "version": "202511",
 }
 WENET: dict[str, Any] = {
@@ -69,7 +69,7 @@ WENET: dict[str, Any] = {
         "num_blocks": LAYERS,
         "cnn_module_kernel": KERNEL,
     },
-    "decoder": "bitransformer",
+    "decoder": "sanm_decoder",
     "dataset_conf": {"fbank_conf": {"num_mel_bins": N_MELS, "dither": 1.0}},
     "cmvn": None,
     "tokenizer": "bpe",
@@ -180,7 +180,7 @@ def random_weights(plain: Plain, seed: int = 0) -> dict[str, Tensor]:
         norm(f"{block}.conv_module.norm", plain.conv_norm == "batch_norm")
     norm("encoder.after_norm")
     layer("ctc.ctc_lo", len(TOKENS), D)
-    weights["decoder.embed.0.weight"] = torch.randn(len(TOKENS), 4, generator=generator)
+    weights["decoder.embed.weight"] = torch.randn(len(TOKENS), 4, generator=generator)  # of the kind above
     if wenet:
         weights["encoder.embed.pos_enc.pe"] = sinusoids(range(50))[None]
     return weights

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edge_asr.model.decoders.base import AttentionDecoder as AttentionDecoder
     from edge_asr.model.decoders.choose import make_decoder as make_decoder
     from edge_asr.model.decoders.config import DecoderConfig as DecoderConfig
+    from edge_asr.model.decoders.pre_norm import PreNormDecoder as PreNormDecoder
     from edge_asr.model.decoders.recurrent import RecurrentDecoder as RecurrentDecoder
     from edge_asr.model.decoders.transformer import TransformerDecoder as TransformerDecoder
 
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "AttentionDecoder": "base",
         "DecoderConfig": "config",
+        "PreNormDecoder": "pre_norm",
         "RecurrentDecoder": "recurrent",
         "TransformerDecoder": "transformer",
         "make_decoder": "choose",

@@ -16,6 +16,15 @@ from edge_asr.errors import ConfigError
 from edge_asr.model.decoders.config import DecoderConfig
 from edge_asr.model.masks import MASKED_SCORE, attention_bias, valid_frames
 
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "hardtanh": nn.Hardtanh,
+    "selu": nn.SELU,
+}
+
 
 class AttentionDecoder(nn.Module):
     """What every kind of decoder can do.
@@ -143,11 +152,14 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Expansion, GELU, dropout, projection: (B, U, D) -> (B, U, D)."""
+    """Expansion, activation, dropout, projection: (B, U, D) -> (B, U, D)."""
 
     def __init__(self, config: DecoderConfig, d_model: int, d_inner: int) -> None:
         super().__init__(
-            nn.Linear(d_model, d_inner), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(d_inner, d_model)
+            nn.Linear(d_model, d_inner),
+            _ACTIVATIONS[config.activation](),
+            nn.Dropout(config.dropout),
+            nn.Linear(d_inner, d_model),
         )
 
 

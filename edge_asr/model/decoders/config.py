@@ -18,7 +18,8 @@ LARGEST_WIDTH = 1 << 16
 LARGEST_DEPTH = 256
 """Most layers and heads."""
 
-DecoderKind = Literal["recurrent", "transformer"]
+DecoderKind = Literal["recurrent", "transformer", "pre_norm"]
+Activation = Literal["silu", "gelu", "relu", "tanh", "hardtanh", "selu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +29,14 @@ class DecoderConfig:
     The tokens are those of the CTC vocabulary, by the same numbers; the decoder never gives the blank.
 
     Attributes:
-        kind: "recurrent" (an LSTM whose outputs attend to the clip) or "transformer" (blocks of masked
-            self-attention, attention to the clip and feed-forward).
+        kind: "recurrent" (an LSTM whose outputs attend to the clip), "transformer" (blocks of masked
+            self-attention, attention to the clip and feed-forward) or "pre_norm" (the blocks of ESPnet and
+            WeNet).
         n_layers: layers of the LSTM, or blocks.
         d_model: width; None is the encoder's.
         n_heads: attention heads.
         d_feed_forward: inner width of the feed-forward modules; None is twice d_model.
+        activation: that of the feed-forward modules.
         norm_eps: epsilon of every LayerNorm.
         dropout: probability, on embeddings, attention weights and what each module adds.
         n_tokens: number of outputs, beginning and end included; None is one more than the CTC vocabulary.
@@ -48,6 +51,7 @@ class DecoderConfig:
     d_model: int | None = None
     n_heads: int = 2
     d_feed_forward: int | None = None
+    activation: Activation = "gelu"
     norm_eps: float = 1e-5
     dropout: float = 0.1
     n_tokens: int | None = None

@@ -1,5 +1,6 @@
 """The Transformer decoder: blocks of masked self-attention, attention to the clip and feed-forward."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -28,6 +29,10 @@ class TransformerDecoderBlock(nn.Module):
         self.attention_block = SubBlock(config, d_model)
         self.cross = CrossBlock(config, d_model, d_memory, d_inner)
 
+    def recall(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute keys and values of the clip; see `Attention.recall`."""
+        return self.cross.attention.recall(memory)
+
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], causal: Tensor, memory: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -46,12 +51,20 @@ class TransformerDecoderBlock(nn.Module):
 
         def attend(x: Tensor) -> Tensor:
             nonlocal kept
-            key, value = self.attention.recall(x)
-            kept = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
-            return cast(Tensor, self.attention(x, *kept, causal))
+            attended, kept = attend_past(self.attention, x, past, causal)
+            return attended
 
         x = self.attention_block(x, attend)
         return self.cross(x, *memory), kept
+
+
+def attend_past(
+    attention: Attention, x: Tensor, past: tuple[Tensor, Tensor], causal: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Attend to the tokens so far and to x (B, U, D) itself; also keys and values of both."""
+    key, value = attention.recall(x)
+    kept = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+    return attention(x, *kept, causal), kept
 
 
 class TransformerDecoder(AttentionDecoder):
@@ -61,6 +74,8 @@ class TransformerDecoder(AttentionDecoder):
     position of the next token.
     """
 
+    block: Callable[[DecoderConfig, int, int, int], nn.Module] = TransformerDecoderBlock
+
     def __init__(self, config: DecoderConfig, d_memory: int) -> None:
         super().__init__(config)
         width = self.d_model
@@ -68,16 +83,18 @@ class TransformerDecoder(AttentionDecoder):
         self.positions = AbsolutePositions(width)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            TransformerDecoderBlock(config, width, d_memory, self.d_feed_forward)
-            for _ in range(config.n_layers)
+            self.block(config, width, d_memory, self.d_feed_forward) for _ in range(config.n_layers)
         )
         self.norm_out = nn.LayerNorm(width, eps=config.norm_eps)
         self.projection = nn.Linear(width, self.n_tokens)
 
     def cross(self, memory: Tensor) -> tuple[Tensor, ...]:
         """See `AttentionDecoder.cross`; every block attends."""
-        blocks = (cast(TransformerDecoderBlock, layer) for layer in self.layers)
-        return stack_pairs([block.cross.attention.recall(memory) for block in blocks])
+        return stack_pairs([cast(TransformerDecoderBlock, layer).recall(memory) for layer in self.layers])
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embed tokens, without positions: int64 (B, U) to float (B, U, D)."""
+        return cast(Tensor, self.embedding(tokens))
 
     def initial_state(self, batch: int) -> tuple[Tensor, ...]:
         """See `AttentionDecoder.initial_state`."""
@@ -91,7 +108,7 @@ class TransformerDecoder(AttentionDecoder):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `AttentionDecoder.advance`."""
         n_before, n_new = state[0].shape[3], tokens.shape[1]
-        x = self.embedding(tokens)
+        x = self.embed(tokens)
         x = self.dropout(x + self.positions(n_before + n_new)[n_before:].to(x.dtype))
         causal = causal_bias(n_before, n_new, tokens.device)
         bias = memory_bias(memory_lengths, cross[0].shape[3])
