@@ -130,7 +130,7 @@ def test_integrations_are_named_before_any_work(tree: Path) -> None:
         ["scripts/test_integrations", "pipecat", "twilio"], cwd=tree, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stderr == "error: there is no integration twilio; name pipecat, livekit or both\n"
+    assert done.stderr == "error: there is no integration twilio; name pipecat, livekit or ray\n"
 
 
 def test_demo_refuses_what_it_does_not_know_before_any_work(tree: Path) -> None:
