@@ -106,7 +106,7 @@ def transcribe_archive(
     from edge_asr.cluster.worker import WorkerSettings, bundle_sha256
     from edge_asr.errors import require
 
-    require("ray", extra="ray")
+    ray_pool.import_ray(address)
     if shard_format != "jsonl":
         require("pyarrow", extra="ray")
     threads = recognizer.pop("num_threads") or 1

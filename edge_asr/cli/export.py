@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 
 
 @click.command(name="export")
-@click.argument("checkpoint", metavar="CHECKPOINT")
+@click.argument("checkpoint", metavar="CHECKPOINT", required=False)
 @click.option(
     "-o",
     "--output",
-    required=True,
     type=click.Path(file_okay=False, path_type=Path),
     metavar="BUNDLE",
     help="Folder of the bundle to write.",
@@ -80,6 +79,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Which TensorRT to use for --engine.",
 )
+@click.option(
+    "--triton",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Also write a model repository for NVIDIA's Triton. Without -o, CHECKPOINT is a bundle, by default "
+    "tiny-en, and nothing is exported (docs/scale.md).",
+)
+@click.option(
+    "--bench",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="FILE|DIR",
+    help="With --triton: a bench.json of the bundle, which says what batches are worth waiting for.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is proven.")
 @click.option(
     "--keep-failed",
@@ -89,8 +101,8 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as one JSON document.")
 def command(
-    checkpoint: str,
-    output: Path,
+    checkpoint: str | None,
+    output: Path | None,
     name: str | None,
     precisions: tuple[str, ...],
     weights: Weights,
@@ -102,6 +114,8 @@ def command(
     decoder: bool,
     engine: bool,
     flavor: Flavor,
+    triton: Path | None,
+    bench: Path | None,
     force: bool,
     keep_failed: Path | None,
     as_json: bool,
@@ -120,7 +134,17 @@ def command(
     edge-asr export tiny-en -o tiny-en --clips dev.jsonl
     edge-asr export tiny-en -o tiny-en --precision fp16,int8 --calibration train.jsonl
     edge-asr export streaming.nemo -o mine --lookahead-ms 480
+    edge-asr export mine --triton models
     """
+    if bench is not None and triton is None:
+        raise click.UsageError("--bench sets the batches of --triton; add --triton DIR, or leave it out")
+    if triton is not None and output is None:
+        _write_triton(checkpoint or "tiny-en", triton, bench, force=force, as_json=as_json)
+        return
+    if checkpoint is None:
+        raise click.UsageError("Missing argument 'CHECKPOINT'.")
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     wanted = parse_precisions(precisions)
     require("torch", extra="export")
     from edge_asr.checkpoints import LoadOptions, load_any
@@ -154,6 +178,30 @@ def command(
         build_engines(output, document=document, flavor=flavor, clips=clips, force=force)
     elif document is not None:
         print_json(document)
+    if triton is not None:
+        _write_triton(output, triton, bench, force=force, as_json=None)
+
+
+def _write_triton(
+    path_or_name: str | Path, target: Path, bench: Path | None, *, force: bool, as_json: bool | None
+) -> None:
+    """Write the repository of a bundle; say so on stdout, or, if `as_json` is None, on stderr."""
+    require("onnx", extra="export")
+    from edge_asr.bundle.folder import Bundle
+    from edge_asr.export.triton import write_triton_repository
+
+    bundle = Bundle.load(path_or_name)
+    batches = None
+    if bench is not None:
+        from edge_asr.benchmark.batches import preferred_batches
+
+        batches = preferred_batches(bench, bundle)
+    names = write_triton_repository(bundle, target, batches=batches, force=force)
+    if as_json:
+        print_json({"triton": str(target), "models": names})
+    else:
+        tell = say if as_json is None else print_line
+        tell(f"{target}: {', '.join(names)}; serve it with: tritonserver --model-repository {target}")
 
 
 def _print_summary(report: ExportReport) -> None:

@@ -1,6 +1,6 @@
 """Leads a run: shares the inputs out, takes finished shards, and sees to it that each input gets its row.
 
-A worker that dies loses its shard, which another one gets. If that one dies too, the halves of the shard are
+A worker that dies loses its shard, which another one gets. If that one dies too, parts of the shard are
 tried alone, and so on, until the input that kills is found; its row says so. The driver holds the shards that
 are under way and nothing else, so its memory does not depend on the number of inputs.
 What this file does not do: start workers (ray_pool.py), show progress (edge_asr.cli).
@@ -28,6 +28,8 @@ SHARD_S = 1800.0
 LEAST_SHARD_S = 60.0
 SHARDS_PER_WORKER = 4
 """Where there is little to do, shards are smaller, so that each worker gets several."""
+PARTS = 8
+"""Parts of a shard on which workers die: with four more deaths, the one input of a thousand is found."""
 MAX_DEATHS_AT_START = 3
 """Workers, for each that is wanted, that may die in a row before they have done anything."""
 _WAIT_S = 0.5
@@ -219,7 +221,8 @@ def _after_death(shard: Shard, reason: str) -> list[Shard]:
     if not shard.n_deaths:  # its machine may have gone, or another process taken the memory
         return [replace(shard, n_deaths=1)]
     if len(shard.inputs) > 1:
-        half = len(shard.inputs) // 2
-        return [Shard(shard.inputs[:half], 1), Shard(shard.inputs[half:], 1)]
+        step = -(-len(shard.inputs) // PARTS)
+        starts = range(0, len(shard.inputs), step)
+        return [Shard(shard.inputs[start : start + step], 1) for start in starts]
     problem = f"the worker died on it, alone and again: {reason}"
     return [Shard((replace(shard.inputs[0], problem=problem),))]

@@ -31,6 +31,20 @@ _STORE_BYTES = 100 << 20
 """Ray's shared memory; only names and counts pass through it."""
 
 
+def import_ray(address: str) -> ModuleType:
+    """Import Ray for a cluster; what it reads of the environment when it is imported is set before.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if address == LOCAL:
+        # Else it would listen at the address that other machines see, even if it is told 127.0.0.1.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # none is left in the home folder
+    return require("ray", extra="ray")
+
+
 @contextlib.contextmanager
 def ray_session(address: str, *, num_cpus: int | None = None) -> Iterator[ModuleType]:
     """Connect to the cluster at `address`, or start one here for "local"; gives the module `ray`.
@@ -43,20 +57,16 @@ def ray_session(address: str, *, num_cpus: int | None = None) -> Iterator[Module
         MissingDependencyError: Ray is not installed.
         BackendError: it cannot be reached, or does not start.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = import_ray(address)
     with contextlib.ExitStack() as stack:
         options: dict[str, Any] = {"address": address}
         if address == LOCAL:
-            # Else Ray would listen at the address that other machines see, even if it is told 127.0.0.1.
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # none is left in the home folder
             # The names of its sockets have room for a short folder only.
             folder = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="ea-ray-", dir="/tmp", ignore_cleanup_errors=True)
             )
             options = {"num_cpus": num_cpus, "object_store_memory": _STORE_BYTES, "_temp_dir": folder}
             options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        ray = require("ray", extra="ray")
         stack.callback(ray.shutdown)
         for attempt in range(_STARTS):
             try:

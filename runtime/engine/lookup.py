@@ -75,6 +75,7 @@ __all__ = [
     "find_engine",
     "fingerprint",
     "has_engine",
+    "list_engines",
     "open_engine",
     "plan_path_of",
     "sidecar_path_of",
@@ -219,6 +220,26 @@ def has_engine(
 ) -> bool:
     """Tell whether the bundle has an engine of a flavor (and a precision), fitting or not; reads no file."""
     return any(_sidecar_paths(bundle, f"{flavor}-[0-9]*", precision or "*", graph))
+
+
+def list_engines(
+    bundle: Bundle, flavor: Flavor, precision: Precision, graph: Graph = "model"
+) -> list[tuple[Path, EngineSidecar]]:
+    """List the proven, undamaged plans that were built from the bundle's graph, for whatever device.
+
+    Raises:
+        EngineError: a sidecar cannot be read.
+    """
+    found = []
+    for path in _sidecar_paths(bundle, f"{flavor}-[0-9]*", precision, graph):
+        plan_path = plan_path_of(path.parent, precision, graph)
+        _check_inside(bundle, path)
+        _check_inside(bundle, plan_path)
+        sidecar = EngineSidecar.read(path)
+        is_of_graph = sidecar.onnx_sha256 == artifact_of(bundle, precision, graph).sha256
+        if is_of_graph and sidecar.proven and isinstance(_read_plan(plan_path, sidecar), bytes):
+            found.append((plan_path, sidecar))
+    return found
 
 
 def _sidecar_paths(bundle: Bundle, folder: str, precision: str, graph: Graph) -> list[Path]:
