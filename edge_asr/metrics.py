@@ -1,13 +1,16 @@
-"""Word and character error rates, computed by jiwer, with a named text normalization.
+"""Word and character error rates, computed by jiwer, and similarities, with a named text normalization.
 
-`compute_error_rates` aligns once and returns everything in one `ErrorRates`.
+`compute_error_rates` aligns once and returns everything in one `ErrorRates`. `compute_similarities` tells how
+alike the texts are, which still says something where most words are wrong.
 What this file does not do: read manifests, run a recognizer.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -120,6 +123,67 @@ def compute_error_rates(
         n_utterances=len(refs),
         normalization=normalization,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Similarities:
+    """How alike references and hypotheses are: means over utterances, from 0 to 1 (equal).
+
+    Attributes:
+        damerau_levenshtein: 1 - distance / length of the longer text. The distance counts the fewest
+            insertions, deletions, substitutions and swaps of neighbors that make one text the other, in
+            characters (Damerau 1964).
+        jaccard: words that both texts have, of all words in either; order and repetition do not count.
+        cosine: cosine of the angle between the counts of `N_GRAM` characters in a row; order hardly counts.
+    """
+
+    damerau_levenshtein: float
+    jaccard: float
+    cosine: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the fields, ready for JSON."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+N_GRAM = 3
+"""Characters in a row that `Similarities.cosine` counts; a space is added to both ends of a text."""
+
+
+def compute_similarities(
+    references: Sequence[str], hypotheses: Sequence[str], *, normalization: str = "basic"
+) -> Similarities:
+    """Compare every pair, and average; all are 1.0 without utterances.
+
+    Raises:
+        ConfigError: the sequences differ in length, or the normalization is unknown.
+        MissingDependencyError: rapidfuzz is not installed.
+    """
+    refs, hyps = _normalized_pairs(references, hypotheses, normalization)
+    similarity = require("rapidfuzz.distance", extra="eval").DamerauLevenshtein.normalized_similarity
+    pairs = list(zip(refs, hyps, strict=True))
+    n_pairs = max(len(pairs), 1)
+    sums = [
+        sum(float(measure(ref, hyp)) for ref, hyp in pairs) / n_pairs if pairs else 1.0
+        for measure in (similarity, _jaccard, _cosine)
+    ]
+    return Similarities(damerau_levenshtein=sums[0], jaccard=sums[1], cosine=sums[2])
+
+
+def _jaccard(reference: str, hypothesis: str) -> float:
+    ours, theirs = set(reference.split()), set(hypothesis.split())
+    return len(ours & theirs) / len(ours | theirs) if ours or theirs else 1.0
+
+
+def _cosine(reference: str, hypothesis: str) -> float:
+    if not reference or not hypothesis:
+        return float(reference == hypothesis)
+    ours, theirs = (
+        Counter(padded[i : i + N_GRAM] for i in range(max(len(padded) - N_GRAM + 1, 1)))
+        for padded in (f" {reference} ", f" {hypothesis} ")
+    )
+    norms = math.sqrt(sum(n * n for n in ours.values()) * sum(n * n for n in theirs.values()))
+    return sum(count * theirs[gram] for gram, count in ours.items()) / norms
 
 
 def find_worst_utterances(

@@ -24,7 +24,7 @@ from edge_asr.printable import printable
 if TYPE_CHECKING:
     from edge_asr.benchmark.confidence import ConfidenceReport
     from edge_asr.manifest import Utterance
-    from edge_asr.metrics import ErrorRates
+    from edge_asr.metrics import ErrorRates, Similarities
     from edge_asr.runtime.recognizer import Recognizer
     from edge_asr.runtime.transcript import Transcript
 
@@ -35,6 +35,9 @@ JSON_KEYS = (
     "wer",
     "cer",
     "mer",
+    "damerau_levenshtein",
+    "jaccard",
+    "cosine",
     "n_utterances",
     "audio_s",
     "rtfx",
@@ -42,6 +45,8 @@ JSON_KEYS = (
     "deletions",
     "insertions",
 )
+
+_N_FRACTIONS = 6  # of them, at the beginning
 
 
 @dataclass(slots=True)
@@ -105,7 +110,9 @@ def command(
     """Transcribe the utterances of MANIFEST and compare with its texts; several manifests are one set.
 
     MANIFEST is a JSON Lines file (audio_filepath, text), an LJSpeech folder or a LibriSpeech folder.
-    Rates are fractions: 0.05 is five percent. With --json, the list of --worst goes to stderr.
+    Rates are fractions: 0.05 is five percent. Similarities are means over utterances, 1 for equal texts:
+    damerau_levenshtein of characters, jaccard of sets of words, cosine of counts of three characters in a row
+    (docs/training.md explains them). With --json, the list of --worst goes to stderr.
     """
     if plot is not None and not (judge_confidence or calibrate_confidence):
         raise click.UsageError("--plot draws confidences; add --confidence or --calibrate-confidence")
@@ -113,7 +120,7 @@ def command(
     if plot is not None:
         require("matplotlib", extra="bench")
     from edge_asr.manifest import read_manifest
-    from edge_asr.metrics import compute_error_rates, find_worst_utterances
+    from edge_asr.metrics import compute_error_rates, compute_similarities, find_worst_utterances
     from edge_asr.runtime.recognizer import Recognizer
 
     listed = [read_manifest(manifest) for manifest in manifests]
@@ -130,7 +137,8 @@ def command(
     references = [u.text for u in decoded.utterances]
     hypotheses = [transcript.text for transcript in decoded.transcripts]
     rates = compute_error_rates(references, hypotheses, normalization=normalization)
-    result = _result(rates, decoded)
+    similarities = compute_similarities(references, hypotheses, normalization=normalization)
+    result = _result(rates, similarities, decoded)
     reports, details = _judge(loaded, decoded, normalization, calibrate_confidence, judge_confidence)
     if plot is not None:
         from edge_asr.benchmark.confidence import write_reliability_plot
@@ -231,9 +239,10 @@ def _print_reliability(reports: list[ConfidenceReport], details: dict[str, Any])
         print_line(f"the bundle has a table for {found['calibrated']} now, of {found['n_knots']} knots")
 
 
-def _result(rates: ErrorRates, decoded: _Decoded) -> dict[str, Any]:
+def _result(rates: ErrorRates, similarities: Similarities, decoded: _Decoded) -> dict[str, Any]:
     values = {
         **rates.to_dict(),
+        **similarities.to_dict(),
         "audio_s": round(decoded.audio_s, 3),
         "rtfx": round(decoded.audio_s / decoded.compute_s, 2),
     }
@@ -246,5 +255,5 @@ def _print_table(result: dict[str, Any]) -> None:
 
     table = Table(show_header=False)
     for key, value in result.items():
-        table.add_row(key, f"{value:.4f}" if key in ("wer", "cer", "mer") else str(value))
+        table.add_row(key, f"{value:.4f}" if key in JSON_KEYS[:_N_FRACTIONS] else str(value))
     Console().print(table)

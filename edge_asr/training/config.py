@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_asr.errors import ConfigError
+from edge_asr.training.decoder_config import DecoderSection
 
 _NOISE_KINDS = ("white", "pink", "babble", "recorded")
 _CODECS = ("mu_law", "gsm", "mp3", "vorbis", "opus")
@@ -54,6 +55,7 @@ class DataConfig:
 
     train: list of sources; all are mixed.
     dev: list of sources for evaluation; no source may be empty.
+    test: list of sources that run/best is evaluated on once, at the end.
     text_normalization: none, or basic (lower case, letters, digits, apostrophes, single spaces).
     min_clip_s: shorter clips are bad rows, seconds.
     max_clip_s: longer clips are bad rows, seconds.
@@ -69,6 +71,7 @@ class DataConfig:
 
     train: tuple[SourceConfig, ...] = ()
     dev: tuple[SourceConfig, ...] = ()
+    test: tuple[SourceConfig, ...] = ()
     text_normalization: str = "basic"
     min_clip_s: float = 0.2
     max_clip_s: float = 20.0
@@ -413,6 +416,7 @@ class TrainConfig:
     spec_augment: see below.
     tokenizer: see below.
     streaming: see below.
+    decoder: see below.
     optim: see below.
     distillation: see below.
     run: see below.
@@ -430,6 +434,7 @@ class TrainConfig:
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
+    decoder: DecoderSection = field(default_factory=DecoderSection)
     optim: OptimConfig = field(default_factory=OptimConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -437,3 +442,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
         _check(self.cmvn_utterances >= 1, f"cmvn_utterances must be >= 1, got {self.cmvn_utterances}")
+        _check(
+            self.init_from is not None or not self.decoder.freeze_encoder,
+            "decoder.freeze_encoder is true without init_from; name the checkpoint whose encoder stays",
+        )

@@ -104,6 +104,7 @@ def resolve_paths(config: TrainConfig, folder: Path) -> TrainConfig:
         config.data,
         train=sources(config.data.train),
         dev=sources(config.data.dev),
+        test=sources(config.data.test),
         cache_dir=None if config.data.cache_dir is None else absolute(config.data.cache_dir),
     )
     augment = config.augment
@@ -174,7 +175,7 @@ def _format_section(section: Any, indent: int) -> list[str]:
             lines += _format_section(value, indent + 1)
             continue
         lines.append(f"{pad}# {docs[item.name]}")
-        if item.name in ("train", "dev"):
+        if item.name in ("train", "dev"):  # examples; `test` is left empty
             lines.append(f"{pad}{item.name}:")
             example = SourceConfig(path=f"data/{item.name}.jsonl", name=item.name)
             body = _format_section(example, indent + 2)

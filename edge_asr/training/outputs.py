@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from edge_asr.checkpoints.native import save_checkpoint
-from edge_asr.metrics import ErrorRates
+from edge_asr.checkpoints.native import load_checkpoint, save_checkpoint
+from edge_asr.checkpoints.native_config import NO_FACTS, SourceFacts
 from edge_asr.model import ConformerCTC
 from edge_asr.training.config import OptimConfig, TrainConfig
 from edge_asr.training.curves import MetricsLog, draw_curves
-from edge_asr.training.evaluate import build_dev_sets, evaluate_sets
+from edge_asr.training.evaluate import DevSet, Scores, Weights, build_dev_sets, evaluate_sets
 from edge_asr.training.progress import RunProgress
 from edge_asr.training.setup import Prepared
 from edge_asr.training.state import save_state
@@ -32,7 +32,7 @@ class RunOutputs:
     ) -> None:
         self.config, self.prepared, self.progress = config, prepared, progress
         self.run_dir = Path(config.run_dir)
-        self.dev_sets = build_dev_sets(prepared.dev.clips, prepared.features)
+        self.dev_sets = build_dev_sets(prepared.dev.clips, prepared.features, prepared.tokenizer.encode)
         names = [dev.name for dev in self.dev_sets]
         self.metrics = MetricsLog(self.run_dir / "metrics.csv", names, resume_step=resume_step)
         self._last_minutes: dict[str, float] = {}
@@ -54,28 +54,46 @@ class RunOutputs:
         """Move the progress bar."""
         self.progress.show_step(row, optim)
 
-    def evaluate(self, model: ConformerCTC) -> dict[str, ErrorRates]:
-        """Compute error rates per dev set."""
-        max_frames = int(self.config.run.eval_batch_s * 100)
-        rates = evaluate_sets(
-            model, self.dev_sets, self.prepared.tokenizer.vocabulary, max_batch_frames=max_frames
+    def evaluate(self, model: ConformerCTC) -> dict[str, Scores]:
+        """Score the model on each dev set."""
+        scores = self._evaluate(model, self.dev_sets)
+        self.progress.show_scores("eval", scores)
+        return scores
+
+    def evaluate_best_on_test(self) -> dict[str, Scores]:
+        """Score RUN/best on each set of data.test; without dev sets, RUN/last."""
+        clips = self.prepared.test.clips
+        if not clips:
+            return {}
+        folder = next(path for name in ("best", "last") if (path := self.run_dir / name).exists())
+        sets = build_dev_sets(clips, self.prepared.features, self.prepared.tokenizer.encode)
+        scores = self._evaluate(load_checkpoint(folder).build_model(), sets)
+        self.progress.show_scores("test", scores)
+        return scores
+
+    def _evaluate(self, model: ConformerCTC, sets: list[DevSet]) -> dict[str, Scores]:
+        decoder = self.config.decoder
+        return evaluate_sets(
+            model,
+            sets,
+            self.prepared.tokenizer.vocabulary,
+            max_batch_frames=int(self.config.run.eval_batch_s * 100),
+            weights=Weights(ctc_weight=decoder.ctc_weight, label_smoothing=decoder.label_smoothing),
         )
-        self.progress.show_rates(rates)
-        return rates
 
     def save_last_and_best(
         self,
         model: ConformerCTC,
-        rates: dict[str, ErrorRates],
+        scores: dict[str, Scores],
         best_wer: float | None,
         provenance: dict[str, Any],
     ) -> float | None:
         """Write RUN/last, and RUN/best when the WER is the lowest so far; returns the lowest."""
         self._save(model, "last", provenance)
-        if not rates:
+        if not scores:
             return best_wer
         chosen = self.config.run.best_by
-        wer = rates[chosen].wer if chosen else sum(rate.wer for rate in rates.values()) / len(rates)
+        wer = scores[chosen].wer if chosen else sum(score.wer for score in scores.values()) / len(scores)
         if best_wer is not None and wer >= best_wer:
             return best_wer
         self._save(model, "best", provenance)
@@ -102,6 +120,9 @@ class RunOutputs:
             self._save(self.prepared.model, "last", {"step": 0})
 
     def _save(self, model: ConformerCTC, name: str, provenance: dict[str, Any]) -> None:
+        facts = NO_FACTS
+        if model.decoder is not None:
+            facts = SourceFacts(ctc_weight=self.config.decoder.ctc_weight)
         save_checkpoint(
             self.run_dir / name,
             model,
@@ -109,4 +130,5 @@ class RunOutputs:
             self.prepared.tokenizer.vocabulary,
             provenance,
             tokenizer_model=self.prepared.tokenizer.model,
+            facts=facts,
         )

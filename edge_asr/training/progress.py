@@ -17,9 +17,9 @@ from rich.progress import (
 from rich.table import Table
 
 from edge_asr.manifest import Utterance
-from edge_asr.metrics import ErrorRates
 from edge_asr.training.config import OptimConfig
 from edge_asr.training.corpus import Corpus
+from edge_asr.training.evaluate import Scores
 
 
 class RunProgress:
@@ -41,14 +41,14 @@ class RunProgress:
         with Progress(*columns, console=self.console) as bar:
             yield from bar.track(rows, description=label)
 
-    def show_corpora(self, train: Corpus, dev: Corpus) -> None:
+    def show_corpora(self, train: Corpus, dev: Corpus, test: Corpus) -> None:
         """Show the training data, and a table of bad rows by reason."""
         self.console.print(
             f"train: {len(train.clips)} utterances, {train.duration_s / 3600:.2f} h; "
             f"dev: {len(dev.clips)} utterances, {dev.duration_s / 60:.1f} min",
             highlight=False,
         )
-        for label, corpus in (("train", train), ("dev", dev)):
+        for label, corpus in (("train", train), ("dev", dev), ("test", test)):
             if not corpus.bad_rows:
                 continue
             table = Table(
@@ -86,16 +86,21 @@ class RunProgress:
             self._bar.start()
         self._bar.update(self._task, completed=int(row["step"]), description=text)
 
-    def show_rates(self, rates: dict[str, ErrorRates]) -> None:
+    def show_scores(self, label: str, scores: dict[str, Scores]) -> None:
         """Print one line per evaluation."""
-        if rates:
-            text = "  ".join(
-                f"{name} WER {100 * r.wer:.2f} % CER {100 * r.cer:.2f} %" for name, r in rates.items()
-            )
-            self.console.print(f"eval: {text}", highlight=False)
+        if scores:
+            text = "  ".join(f"{name} {_describe(score)}" for name, score in scores.items())
+            self.console.print(f"{label}: {text}", highlight=False)
 
     def close(self) -> None:
         """End the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _describe(scores: Scores) -> str:
+    text = f"WER {100 * scores.wer:.2f} % CER {100 * scores.cer:.2f} %"
+    if scores.attention is not None:
+        text += f" attention WER {100 * scores.attention.wer:.2f} %"
+    return f"{text} loss {scores.loss:.3f}"

@@ -17,6 +17,7 @@ from edge_asr.errors import TrainingError
 from edge_asr.training.averaging import average_run
 from edge_asr.training.config import TrainConfig
 from edge_asr.training.config_io import config_to_dict, dump_config
+from edge_asr.training.corpus import Corpus
 from edge_asr.training.outputs import RunOutputs
 from edge_asr.training.progress import RunProgress
 from edge_asr.training.setup import prepare, write_bad_rows
@@ -24,7 +25,7 @@ from edge_asr.training.state import find_states, load_state
 from edge_asr.training.tokenizer import tokenizer_from_vocabulary
 from edge_asr.training.trainer import Trainer, launch_fabric
 
-_FIXED_SECTIONS = ("seed", "features", "model", "tokenizer")
+_FIXED_SECTIONS = ("seed", "features", "model", "decoder", "tokenizer")
 
 
 @contextmanager
@@ -51,7 +52,8 @@ def train(
         quiet: no progress on stderr.
 
     Returns:
-        Summary: run_dir, step, minutes, best_wer, and dev {name: {wer, cer}}. Only rank 0's is filled.
+        Summary: run_dir, step, minutes, best_wer, dev {name: {wer, cer, ...}} of the last evaluation and test
+        of run/best. Only rank 0's is filled.
 
     Raises:
         TrainingError: nothing to resume, a finished or unrelated run in run_dir, bad rows with `strict`.
@@ -71,10 +73,10 @@ def train(
     if is_first:
         run_dir.mkdir(parents=True, exist_ok=True)
 
-    def report(train_corpus: Any, dev_corpus: Any) -> None:
+    def report(train: Corpus, dev: Corpus, test: Corpus) -> None:
         if is_first:
-            write_bad_rows(run_dir / "bad_rows.jsonl", train_corpus, dev_corpus)
-            progress.show_corpora(train_corpus, dev_corpus)
+            write_bad_rows(run_dir / "bad_rows.jsonl", train, dev, test)
+            progress.show_corpora(train, dev, test)
 
     # The first process decodes audio into the cache; the others then find it there.
     with fabric.rank_zero_first() if fabric.world_size > 1 else nullcontext():
@@ -87,7 +89,8 @@ def train(
         outputs.save_initial()
     trainer = Trainer(config, prepared, fabric, outputs, resume=state)
     try:
-        rates = trainer.fit()
+        scores = trainer.fit()
+        tested = {} if outputs is None else outputs.evaluate_best_on_test()
     finally:
         progress.close()
     summary = {
@@ -97,7 +100,8 @@ def train(
         "audio_hours": round(trainer.audio_s / 3600, 2),
         "best_wer": trainer.best_wer,
         "skipped_steps": trainer.n_skipped,
-        "dev": {name: {"wer": rate.wer, "cer": rate.cer} for name, rate in rates.items()},
+        "dev": {name: score.to_dict() for name, score in scores.items()},
+        "test": {name: score.to_dict() for name, score in tested.items()},
     }
     if is_first and config.run.average_last:
         average_run(run_dir, config.run.average_last, run_dir / "average")
@@ -119,7 +123,7 @@ def _find_state(config: TrainConfig, run_dir: Path, resume: bool) -> tuple[Any, 
 
         before = yaml.safe_load(yaml_path.read_text(encoding="utf-8"))
         now = config_to_dict(config)
-        kept = {section: (before.get(section), now[section]) for section in _FIXED_SECTIONS}
+        kept = {section: (before.get(section, now[section]), now[section]) for section in _FIXED_SECTIONS}
         kept["optim.optimizer"] = before["optim"].get("optimizer", "adamw"), config.optim.optimizer
         for name, (old, new) in kept.items():
             if old != new:

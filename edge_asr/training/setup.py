@@ -43,6 +43,7 @@ class Prepared:
     train: Corpus
     targets: list[npt.NDArray[np.int64]]
     dev: Corpus
+    test: Corpus
     noises: list[npt.NDArray[np.int16]]
 
     @property
@@ -79,7 +80,7 @@ def prepare(
     strict: bool = False,
     resumed: tuple[Tokenizer, ConformerConfig] | None = None,
     progress: Progress | None = None,
-    report: Callable[[Corpus, Corpus], None] | None = None,
+    report: Callable[[Corpus, Corpus, Corpus], None] | None = None,
 ) -> Prepared:
     """Read, check and build everything.
 
@@ -88,7 +89,7 @@ def prepare(
         strict: refuse to start if any row is bad.
         resumed: tokenizer and model shape of the run that is resumed; its weights are loaded later.
         progress: wraps the rows being decoded, for a progress bar.
-        report: called with the train and dev corpora once every row is judged, before `strict` acts.
+        report: called with the train, dev and test corpora once every row is judged, before `strict` acts.
 
     Raises:
         ConfigError, ManifestError, CheckpointError: see the message.
@@ -102,6 +103,7 @@ def prepare(
     load = {"sample_rate": features.sample_rate, "cache_dir": cache_dir, "progress": progress}
     train = load_corpus(config.data.train, config.data, **load)  # type: ignore[arg-type]
     dev = load_corpus(config.data.dev, config.data, **load)  # type: ignore[arg-type]
+    test = load_corpus(config.data.test, config.data, **load)  # type: ignore[arg-type]
     noises = []
     if config.augment.noise_manifest is not None:
         noises = load_recordings(
@@ -128,8 +130,8 @@ def prepare(
     speed = max(config.augment.speeds) if config.augment.enabled else 1.0
     train, targets = check_targets(train, tokenizer, n_output_frames=n_output_frames, fastest_speed=speed)
     if report is not None:
-        report(train, dev)
-    n_bad = len(train.bad_rows) + len(dev.bad_rows)
+        report(train, dev, test)
+    n_bad = len(train.bad_rows) + len(dev.bad_rows) + len(test.bad_rows)
     if strict and n_bad:
         raise TrainingError(f"{n_bad} bad rows and --strict was given; they are listed in bad_rows.jsonl")
     if not train.clips:
@@ -139,7 +141,7 @@ def prepare(
     initialize_subsampling(model)
     if resumed is None:
         _initialize(model, config, init, train, features)
-    return Prepared(features, tokenizer, model, train, targets, dev, noises)
+    return Prepared(features, tokenizer, model, train, targets, dev, test, noises)
 
 
 @torch.no_grad()
@@ -200,9 +202,16 @@ def build_model_config(
     for key in ("vocab_size", "n_mels"):
         if key in values:
             raise ConfigError(f"model.{key} is filled in by training; remove it")
-    if init is not None:
+    for key in ("decoder", "right_decoder"):
+        if key in values:
+            raise ConfigError(f"model.{key} does not belong there; use the section decoder")
+    initial = None if init is None else init.model_config
+    decoder = config.decoder.choose(initial)
+    if initial is not None:
         # The checkpoint gives the shape; single keys (dropout, ...) may be changed.
-        return ConformerConfig.from_dict({**init.model_config.to_dict(), **values, "vocab_size": vocab_size})
+        begun = {**initial.to_dict(), **values, "vocab_size": vocab_size, "decoder": decoder}
+        return ConformerConfig.from_dict(begun)
+    values["decoder"] = decoder
     shape = ConformerConfig.from_preset(preset, vocab_size=vocab_size, n_mels=features.n_mels, **values)
     if (
         config.optim.intermediate_weight > 0
@@ -225,6 +234,8 @@ def _initialize(
             if name in mine and mine[name].shape == value.shape
         }
         fresh = sorted(set(mine) - set(usable))
+        if init.model_config.decoder is None:  # a new one begins anew
+            fresh = [name for name in fresh if not name.startswith("decoder.")]
         if fresh and not config.override_init:
             raise TrainingError(
                 f"init_from {config.init_from} has no tensor that fits {fresh[0]} "

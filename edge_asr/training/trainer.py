@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.errors import require
-from edge_asr.metrics import ErrorRates
 from edge_asr.model import ConformerCTC
 from edge_asr.training.alignment import load_spans
 from edge_asr.training.config import DistillationConfig, TrainConfig
 from edge_asr.training.distillation import Teacher, load_posteriors
+from edge_asr.training.evaluate import Scores
 from edge_asr.training.flat_start import IGNORED, token_weights
-from edge_asr.training.objective import CTCObjective
+from edge_asr.training.objective import N_LOSSES, CTCObjective
 from edge_asr.training.outputs import RunOutputs
 from edge_asr.training.pipeline import Batch, BatchBuilder, FlatStart, load_batches, word_separator
 from edge_asr.training.plan import Position, iterate_batches
@@ -84,7 +84,11 @@ class Trainer:
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         objective = CTCObjective(
-            self.model, config.optim.intermediate_weight, config.distillation.temperature
+            self.model,
+            config.optim.intermediate_weight,
+            config.distillation.temperature,
+            label_smoothing=config.decoder.label_smoothing,
+            freeze_encoder=config.decoder.freeze_encoder,
         )
         self.optimizer = build_optimizer(self.model, config.optim)
         self.objective, self.optimizer = fabric.setup(objective, self.optimizer)
@@ -117,8 +121,8 @@ class Trainer:
         """Return the wall clock of training, including earlier parts of a resumed run."""
         return self.minutes_before + (time.monotonic() - self.started) / 60
 
-    def fit(self) -> dict[str, ErrorRates]:
-        """Train; returns the final dev error rates (empty without dev sets, or on ranks other than 0).
+    def fit(self) -> dict[str, Scores]:
+        """Train; returns the final dev scores (empty without dev sets, or on ranks other than 0).
 
         Raises:
             TrainingError: it diverged (`check_divergence`); the last good state stays.
@@ -132,11 +136,11 @@ class Trainer:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _fit(self) -> dict[str, ErrorRates]:
+    def _fit(self) -> dict[str, Scores]:
         batches = self._batches()
         recent: deque[tuple[float, int, float]] = deque(maxlen=self.config.run.log_every_steps)
         skipped_in_a_row = 0
-        rates: dict[str, ErrorRates] = {}
+        rates: dict[str, Scores] = {}
         evaluated_at, stop = -1, self._limit_reached()
         while not stop:
             begun = time.monotonic()
@@ -224,8 +228,19 @@ class Trainer:
         self.objective.train()
         # A step that is skipped must leave no trace in BatchNorm's statistics either.
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        taught_weight = self.config.distillation.weight / max(n_taught, 1.0)
-        sums = torch.zeros(3, device=fabric.device)
+        # What the sums of `CTCObjective.forward` count in the loss.
+        share = self.config.decoder.ctc_weight if self.prepared.model.decoder is not None else 1.0
+        n_guesses = n_tokens + n_utterances if config.loss_normalization == "tokens" else n_utterances
+        factors = torch.tensor(
+            [
+                share / trained_denominator,
+                0.0,
+                self.config.distillation.weight / max(n_taught, 1.0),
+                (1.0 - share) / n_guesses,
+            ],
+            device=fabric.device,
+        )
+        sums = torch.zeros(N_LOSSES, device=fabric.device)
         for index, batch in enumerate(micro):
             torch.manual_seed(_seed_of(self.config.seed, self.step, index, fabric.global_rank))
             on_device = batch.to(fabric.device)
@@ -241,7 +256,7 @@ class Trainer:
                     on_device.teacher,
                 )
                 # DDP averages gradients over processes; the loss is a sum, hence the factor.
-                loss = losses[0] / trained_denominator + losses[2] * taught_weight
+                loss = torch.dot(losses.float(), factors)
                 fabric.backward(loss * fabric.world_size)
             sums += losses.detach().float()
         if fabric.world_size > 1:
@@ -261,8 +276,9 @@ class Trainer:
             _LOG.warning("step %d skipped: the gradient is not finite", self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         return {
-            "loss": float(sums[0]) / trained_denominator + float(sums[2]) * taught_weight,
+            "loss": float(torch.dot(sums, factors)),
             "ctc_loss": float(sums[1]) / denominator,
+            "attention_loss": float(sums[3]) / n_guesses,
             "lr": rate,
             "grad_norm": norm,
             "n_utterances": n_utterances,
@@ -278,6 +294,7 @@ class Trainer:
             "epoch": self.position.epoch,
             "loss": result["loss"],
             "ctc_loss": result["ctc_loss"],
+            **({} if self.prepared.model.decoder is None else {"attention_loss": result["attention_loss"]}),
             "lr": result["lr"],
             "grad_norm": result["grad_norm"],
             "utterances_per_s": round(sum(entry[1] for entry in recent) / seconds, 2),
@@ -300,20 +317,20 @@ class Trainer:
         copy.load_state_dict(self.ema.values if self.ema is not None else self.model.state_dict())
         return copy.eval()
 
-    def _evaluate(self, row: dict[str, float | int] | None) -> dict[str, ErrorRates]:
+    def _evaluate(self, row: dict[str, float | int] | None) -> dict[str, Scores]:
         assert self.outputs is not None
         model = self._saved_model()
         rates = self.outputs.evaluate(model)
         full_row = dict(row or self._progress())
-        for name, rate in rates.items():
-            full_row[f"{name}_wer"], full_row[f"{name}_cer"] = round(rate.wer, 6), round(rate.cer, 6)
+        for name, scores in rates.items():
+            full_row |= {f"{name}_{key}": round(value, 6) for key, value in scores.to_dict().items()}
         self.outputs.metrics.write(full_row)
         self.best_wer = self.outputs.save_last_and_best(model, rates, self.best_wer, self._provenance(rates))
         self.outputs.draw()
         self.model.train()
         return rates
 
-    def _provenance(self, rates: dict[str, ErrorRates]) -> dict[str, Any]:
+    def _provenance(self, rates: dict[str, Scores]) -> dict[str, Any]:
         return {
             "step": self.step,
             "minutes": round(self.minutes, 2),

@@ -14,7 +14,20 @@ import pytest
 from edge_asr.bundle.folder import resolve_bundle_path
 from edge_asr.runtime.recognizer import Recognizer
 
-KEYS = ["wer", "cer", "mer", "n_utterances", "audio_s", "rtfx", "substitutions", "deletions", "insertions"]
+KEYS = [
+    "wer",
+    "cer",
+    "mer",
+    "damerau_levenshtein",
+    "jaccard",
+    "cosine",
+    "n_utterances",
+    "audio_s",
+    "rtfx",
+    "substitutions",
+    "deletions",
+    "insertions",
+]
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ from edge_asr.training.config_io import (
 SECTIONS = [
     item
     for item in vars(config_module).values()
-    if isinstance(item, type) and dataclasses.is_dataclass(item) and item.__module__ == config_module.__name__
+    if isinstance(item, type)
+    and dataclasses.is_dataclass(item)
+    and item.__module__.startswith("edge_asr.training")
 ]
 
 

@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_asr.errors import ConfigError
-from edge_asr.metrics import compute_error_rates, find_worst_utterances, normalize_text
+from edge_asr.metrics import (
+    compute_error_rates,
+    compute_similarities,
+    find_worst_utterances,
+    normalize_text,
+)
 
 
 def edit_distance(a: list[str], b: list[str]) -> int:
@@ -89,3 +94,39 @@ def test_worst_first() -> None:
     assert "REF:" in worst[0].alignment
     assert "HYP:" in worst[0].alignment
     assert len(find_worst_utterances(["a", "b"], ["x", "y"], n=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "expected"),
+    [
+        ("go left", "Go left!", (1.0, 1.0, 1.0)),
+        ("", "", (1.0, 1.0, 1.0)),
+        ("", "go", (0.0, 0.0, 0.0)),
+        ("go", "", (0.0, 0.0, 0.0)),
+        # Two neighbors swapped are one step of five. " ab" and "abc" are two of five.
+        ("abcde", "abced", (0.8, 0.0, 2 / 5)),
+        ("ab", "ba", (0.5, 0.0, 0.0)),
+        # Order counts for the characters alone: {one, two} on both sides.
+        ("one two", "two one", (1 - 6 / 7, 1.0, 6 / 7)),
+        # {a, b, c} and {a, c, d}: two of four words.
+        ("a b c", "a c d", (1 - 2 / 5, 0.5, 2 / 5)),
+    ],
+)
+def test_similarities_by_hand(reference: str, hypothesis: str, expected: tuple[float, ...]) -> None:
+    found = compute_similarities([reference], [hypothesis])
+    assert (found.damerau_levenshtein, found.jaccard, found.cosine) == pytest.approx(expected)
+
+
+def test_similarities_are_means_over_utterances() -> None:
+    found = compute_similarities(["go", "stop"], ["go", ""])
+    assert found.to_dict() == {"damerau_levenshtein": 0.5, "jaccard": 0.5, "cosine": 0.5}
+    assert compute_similarities([], []).jaccard == 1.0
+    with pytest.raises(ConfigError, match="1 references but 0 hypotheses"):
+        compute_similarities(["a"], [])
+
+
+@given(st.text("abc ", max_size=12), st.text("abc ", max_size=12))
+def test_similarities_are_symmetric_fractions(a: str, b: str) -> None:
+    ours, theirs = compute_similarities([a], [b]).to_dict(), compute_similarities([b], [a]).to_dict()
+    assert ours == pytest.approx(theirs)
+    assert all(0 <= value <= 1 + 1e-12 for value in ours.values())
