@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge_asr.bundle.manifest import Precision
+from edge_asr.calibration.decoders import make_int8_decoder
 from edge_asr.calibration.int8 import Int8Options, choose_calibration_set
 from edge_asr.calibration.proof import Int8Graph, make_int8
 from edge_asr.export.decoders.make import DecoderGraph, make_decoder
@@ -142,6 +143,12 @@ def make_graphs_of_float32(
             float32.model, options.int8, inputs, stages, reference=float32.outputs, calibration=speech
         )
         graphs = dataclasses.replace(graphs, int8=int8)
+    if "int8" in options.precisions and graphs.decoder is not None and not graphs.failures:
+        decoder = graphs.decoder
+        made = make_int8_decoder(
+            decoder.directions, float32.model, decoder.weights, options.int8, speech, inputs, stages
+        )
+        graphs = dataclasses.replace(graphs, decoder=dataclasses.replace(decoder, int8=made))
     if "int8" in options.precisions and stream is not None and not graphs.failures:
         stream_int8 = make_int8(
             stream.model,

@@ -255,6 +255,9 @@ def _make_report(
         fp16=None if graphs.fp16 is None else graphs.fp16.proof,
         int8=None if graphs.int8 is None else graphs.int8.result.to_dict(),
         int8_stream=None if graphs.stream_int8 is None else graphs.stream_int8.result.to_dict(),
+        int8_decoder=(
+            None if graphs.decoder is None or graphs.decoder.int8 is None else graphs.decoder.int8.to_dict()
+        ),
         streaming=None if info.streaming is None else info.streaming.geometry,
         not_streaming=source.plan.reason,
     )

@@ -42,8 +42,8 @@ class ExportReport:
         steps: the comparisons, in order.
         timings_s: seconds by stage, in order, and `total`; the final flush to disk is not in it.
         versions: those of the packages and the platform.
-        fp16, int8, int8_stream: what was found about these precisions, for a bundle that has them; INT8 as
-            JSON, `int8_stream` that of stream.int8.onnx.
+        fp16, int8, int8_stream, int8_decoder: what was found about these precisions, where they were asked
+            for; INT8 as JSON, `int8_stream` that of stream.int8.onnx, `int8_decoder` of decoder.int8.onnx.
         streaming: geometry of stream.onnx, for a bundle that has one.
         not_streaming: why a model of limited context has no stream.onnx.
     """
@@ -65,6 +65,7 @@ class ExportReport:
     fp16: Fp16Proof | None = None
     int8: Mapping[str, Any] | None = None
     int8_stream: Mapping[str, Any] | None = None
+    int8_decoder: Mapping[str, Any] | None = None
     streaming: StreamingGeometry | None = None
     not_streaming: str | None = None
 
@@ -76,8 +77,10 @@ class ExportReport:
         data["clips"] = list(self.clips)
         data["steps"] = [step_to_dict(step) for step in self.steps]
         data["fp16"] = None if self.fp16 is None else self.fp16.to_dict()
-        for name, result in (("int8", self.int8), ("int8_stream", self.int8_stream)):
-            data[name] = None if result is None else dict(result)
+        for name in ("int8", "int8_stream", "int8_decoder"):
+            data[name] = None if data[name] is None else dict(data[name])
+        if self.int8_decoder is None:
+            del data["int8_decoder"]
         data["streaming"] = None if self.streaming is None else self.streaming.to_dict()
         data["timings_s"] = {stage: round(seconds, 3) for stage, seconds in self.timings_s.items()}
         return data

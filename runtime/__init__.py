@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from edge_asr.runtime.backends import Backend as Backend
     from edge_asr.runtime.backends import create_backend as create_backend
     from edge_asr.runtime.decoding.beam import BeamDecoder as BeamDecoder
+    from edge_asr.runtime.decoding.choice import attention_decoder as attention_decoder
     from edge_asr.runtime.decoding.choice import beam_decoder as beam_decoder
+    from edge_asr.runtime.decoding.choice import rescoring_decoder as rescoring_decoder
     from edge_asr.runtime.decoding.decoder import Decoder as Decoder
     from edge_asr.runtime.decoding.decoder import Hypothesis as Hypothesis
     from edge_asr.runtime.decoding.decoder import TokenRuns as TokenRuns
@@ -109,6 +111,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Transcript": "transcript",
         "Unmatched": "live.events",
         "Word": "transcript",
+        "attention_decoder": "decoding.choice",
         "beam_decoder": "decoding.choice",
         "create_backend": "backends",
         "grammar_decoder": "decoding.grammar.read",
@@ -116,6 +119,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "list_devices": "live.microphone",
         "load_tested": "tested",
         "read_hotwords": "decoding.hotwords",
+        "rescoring_decoder": "decoding.choice",
         "streaming_decoders": "live.streaming_decoder",
     },
 )

@@ -38,6 +38,7 @@ SLOW_FIXTURES = frozenset(
         "distributions",
         "exported",
         "golden_bundle",
+        "joint_bundle",
         "librispeech_dev",
         "needs_virtual_microphone",
         "per_feature_bundle",
@@ -225,6 +226,52 @@ def random_bundle(random_checkpoint: Path, made_once: MadeOnce) -> Path:
         assert result.exit_code == 0, result.output
 
     return made_once("random-bundle", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def joint_checkpoint(made_once: MadeOnce) -> Path:
+    """`random_checkpoint` with Transformer decoders in both directions."""
+    return made_once("joint-checkpoint", _save_joint_checkpoint)
+
+
+def _save_joint_checkpoint(folder: Path) -> None:
+    import torch
+
+    from edge_asr.checkpoints.native import save_checkpoint
+    from edge_asr.feature_config import FeatureConfig
+    from edge_asr.model import ConformerConfig, ConformerCTC
+    from edge_asr.model.decoders import DecoderConfig
+    from edge_asr.vocabulary import Vocabulary
+
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.from_characters("abcdefghijklmnopqrstuvwxyz' ")
+    sizes = {"d_model": 32, "n_layers": 2, "subsampling_channels": 16}
+    config = ConformerConfig.from_preset(
+        "tiny",
+        vocab_size=len(vocabulary),
+        decoder=DecoderConfig(n_layers=2),
+        right_decoder=DecoderConfig(n_layers=1),
+        **sizes,
+    )
+    save_checkpoint(
+        folder,
+        model=ConformerCTC(config).eval(),
+        features=FeatureConfig.from_preset("nemo"),
+        vocabulary=vocabulary,
+        provenance={"what": "random weights for tests", "seed": 0},
+    )
+
+
+@pytest.fixture(scope="session")
+def joint_bundle(joint_checkpoint: Path, sample_path: Path, made_once: MadeOnce) -> Path:
+    """`joint_checkpoint`, exported once a test run."""
+    from edge_asr.export import CasePlan, export_bundle
+
+    plan = CasePlan(random_lengths=1, max_random_s=2.0, max_batch=2)
+    return made_once(
+        "joint-bundle",
+        lambda folder: export_bundle(joint_checkpoint, folder, clips=[sample_path], plan=plan),
+    )
 
 
 @pytest.fixture(scope="session")

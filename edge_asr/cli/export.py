@@ -208,7 +208,7 @@ def _print_summary(report: ExportReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from edge_asr.proof.int8_report import int8_summary_lines
+    from edge_asr.proof.int8_report import int8_decoder_line, int8_summary_lines
 
     table = Table(title=f"{report.name}: verified")
     for column in ("comparison", "cases", "max error", "mean error", "same text", "worst case"):
@@ -228,6 +228,8 @@ def _print_summary(report: ExportReport) -> None:
         print_line(line)
     if report.int8_stream is not None:
         print_line(*int8_summary_lines(report.int8_stream, stream=True))
+    if report.int8_decoder is not None:
+        print_line(f"INT8, decoder: {int8_decoder_line(report.int8_decoder)}")
     if report.streaming is not None:
         print_line(f"stream.onnx: {report.streaming.describe()}")
     elif report.not_streaming is not None:

@@ -165,15 +165,30 @@ _DECODER = (
     click.option(
         "--decoder",
         type=click.Choice(DECODERS),
-        help="How text is found: greedy (the default) or beam, which is slower and uses the bundle's "
-        "language model.",
+        help="How text is found: greedy (the default); beam, which is slower and uses the bundle's language "
+        "model; and with a bundle that has an attention decoder, rescoring of the beam's texts by it, or "
+        "attention, its own search, which is the slowest.",
+    ),
+    click.option(
+        "--ctc-weight",
+        type=FiniteRange(min=0, max=1),
+        metavar="SHARE",
+        help="Share of CTC in the score of a text, the rest is the attention decoder's; for --decoder "
+        "rescoring and attention. The default is the bundle's.",
+    ),
+    click.option(
+        "--reverse-weight",
+        type=FiniteRange(min=0, max=1),
+        metavar="SHARE",
+        help="Share of the decoder that reads from right to left, where the bundle has one, in that of the "
+        "attention decoder; for --decoder rescoring. The default is the bundle's.",
     ),
     click.option(
         "--beam-size",
         type=click.IntRange(min=1, max=1024),
         metavar="N",
-        help="Beginnings of the text that the beam keeps; the default is 8, or 32 with a language "
-        "model. Implies --decoder beam.",
+        help="Beginnings of the text that the search keeps; the default is 8, or 32 with a language "
+        "model. Implies --decoder beam, unless another one is named.",
     ),
     click.option(
         "--hotwords",
@@ -232,10 +247,13 @@ def _choose_decoder(values: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "decoder": None if asked is None else asked.factory()}
 
 
-_DECODER_NAMES = ("decoder", "beam_size", "hotwords", "lm", "grammar", "grammar_threshold", "grammar_mode")
+_DECODER_NAMES = (
+    *("decoder", "ctc_weight", "reverse_weight", "beam_size", "hotwords", "lm"),
+    *("grammar", "grammar_threshold", "grammar_mode"),
+)
 
-#: Adds -m, --precision, --backend, --threads, --allow-unverified, --decoder, --beam-size, --hotwords,
-#: --lm and the --grammar options; `recognizer` holds the arguments of `Recognizer.load`.
+#: Adds -m, --precision, --backend, --threads, --allow-unverified, and those of decoding, --decoder to
+#: --grammar-mode; `recognizer` holds the arguments of `Recognizer.load`.
 recognizer_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE, *_DECODER), _choose_decoder)
 #: The same without the options of decoding.
 model_options = option_group("recognizer", (_MODEL, _PRECISION, *_DEVICE))

@@ -39,6 +39,19 @@ def int8_summary_lines(int8: Record, *, stream: bool = False) -> list[str]:
     return [*lines, f"INT8: {loss['agreement']:.2%} of the frames keep their most likely token; {speed}"]
 
 
+def int8_decoder_line(found: Record) -> str:
+    """Say in a few sentences what INT8 makes of an attention decoder (`Int8Decoder.to_dict`)."""
+    loss, refusal = found["loss"], found["refusal"]
+    sentences = [] if refusal is None else [f"{refusal[0].upper()}{refusal[1:]}."]
+    if loss is not None:
+        sentences.append(
+            f"Rescoring of {loss['n_clips']} clips: {_wer_words(loss)}; {loss['same_texts']:.2%} of the "
+            f"texts are the same; the decoder's time is {loss['time_ratio']:.2f} of float32's on one thread "
+            f"here, its size {loss['size_bytes'] / loss['float32_bytes']:.2f} of it."
+        )
+    return " ".join(sentences)
+
+
 def int8_blocks(int8: Record, *, stream: bool = False) -> Iterator[str | list[str]]:
     """Yield the blocks of the section of the graph or the stream, with its heading of the first level."""
     found, chosen = int8["sensitivity"], _chosen(int8)

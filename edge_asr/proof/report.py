@@ -18,7 +18,7 @@ from edge_asr.errors import BundleError
 from edge_asr.markdown import markdown_document, markdown_table
 from edge_asr.proof.cases import FAMILIES
 from edge_asr.proof.compare import ProofStep, summarize_step
-from edge_asr.proof.int8_report import int8_blocks
+from edge_asr.proof.int8_report import int8_blocks, int8_decoder_line
 from edge_asr.stream_geometry import StreamingGeometry
 
 Record = Mapping[str, Any]
@@ -112,6 +112,9 @@ def _blocks(report: Record) -> Iterator[Block]:
         yield from int8_blocks(report["int8"])
     if report.get("int8_stream"):
         yield from int8_blocks(report["int8_stream"], stream=True)
+    if report.get("int8_decoder"):
+        yield "# INT8, attention decoder"
+        yield int8_decoder_line(report["int8_decoder"])
 
 
 def _head(report: Record) -> Iterator[Block]:

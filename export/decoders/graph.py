@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from edge_asr.errors import GateError, require
 from edge_asr.export.onnx_export import export_module
 from edge_asr.export.optimize import set_metadata, simplify_and_compare
 from edge_asr.graph.check import check_model
+from edge_asr.graph.decoder import DirectionGraphs
 
 if TYPE_CHECKING:
     import onnx
@@ -41,20 +41,6 @@ if TYPE_CHECKING:
 
 #: Beams, new tokens, tokens before, and frames to trace with: all different, and none an axis of one.
 _BEAMS, _NEW, _BEFORE, _FRAMES = 3, 4, 5, 7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectionGraphs:
-    """The graphs of one decoder.
-
-    Attributes:
-        cross, steps: see above.
-        state: shapes of the state before the first token: -1 is the batch, 0 the axis that grows.
-    """
-
-    cross: onnx.ModelProto
-    steps: onnx.ModelProto
-    state: tuple[tuple[int, ...], ...]
 
 
 def make_direction(
@@ -119,7 +105,8 @@ def make_direction(
     for graph in (cross, steps):
         set_metadata(graph, metadata)
         check_model(graph)
-    return DirectionGraphs(cross=cross, steps=steps, state=state)
+    ids = {"n_tokens": decoder.n_tokens, "sos_id": decoder.sos_id, "eos_id": decoder.eos_id}
+    return DirectionGraphs(cross=cross, steps=steps, state=state, **ids)
 
 
 def _simplify(

@@ -15,11 +15,14 @@ from edge_asr.bundle.names import (
     RIGHT_DECODER_NAME,
 )
 from edge_asr.bundle.writer import write_model
-from edge_asr.export.decoders.graph import DirectionGraphs, make_direction
+from edge_asr.calibration.decoders import Int8Decoder
+from edge_asr.export.decoders.graph import make_direction
 from edge_asr.export.decoders.proof import decoder_cases, prove_direction, prove_encoder
+from edge_asr.graph.decoder import DirectionGraphs
 from edge_asr.proof.compare import ProofStep
 from edge_asr.proof.inputs import ProofInputs
 from edge_asr.proof.stages import Stages
+from edge_asr.runtime.decoding.attention.rescoring import ScoreWeights
 
 if TYPE_CHECKING:
     import onnx
@@ -36,36 +39,55 @@ class DecoderGraph:
     """The graphs of a checkpoint's decoder and their proof.
 
     Attributes:
-        kind, n_tokens, sos_id, eos_id, ctc_weight, reverse_weight: see `AttentionDecoderInfo`.
+        kind, ctc_weight, reverse_weight: see `AttentionDecoderInfo`.
         left, right: its directions.
         steps: the comparisons, in order.
+        int8: what INT8 makes of it; None where nobody asked.
     """
 
     kind: str
-    n_tokens: int
-    sos_id: int
-    eos_id: int
     ctc_weight: float
     reverse_weight: float
     left: DirectionGraphs
     right: DirectionGraphs | None
     steps: tuple[ProofStep, ...]
+    int8: Int8Decoder | None = None
+
+    @property
+    def directions(self) -> tuple[DirectionGraphs, ...]:
+        """Return `left` and, if there is one, `right`."""
+        return (self.left,) if self.right is None else (self.left, self.right)
+
+    @property
+    def weights(self) -> ScoreWeights:
+        """Return how rescoring mixes scores by default."""
+        return ScoreWeights(ctc=self.ctc_weight, reverse=self.reverse_weight)
 
     def write(self, folder: Path) -> AttentionDecoderInfo:
         """Write the files into a bundle, and describe them."""
-        right = None
-        if self.right is not None:
-            right = _write(folder, self.right, RIGHT_DECODER_CROSS_NAME, RIGHT_DECODER_NAME)
-        return AttentionDecoderInfo(
+        files = (
+            (DECODER_CROSS_NAME, DECODER_NAME),
+            (RIGHT_DECODER_CROSS_NAME, RIGHT_DECODER_NAME),
+        )
+        written = [
+            DecoderGraphs(
+                cross=write_model(folder, graphs.cross, "fp32", "fp32", file=cross),
+                steps=write_model(folder, graphs.steps, "fp32", "fp32", file=steps),
+                state=graphs.state,
+            )
+            for graphs, (cross, steps) in zip(self.directions, files, strict=False)
+        ]
+        info = AttentionDecoderInfo(
             kind=self.kind,
-            n_tokens=self.n_tokens,
-            sos_id=self.sos_id,
-            eos_id=self.eos_id,
-            left=_write(folder, self.left, DECODER_CROSS_NAME, DECODER_NAME),
-            right=right,
+            n_tokens=self.left.n_tokens,
+            sos_id=self.left.sos_id,
+            eos_id=self.left.eos_id,
+            left=written[0],
+            right=written[1] if len(written) > 1 else None,
             ctc_weight=self.ctc_weight,
             reverse_weight=self.reverse_weight,
         )
+        return info if self.int8 is None else self.int8.write(folder, info)
 
 
 def make_decoder(
@@ -111,20 +133,9 @@ def make_decoder(
     reverse = 0.0 if model.right_decoder is None else DEFAULT_REVERSE_WEIGHT
     return DecoderGraph(
         kind=model.decoder.config.kind,
-        n_tokens=model.decoder.n_tokens,
-        sos_id=model.decoder.sos_id,
-        eos_id=model.decoder.eos_id,
         ctc_weight=DEFAULT_CTC_WEIGHT if facts.ctc_weight is None else facts.ctc_weight,
         reverse_weight=reverse if facts.reverse_weight is None else facts.reverse_weight,
         left=directions[0],
         right=directions[1] if len(directions) > 1 else None,
         steps=tuple(steps),
-    )
-
-
-def _write(folder: Path, graphs: DirectionGraphs, cross: str, steps: str) -> DecoderGraphs:
-    return DecoderGraphs(
-        cross=write_model(folder, graphs.cross, "fp32", "fp32", file=cross),
-        steps=write_model(folder, graphs.steps, "fp32", "fp32", file=steps),
-        state=graphs.state,
     )

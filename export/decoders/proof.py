@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.export.decoders.graph import DirectionGraphs
+from edge_asr.graph.decoder import DirectionGraphs
 from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import LogProbs, Outputs, ProofStep, RoundingBar, run_cases
 from edge_asr.proof.inputs import FLOAT32_NAME, ProofInputs
 from edge_asr.proof.truth import Truth, compare_to_truth, run_truth
 from edge_asr.runtime.backends import EncodingBackend
-from edge_asr.runtime.decoding.attention.network import DecoderNetwork, OnnxDecoder, select_beams
+from edge_asr.runtime.decoding.attention.network import DecoderNetwork, select_beams
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.vocabulary import Vocabulary
 
@@ -94,9 +94,7 @@ def prove_direction(
     exact: Outputs = [_run_torch(decoder, case) for case in cases]
     truth = Truth(name=f"PyTorch {name}", exact=exact, rounded=rounded)
     steps = []
-    with open_graph(graphs.cross) as cross, open_graph(graphs.steps) as advance:
-        ids = {"n_tokens": decoder.n_tokens, "sos_id": decoder.sos_id, "eos_id": decoder.eos_id}
-        network = OnnxDecoder(cross, advance, graphs.state, **ids)
+    with graphs.open() as network:
         for run, how in ((run_whole, ""), (run_in_steps, ", step by step")):
             outputs: Outputs = [run(network, case) for case in cases]
             steps.append(

@@ -155,6 +155,7 @@ class TensorRTBackend:
                     cuda=self._cuda,
                     shares_memory=opened.shares_memory,
                     n_mels=self._n_mels,
+                    encoded=bundle.info.decoder is not None,
                     use_cuda_graphs=use_cuda_graphs,
                     waits_asleep=waits_asleep,
                     kernel_cache=opened.kernel_cache,
@@ -181,9 +182,23 @@ class TensorRTBackend:
             EngineError: more frames than any profile takes, or TensorRT failed.
             BackendError: features or lengths of a wrong shape, closed, or CUDA failed.
         """
+        return self._run(features, feature_lens)[0]
+
+    def encode(self, features: F32Array, feature_lens: I64Array) -> tuple[F32Array, F32Array]:
+        """See `EncodingBackend.encode`; raises as `log_probs`."""
+        outputs = self._run(features, feature_lens)
+        if len(outputs) < 2:
+            raise BackendError(
+                f"the engine {self.plan_path} gives no frames of its encoder, which an attention decoder "
+                "needs; its bundle has no decoder"
+            )
+        return outputs[0], outputs[1]
+
+    def _run(self, features: F32Array, feature_lens: I64Array) -> list[F32Array]:
+        """Run a batch in parts that the engine takes; return every output."""
         n_rows, n_frames = self._check_inputs(features, feature_lens)
         n_out = self._output_frames.n_graph(n_frames)
-        parts: list[F32Array] = []
+        parts: list[tuple[F32Array, ...]] = []
         try:
             with self._lock, self._cuda.current_device():
                 self._check_open()
@@ -191,19 +206,22 @@ class TensorRTBackend:
                 while row < n_rows:
                     shape = self._shape_for(n_frames, n_rows - row)
                     rows = slice(row, row + shape.n_batch)
-                    parts.append(self._runner.run(shape, features[rows], feature_lens[rows])[:, :n_out])
+                    parts.append(self._runner.run(shape, features[rows], feature_lens[rows]))
                     row += shape.n_batch
         except DeviceError as error:
             raise BackendError(
                 f"the engine {self.plan_path} failed on features of shape {list(features.shape)}: {error}"
             ) from error
-        log_probs = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if log_probs.shape[1] != n_out:
+        outputs = [
+            (some[0] if len(some) == 1 else np.concatenate(some))[:, :n_out]
+            for some in zip(*parts, strict=True)
+        ]
+        if outputs[0].shape[1] != n_out:
             raise EngineError(
-                f"the engine {self.plan_path} gives {log_probs.shape[1]} frames for {n_frames}, "
+                f"the engine {self.plan_path} gives {outputs[0].shape[1]} frames for {n_frames}, "
                 f"expected {n_out}; build it again with: {self._build_again()}"
             )
-        return log_probs
+        return outputs
 
     def warm_up(self, n_frames: Sequence[int] | None = None, n_rows: int = 1) -> None:
         """Record the shapes that will come, so that runs of them are one launch from the first one on.

@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
+from edge_asr.bundle.names import ENCODED_NAME
 from edge_asr.runtime.engine.cuda import Cuda
 from edge_asr.runtime.engine.loaded import Lane, LoadedPlan
 from edge_asr.runtime.engine.sidecar import EngineSidecar
@@ -38,6 +39,7 @@ class EngineRunner:
         cuda: the device to run on.
         shares_memory: whether that device's memory is the host's.
         n_mels: feature channels.
+        encoded: whether the graph also gives what an attention decoder attends to.
         use_cuda_graphs: whether `warm_up` records.
         waits_asleep, kernel_cache: see `LoadedPlan`.
 
@@ -55,15 +57,17 @@ class EngineRunner:
         cuda: Cuda,
         shares_memory: bool = False,
         n_mels: int,
+        encoded: bool = False,
         use_cuda_graphs: bool,
         waits_asleep: bool | None = None,
         kernel_cache: Path | None = None,
     ) -> None:
         self._n_mels = n_mels
+        self._outputs = (LOG_PROBS, ENCODED_NAME) if encoded else (LOG_PROBS,)
         tensors = {
             FEATURES: TensorSpec(dtypes=FLOAT, dims=lambda shape: (shape.n_batch, n_mels, shape.n_frames)),
             LENGTHS: TensorSpec(dtypes=COUNT, dims=lambda shape: (shape.n_batch,)),
-            LOG_PROBS: TensorSpec(dtypes=FLOAT, dims=None),
+            **{name: TensorSpec(dtypes=FLOAT, dims=None) for name in self._outputs},
         }
         self._plan = LoadedPlan(
             plan,
@@ -78,8 +82,8 @@ class EngineRunner:
             kernel_cache=kernel_cache,
         )
 
-    def run(self, shape: RunShape, features: F32Array, feature_lens: I64Array) -> F32Array:
-        """Compute log-probs of a batch, padded to `shape` with zero frames, and with rows of one frame.
+    def run(self, shape: RunShape, features: F32Array, feature_lens: I64Array) -> tuple[F32Array, ...]:
+        """Run a batch, padded to `shape` with zero frames, and with rows of one frame.
 
         Args:
             shape: within its profile, and not smaller than the batch.
@@ -87,7 +91,8 @@ class EngineRunner:
             feature_lens: [B], valid frames of each row.
 
         Returns:
-            [B, T', V], a copy; T' belongs to the frames of `shape`.
+            Log-probs [B, T', V] and, of a graph that gives them, frames of the encoder [B, T', D], copies;
+            T' belongs to the frames of `shape`.
 
         Raises:
             EngineError: TensorRT refused the shape or the run.
@@ -95,13 +100,14 @@ class EngineRunner:
         """
         lane = self._stage(shape, features, feature_lens)
         try:
-            output = self._plan.queue(shape)[LOG_PROBS]
+            dims = self._plan.queue(shape)
             self._plan.wait()
         except BaseException:
             self._plan.discard()
             raise
-        log_probs: F32Array = lane.buffers[LOG_PROBS].view(output, np.float32)[: len(features)].copy()
-        return log_probs
+        return tuple(
+            lane.buffers[name].view(dims[name], np.float32)[: len(features)].copy() for name in self._outputs
+        )
 
     def warm_up(self, shape: RunShape) -> None:
         """Record a shape, or let TensorRT-RTX compile it, on silence.

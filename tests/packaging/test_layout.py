@@ -224,6 +224,7 @@ def test_public_names_are_pinned() -> None:
         "Transcript",
         "Unmatched",
         "Word",
+        "attention_decoder",
         "beam_decoder",
         "create_backend",
         "grammar_decoder",
@@ -231,6 +232,7 @@ def test_public_names_are_pinned() -> None:
         "list_devices",
         "load_tested",
         "read_hotwords",
+        "rescoring_decoder",
         "streaming_decoders",
     ]
     for name in edge_asr.runtime.__all__:

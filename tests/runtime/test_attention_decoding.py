@@ -197,7 +197,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(
             score = (1 - ctc_weight) * attention
             if ctc_weight:
                 score += ctc_weight * scorer.finish(state)[0]
-            ranked[text] = score / (n + 1) ** length_penalty
+            ranked[text] = score / (max(n, 1) if keep_ended else n + 1) ** length_penalty
     best = max(ranked, key=ranked.__getitem__)
     assert len(found.ids) == n_frames or found.ids == best
     if len(found.ids) < n_frames:  # one that was not cut off

@@ -13,7 +13,7 @@ from edge_asr.bundle.folder import EMBEDDED_MODELS, Bundle
 from edge_asr.bundle.writer import attach_language_model
 from edge_asr.errors import ConfigError, LanguageModelError, VocabularyError
 from edge_asr.runtime.decoding.beam import SKIP_BLANK, BeamDecoder
-from edge_asr.runtime.decoding.choice import BeamFactory, DecoderOptions, beam_decoder
+from edge_asr.runtime.decoding.choice import BeamFactory, DecoderOptions, attention_decoder, beam_decoder
 from edge_asr.runtime.decoding.decoder import DecoderFactory
 from edge_asr.runtime.decoding.grammar.recognition import GrammarDecoder
 from edge_asr.runtime.decoding.hotwords import Hotword
@@ -73,6 +73,12 @@ def test_options_in_words(words: Path) -> None:
     assert DecoderOptions(lm=Path("x/en.bin")).describe() == "beam, lm en.bin"
     assert DecoderOptions(decoder="beam", lm=Path("none")).describe() == "beam, lm none"
     assert DecoderOptions(lm=Path("none")).is_greedy
+    weighted = DecoderOptions(decoder="rescoring", ctc_weight=0.5, reverse_weight=0.3)
+    assert weighted.describe() == "rescoring, ctc 0.5, reverse 0.3"
+    assert not weighted.is_greedy
+    assert DecoderOptions.from_dict(json.loads(json.dumps(weighted.to_dict()))) == weighted
+    with pytest.raises(ConfigError, match="the decoder attention needs a bundle"):
+        attention_decoder()(LETTERS)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,12 @@ def test_options_in_words(words: Path) -> None:
         ({"grammar": Path("g.txt"), "lm": Path("lm.bin")}, "a grammar has a search of its own"),
         ({"grammar": Path("g.txt"), "beam_size": 4}, "a grammar has a search of its own"),
         ({"grammar_threshold": 0.5}, "needs a grammar"),
+        ({"grammar": Path("g.txt"), "decoder": "rescoring"}, "a grammar has a search of its own"),
+        ({"ctc_weight": 0.3}, "belongs to the decoder rescoring or attention; choose it, or leave"),
+        ({"decoder": "attention", "reverse_weight": 0.3}, "belongs to the decoder rescoring"),
+        ({"decoder": "rescoring", "ctc_weight": 1.2}, r"ctc_weight is 1\.2; it is a share, give 0 to 1"),
+        ({"decoder": "attention", "hotwords": Path("w.txt")}, "attention has no use for hotwords"),
+        ({"decoder": "attention", "lm": Path("lm.bin")}, "attention has no use for a language model"),
     ],
 )
 def test_options_that_contradict(options: dict[str, object], message: str) -> None:

@@ -127,7 +127,7 @@ class OnnxDecoder:
         Args:
             bundle: has an attention decoder.
             graphs: one of its directions.
-            precision: "int8" takes the INT8 file if there is one.
+            precision: "int8" takes the INT8 file, if there is one and it was measured to be faster.
             device: "cpu" or "cuda".
             num_threads: see `OnnxRuntimeBackend`.
 
@@ -136,7 +136,9 @@ class OnnxDecoder:
             MissingDependencyError, BackendError: see `OnnxRuntimeBackend`.
         """
         info = bundle.decoder
-        steps = graphs.int8 if precision == "int8" and graphs.int8 is not None else graphs.steps
+        steps = graphs.steps
+        if precision == "int8" and graphs.int8 is not None and (graphs.int8.cpu_time_over_fp32 or 0.0) < 1.0:
+            steps = graphs.int8
         cross, advance = (
             OnnxRuntimeBackend(
                 bundle.path / artifact.file,

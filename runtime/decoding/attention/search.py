@@ -32,9 +32,6 @@ F64Array = npt.NDArray[np.float64]
 BEAM_SIZE = 8
 _TRIED = 1.5
 """Tokens that CTC scores, times the size of the beam: those that the decoder finds most likely (ESPnet)."""
-_HOPELESS = 10.0
-"""Where lengths count, beams go on until the best of them is so much worse than a text that ended (ESPnet's
-`end_detect`)."""
 _NEVER = -math.inf
 _NO_DETOUR = 1e5  # what a frame beside the text, or a token left out, costs: never worth it
 
@@ -49,7 +46,10 @@ class SearchOptions:
         length_penalty: power of the length by which scores are divided at the end; 0 compares them as they
             are, which favors short texts.
         max_tokens: of a text, its end included; None is the number of frames, which is also the most.
-        keep_ended: whether beams that ended keep their places.
+        keep_ended: whether beams that ended keep their places, as in WeNet, and the length of a text is that
+            of its tokens; else, as in ESPnet, its end counts too.
+        hopeless: where lengths count, how much worse than a text that ended the best beam must be to be given
+            up (ESPnet's `end_detect` has 10); None gives none up.
 
     Raises:
         ConfigError: a value out of range.
@@ -60,6 +60,7 @@ class SearchOptions:
     length_penalty: float = 1.0
     max_tokens: int | None = None
     keep_ended: bool = True
+    hopeless: float | None = 10.0
 
     def __post_init__(self) -> None:
         if self.beam_size < 1:
@@ -200,20 +201,26 @@ def _choose_tokens(
     Returns:
         The beam and the token of each try.
     """
-    ranked, n_tried = rows, beam_size
-    if always is not None:
-        n_tried = int(_TRIED * beam_size) + 1
-        ranked = rows.copy()
-        ranked[:, always] = math.inf
-    n_tried = min(n_tried, rows.shape[1])
-    tokens = np.argsort(-ranked, axis=1, kind="stable")[:, :n_tried]
-    return np.repeat(np.arange(len(rows)), n_tried), tokens.ravel()
+    n_tried = beam_size if always is None else int(_TRIED * beam_size)
+    tokens = np.argsort(-rows, axis=1, kind="stable")[:, :n_tried]
+    beams = np.repeat(np.arange(len(rows)), tokens.shape[1])
+    if always is None:
+        return beams, tokens.ravel()
+    without = np.flatnonzero((tokens != always).all(axis=1))
+    return np.append(beams, without), np.append(tokens, np.full(len(without), always))
 
 
 def _end(
     ids: tuple[int, ...], log_probs: tuple[float, ...], score: float, options: SearchOptions
 ) -> FoundText:
-    return FoundText(ids, log_probs, score, score / (len(ids) + 1) ** options.length_penalty)
+    return FoundText(ids, log_probs, score, _rank(score, len(ids), options))
+
+
+def _rank(score: float, n_tokens: int, options: SearchOptions) -> float:
+    """Divide a score by the power of a length."""
+    length = max(n_tokens, 1) if options.keep_ended else n_tokens + 1
+    ranked: float = score / length**options.length_penalty
+    return ranked
 
 
 def _is_over(beams: _Beams, ended: list[FoundText], options: SearchOptions) -> bool:
@@ -222,10 +229,11 @@ def _is_over(beams: _Beams, ended: list[FoundText], options: SearchOptions) -> b
         return False
     leader = max(ended, key=lambda text: text.ranked)
     live = float(beams.scores.max())
-    length = len(beams.ids[0]) + 1
-    if live / length**options.length_penalty > leader.ranked:
+    if _rank(live, len(beams.ids[0]), options) > leader.ranked:
         return False
-    return options.length_penalty == 0 or live < leader.score - _HOPELESS
+    if options.length_penalty == 0:
+        return True
+    return options.hopeless is not None and live < leader.score - options.hopeless
 
 
 class AttentionDecoder(SegmentDecoder):
