@@ -27,6 +27,9 @@ _FRAME_S = FRAME_SAMPLES / STREAM_SAMPLE_RATE
 _SILENCE_DBFS = -120.0
 _BLOCK_FRAMES = 10
 _VAD_DELAY_S = 0.3
+_VAD_MISSED_S = 0.2
+"""So much of a weak beginning, such as a fricative, the detector may take for noise: `re` of `repeat`."""
+
 _TOKEN_DELAY_S = 0.35
 """A token may be found so much later than its sound ends."""
 
@@ -210,7 +213,7 @@ class Endpointer:
             # The detector is late by up to a few chunks; the level tells where the sound rose.
             rise = (self.meter.n_frames - run) * FRAME_SAMPLES if run else self._vad.speech_start
             rise = max(min(rise, self._vad.speech_start), self._vad.speech_start - _samples(_VAD_DELAY_S))
-            return max(earliest, rise - _samples(self.config.pre_roll_s))
+            return max(earliest, rise - _samples(self.config.pre_roll_s + _VAD_MISSED_S))
         if run < round(self.config.onset_s / _FRAME_S):
             return None
         rise = (self.meter.n_frames - run) * FRAME_SAMPLES

@@ -145,6 +145,21 @@ def test_improbable_tokens_of_a_short_sound_are_noise(fake: type[LoudnessDetecto
     assert not Endpointer(EndpointConfig()).is_noise(*short, [0.4, 0.8])
 
 
+@pytest.mark.parametrize(("vad", "before_s"), [(False, 0.4), (True, 0.6)])
+def test_what_the_detector_may_have_missed_belongs_to_the_utterance(
+    fake: type[LoudnessDetector], vad: bool, before_s: float
+) -> None:
+    endpointer = Endpointer(EndpointConfig(vad=vad))
+    audio = np.concatenate([silence(2), speak(["alpha"], level=0.3)])
+    onset = None
+    for block in np.split(audio, range(160, len(audio), 160)):
+        endpointer.push(block)
+        if onset is None:
+            onset = endpointer.onset(0)
+    assert onset is not None
+    assert 2 - onset / RATE == pytest.approx(before_s, abs=0.04)
+
+
 def test_what_follows_words_soon_is_no_noise(
     fake: type[LoudnessDetector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
