@@ -5,7 +5,8 @@
 
 The first takes the command's own time, from the moment that workers are asked for to the last row: loading
 the model is in it, starting Ray is not. The order is 1, 2, 2, 1 workers, so that a drift of the machine hits
-both. One JSON line comes last.
+both. Seconds of sound for a second of the workers' processor time do not depend on what else the machine
+does. One JSON line comes last.
 """
 
 from __future__ import annotations
@@ -53,18 +54,15 @@ def measure_workers(source: str, orders: list[int]) -> dict[str, Any]:
         if done.returncode not in (0, 1):
             sys.exit(done.stderr)
         said = json.loads(done.stdout)
-        runs.setdefault(n_workers, []).append(
-            {"rtfx": said["rtfx"], "s": said["seconds"], "whole_s": whole_s}
-        )
-        print(
-            f"{n_workers} workers: {said['rtfx']:.1f} x real time, {said['seconds']:.1f} s of {whole_s:.1f} s"
-        )
-    rtfx = {n: statistics.median(run["rtfx"] for run in found) for n, found in runs.items()}
-    for n, value in sorted(rtfx.items()):
-        print(
-            f"{n} workers: median {value:.1f} x real time, {value / rtfx[min(rtfx)]:.2f} x that of {min(rtfx)}"
-        )
-    return {"runs": runs, "rtfx": rtfx}
+        run = {"rtfx": said["rtfx"], "s": said["seconds"], "whole_s": whole_s}
+        run["audio_per_processor_s"] = said["audio_s"] / said["processor_s"]
+        runs.setdefault(n_workers, []).append(run)
+        print(f"{n_workers} workers: {json.dumps({key: round(value, 1) for key, value in run.items()})}")
+    medians = {
+        n: {key: statistics.median(run[key] for run in found) for key in ("rtfx", "audio_per_processor_s")}
+        for n, found in sorted(runs.items())
+    }
+    return {"runs": runs, "medians": medians}
 
 
 def timed(what: str, found: dict[str, float], work: Callable[[], Any]) -> Any:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -29,9 +30,11 @@ LEAST_SHARD_S = 60.0
 SHARDS_PER_WORKER = 4
 """Where there is little to do, shards are smaller, so that each worker gets several."""
 PARTS = 8
-"""Parts of a shard on which workers die: with four more deaths, the one input of a thousand is found."""
+"""Parts of a shard on which workers die: with four more deaths, one input of four thousand is found."""
 MAX_DEATHS_AT_START = 3
 """Workers, for each that is wanted, that may die in a row before they have done anything."""
+TAKES = 16
+"""Shards that are moved to their place at the same time: an object store copies them, which takes a while."""
 _WAIT_S = 0.5
 
 
@@ -76,6 +79,7 @@ class Progress:
         n_before: inputs that an earlier run had finished; their errors are not counted.
         n_shards: files of results that this run has added.
         audio_s: seconds of sound transcribed by this run.
+        processor_s: processor time of the workers for it.
         seconds: since it began.
         share: of the work of this run that is done, 0 to 1, by the lengths that are known or guessed.
         n_workers: workers that are busy.
@@ -88,6 +92,7 @@ class Progress:
     n_before: int = 0
     n_shards: int = 0
     audio_s: float = 0.0
+    processor_s: float = 0.0
     seconds: float = 0.0
     share: float = 0.0
     n_workers: int = 0
@@ -155,7 +160,9 @@ class _Driver:
         self._progress, self._total_s, self._show = progress, total_s, show
         self._again: deque[Shard] = deque()
         self._numbers = itertools.count()
-        self._n_under_way = 0
+        self._n_in_pool = 0
+        self._threads = ThreadPoolExecutor(TAKES, thread_name_prefix="edge-asr-take")
+        self._takes: dict[Future[None], tuple[Shard, ShardResult]] = {}
         self._done_s = 0.0
         self._unnoted: list[tuple[str, list[str]]] = []
         self._n_deaths_at_start = 0
@@ -165,19 +172,26 @@ class _Driver:
         """Work until every input has its row."""
         try:
             following = self._next()
-            while following is not None or self._n_under_way:
+            while following is not None or self._n_in_pool or self._takes:
                 while following is not None and self._pool.n_free:
                     self._pool.submit(following, self._store.name_shard(next(self._numbers)))
-                    self._n_under_way += 1
+                    self._n_in_pool += 1
                     following = self._next()
-                for outcome in self._pool.wait(_WAIT_S):
-                    self._note(outcome)
+                if following is not None or self._n_in_pool:
+                    for outcome in self._pool.wait(_WAIT_S):
+                        self._note(outcome)
+                else:
+                    wait(self._takes, _WAIT_S)
+                for future in [future for future in self._takes if future.done()]:
+                    future.result()
+                    self._finish(*self._takes.pop(future))
                 if following is None:
                     following = self._next()
                 self._progress.seconds = time.monotonic() - self._started
-                self._progress.n_workers = self._n_under_way
+                self._progress.n_workers = self._n_in_pool
                 self._show(self._progress)
         finally:
+            self._threads.shutdown(cancel_futures=True)
             if self._unnoted:
                 self._store.note(self._unnoted)
 
@@ -195,14 +209,18 @@ class _Driver:
                     "; see that every machine has this edge-asr, the bundle and enough memory"
                 )
             return
-        self._n_under_way -= 1
+        self._n_in_pool -= 1
         self._n_deaths_at_start = 0
         if result is None:
             progress.n_deaths += 1
             self._again.extend(_after_death(shard, outcome.reason))
             return
         assert result.n_rows == len(shard.inputs), (result, len(shard.inputs))
-        self._store.take(result.name)
+        self._takes[self._threads.submit(self._store.take, result.name)] = (shard, result)
+
+    def _finish(self, shard: Shard, result: ShardResult) -> None:
+        """Count a shard that is in its place."""
+        progress = self._progress
         self._unnoted.append((result.name, [one.id for one in shard.inputs]))
         if len(self._unnoted) >= INDEX_EVERY:
             self._store.note(self._unnoted)
@@ -211,6 +229,7 @@ class _Driver:
         progress.n_errors += result.n_errors
         progress.n_shards += 1
         progress.audio_s += result.audio_s
+        progress.processor_s += result.processor_s
         self._done_s += shard.seconds
         progress.share = min(self._done_s / self._total_s, 1.0)
 

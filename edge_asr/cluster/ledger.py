@@ -20,7 +20,7 @@ from edge_asr.errors import ManifestError
 
 UNKNOWN_S = 60.0
 """The length that an input of unknown length counts as."""
-MAX_INPUTS = 1000
+MAX_INPUTS = 4000
 """Most inputs of a shard, which bounds the rows that a worker holds."""
 
 

@@ -11,6 +11,7 @@ import logging
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -55,12 +56,20 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardResult:
-    """What became of a shard: its file in `pending`, rows, rows with an error, seconds of sound heard."""
+    """What became of a shard.
+
+    Attributes:
+        name: its file in `pending`.
+        n_rows, n_errors: rows, and those with an error.
+        audio_s: seconds of sound heard.
+        processor_s: processor time of the worker.
+    """
 
     name: str
     n_rows: int
     n_errors: int
     audio_s: float
+    processor_s: float = 0.0
 
 
 def bundle_sha256(path_or_name: str | Path) -> str:
@@ -109,6 +118,7 @@ class ShardWorker:
         Raises:
             EdgeAsrError, OSError: the rows cannot be written.
         """
+        began_s = time.process_time()
         rows = list(self._rows(shard.inputs))
         self._settings.store.write(name, rows)
         return ShardResult(
@@ -116,6 +126,7 @@ class ShardWorker:
             n_rows=len(rows),
             n_errors=sum(row["error"] is not None for row in rows),
             audio_s=sum(row["duration"] or 0.0 for row in rows),
+            processor_s=time.process_time() - began_s,
         )
 
     def _rows(self, inputs: Sequence[Input]) -> Iterator[Row]:
