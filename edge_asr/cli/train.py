@@ -16,6 +16,7 @@ _COMPARED = {
     "attention_loss": "decoder loss",
     "wer": "WER %",
     "cer": "CER %",
+    "ctc_wer": "CTC WER %",
     "attention_wer": "attention WER %",
     "damerau_levenshtein": "Dam.-Lev.",
     "jaccard": "Jaccard",

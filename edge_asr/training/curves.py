@@ -151,7 +151,7 @@ def _draw(draw: Callable[[Sequence[Any]], None], output: Path) -> None:
 def _dev_names(rows: list[dict[str, str]]) -> list[str]:
     """Find the dev sets of a log by their columns."""
     found = [column.removesuffix("_cer") for column in (rows[0] if rows else ()) if column.endswith("_cer")]
-    return [name for name in found if not name.endswith("_attention")]
+    return [name for name in found if not name.endswith(("_ctc", "_attention"))]
 
 
 def _plot(panel: Any, rows: list[dict[str, str]], columns: str | list[str], **style: Any) -> None:

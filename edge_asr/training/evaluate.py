@@ -42,10 +42,26 @@ class DevSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """What the loss of a run is made of, see `edge_asr.training.decoder_config`."""
+    """What the loss of a run is made of, see `edge_asr.training.decoder_config`.
+
+    With `by_decoder` the texts that count are the decoder's, because CTC's do not improve.
+    """
 
     ctc_weight: float = 1.0
     label_smoothing: float = 0.0
+    by_decoder: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextScores:
+    """Error rates and similarities of texts."""
+
+    rates: ErrorRates
+    similarities: Similarities
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the numbers by name."""
+        return {"wer": self.rates.wer, "cer": self.rates.cer, **self.similarities.to_dict()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,55 +69,56 @@ class Scores:
     """What is known of a model on one set.
 
     Attributes:
-        rates, similarities: of CTC's texts; of the decoder's if it was trained without CTC.
-        attention: error rates of the decoder's texts; None without a decoder.
+        ctc: scores of CTC's texts.
+        attention: scores of the decoder's texts; None without a decoder.
+        by_decoder: the latter are those that count.
         loss: as trained, per token: the weighted sum of the next two.
         ctc_loss: per token.
         attention_loss: per token, ends included; None without a decoder.
     """
 
-    rates: ErrorRates
-    similarities: Similarities
-    attention: ErrorRates | None
+    ctc: TextScores
+    attention: TextScores | None
+    by_decoder: bool
     loss: float
     ctc_loss: float
     attention_loss: float | None
 
     @property
+    def chosen(self) -> TextScores:
+        """Scores of the texts that count."""
+        return self.attention if self.by_decoder and self.attention is not None else self.ctc
+
+    @property
     def wer(self) -> float:
-        """Word error rate of `rates`."""
-        return self.rates.wer
+        """Word error rate of the texts that count."""
+        return self.chosen.rates.wer
 
     @property
     def cer(self) -> float:
-        """Character error rate of `rates`."""
-        return self.rates.cer
+        """Character error rate of the texts that count."""
+        return self.chosen.rates.cer
 
     def to_dict(self) -> dict[str, float]:
         """Return the numbers that are known, by the end of their column in metrics.csv."""
-        found: dict[str, float | None] = {
-            "wer": self.wer,
-            "cer": self.cer,
-            **self.similarities.to_dict(),
-            "loss": self.loss,
-            "ctc_loss": self.ctc_loss,
-            "attention_loss": self.attention_loss,
-            "attention_wer": None if self.attention is None else self.attention.wer,
-            "attention_cer": None if self.attention is None else self.attention.cer,
-        }
-        return {name: value for name, value in found.items() if value is not None}
+        found = {**self.chosen.to_dict(), "loss": self.loss, "ctc_loss": self.ctc_loss}
+        if self.attention is None or self.attention_loss is None:
+            return found
+        found["attention_loss"] = self.attention_loss
+        for label, scores in (("ctc", self.ctc), ("attention", self.attention)):
+            found |= {f"{label}_{name}": value for name, value in scores.to_dict().items()}
+        return found
 
 
+_TEXT_NAMES = ("wer", "cer", *Similarities.__dataclass_fields__)
 SCORE_NAMES = (
-    "wer",
-    "cer",
-    *Similarities.__dataclass_fields__,
+    *_TEXT_NAMES,
     "loss",
     "ctc_loss",
     "attention_loss",
-    "attention_wer",
-    "attention_cer",
+    *(f"{label}_{name}" for label in ("ctc", "attention") for name in _TEXT_NAMES),
 )
+"""Everything that `Scores.to_dict` may hold, in the order of the columns."""
 
 
 def build_dev_sets(
@@ -211,14 +228,20 @@ def _score(
     ctc /= max(n_tokens, 1)
     attention /= max(n_tokens + n_targets, 1)
     share = weights.ctc_weight if decoder is not None else 1.0
-    texts = by_decoder if share == 0.0 else by_ctc
     return Scores(
-        rates=compute_error_rates(dev.references, texts),
-        similarities=compute_similarities(dev.references, texts),
-        attention=None if decoder is None else compute_error_rates(dev.references, by_decoder),
+        ctc=_score_texts(dev, by_ctc),
+        attention=None if decoder is None else _score_texts(dev, by_decoder),
+        by_decoder=weights.by_decoder,
         loss=share * ctc + (1 - share) * attention,
         ctc_loss=ctc,
         attention_loss=None if decoder is None else attention,
+    )
+
+
+def _score_texts(dev: DevSet, texts: list[str]) -> TextScores:
+    return TextScores(
+        rates=compute_error_rates(dev.references, texts),
+        similarities=compute_similarities(dev.references, texts),
     )
 
 

@@ -78,7 +78,11 @@ class RunOutputs:
             sets,
             self.prepared.tokenizer.vocabulary,
             max_batch_frames=int(self.config.run.eval_batch_s * 100),
-            weights=Weights(ctc_weight=decoder.ctc_weight, label_smoothing=decoder.label_smoothing),
+            weights=Weights(
+                ctc_weight=decoder.ctc_weight,
+                label_smoothing=decoder.label_smoothing,
+                by_decoder=decoder.ctc_weight == 0.0 or decoder.freeze_encoder,
+            ),
         )
 
     def save_last_and_best(

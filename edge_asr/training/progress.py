@@ -102,5 +102,5 @@ class RunProgress:
 def _describe(scores: Scores) -> str:
     text = f"WER {100 * scores.wer:.2f} % CER {100 * scores.cer:.2f} %"
     if scores.attention is not None:
-        text += f" attention WER {100 * scores.attention.wer:.2f} %"
+        text += f" attention WER {100 * scores.attention.rates.wer:.2f} %"
     return f"{text} loss {scores.loss:.3f}"
