@@ -53,11 +53,11 @@ def to_inference_form(model: nn.Module) -> nn.Module:
     if not isinstance(folded, ConformerCTC):
         return folded
     encoder = folded.encoder
-    blocks = [cast(ConformerBlock, layer) for layer in encoder.layers]
+    blocks = [layer for layer in encoder.layers if isinstance(layer, ConformerBlock)]
     # Types must match exactly, because a subclass may compute something else.
     if type(encoder.subsampling) is ConvSubsampling:
         encoder.add_module("subsampling", MaskedSubsampling(encoder.subsampling))
-    if all(type(block.attention) is RelPosAttention for block in blocks):
+    if blocks and all(type(block.attention) is RelPosAttention for block in blocks):
         encoder.add_module("positions", HalfPositions(folded.config.d_model))
         for block in blocks:
             block.add_module("attention", ShiftAttention(cast(RelPosAttention, block.attention)))

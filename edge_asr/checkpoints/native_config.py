@@ -68,6 +68,8 @@ _OLD_NAMES = {
     "notes": "notes",
 }
 NO_FACTS = SourceFacts()
+#: Keys of the model that older versions do not know, left out where they change nothing.
+_NEWER = {"decoder": None, "right_decoder": None, "encoder": "conformer", "taylor_terms": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +90,15 @@ class NativeConfig:
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; without facts and decoders where there are none, so that older versions read it too."""
+        """JSON form; without what is not there, so that older versions read it too."""
         data: dict[str, Any] = {"format_version": self.format_version, **json_from_record(self)}
         if self.facts == NO_FACTS:
             del data["facts"]
         for name in ("ctc_weight", "reverse_weight"):
             if getattr(self.facts, name) is None and "facts" in data:
                 del data["facts"][name]
-        for name in ("decoder", "right_decoder"):
-            if data["model"][name] is None:
+        for name, default in _NEWER.items():
+            if data["model"][name] == default:
                 del data["model"][name]
         return data
 

@@ -1,7 +1,7 @@
 """The shape of a Conformer-CTC: one frozen, validated, JSON-serializable description, and its presets.
 
 It validates every field on creation, resolves presets, and converts to and from a dict. It never imports
-torch.
+torch. It is above 400 lines because every field is described, typed and checked here.
 What this file does not do: training, or features other than the number of mel bands.
 """
 
@@ -21,6 +21,9 @@ from edge_asr.records import check_fields, json_from_record, record_from_json
 LARGEST_SIZE = 1 << 20
 """Largest accepted width or count; larger values are treated as hostile files that would fill the memory."""
 
+LARGEST_TAYLOR_FEATURES = 1 << 16
+"""Most numbers that linear attention makes of a query or key, a frame and head: 0.26 MB."""
+
 LARGEST_LOCAL_CONTEXT = 1 << 16
 """Most frames on a side in local attention, which has a table of them: 90 minutes of FastConformer."""
 
@@ -37,7 +40,8 @@ CONV2D_STAGES: dict[int, tuple[tuple[int, int], ...]] = {
     8: ((3, 2), (3, 2), (3, 2)),
 }
 
-Subsampling = Literal["striding", "dw_striding", "conv2d", "linear", "none", "waveform"]
+Encoder = Literal["conformer", "transformer"]
+Subsampling = Literal["striding", "dw_striding", "conv1d", "conv2d", "linear", "none", "waveform"]
 BlockOrder = Literal["attention_first", "convolution_first", "parallel"]
 Attention = Literal[
     "rel_pos", "linear", "rel_pos_local", "rel_pos_legacy", "absolute_pos", "rotary", "no_pos"
@@ -70,6 +74,8 @@ class ConformerConfig:
 
     Attributes:
         vocab_size: number of CTC outputs, the blank included; the blank is the last one.
+        encoder: "conformer", or "transformer": blocks of attention and feed-forward, each between two
+            LayerNorms, without convolution.
         size: a label for people ("tiny", "custom", ...); the preset it was made from.
         n_mels: mel bands of the input features.
         d_model: width of the encoder; a multiple of `n_heads`, and even.
@@ -86,10 +92,10 @@ class ConformerConfig:
             causal module, where the padding carries GLU(bias)).
         subsampling: "striding" (Conformer) or "dw_striding" (FastConformer), named as in NeMo; "conv2d"
             (ESPnet, WeNet: unpadded, full convolutions); "linear" (both: a layer and its norm, no
-            convolutions); "none" (torchaudio: n_mels is d_model);
-            "waveform" (wav2vec 2.0's stack over samples: n_mels is 1).
+            convolutions); "conv1d" (two convolutions over time with GELU, by 2);
+            "none" (torchaudio: n_mels is d_model); "waveform" (wav2vec 2.0: over samples, n_mels is 1).
         subsampling_factor: input frames per encoder frame: 2, 4, 8 or 16 (striding), 1, 2, 4, 6 or 8
-            (conv2d), 1 (linear, none), the product of the strides (waveform).
+            (conv2d), 2 (conv1d), 1 (linear, none), the product of the strides (waveform).
         subsampling_channels: channels of the subsampling convolutions.
         subsampling_causal: striding kinds only: NeMo's `causal_downsampling`, padding 2/1 on time and bands.
         waveform_layers: (channels, kernel, stride) of each convolution over samples; only for "waveform".
@@ -99,7 +105,7 @@ class ConformerConfig:
         xscaling: multiply the subsampled features by sqrt(d_model).
         added_positions: add sinusoids of the frames' positions to that (abs_pos of ESPnet and WeNet).
         attention: "rel_pos" (Transformer-XL; NeMo, Parakeet, ESPnet "latest", Wav2Vec2-Conformer "relative"),
-            "linear" (second-order Taylor kernel, O(T), no positions), "rel_pos_local" (NeMo's local attention
+            "linear" (Taylor kernel, O(T), no positions), "rel_pos_local" (NeMo's local attention
             where it is more than a band mask), "rel_pos_legacy" (ESPnet's one-sided table), "absolute_pos"
             (WeNet: positions of keys), "rotary" (Wav2Vec2-Conformer), "no_pos" (torchaudio, abs_pos).
         attention_context: (left, right) encoder frames that a frame may see, -1 unlimited; None is all.
@@ -107,6 +113,8 @@ class ConformerConfig:
             sees itself and left // (right + 1) chunks before; NeMo).
         global_tokens, global_tokens_spacing, global_attn_separate: NeMo's global tokens ("rel_pos_local").
         position_table: "rel_pos_legacy": rows of ESPnet's table (its max_pos_emb_len).
+        taylor_terms: "linear": terms of the exponential, odd; 3 is second order. Time and memory grow with
+            (d_model / n_heads) ** (taylor_terms - 1).
         rotary_base: "rotary": base of the frequencies.
         output_norm: a LayerNorm after the last block (ESPnet and WeNet `after_norm`, wav2vec 2.0).
         output_norm_eps: its epsilon, and that of the norm behind the convolutions over samples (wav2vec 2.0's
@@ -124,6 +132,7 @@ class ConformerConfig:
     """
 
     vocab_size: int
+    encoder: Encoder = "conformer"
     size: str = "custom"
     n_mels: int = 80
     d_model: int = 144
@@ -153,6 +162,7 @@ class ConformerConfig:
     global_tokens_spacing: int = 1
     global_attn_separate: bool = False
     position_table: int = 5000
+    taylor_terms: int = 3
     rotary_base: float = 10000.0
     output_norm: bool = False
     output_norm_eps: float | None = None
@@ -290,6 +300,8 @@ def output_frames_from_config(config: ConformerConfig) -> OutputFrames:
     if config.subsampling == "conv2d":
         stages = CONV2D_STAGES[config.subsampling_factor]
         return OutputFrames.from_convolutions((kernel, stride, 0) for kernel, stride in stages)
+    if config.subsampling == "conv1d":
+        return OutputFrames.from_convolutions([(3, 1, 2), (3, 2, 2)])
     n_stages = int(math.log2(config.subsampling_factor))
     padding = 3 if config.subsampling_causal else 2
     return OutputFrames.from_convolutions([(3, 2, padding)] * n_stages)
@@ -312,8 +324,9 @@ def check_subsampling(config: ConformerConfig) -> None:
             "without subsampling, subsampling_factor must be 1 and n_mels equal to d_model, got factor "
             f"{factor}, {config.n_mels} bands and d_model {config.d_model}"
         )
-    if kind == "linear" and factor != 1:
-        raise ConfigError(f"subsampling_factor of linear must be 1, got {factor!r}")
+    for fixed, only in (("linear", 1), ("conv1d", 2)):
+        if kind == fixed and factor != only:
+            raise ConfigError(f"subsampling_factor of {fixed} must be {only}, got {factor!r}")
     if config.subsampling_causal and not striding:
         raise ConfigError(f"subsampling_causal goes with striding and dw_striding, not with {kind}")
     if (kind == "waveform") != bool(config.waveform_layers):
@@ -344,6 +357,7 @@ def check_attention(config: ConformerConfig) -> None:
         )
     if config.attention == "linear" and context is not None:
         raise ConfigError('attention "linear" sees the whole clip; leave attention_context out')
+    check_taylor(config)
     if config.attention_context_style == "chunked_limited" and (context is None or context[1] < 0):
         raise ConfigError(
             "attention_context_style chunked_limited needs an attention_context [left, right] with "
@@ -362,6 +376,30 @@ def check_attention(config: ConformerConfig) -> None:
             )
     elif config.global_tokens or config.global_attn_separate:
         raise ConfigError(f"global_tokens go with attention rel_pos_local, not with {config.attention}")
+
+
+def check_taylor(config: ConformerConfig) -> None:
+    """Refuse a number of Taylor terms that gives no weights, or takes too much memory.
+
+    Raises:
+        ConfigError: it names the field.
+    """
+    terms, d_head = config.taylor_terms, config.d_model // config.n_heads
+    if config.attention != "linear":
+        if terms != 3:
+            raise ConfigError(f"taylor_terms goes with attention linear, not with {config.attention}")
+        return
+    if terms < 3 or terms % 2 == 0:
+        raise ConfigError(
+            "taylor_terms must be odd and at least 3, because an expansion that ends with an odd power goes "
+            f"below 0, got {terms}"
+        )
+    # Compared as logarithms: the power itself may have millions of digits.
+    if (terms - 1) * math.log2(d_head) > math.log2(LARGEST_TAYLOR_FEATURES):
+        raise ConfigError(
+            f"taylor_terms {terms} makes {d_head} ** {terms - 1} numbers of every frame and head, more than "
+            f"{LARGEST_TAYLOR_FEATURES}; use fewer terms, or more heads"
+        )
 
 
 def check_numbers(config: ConformerConfig) -> None:

@@ -1,6 +1,7 @@
 """The Conformer encoder: subsampling, then blocks of feed-forward, attention, convolution, feed-forward.
 
 It is equation 1 of Gulati et al. 2020, in three block orders, with chunk masks for streaming-ready training.
+The blocks of a plain Transformer take their place on request.
 What this file does not do: the CTC head and feature normalization (ctc.py), the state of a stream
 (streaming.py).
 """
@@ -24,6 +25,7 @@ from edge_asr.model.feed_forward import FeedForward
 from edge_asr.model.masks import attention_bias, context_mask, valid_frames
 from edge_asr.model.subsampling.choose import subsampling_from_config
 from edge_asr.model.subsampling.striding import subsampled_lens
+from edge_asr.model.transformer_block import TransformerBlock
 
 
 class ConformerBlock(nn.Module):
@@ -101,7 +103,8 @@ class ConformerEncoder(nn.Module):
         self.added_positions = AbsolutePositions(config.d_model) if config.added_positions else None
         self.positions = positions_from_config(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.n_layers))
+        block = TransformerBlock if config.encoder == "transformer" else ConformerBlock
+        self.layers = nn.ModuleList(block(config) for _ in range(config.n_layers))
         eps = config.norm_eps if config.output_norm_eps is None else config.output_norm_eps
         self.output_norm = nn.LayerNorm(config.d_model, eps=eps) if config.output_norm else None
 

@@ -34,6 +34,8 @@ def why_not_streamable(config: ConformerConfig, features: FeatureConfig) -> str 
     """
     if features.normalize != "none":
         return f"its features are normalized over the whole clip ({features.normalize})"
+    if config.encoder != "conformer":
+        return f"encoder {config.encoder} has no caches"
     if config.attention not in _CACHED:
         return f"attention {config.attention} has no cache"
     if config.added_positions:
@@ -106,7 +108,7 @@ def describe_streaming(
         pairs = zip(limited, reasons, strict=True)
         lookaheads = [lookahead_frames(candidate) * frame_ms for candidate, reason in pairs if reason is None]
         return {"lookahead_ms": lookaheads} if lookaheads else {"impossible": reasons[0]}
-    if config.attention in _CACHED and config.attention_context is None:
+    if config.encoder == "conformer" and config.attention in _CACHED and config.attention_context is None:
         config = dataclasses.replace(
             config, attention_context=(1, 0), attention_context_style="chunked_limited"
         )

@@ -153,6 +153,8 @@ def initialize_subsampling(model: ConformerCTC) -> None:
     this initialization it is 55 %.
     """
     subsampling: Any = model.encoder.subsampling
+    if not hasattr(subsampling, "stages"):  # those of one or two layers keep the signal
+        return
     for stage in subsampling.stages:
         convolutions = [layer for layer in stage.modules() if isinstance(layer, torch.nn.Conv2d)]
         for layer in convolutions:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from edge_asr.benchmark.random_models import KNOWN_SIZES, NAMES, export_random, random_config, save_random
 from edge_asr.errors import ConfigError, MissingDependencyError
 from edge_asr.model import PRESETS, ConformerConfig, ConformerCTC
+from edge_asr.runtime.recognizer import Recognizer
 
 
 # Millions of parameters as their authors give them: NeMo's tables (conformer_ctc_bpe.yaml: 13, 30, 121;
@@ -57,14 +59,17 @@ def test_without_torch_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("preset", ["tiny", "transformer"])
 def test_a_random_bundle_is_proven_and_the_same_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
 ) -> None:
-    little = {**PRESETS["tiny"], "d_model": 32, "n_layers": 1, "subsampling_channels": 8}
+    little = {**PRESETS[preset], "d_model": 32, "n_layers": 1, "subsampling_channels": 8}
     monkeypatch.setitem(KNOWN_SIZES, "little", little)
     (tmp_path / "a").mkdir()
     bundle = export_random("little", tmp_path / "a")
     assert bundle.info.verified
+    with Recognizer.load(bundle.path) as recognizer:
+        assert recognizer.transcribe(np.zeros(16_000, np.float32), 16_000).duration_s == 1.0
     assert bundle.info.name == "random-little"
     assert [a.precision for a in bundle.info.artifacts] == ["fp32"]
     again = save_random("little", tmp_path / "b")

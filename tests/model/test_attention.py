@@ -10,7 +10,7 @@ from torch import Tensor
 from edge_asr.errors import ConfigError
 from edge_asr.model import ConformerConfig
 from edge_asr.model.attention.choose import check_chunking
-from edge_asr.model.attention.linear import TaylorAttention
+from edge_asr.model.attention.linear import TaylorAttention, taylor_attend
 from edge_asr.model.attention.relative import RelativePositions, RelPosAttention, relative_shift
 from edge_asr.model.masks import attention_bias, chunk_mask, valid_frames
 
@@ -66,14 +66,14 @@ def naive_taylor(x: Tensor, module: TaylorAttention, length: int) -> Tensor:
     for head in range(N_HEADS):
         for i in range(x.shape[0]):
             scores = torch.stack([query[i, head] @ key[j, head] / math.sqrt(D_HEAD) for j in range(length)])
-            weights = 1 + scores + scores**2 / 2
+            weights = sum((scores**n / math.factorial(n) for n in range(module.n_terms)), torch.zeros(1))
             context[i, head] = (weights / weights.sum()) @ value[:length, head]
     return context.reshape(x.shape[0], D_MODEL) @ module.out.weight.double().T + module.out.bias.double()
 
 
-def config(attention: str = "rel_pos") -> ConformerConfig:
+def config(attention: str = "rel_pos", **more: int) -> ConformerConfig:
     return ConformerConfig.from_dict(
-        {"vocab_size": 5, "d_model": D_MODEL, "n_heads": N_HEADS, "attention": attention}
+        {"vocab_size": 5, "d_model": D_MODEL, "n_heads": N_HEADS, "attention": attention, **more}
     )
 
 
@@ -102,17 +102,33 @@ def test_rel_pos_equals_transformer_xl(n_frames: int, chunks: tuple[int, int | N
         torch.testing.assert_close(actual[row, :length].double(), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_terms", [3, 5, 7])
 @pytest.mark.parametrize("n_frames", [1, 2, 7])
 @torch.inference_mode()
-def test_linear_equals_its_quadratic_form(n_frames: int) -> None:
+def test_linear_equals_its_quadratic_form(n_frames: int, n_terms: int) -> None:
     torch.manual_seed(2)
-    module = TaylorAttention(config("linear")).eval()
+    module = TaylorAttention(config("linear", taylor_terms=n_terms)).eval()
     lens = torch.tensor([n_frames, max(1, n_frames - 3)])
     x = torch.randn(2, n_frames, D_MODEL)
     actual = module(x, torch.empty(0), torch.empty(0), valid_frames(lens, n_frames))
     for row, length in enumerate(lens.tolist()):
         expected = naive_taylor(x[row, :length], module, length)
         torch.testing.assert_close(actual[row, :length].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_more_terms_come_closer_to_softmax() -> None:
+    """The remainder of the series bounds it: scores within 1 leave less than e / K! of exp."""
+    generator = torch.Generator().manual_seed(3)
+    query, key, value = (torch.randn(2, 3, 20, 4, generator=generator).double() for _ in range(3))
+    query = query / (query[..., None, :] * key[..., None, :, :]).sum(-1).abs().max()
+    expected = torch.softmax(query @ key.mT, dim=-1) @ value
+    weight, errors = torch.ones(2, 1, 20, 1, dtype=torch.float64), []
+    for n_terms in (3, 5, 7):
+        found = taylor_attend(query, key, value, weight, n_terms)
+        errors.append(float((found - expected).abs().max()))
+        # A weight is off by at most twice the remainder, relative to exp(-1), and so is the mean of values.
+        assert errors[-1] < 2 * math.e**2 / math.factorial(n_terms) * float(value.abs().max())
+    assert errors[2] < errors[1] / 10 < errors[0] / 100
 
 
 @pytest.mark.parametrize("n_frames", [1, 2, 3, 8])

@@ -23,6 +23,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "block_order": "parallel",
         "conv_context": "causal",
     },
+    "linear attention, five terms": {"attention": "linear", "taylor_terms": 5, "n_heads": 4},
+    "transformer": {
+        "encoder": "transformer",
+        "subsampling": "conv1d",
+        "subsampling_factor": 2,
+        "attention": "no_pos",
+        "added_positions": True,
+    },
     "linear input, added positions, tanh": {
         "subsampling": "linear",
         "subsampling_factor": 1,

@@ -50,7 +50,7 @@ def count_subsampling(d: int, factor: int, is_depthwise: bool, channels: int) ->
     return total + linear(channels * (N_MELS // factor), d)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("vocab_size", [29, 257, 1025])
 def test_counts_equal_the_papers_structure(name: str, vocab_size: int) -> None:
     d, n_layers, n_heads, kernel, factor, is_depthwise, channels = SHAPES[name]
@@ -60,6 +60,16 @@ def test_counts_equal_the_papers_structure(name: str, vocab_size: int) -> None:
     expected = count_subsampling(d, factor, is_depthwise, channels) + n_layers * count_block(d, kernel)
     assert sum(p.numel() for p in model.parameters()) == expected + linear(d, vocab_size)
     assert config.n_heads == n_heads
+
+
+def test_transformer_is_two_convolutions_and_plain_blocks() -> None:
+    assert {*PRESETS} == {*SHAPES, "transformer"}
+    with torch.device("meta"):
+        model = ConformerCTC(ConformerConfig.from_preset("transformer", vocab_size=257))
+    d, norm = 200, 2 * 200
+    front = (3 * N_MELS * d + d) + (3 * d * d + d)
+    block = 4 * linear(d, d) + linear(d, 2 * d) + linear(2 * d, d) + 4 * norm
+    assert sum(p.numel() for p in model.parameters()) == front + 4 * block + linear(d, 257)
 
 
 # FIELD.md and the model cards of NeMo's Conformer-CTC: about 13, 30 and 121 million with 1024 pieces.

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from edge_asr.model.config import ConformerConfig
 from edge_asr.model.subsampling.causal import CausalSubsampling
+from edge_asr.model.subsampling.conv1d import Conv1dSubsampling
 from edge_asr.model.subsampling.conv2d import UnpaddedSubsampling
 from edge_asr.model.subsampling.striding import ConvSubsampling
 from edge_asr.model.subsampling.waveform import WaveformSubsampling
@@ -46,6 +47,8 @@ def subsampling_from_config(config: ConformerConfig) -> nn.Module:
         return NoSubsampling()
     if config.subsampling == "linear":
         return LinearInput(config)
+    if config.subsampling == "conv1d":
+        return Conv1dSubsampling(config)
     if config.subsampling == "conv2d":
         return UnpaddedSubsampling(config)
     if config.subsampling == "waveform":
