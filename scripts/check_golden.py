@@ -5,11 +5,13 @@
 
 DIR is a fixture or a folder of fixtures (golden/fixtures.py says what one is). Prints one row each: feature
 error, log-prob error in PyTorch and through an exported bundle from the raw waveform, tokens; where the
-original streamed, the same chunk by chunk (golden/streaming.py). The feature error that is judged weighs
-bands too weak for a float32 transform by their amplitude (golden/compare.py, `float32_weight`); "unweighted"
-is the largest of all. Exits 3 when a row fails or no loader takes a fixture. --dump writes OUT/<fixture>.npz
-with clip<i>_feat, clip<i>_logp, clip<i>_ids and, of streams, the keys of golden.npz (stream_*_logp<k>, _ids,
-caches) as the runtime computed them from the sound files, in the original's order of outputs.
+original streamed, the same chunk by chunk (golden/streaming.py); of attention decoders, log-probs, scores of
+whole texts, and the texts that rescoring and searches choose (golden/decoders.py). The feature error that is
+judged weighs bands too weak for a float32 transform by their amplitude (golden/compare.py, `float32_weight`);
+"unweighted" is the largest of all. Exits 3 when a row fails or no loader takes a fixture. --dump writes
+OUT/<fixture>.npz with clip<i>_feat, clip<i>_logp, clip<i>_ids and, of streams, the keys of golden.npz
+(stream_*_logp<k>, _ids, caches) as the runtime computed them from the sound files, in the original's order of
+outputs.
 """
 
 from __future__ import annotations
@@ -99,6 +101,9 @@ def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
         "stream cache",
         "stream runtime",
         "stream whole",
+        "decoder torch",
+        "decoder runtime",
+        "decoder scores",
         "tokens",
         "",
     ):
@@ -108,9 +113,10 @@ def _print_table(fixtures: list[Fixture], results: dict[str, Result]) -> None:
         numbers = (
             result.feature_max, result.feature_unweighted, result.feature_mean, result.torch, result.runtime,
             result.batch, result.batch_golden, result.stream_torch, result.stream_cache,
-            result.stream_runtime, result.stream_whole,
+            result.stream_runtime, result.stream_whole, result.decoder_torch, result.decoder_runtime,
+            result.decoder_scores,
         )  # fmt: skip
-        answers = (result.tokens_torch, result.tokens_runtime, result.tokens_stream)
+        answers = (result.tokens_torch, result.tokens_runtime, result.tokens_stream, result.tokens_decoder)
         tokens = [value for value in answers if value is not None]
         failures = result.failures()
         table.add_row(

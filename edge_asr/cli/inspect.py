@@ -14,13 +14,17 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_asr.cli.terminal import print_json
 from edge_asr.errors import BundleError, CheckpointError
 from edge_asr.printable import printable
+
+if TYPE_CHECKING:
+    from edge_asr.checkpoints import SourceFacts
+    from edge_asr.model.config import ConformerConfig
 
 _SAFETENSORS_MAX_HEADER = 100_000_000  # huggingface/safetensors, MAX_HEADER_SIZE
 
@@ -95,6 +99,7 @@ def _describe_foreign(path: Path, loader: str, feature_preset: str | None) -> di
         "size_bytes": path.stat().st_size if path.is_file() else _folder_bytes(path),
         "n_parameters": sum(n for name, n in sizes.items() if not _is_buffer(name)),
         "n_tensors": len(sizes),
+        "decoder": _describe_decoder(config, checkpoint.facts, sizes),
         "model": config.to_dict(),
         "output_frames": {"factor": frames.factor, "first": frames.first},
         "streaming": describe_streaming(
@@ -114,6 +119,26 @@ def _describe_foreign(path: Path, loader: str, feature_preset: str | None) -> di
         "notes": list(checkpoint.notes),
         "export": f"edge-asr export {path} -o BUNDLE",
     }
+
+
+def _describe_decoder(
+    config: ConformerConfig, facts: SourceFacts, sizes: Mapping[str, int]
+) -> dict[str, Any] | None:
+    """Describe the attention decoders of a checkpoint by their direction; None without one."""
+    if config.decoder is None:
+        return None
+    description: dict[str, Any] = {}
+    for direction, name in (("left_to_right", "decoder"), ("right_to_left", "right_decoder")):
+        decoder = getattr(config, name)
+        if decoder is not None:
+            description[direction] = {
+                "kind": decoder.kind,
+                "n_layers": decoder.n_layers,
+                "d_model": decoder.d_model,
+                "n_parameters": sum(n for tensor, n in sizes.items() if tensor.startswith(f"{name}.")),
+            }
+    weights = {"ctc_weight": facts.ctc_weight, "reverse_weight": facts.reverse_weight}
+    return {**description, **{name: weight for name, weight in weights.items() if weight is not None}}
 
 
 def _is_buffer(name: str) -> bool:
@@ -158,7 +183,8 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "n_parameters": sum(n for name, n in sizes.items() if not _is_buffer(name)),
         "n_tensors": len(sizes),
         "weights": dict(Counter(entry["dtype"] for entry in tensors.values())),
-        "model": model.to_dict(),
+        "decoder": _describe_decoder(model, facts, sizes),
+        "model": config.to_dict()["model"],
         "streaming": describe_streaming(
             model,
             config.features,
@@ -237,7 +263,9 @@ def _print_tables(description: Mapping[str, Any]) -> None:
     console = Console()
     main = Table(title=f"{description['kind']} {escape(printable(description['path']))}", show_header=False)
     for key, value in description.items():
-        if key in ("kind", "path", "artifacts", "tokens", "verification") or (key == "notes" and not value):
+        if key in ("kind", "path", "artifacts", "tokens", "verification") or (
+            key in ("notes", "decoder") and not value
+        ):
             continue
         if key == "streaming" and value and "geometry" in value:
             value = value["geometry"]  # the artifact has its row below

@@ -27,6 +27,7 @@ from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edge_asr.runtime.recognizer import Recognizer
+from golden.decoders import Networks, bundle_networks, compare_decoders, has_decoder, torch_networks
 from golden.fixtures import F32Array, Fixture
 from golden.streaming import compare_streams, has_streams
 
@@ -42,6 +43,8 @@ class Bars:
         batch: a clip in a padded batch against the clip alone, both ours.
         batch_golden: the same against the original's batch, where it is a target.
         stream_torch, stream_cache, stream_runtime, stream_whole: see `golden.streaming.StreamResult`.
+        decoder_torch, decoder_runtime: log-probabilities of an attention decoder over the original's encoder
+            output; decoder_scores: of whole texts, sums of up to 70 of them, through either.
     """
 
     feature_max: float = 5e-4
@@ -54,6 +57,9 @@ class Bars:
     stream_cache: float = 1e-3
     stream_runtime: float = 2e-3
     stream_whole: float = 2e-3
+    decoder_torch: float = 1e-3
+    decoder_runtime: float = 1e-3
+    decoder_scores: float = 1e-3
 
 
 BARS = Bars()
@@ -70,7 +76,9 @@ class Result:
         feature_max, feature_mean, torch, runtime, batch, batch_golden: see `Bars`; the worst clip.
         feature_unweighted: largest error of a feature, whatever its level; not judged.
         stream_torch, stream_cache, stream_runtime, stream_whole: see `Bars`; the worst stream.
+        decoder_torch, decoder_runtime, decoder_scores: see `Bars`; the worst clip.
         tokens_torch, tokens_runtime, tokens_stream: greedy tokens identical in every clip or stream.
+        tokens_decoder: rescoring and searches choose identical texts.
         dumped: per clip what the runtime computed: feat, logp, ids; and its streams under golden.npz's keys.
     """
 
@@ -86,9 +94,13 @@ class Result:
     stream_cache: float | None = None
     stream_runtime: float | None = None
     stream_whole: float | None = None
+    decoder_torch: float | None = None
+    decoder_runtime: float | None = None
+    decoder_scores: float | None = None
     tokens_torch: bool | None = None
     tokens_runtime: bool | None = None
     tokens_stream: bool | None = None
+    tokens_decoder: bool | None = None
     dumped: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def failures(self, bars: Bars = BARS) -> list[str]:
@@ -100,7 +112,7 @@ class Result:
             value, bar = getattr(self, name), getattr(bars, name)
             if value is not None and not value <= bar:
                 failed.append(f"{name} {value:.1e} is above {bar:.0e}")
-        for name in ("tokens_torch", "tokens_runtime", "tokens_stream"):
+        for name in ("tokens_torch", "tokens_runtime", "tokens_stream", "tokens_decoder"):
             if getattr(self, name) is False:
                 failed.append(f"{name.replace('_', ' of ')} differ")
         return failed
@@ -138,6 +150,8 @@ def compare_fixture(
         _compare_model(result, fixture, checkpoint, golden, waveforms)
     except ValueError as error:
         result.error = str(error)  # other shapes; what the runtime computes is dumped all the same
+    if has_decoder(fixture):
+        result.decoder_torch = _compare_decoders(result, fixture, checkpoint, torch_networks(checkpoint))
     if with_runtime:
         with tempfile.TemporaryDirectory(prefix="edge-asr-golden-") as folder:
             path = bundle or _export(fixture, checkpoint, Path(folder) / "bundle")
@@ -149,6 +163,13 @@ def compare_fixture(
         result.tokens_stream = streams.tokens
         result.dumped.update(streams.dumped)
     return result
+
+
+def _compare_decoders(result: Result, fixture: Fixture, checkpoint: Checkpoint, networks: Networks) -> float:
+    found = compare_decoders(fixture, checkpoint.source_blank_id, networks)
+    result.decoder_scores = worst_of(result.decoder_scores, found.scores)
+    result.tokens_decoder = found.texts and result.tokens_decoder is not False
+    return found.log_probs
 
 
 def _compare_model(
@@ -298,7 +319,15 @@ def _batch_is_a_target(golden: dict[str, Any], order: list[int]) -> bool:
 def _export(fixture: Fixture, checkpoint: Checkpoint, path: Path) -> Path:
     offline = StreamingOptions(enabled=False)  # streams have comparisons of their own
     clips = fixture.clip_paths()
-    export_bundle(checkpoint, path, name=fixture.name, streaming=offline, clips=clips, plan=QUICK_PLAN)
+    export_bundle(
+        checkpoint,
+        path,
+        name=fixture.name,
+        streaming=offline,
+        decoder=has_decoder(fixture),
+        clips=clips,
+        plan=QUICK_PLAN,
+    )
     return path
 
 
@@ -337,3 +366,5 @@ def _compare_runtime(
             same = same and ids == _golden_ids(checkpoint, golden, f"clip{index}", expected)
             result.tokens_runtime = result.tokens_runtime and same
     backend.close()
+    if has_decoder(fixture):
+        result.decoder_runtime = _compare_decoders(result, fixture, checkpoint, bundle_networks(bundle))

@@ -136,6 +136,34 @@ def test_another_projects_checkpoint(run, golden_dir) -> None:
     assert asked["features"]["framing"] == "center_reflect"
 
 
+def test_attention_decoders_of_a_checkpoint(run, golden_dir, tmp_path) -> None:
+    """By direction, of another project's and of ours; absent where there is none."""
+    from edge_asr.checkpoints import load_any, save_checkpoint
+
+    folder = golden_dir / "wenet-u2pp-decoder"
+    loaded = load_any(folder)
+    model = loaded.build_model()
+    ours = save_checkpoint(
+        tmp_path / "ours", model, loaded.features, loaded.vocabulary, {}, facts=loaded.facts
+    )
+    for path in (folder, ours):
+        found = json.loads(run("inspect", path, "--json").stdout)["decoder"]
+        for name, decoder in (("left_to_right", model.decoder), ("right_to_left", model.right_decoder)):
+            assert found[name] == {
+                "kind": "pre_norm",
+                "n_layers": decoder.config.n_layers,
+                "d_model": 16,
+                "n_parameters": sum(parameter.numel() for parameter in decoder.parameters()),
+            }
+        assert (found["ctc_weight"], found["reverse_weight"]) == (0.3, 0.3)
+    text = run("inspect", folder).stdout
+    for expected in ("left_to_right", "right_to_left", "reverse_weight: 0.3"):
+        assert expected in text
+    none = golden_dir / "nemo-conformer-char" / "model.nemo"
+    assert json.loads(run("inspect", none, "--json").stdout)["decoder"] is None
+    assert "left_to_right" not in run("inspect", none).stdout
+
+
 def test_what_streams(run, streaming_bundle, random_checkpoint, golden_dir) -> None:
     """Of a bundle the geometry and the file, of a checkpoint what can be asked of `export`."""
     found = json.loads(run("inspect", streaming_bundle, "--json").stdout)

@@ -16,6 +16,7 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "recurrent", "n_layers": 2, "d_model": 12, "n_heads": 3},
     {"kind": "transformer", "n_layers": 2},
     {"kind": "transformer", "n_layers": 1, "d_model": 12, "n_heads": 3, "d_feed_forward": 7},
+    {"kind": "pre_norm", "n_layers": 2, "activation": "relu"},
 ]
 #: float32 rounding of another order of sums; log-probabilities are of size 1 to 10.
 TOLERANCE = 1e-5
@@ -45,7 +46,7 @@ def test_shapes(config: dict[str, Any]) -> None:
     width = config.get("d_model", 16)
     memory, lens, tokens = make_batch(decoder)
     keys, values = decoder.cross(memory)
-    layers = config["n_layers"] if config["kind"] == "transformer" else 1
+    layers = 1 if config["kind"] == "recurrent" else config["n_layers"]
     heads = config.get("n_heads", 2)
     assert keys.shape == values.shape == (layers, 3, heads, 9, width // heads)
     log_probs, state = decoder.advance(tokens, decoder.initial_state(3), (keys, values), lens)

@@ -10,6 +10,7 @@ asr_inference.py ended with, by setting k of golden.json, the best first, and `_
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,19 @@ def search(model: Any, encoded: Tensor, *, ctc_weight: float, maxlenratio: float
     return [(hyp.yseq[1:].tolist(), float(hyp.score)) for hyp in found]
 
 
+def best_text(model: Any, encoded: Tensor, **setting: Any) -> Any:
+    """The text that the search takes."""
+    return search(model, encoded, **setting)[0][0]
+
+
 def add_decoding(fixture: Fixture, key: str, model: Any, encoded: Tensor) -> None:
     """Add all that the decoder makes of one clip."""
     fixture.add(f"{key}_enc", encoded)
     for k, setting in enumerate(BEAMS):
         found = search(model, encoded, **setting)
         texts = [text for text, _ in found]
-        same = same_in_float64(
-            model, lambda s=setting: [t for t, _ in search(model, encoded, **s)][:1], texts[:1]
-        )
-        assert same, f"{key}: rounding decides setting {k}"
+        again = partial(best_text, model, encoded, **setting)
+        assert same_in_float64(model, again, texts[0]), f"{key}: rounding decides setting {k}"
         print(key, k, "texts of", [len(text) for text in texts][:8])
         # The end stays where the original puts it: a second one where the search ran out of frames.
         fixture.add(f"{key}_beam_{k}", padded_tokens(texts[:N_BEST]))
