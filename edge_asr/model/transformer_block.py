@@ -21,7 +21,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.attention = attention_from_config(config)
         self.attention_out_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.feed_forward = FeedForward(config)  # it begins with a LayerNorm
+        self.feed_forward_out = FeedForward(config)  # as INT8 groups know it; begins with a LayerNorm
         self.final_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -29,4 +29,4 @@ class TransformerBlock(nn.Module):
         """See `RelPosAttention.forward` for the arguments."""
         attended = self.attention(self.attention_norm(x), bias, positions, valid)
         x = self.attention_out_norm(x + self.dropout(attended))
-        return cast(Tensor, self.final_norm(x + self.feed_forward(x)))
+        return cast(Tensor, self.final_norm(x + self.feed_forward_out(x)))

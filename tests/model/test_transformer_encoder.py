@@ -36,8 +36,8 @@ def test_it_is_what_its_definition_says() -> None:
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         return F.layer_norm(x, (16,), *part(name))
 
-    x = F.gelu(F.conv1d(features.mT, *part("encoder.subsampling.first"), padding=1))
-    x = F.gelu(F.conv1d(x, *part("encoder.subsampling.second"), stride=2, padding=1)).mT[0]
+    x = F.gelu(F.conv1d(features.mT, *part("encoder.subsampling.widen"), padding=1))
+    x = F.gelu(F.conv1d(x, *part("encoder.subsampling.halve"), stride=2, padding=1)).mT[0]
     assert x.shape == (16, 16)
     for frame in range(16):
         for pair in range(8):
@@ -54,8 +54,10 @@ def test_it_is_what_its_definition_says() -> None:
             heads.append(scores @ value[:, head])
         attended = F.linear(torch.cat(heads, dim=-1), *part(f"{layer}.attention.out"))
         x = norm(x + attended, f"{layer}.attention_out_norm")
-        inner = F.gelu(F.linear(norm(x, f"{layer}.feed_forward.norm"), *part(f"{layer}.feed_forward.expand")))
-        x = norm(x + F.linear(inner, *part(f"{layer}.feed_forward.project")), f"{layer}.final_norm")
+        inner = F.gelu(
+            F.linear(norm(x, f"{layer}.feed_forward_out.norm"), *part(f"{layer}.feed_forward_out.expand"))
+        )
+        x = norm(x + F.linear(inner, *part(f"{layer}.feed_forward_out.project")), f"{layer}.final_norm")
     encoded, lens = model.encode(features, torch.tensor([31]))
     assert lens.tolist() == [16]
     # Positions are computed in float32.

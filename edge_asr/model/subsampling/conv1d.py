@@ -12,12 +12,12 @@ class Conv1dSubsampling(nn.Module):
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
-        self.first = nn.Conv1d(config.n_mels, config.d_model, 3, padding=1)
-        self.second = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
+        self.widen = nn.Conv1d(config.n_mels, config.d_model, 3, padding=1)
+        self.halve = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
 
     def forward(self, features: Tensor, lens: Tensor) -> Tensor:
         """See `ConvSubsampling.forward`."""
-        x = F.gelu(self.first(features.transpose(1, 2)))  # (B, D, T)
+        x = F.gelu(self.widen(features.transpose(1, 2)))  # (B, D, T)
         # Behind the end of a row the second convolution must find zeros, as it does in the row alone.
         x = x * valid_frames(lens, features.shape[1])[:, None, :].to(x.dtype)
-        return F.gelu(self.second(x)).transpose(1, 2)
+        return F.gelu(self.halve(x)).transpose(1, 2)
