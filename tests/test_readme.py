@@ -50,7 +50,7 @@ OTHERS = {
 }
 #: Commands that need a microphone, minutes or more speech than a sample; tested elsewhere.
 NOT_RUN = {"train", "listen", "serve", "build", "quantize", "bench"}
-NOT_RUN_WITH = {"--engine", "--calibration", "--lookahead-ms", "--left-context-ms"}
+NOT_RUN_WITH = {"--engine", "--calibration", "--lookahead-ms", "--left-context-ms", "--ray"}
 
 
 def blocks(*languages: str, pages: Sequence[Path] = PAGES) -> list[str]:
