@@ -14,17 +14,22 @@ from typing import Any
 import edge_asr
 from edge_asr.atomic import check_target, replacing_folder
 from edge_asr.bundle.folder import BUNDLE_FOLDER, EMBEDDED_MODELS, Bundle
+from edge_asr.bundle.manifest import AttentionDecoderInfo
 from edge_asr.bundle.names import (
     CPU_GRAPH_NAME,
+    DECODER_INT8_NAME,
     MODEL_FILES,
     PLOT_NAME,
+    RIGHT_DECODER_INT8_NAME,
     STREAM_CPU_GRAPH_NAME,
     STREAM_INT8_NAME,
 )
 from edge_asr.bundle.writer import write_manifest
+from edge_asr.calibration.decoders import Int8Decoder, make_int8_decoder
 from edge_asr.calibration.int8 import Int8Options, Int8Result, choose_calibration_set
 from edge_asr.calibration.proof import Int8Graph, make_int8
 from edge_asr.errors import BundleError, GateError, require
+from edge_asr.graph.decoder import load_directions
 from edge_asr.graph.weights import load_float32
 from edge_asr.proof.cases import CasePlan, build_cases
 from edge_asr.proof.clips import find_clips, load_clips
@@ -33,6 +38,7 @@ from edge_asr.proof.inputs import ProofInputs
 from edge_asr.proof.report import file_sizes, read_report, step_to_dict, write_report
 from edge_asr.proof.self_test import add_self_test
 from edge_asr.proof.stages import StageProgress, Stages
+from edge_asr.runtime.decoding.attention.rescoring import ScoreWeights
 
 
 def quantize_bundle(
@@ -98,20 +104,34 @@ def quantize_bundle(
         graphs.append(make_int8(model, options, inputs, stages, calibration=speech, stream=stream.geometry))
     failure = graphs[-1].failure
     if failure is None:
+        decoder = None
+        if source.info.decoder is not None:
+            weights = ScoreWeights(ctc=source.decoder.ctc_weight, reverse=source.decoder.reverse_weight)
+            encoder = load_float32(source.artifact_path("fp32"))
+            directions = load_directions(source)
+            decoder = make_int8_decoder(directions, encoder, weights, options, speech, inputs, stages)
         with replacing_folder(target, BUNDLE_FOLDER, force=force or in_place) as folder:
-            _write(folder, source, graphs, verified=source.info.verified)
+            _write(folder, source, graphs, decoder, verified=source.info.verified)
         return Bundle.load(target), graphs[0].result
     if keep_failed is None:
         raise GateError(f"{failure}; nothing was written")
     with replacing_folder(Path(keep_failed), BUNDLE_FOLDER, force=force) as folder:
-        _write(folder, source, graphs, verified=False)
+        _write(folder, source, graphs, None, verified=False)
     raise GateError(f"{failure}; kept in {keep_failed}")
 
 
-def _write(folder: Path, source: Bundle, graphs: Sequence[Int8Graph], *, verified: bool) -> None:
+def _write(
+    folder: Path,
+    source: Bundle,
+    graphs: Sequence[Int8Graph],
+    decoder: Int8Decoder | None,
+    *,
+    verified: bool,
+) -> None:
     """Write the files of the old folder, engines too, with new INT8 models and what belongs to them."""
     stale = [MODEL_FILES["int8"], CPU_GRAPH_NAME, PLOT_NAME]
     stale += ["model.int8.plan", "model.int8.json", "layers.int8.json"]
+    stale += [DECODER_INT8_NAME, RIGHT_DECODER_INT8_NAME]
     streaming = source.info.streaming
     offline, stream = graphs[0], graphs[1] if len(graphs) > 1 else None
     if stream is not None:
@@ -126,6 +146,7 @@ def _write(folder: Path, source: Bundle, graphs: Sequence[Int8Graph], *, verifie
         source.info,
         artifacts=(*(a for a in source.info.artifacts if a.precision != "int8"), artifact),
         streaming=streaming,
+        decoder=_with_int8(folder, source.info.decoder, decoder),
         verification={**verification, "steps": steps},
         verified=verified,
         self_test=None,
@@ -139,7 +160,23 @@ def _write(folder: Path, source: Bundle, graphs: Sequence[Int8Graph], *, verifie
     report["sizes_bytes"] = file_sizes(folder)
     for graph in graphs:
         report["int8_stream" if graph.is_stream else "int8"] = graph.result.to_dict()
+    if decoder is not None:
+        report["int8_decoder"] = decoder.to_dict()
     write_report(folder, report)
+
+
+def _with_int8(
+    folder: Path, info: AttentionDecoderInfo | None, decoder: Int8Decoder | None
+) -> AttentionDecoderInfo | None:
+    """Write a new INT8 decoder in the place of an earlier one; return the record."""
+    if info is None:
+        return None
+    left, right = (
+        None if one is None else dataclasses.replace(one, int8=None) for one in (info.left, info.right)
+    )
+    assert left is not None
+    info = dataclasses.replace(info, left=left, right=right)
+    return info if decoder is None else decoder.write(folder, info)
 
 
 def _other_steps(record: Mapping[str, Any], graphs: Sequence[Int8Graph]) -> list[Any]:

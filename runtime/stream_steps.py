@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
+from edge_asr.bundle.names import ENCODED_NAME, STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend, count_usable_cores
 from edge_asr.runtime.step_batching import Arrays
 from edge_asr.stream_geometry import StreamingGeometry
@@ -30,12 +30,14 @@ class StreamSteps(Protocol):
         runtime: what runs it, for people.
         n_places: runs that may go on at the same time.
         max_rows: streams that a run takes at most.
+        gives_encoded: whether a run also gives frames of the encoder, behind the caches.
     """
 
     precision: str
     runtime: str
     n_places: int
     max_rows: int
+    gives_encoded: bool
 
     def initial_caches(self, batch: int) -> Arrays:
         """Return the caches of new streams."""
@@ -48,7 +50,8 @@ class StreamSteps(Protocol):
             inputs: windows [B, n_mels, T], their valid frames [B], and the caches.
 
         Returns:
-            Log-probs [B, chunk, V], how many are valid [B], and the next caches; those given are unchanged.
+            Log-probs [B, chunk, V], how many are valid [B], the next caches and, if it gives them, frames of
+            the encoder [B, chunk, D]; the arrays given are unchanged.
 
         Raises:
             BackendError: the run failed.
@@ -76,6 +79,8 @@ class HostSteps:
         self.precision = backend.precision
         self.runtime = f"{backend.name} ({getattr(backend, 'runtime', 'onnxruntime')})"
         self.n_places = max(1, count_usable_cores() // (backend.num_threads or 1))
+        self.gives_encoded = ENCODED_NAME in backend.output_names
+        self._outputs = (*STREAM_OUTPUTS, ENCODED_NAME) if self.gives_encoded else STREAM_OUTPUTS
 
     def initial_caches(self, batch: int) -> Arrays:
         """See `StreamSteps`."""
@@ -83,7 +88,7 @@ class HostSteps:
 
     def run(self, inputs: Arrays) -> Arrays:
         """See `StreamSteps`."""
-        return tuple(self._backend.run(STREAM_OUTPUTS, dict(zip(STREAM_INPUTS, inputs, strict=True))))
+        return tuple(self._backend.run(self._outputs, dict(zip(STREAM_INPUTS, inputs, strict=True))))
 
     def warm_up(self, n_streams: int) -> None:
         """See `StreamSteps`."""
@@ -105,6 +110,7 @@ class BoundSteps(HostSteps):
     def __init__(self, backend: OnnxRuntimeBackend, geometry: StreamingGeometry) -> None:
         super().__init__(backend, geometry)
         self.n_places = 1
+        self.gives_encoded = False
 
     def initial_caches(self, batch: int) -> Arrays:
         """See `StreamSteps`."""

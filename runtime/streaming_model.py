@@ -24,6 +24,7 @@ from edge_asr.bundle.folder import DEFAULT_MODEL, Bundle
 from edge_asr.bundle.manifest import PRECISIONS
 from edge_asr.errors import AudioError, BackendError, EngineError
 from edge_asr.runtime.backends import ENGINE_PRECISIONS, check_log_probs
+from edge_asr.runtime.decoding.decoder import Emissions
 from edge_asr.runtime.onnxruntime_backend import OnnxRuntimeBackend, open_artifact
 from edge_asr.runtime.step_batching import Arrays, StepBatcher
 from edge_asr.runtime.stream_steps import BoundSteps, HostSteps, StreamSteps
@@ -79,6 +80,9 @@ class StreamingModel:
         steps: runs the graph; closed with this. An onnxruntime backend keeps the caches on its device.
         geometry: the geometry that it was exported with.
         n_mels, vocab_size: bands of the features, and outputs, the blank included.
+
+    Attributes:
+        gives_encoded: whether it also gives what an attention decoder attends to.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class StreamingModel:
         self._steps: StreamSteps = steps
         self.precision = steps.precision
         self.execution = f"{steps.precision} stream on {steps.runtime}"
+        self.gives_encoded = steps.gives_encoded
         self._run = StepBatcher(steps.run, n_places=steps.n_places, max_rows=steps.max_rows)
 
     @classmethod
@@ -155,6 +160,10 @@ class StreamingModel:
             AudioError: the shape is not [t, n_mels], or the stream was flushed.
             BackendError: the run failed.
         """
+        return self.push_features(state, features).log_probs
+
+    def push_features(self, state: StreamState, features: F32Array) -> Emissions:
+        """Take features as `push`, and return the frames of the encoder too, if the graph gives them."""
         self._check_open(state)
         if features.ndim != 2 or features.shape[1] != self.n_mels:
             raise AudioError(f"features have the shape {list(features.shape)}; give [frames, {self.n_mels}]")
@@ -174,6 +183,10 @@ class StreamingModel:
             AudioError: the stream was flushed before.
             BackendError: the run failed.
         """
+        return self.finish(state).log_probs
+
+    def finish(self, state: StreamState) -> Emissions:
+        """End the stream as `flush`, and return the frames of the encoder too, if the graph gives them."""
         self._check_open(state)
         state.flushed = True
         outputs = []
@@ -222,24 +235,32 @@ class StreamingModel:
         Raises:
             BackendError: the run failed.
         """
+        emissions, n_valid, following = self._run_window(features, feature_lens, caches)
+        return emissions.log_probs, n_valid, following
+
+    def _run_window(
+        self, features: F32Array, feature_lens: I64Array, caches: Arrays
+    ) -> tuple[Emissions, I64Array, Arrays]:
+        """Run the graph as `run_step`; with the frames of the encoder [B, chunk, D] if it gives them."""
         inputs = (np.ascontiguousarray(features.transpose(0, 2, 1)), feature_lens, *caches)
         log_probs, n_valid, *following = self._run(inputs)
         shape = (len(features), self.geometry.chunk_frames, self.vocab_size)
         check_log_probs(log_probs, shape, n_valid.tolist())
-        return log_probs, n_valid, tuple(following)
+        encoded = following.pop() if self.gives_encoded else None
+        return Emissions(log_probs, encoded), n_valid, tuple(following)
 
     def close(self) -> None:
         """Give memory and devices back. May be called twice."""
         self._steps.close()
 
-    def _advance(self, state: StreamState) -> F32Array:
+    def _advance(self, state: StreamState) -> Emissions:
         """Run the next step on the available part of its window."""
         start, stop = self.geometry.window(state.step)
         n_there = min(stop, state.n_features) - start
         window = np.zeros((1, stop - start, self.n_mels), np.float32)
         first = start - state.first_feature
         window[0, :n_there] = state.features[first : first + n_there]
-        log_probs, n_valid, state.caches = self.run_step(window, np.array([n_there]), state.caches)
+        emissions, n_valid, state.caches = self._run_window(window, np.array([n_there]), state.caches)
         n_new = int(n_valid[0])
         if n_new < 1:
             raise BackendError(
@@ -251,16 +272,17 @@ class StreamingModel:
         following = min(self.geometry.window(state.step)[0], state.n_features)
         state.features = state.features[following - state.first_feature :]
         state.first_feature = following
-        frames: F32Array = log_probs[0, :n_new]
-        return frames
+        encoded = None if emissions.encoded is None else emissions.encoded[0, :n_new]
+        return Emissions(emissions.log_probs[0, :n_new], encoded)
 
     @staticmethod
     def _check_open(state: StreamState) -> None:
         if state.flushed:
             raise AudioError("this stream was flushed; make a new one with start()")
 
-    def _join(self, outputs: list[F32Array]) -> F32Array:
-        return np.concatenate(outputs) if outputs else np.zeros((0, self.vocab_size), np.float32)
+    def _join(self, outputs: list[Emissions]) -> Emissions:
+        nothing = np.zeros((0, self.vocab_size), np.float32)
+        return Emissions.join(outputs) if outputs else Emissions(nothing, nothing)
 
 
 def choose_stream_device(bundle: Bundle, backend: str) -> str:

@@ -269,6 +269,8 @@ def _print_tables(description: Mapping[str, Any]) -> None:
             continue
         if key == "streaming" and value and "geometry" in value:
             value = value["geometry"]  # the artifact has its row below
+        if key == "decoder" and value and "left" in value:
+            value = {name: item for name, item in value.items() if name not in ("left", "right")}
         main.add_row(key, _cell(_text(key, value)))
     main.add_row("tokens", _cell(" ".join(description["tokens"])))
     console.print(main)
@@ -286,7 +288,10 @@ def _print_tables(description: Mapping[str, Any]) -> None:
             artifacts.add_column(column)
         streaming = description.get("streaming")
         streams = [streaming[key] for key in ("artifact", "int8") if streaming[key]] if streaming else []
-        for entry in (*description["artifacts"], *streams):
+        decoder = description.get("decoder") or {}
+        sides = [decoder[side] for side in ("left", "right") if decoder.get(side)]
+        steps = [one[key] for one in sides for key in ("cross", "steps", "int8") if one[key]]
+        for entry in (*description["artifacts"], *streams, *steps):
             row = {**entry, "size": _text("size_bytes", entry["size_bytes"])}
             row["sha256"] = entry["sha256"][:8]
             artifacts.add_row(*(_cell(str(row[column])) for column in _ARTIFACT_COLUMNS))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edge_asr.bundle.folder import Bundle
 from edge_asr.graph.session import open_graph
 from edge_asr.runtime.decoding.attention.network import OnnxDecoder
 
@@ -44,3 +45,26 @@ class DirectionGraphs:
         ):
             ids = {"n_tokens": self.n_tokens, "sos_id": self.sos_id, "eos_id": self.eos_id}
             yield OnnxDecoder(cross, steps, self.state, **ids)
+
+
+def load_directions(bundle: Bundle) -> tuple[DirectionGraphs, ...]:
+    """Load the float32 graphs of a bundle's decoder: from left to right and, if there is one, the other.
+
+    Raises:
+        BundleError: the bundle has no decoder.
+    """
+    import onnx
+
+    info = bundle.decoder
+    return tuple(
+        DirectionGraphs(
+            cross=onnx.load(bundle.path / one.cross.file),
+            steps=onnx.load(bundle.path / one.steps.file),
+            state=one.state,
+            n_tokens=info.n_tokens,
+            sos_id=info.sos_id,
+            eos_id=info.eos_id,
+        )
+        for one in (info.left, info.right)
+        if one is not None
+    )

@@ -82,6 +82,13 @@ class StreamingStep(nn.Module):
             float32 (B, chunk_frames, vocab_size); int64 (B,) valid ones; the next state, further by those. A
             row without a valid frame keeps its state.
         """
+        encoded, n_valid, following = self.encode(features, lens, state)
+        return self.acoustic_model.head(encoded), n_valid, following
+
+    def encode(
+        self, features: Tensor, lens: Tensor, state: StreamCaches
+    ) -> tuple[Tensor, Tensor, StreamCaches]:
+        """Run a step of the encoder alone: as `forward`, but float32 (B, chunk_frames, d_model)."""
         geometry, encoder = self.geometry, self.acoustic_model.encoder
         n_new = geometry.chunk_frames + geometry.ahead_frames
         x, n_valid = self._subsample(features, lens, n_new)
@@ -100,11 +107,11 @@ class StreamingStep(nn.Module):
         if encoder.output_norm is not None:
             x = encoder.output_norm(x)
         x = x.reshape(-1, n_new, x.shape[1])
-        log_probs = self.acoustic_model.head(x[:, : geometry.chunk_frames])
         n_valid = n_valid.clamp(max=geometry.chunk_frames)
         n_heard = state.channel_len + n_valid
         n_heard = n_heard if self.counts_on else n_heard.clamp(max=geometry.left_frames)
-        return log_probs, n_valid, self._join_state(memories, caches, n_valid, n_heard)
+        following = self._join_state(memories, caches, n_valid, n_heard)
+        return x[:, : geometry.chunk_frames], n_valid, following
 
     def _split_state(self, state: StreamCaches) -> tuple[list[Tensor], list[Tensor]]:
         """The state as `ConformerBlock.stream` takes it: memories and caches by layer."""

@@ -98,7 +98,7 @@ class Recognizers:
             EdgeAsrError: as `get`.
         """
         if self._is_streaming:
-            base, decoder = self.base, self.get(options, "partial").for_partials().new_decoder()
+            base, decoder = self.base, self.get(options, "partial").new_decoder()
             return StreamingDecoder(base.streaming_model(), base.features, base.vocabulary, decoder)
         return WindowedDecoder(self.get(options, "partial").for_partials(), window_s)
 

@@ -21,10 +21,12 @@ from edge_asr.graph.session import open_graph
 from edge_asr.proof.cases import ProofCase
 from edge_asr.proof.compare import LogProbs, Outputs, ProofStep, RoundingBar, run_cases
 from edge_asr.proof.inputs import FLOAT32_NAME, ProofInputs
+from edge_asr.proof.streams import STREAMED_NAME
 from edge_asr.proof.truth import Truth, compare_to_truth, run_truth
 from edge_asr.runtime.backends import EncodingBackend
 from edge_asr.runtime.decoding.attention.network import DecoderNetwork, select_beams
 from edge_asr.runtime.decoding.greedy import greedy_decode
+from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -69,12 +71,32 @@ def prove_encoder(model: ConformerCTC, graph: onnx.ModelProto, inputs: ProofInpu
         GateError: the encoder itself failed.
     """
     cases = [case for case in inputs.cases if case.family in _ENCODER_FAMILIES]
-    truth = run_truth(_encoder_of(model), cases, inputs.output_frames, name="PyTorch encoder")
     with open_graph(graph) as backend:
         outputs = run_cases(_Encoder(backend), cases, inputs.output_frames)
-    return compare_to_truth(
-        truth, outputs, cases, _numbers(model.config.d_model), name=f"{FLOAT32_NAME} encoder", bar=_BAR
-    )
+    return _compare_encoders(model, "PyTorch", outputs, FLOAT32_NAME, cases)
+
+
+def prove_streamed_encoder(
+    model: ConformerCTC, stream: StreamingModel, cases: Sequence[ProofCase]
+) -> ProofStep:
+    """Compare what a streaming graph gives a decoder with the offline encoder of the same context.
+
+    Args:
+        model: with the context of the stream; it becomes float64.
+        stream: the graph, which gets each clip whole.
+        cases: from `stream_cases`; those of several rows are left out.
+    """
+    cases = [case for case in cases if len(case.features) == 1]
+    outputs = run_cases(_StreamedEncoder(stream), cases, model.config.output_frames)
+    return _compare_encoders(model, "PyTorch with the stream's context", outputs, STREAMED_NAME, cases)
+
+
+def _compare_encoders(
+    model: ConformerCTC, name: str, outputs: Outputs, graph_name: str, cases: Sequence[ProofCase]
+) -> ProofStep:
+    frames, width = model.config.output_frames, model.config.d_model
+    truth = run_truth(_encoder_of(model.float()), cases, frames, name=f"{name} encoder")
+    return compare_to_truth(truth, outputs, cases, _numbers(width), name=f"{graph_name} encoder", bar=_BAR)
 
 
 def prove_direction(
@@ -197,6 +219,21 @@ class _Encoder:
     def log_probs(self, features: F32Array, feature_lens: I64Array) -> LogProbs:
         """See `LogProbModel`."""
         return self._backend.encode(features, feature_lens)[1]
+
+
+class _StreamedEncoder:
+    """What a streaming graph gives a decoder of a clip, as a `LogProbModel` of one row."""
+
+    def __init__(self, stream: StreamingModel) -> None:
+        self._stream = stream
+
+    def log_probs(self, features: F32Array, feature_lens: I64Array) -> LogProbs:
+        """See `LogProbModel`."""
+        state = self._stream.start()
+        pushed = self._stream.push_features(state, features[0, : int(feature_lens[0])])
+        parts = [one for one in (pushed, self._stream.finish(state)) if len(one)]
+        frames = [one.encoded for one in parts if one.encoded is not None]
+        return np.concatenate(frames)[None] if frames else np.zeros((1, 0, 1), np.float32)
 
 
 def _encoder_of(model: ConformerCTC) -> torch.nn.Module:

@@ -1,7 +1,8 @@
 """The streaming step as one ONNX graph: a fixed chunk, a dynamic batch, states in and out.
 
 Names, order and layout are those of NeMo's cache-aware export, which sherpa-onnx's online recognizer feeds
-(edge_asr.stream_geometry, docs/streaming.md). Time is dynamic too, from the shortest window to the longest,
+(edge_asr.stream_geometry, docs/streaming.md). Behind them, the graph of a model with an attention decoder
+gives what that attends to. Time is dynamic too, from the shortest window to the longest,
 because less precedes the first windows of a clip. The graph is simplified and checked like the offline graph.
 
 Sources: NeMo, nemo/collections/asr/modules/conformer_encoder.py (`forward_for_export`); sherpa-onnx,
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
+from edge_asr.bundle.names import ENCODED_NAME, STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.errors import GateError, require
 from edge_asr.export.onnx_export import DEFAULT_OPSET, export_module
 from edge_asr.export.optimize import simplify_and_compare
@@ -88,14 +89,18 @@ def export_stream(step: StreamingStep, *, opset: int = DEFAULT_OPSET) -> onnx.Mo
         _plain_tensors(step),
         (features, lengths, *state),
         input_names=STREAM_INPUTS,
-        output_names=STREAM_OUTPUTS,
+        output_names=_output_names(step.acoustic_model),
         dynamic_shapes=shapes,
         opset=opset,
     )
 
 
+def _output_names(model: ConformerCTC) -> tuple[str, ...]:
+    return STREAM_OUTPUTS if model.decoder is None else (*STREAM_OUTPUTS, ENCODED_NAME)
+
+
 def _plain_tensors(step: StreamingStep) -> Any:
-    """Wrap the step: features [B, F, T], and the state as three arguments and three results."""
+    """Wrap the step: features [B, F, T], the state as three arguments and results, encoder frames last."""
     import torch
 
     from edge_asr.model.streaming import StreamCaches, StreamingStep  # imports torch
@@ -110,8 +115,9 @@ def _plain_tensors(step: StreamingStep) -> Any:
             cache_last_channel_len: torch.Tensor,
         ) -> tuple[torch.Tensor, ...]:
             state = StreamCaches(cache_last_channel, cache_last_time, cache_last_channel_len)
-            log_probs, n_valid, following = super().forward(audio_signal.transpose(1, 2), length, state)
-            return (log_probs, n_valid, *following)
+            encoded, n_valid, following = self.encode(audio_signal.transpose(1, 2), length, state)
+            outputs = (self.acoustic_model.head(encoded), n_valid, *following)
+            return outputs if self.acoustic_model.decoder is None else (*outputs, encoded)
 
     return PlainTensors(step.acoustic_model, step.geometry).eval()
 
@@ -143,7 +149,7 @@ def check_stream(model: onnx.ModelProto, geometry: StreamingGeometry) -> None:
     """
     check_model(model)
     given = [value.name for value in (*model.graph.input, *model.graph.output)]
-    if given != [*STREAM_INPUTS, *STREAM_OUTPUTS]:
+    if given not in ([*STREAM_INPUTS, *STREAM_OUTPUTS], [*STREAM_INPUTS, *STREAM_OUTPUTS, ENCODED_NAME]):
         raise GateError(
             f"the streaming graph has inputs and outputs {given}; expected NeMo's names in NeMo's order"
         )

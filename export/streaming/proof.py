@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.bundle.writer import onnx_metadata
+from edge_asr.export.decoders.proof import prove_streamed_encoder
 from edge_asr.export.float32 import FP16_WEIGHTS_TOLERANCE, StoredGraph
 from edge_asr.export.optimize import set_metadata
 from edge_asr.export.streaming.graph import check_stream, make_stream_graph, stream_metadata
@@ -174,8 +175,9 @@ def prove_stream(
     with open_stream(graph, geometry, n_mels=n_mels, vocab_size=len(vocabulary)) as stream:
         batched = run_cases(LockstepStreams(stream), cases, rule, progress=report(1))
         pushed = run_cases(PushedStream(stream), cases, rule, rows_alone=True, progress=report(2))
+        encoder = () if model.decoder is None else (prove_streamed_encoder(model, stream, cases),)
     steps = (
         compare_to_truth(truth, outputs, cases, vocabulary, name=name)
         for outputs, name in ((batched, STREAMED_NAME), (pushed, f"{STREAMED_NAME} in pieces"))
     )
-    return tuple(steps), pushed
+    return (*steps, *encoder), pushed

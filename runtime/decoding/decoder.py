@@ -9,7 +9,7 @@ What this file does not do: decode, turn frames into seconds and tokens into wor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -44,6 +44,15 @@ class Emissions:
         """Select some of the frames."""
         encoded = None if self.encoded is None else self.encoded[frames]
         return Emissions(self.log_probs[frames], encoded)
+
+    @classmethod
+    def join(cls, parts: Sequence[Emissions]) -> Emissions:
+        """Concatenate one part or more, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        encoded = [part.encoded for part in parts if part.encoded is not None]
+        log_probs = np.concatenate([part.log_probs for part in parts])
+        return cls(log_probs, np.concatenate(encoded) if len(encoded) == len(parts) else None)
 
     def copy(self) -> Emissions:
         """Copy the arrays, of which a larger one may be a part."""

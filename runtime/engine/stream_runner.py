@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from edge_asr.bundle.folder import Bundle
 from edge_asr.bundle.manifest import Precision
-from edge_asr.bundle.names import STREAM_INPUTS, STREAM_OUTPUTS
+from edge_asr.bundle.names import ENCODED_NAME, STREAM_INPUTS, STREAM_OUTPUTS
 from edge_asr.errors import BackendError, DeviceError, EngineError
 from edge_asr.runtime.engine.backend import OpenedEngine, close_on_device, translating_device_errors
 from edge_asr.runtime.engine.loaded import Lane, LoadedPlan
@@ -71,6 +71,7 @@ class EngineSteps:
     """
 
     n_places = 1
+    gives_encoded = False
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class EngineSteps:
                 self._plan = LoadedPlan(
                     opened.plan,
                     self._profiles,
-                    _tensors(geometry, n_mels),
+                    _tensors(geometry, n_mels, encoded=bundle.info.decoder is not None),
                     trt=opened.trt,
                     cuda=self._cuda,
                     shares_memory=opened.shares_memory,
@@ -243,7 +244,7 @@ class _Failing:
             raise BackendError(f"{self._what}: {error}") from error
 
 
-def _tensors(geometry: StreamingGeometry, n_mels: int) -> dict[str, TensorSpec]:
+def _tensors(geometry: StreamingGeometry, n_mels: int, *, encoded: bool) -> dict[str, TensorSpec]:
     def dims(name: str, shape: RunShape) -> Dims:
         return stream_input_dims(geometry, n_mels, shape.n_batch, shape.n_frames)[name]
 
@@ -257,6 +258,8 @@ def _tensors(geometry: StreamingGeometry, n_mels: int) -> dict[str, TensorSpec]:
             on_host=name not in (*_CACHES, *_NEXT_CACHES),
             swaps_with=partners.get(name),
         )
+    if encoded:  # the graph has that output, and nobody reads it
+        specs[ENCODED_NAME] = TensorSpec(dtypes=FLOAT, dims=None, on_host=False)
     return specs
 
 

@@ -102,7 +102,7 @@ class LiveStream:
         emit: called with each event.
 
     Raises:
-        ConfigError: finals are those of a streaming graph, and the decoder has none.
+        ConfigError: finals are those of a streaming graph, and the decoder has none, or not what it takes.
     """
 
     def __init__(
@@ -116,6 +116,11 @@ class LiveStream:
             raise ConfigError(
                 "final is 'stream', and partials are windowed or off here; use final='offline', or "
                 "partials='streaming' with a bundle that has a streaming graph"
+            )
+        if config.final == "stream" and isinstance(decoder, StreamingDecoder) and not decoder.ends_utterances:
+            raise ConfigError(
+                "final is 'stream', and the streaming graph gives no frames of its encoder here, which this "
+                "decoder needs; use final='offline', or the decoder greedy or beam"
             )
         self.config = config
         self.stats = LiveStats()

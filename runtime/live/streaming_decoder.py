@@ -19,7 +19,7 @@ from typing import Literal
 from edge_asr.audio import STREAM_SAMPLE_RATE, ResampleStream
 from edge_asr.errors import ConfigError, EngineError
 from edge_asr.feature_config import FeatureConfig
-from edge_asr.runtime.decoding.decoder import Decoder, F32Array, Hypothesis
+from edge_asr.runtime.decoding.decoder import Decoder, Emissions, EncodedDecoder, Hypothesis, feed
 from edge_asr.runtime.decoding.greedy import GreedyDecoder
 from edge_asr.runtime.features.extractor import FeatureExtractor
 from edge_asr.runtime.live.history import AudioHistory
@@ -43,7 +43,11 @@ class StreamingDecoder:
         model: the bundle's streaming model; many decoders may share it.
         features: the bundle's front end, without normalization over the clip.
         vocabulary: the bundle's vocabulary.
-        decoder: a fresh decoder, such as from `Recognizer.new_decoder`; None is greedy search.
+        decoder: a fresh decoder, such as from `Recognizer.new_decoder`; None is greedy search. Of one that
+            needs the frames of the encoder, the first pass follows the utterance, and it ends it.
+
+    Attributes:
+        ends_utterances: whether `transcript` can be asked for: not if the graph lacks what the decoder needs.
 
     Raises:
         ConfigError: the features cannot stream.
@@ -57,7 +61,12 @@ class StreamingDecoder:
         decoder: Decoder | None = None,
     ) -> None:
         self._model = model
-        self._unused_decoder = decoder or GreedyDecoder.for_vocabulary(vocabulary)
+        decoder = decoder or GreedyDecoder.for_vocabulary(vocabulary)
+        self._last_decoder = self._unused_decoder = decoder
+        self.ends_utterances = True
+        if isinstance(decoder, EncodedDecoder):
+            self._unused_decoder = decoder.first_pass()
+            self.ends_utterances = model.gives_encoded
         self._extractor = FeatureExtractor(features)
         self._vocabulary = vocabulary
         self._frame_s = model.geometry.frame_ms / 1e3
@@ -70,7 +79,7 @@ class StreamingDecoder:
         self._features = self._extractor.stream()
         self._state = self._model.start()
         self._decoder = self._unused_decoder.fork()
-        self._log_probs: list[F32Array] = []
+        self._emissions: list[Emissions] = []
         self._chunk_end = self._next_chunk_end()
 
     def follow(self, history: AudioHistory, interval: int) -> PartialHypothesis | None:
@@ -109,22 +118,24 @@ class StreamingDecoder:
         self._advance(history)
         duration_s = (end - self._start) / STREAM_SAMPLE_RATE
         n_frames = math.ceil(duration_s / self._frame_s)
-        decoder = self._unused_decoder.fork()
+        decoder = self._last_decoder.fork()
         n_left = n_frames
-        tail = [self._model.flush(self._state.fork())] if n_frames > self._state.n_frames else []
-        for log_probs in (*self._log_probs, *tail):
-            decoder.push(log_probs[:n_left])
-            n_left -= min(n_left, len(log_probs))
+        tail = [self._model.finish(self._state.fork())] if n_frames > self._state.n_frames else []
+        for emissions in (*self._emissions, *tail):
+            feed(decoder, emissions[:n_left])
+            n_left -= min(n_left, len(emissions))
         return transcript_from_hypothesis(decoder.flush(), self._vocabulary, self._frame_s, duration_s, None)
 
     def _advance(self, history: AudioHistory) -> None:
         """Run the chunks that the sound since the last call completes."""
         samples = history.read(self._heard, history.end)
         self._heard = history.end
-        log_probs = self._model.push(self._state, self._features.push(self._resampler.push(samples)))
-        if len(log_probs):
-            self._decoder.push(log_probs)
-            self._log_probs.append(log_probs)
+        features = self._features.push(self._resampler.push(samples))
+        emissions = self._model.push_features(self._state, features)
+        if len(emissions):
+            self._decoder.push(emissions.log_probs)
+            is_needed = self._last_decoder is not self._unused_decoder
+            self._emissions.append(emissions if is_needed else Emissions(emissions.log_probs))
         self._chunk_end = self._next_chunk_end()
 
     def _next_chunk_end(self) -> int:
@@ -200,5 +211,5 @@ def streaming_decoders(
         model,
         recognizer.features,
         recognizer.vocabulary,
-        recognizer.for_partials().new_decoder(),
+        recognizer.new_decoder(),
     )

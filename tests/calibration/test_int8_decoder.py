@@ -16,28 +16,13 @@ from edge_asr.bundle.writer import write_model
 from edge_asr.calibration import Budget, Int8Options, decoders
 from edge_asr.calibration.calibration_set import CalibrationSet
 from edge_asr.calibration.decoders import make_int8_decoder, quantize_steps
-from edge_asr.graph.decoder import DirectionGraphs
+from edge_asr.graph.decoder import load_directions
 from edge_asr.proof.inputs import ProofInputs
 from edge_asr.proof.int8_report import int8_decoder_line
 from edge_asr.proof.stages import Stages
 from edge_asr.runtime import Recognizer, rescoring_decoder
 from edge_asr.runtime.decoding.attention.network import OnnxDecoder
 from edge_asr.runtime.decoding.attention.rescoring import ScoreWeights
-
-
-def directions_of(bundle: Bundle) -> list[DirectionGraphs]:
-    info = bundle.decoder
-    ids = {"n_tokens": info.n_tokens, "sos_id": info.sos_id, "eos_id": info.eos_id}
-    return [
-        DirectionGraphs(
-            cross=onnx.load(bundle.path / one.cross.file),
-            steps=onnx.load(bundle.path / one.steps.file),
-            state=one.state,
-            **ids,
-        )
-        for one in (info.left, info.right)
-        if one is not None
-    ]
 
 
 @pytest.fixture
@@ -61,7 +46,7 @@ def make(joint_bundle: Path, sample_path: Path, tmp_path: Path) -> Any:
     def judge(*, has_texts: bool = True, **budget: float) -> decoders.Int8Decoder:
         nothing = CalibrationSet(clips=(), manifests=(), seed=0, minutes_asked=1.0, sample_rate=16_000)
         return make_int8_decoder(
-            directions_of(bundle),
+            load_directions(bundle),
             onnx.load(bundle.artifact_path("fp32")),
             ScoreWeights(ctc=0.3, reverse=0.3),
             Int8Options(evaluation=(manifest,) if has_texts else (), budget=Budget(**budget)),
@@ -75,7 +60,7 @@ def make(joint_bundle: Path, sample_path: Path, tmp_path: Path) -> Any:
 
 def test_int8_is_near_float32(joint_bundle: Path) -> None:
     bundle = Bundle.load(joint_bundle)
-    float32, _ = directions_of(bundle)
+    float32, _ = load_directions(bundle)
     int8 = dataclasses.replace(float32, steps=quantize_steps(float32.steps))
     assert int8.steps.ByteSize() < 0.8 * float32.steps.ByteSize()
     encoded = np.random.default_rng(0).standard_normal((30, 32)).astype(np.float32)

@@ -118,11 +118,7 @@ class SegmentDecoder:
         return copy.copy(self)
 
     def _join(self) -> Emissions:
-        if len(self._waiting) == 1:
-            return self._waiting[0]
-        log_probs = np.concatenate([one.log_probs for one in self._waiting])
-        encoded = np.concatenate([one.encoded for one in self._waiting if one.encoded is not None])
-        self._waiting = (Emissions(log_probs, encoded),)
+        self._waiting = (Emissions.join(self._waiting),)
         return self._waiting[0]
 
     def _decode(self, segment: Emissions) -> Hypothesis:
