@@ -264,14 +264,19 @@ def _save_joint_checkpoint(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def joint_bundle(joint_checkpoint: Path, sample_path: Path, made_once: MadeOnce) -> Path:
-    """`joint_checkpoint`, exported once a test run."""
-    from edge_asr.export import CasePlan, export_bundle
+    """`joint_checkpoint`, exported once a test run, with chunks of 320 ms and 640 ms to their left."""
+    from edge_asr.export import CasePlan, StreamingOptions, export_bundle
 
-    plan = CasePlan(random_lengths=1, max_random_s=2.0, max_batch=2)
-    return made_once(
-        "joint-bundle",
-        lambda folder: export_bundle(joint_checkpoint, folder, clips=[sample_path], plan=plan),
-    )
+    def make(folder: Path) -> None:
+        export_bundle(
+            joint_checkpoint,
+            folder,
+            streaming=StreamingOptions(chunk_ms=320, left_context_ms=640),
+            clips=[sample_path],
+            plan=CasePlan(random_lengths=1, max_random_s=2.0, max_batch=2),
+        )
+
+    return made_once("joint-bundle", make)
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,7 @@ def test_the_bundle_describes_and_proves_its_decoder(joint_bundle: Path) -> None
         assert f"## PyTorch {name} -> ONNX {name}: passed" in report
         assert f"## PyTorch {name} -> ONNX {name}, step by step: passed" in report
     assert "## PyTorch encoder -> ONNX simplified encoder: passed" in report
+    assert "encoder -> streaming ONNX encoder: passed" in report
 
 
 def test_a_decoder_of_other_weights_fails_the_proof(joint_bundle: Path, joint_checkpoint: Path) -> None:

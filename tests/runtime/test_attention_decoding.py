@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,9 @@ from fake_attention import FakeAttentionNetwork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_asr.audio import STREAM_SAMPLE_RATE, read_audio
 from edge_asr.errors import ConfigError
+from edge_asr.runtime import Recognizer, rescoring_decoder, streaming_decoders
 from edge_asr.runtime.decoding.attention.ctc_prefix import CtcPrefixScorer
 from edge_asr.runtime.decoding.attention.rescoring import RescoringDecoder, ScoreWeights, score_texts
 from edge_asr.runtime.decoding.attention.search import (
@@ -28,8 +31,13 @@ from edge_asr.runtime.decoding.attention.search import (
 )
 from edge_asr.runtime.decoding.attention.segments import SegmentDecoder, find_pause
 from edge_asr.runtime.decoding.beam import BeamDecoder
-from edge_asr.runtime.decoding.decoder import EncodedDecoder
+from edge_asr.runtime.decoding.decoder import Emissions, EncodedDecoder, feed
 from edge_asr.runtime.decoding.greedy import GreedyDecoder
+from edge_asr.runtime.features.extractor import FeatureExtractor
+from edge_asr.runtime.live.history import AudioHistory
+from edge_asr.runtime.live.partials import WindowedDecoder
+from edge_asr.runtime.live.recognizer import _make_partial_decoder
+from edge_asr.runtime.live.stream import LiveConfig, LiveStream
 
 F32Array = npt.NDArray[np.float32]
 V, D, BLANK, BOUNDARY = 6, 5, 5, 0  # the decoder's end is one more token, 6
@@ -361,3 +369,38 @@ def test_words_of_two_segments_stay_apart() -> None:
         decoder.push_encoded(log_probs, encoded_of(log_probs))
     assert whole.flush().tokens.ids.tolist() == [1, 2, 3, 4]
     assert cut.flush().tokens.ids.tolist() == [1, 2, BOUNDARY, 3, 4]
+
+
+# --- live ---
+
+
+def test_finals_of_a_stream_are_rescored_and_partials_are_not(joint_bundle: Path, sample_path: Path) -> None:
+    waveform = read_audio(sample_path, STREAM_SAMPLE_RATE)[: 3 * STREAM_SAMPLE_RATE]
+    decoder = rescoring_decoder(ctc_weight=0.0, reverse_weight=0.0)
+    with Recognizer.load(joint_bundle, decoder=decoder, num_threads=1) as recognizer:
+        make = streaming_decoders(recognizer, "streaming")
+        assert make is not None
+        live = make()
+        history = AudioHistory()
+        history.append(waveform)
+        live.begin(0)
+        model = recognizer.streaming_model()
+        features = FeatureExtractor(recognizer.features).stream().push(waveform)
+        state = model.start()
+        heard = Emissions.join([model.push_features(state, features), model.finish(state)])
+        partial, final = recognizer.for_partials().new_decoder(), recognizer.new_decoder()
+        feed(partial, heard)
+        feed(final, heard[: round(3000 / model.geometry.frame_ms)])  # what has begun by the end of the sound
+        ids = {name: d.flush().tokens.ids.tolist() for name, d in (("partial", partial), ("final", final))}
+        assert [token.id for token in live.decode(history).tokens] == ids["partial"]
+        assert [token.id for token in live.transcript(history, history.end).tokens] == ids["final"]
+        assert isinstance(partial, BeamDecoder)
+        assert isinstance(final, RescoringDecoder)
+        windowed = _make_partial_decoder(recognizer, "windowed", 8.0)
+        assert isinstance(windowed, WindowedDecoder)
+        assert isinstance(windowed._transcriber, Recognizer)
+        assert isinstance(windowed._transcriber.new_decoder(), BeamDecoder)
+        model.gives_encoded = False
+        with pytest.raises(ConfigError, match="gives no frames of its encoder here"):
+            LiveStream(recognizer, make(), LiveConfig(final="stream"), lambda event: None)
+        LiveStream(recognizer, make(), LiveConfig(final="offline"), lambda event: None)
