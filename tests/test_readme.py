@@ -51,6 +51,8 @@ OTHERS = {
 #: Commands that need a microphone, minutes or more speech than a sample; tested elsewhere.
 NOT_RUN = {"train", "listen", "serve", "build", "quantize", "bench"}
 NOT_RUN_WITH = {"--engine", "--calibration", "--lookahead-ms", "--left-context-ms", "--ray"}
+#: Decoders that tiny-en has not; tests/cli/test_rescoring.py runs them.
+NOT_RUN_WITH |= {"rescoring", "attention"}
 
 
 def blocks(*languages: str, pages: Sequence[Path] = PAGES) -> list[str]:
@@ -229,9 +231,9 @@ def imports(code: str) -> list[tuple[str, str]]:
 
 
 def python_runs_here(code: str) -> bool:
-    """Whether a block needs neither a microphone nor a bundle with a streaming graph."""
+    """Whether a block needs neither a microphone nor a bundle with a streaming graph or a decoder."""
     names = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
-    return not names & {"MicrophoneSource", "StreamingModel"}
+    return not names & {"MicrophoneSource", "StreamingModel", "rescoring_decoder", "attention_decoder"}
 
 
 @pytest.mark.parametrize("code", blocks("python"))
