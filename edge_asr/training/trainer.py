@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -127,9 +128,10 @@ class Trainer:
         Raises:
             TrainingError: it diverged (`check_divergence`); the last good state stays.
         """
-        previous = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        # Other threads may not catch signals; Ray Train calls from one.
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        previous = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             return self._fit()
         finally:

@@ -106,7 +106,7 @@ def listening_addresses(pids: dict[int, str]) -> set[str]:
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + ENOUGH_S
     while not condition():
-        assert process.poll() is None, "the run ended first"
+        assert process.poll() is None, f"the run ended first: {process.communicate()[0][-2000:]}"
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.1)
 

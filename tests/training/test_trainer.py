@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,12 @@ def test_stops_by_file_signal_and_clock(
     assert train(by_signal, quiet=True)["step"] == 3
     assert (tmp_path / "signal" / "state" / "step_00000003" / "state.json").is_file()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_it_trains_in_a_thread_that_may_not_catch_signals(make_config: MakeConfig) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        config = make_config(optim={"max_steps": 1})
+        assert threads.submit(train, config, quiet=True).result(timeout=600)["step"] == 1
 
 
 def test_gradients_that_are_not_finite_are_skipped(
