@@ -73,7 +73,7 @@ def ray_session(address: str, *, num_cpus: int | None = None) -> Iterator[Module
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
                 break
             except Exception as error:  # Ray raises no narrower one
-                reason = " ".join(str(error).split())[:300]
+                reason = " ".join(str(error).split())[:300].rstrip(".")
                 _log.info("Ray did not start: %s", reason)
                 ray.shutdown()
                 if address != LOCAL:
