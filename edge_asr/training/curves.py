@@ -136,7 +136,7 @@ def _draw(draw: Callable[[Sequence[Any]], None], output: Path) -> None:
     panels[0].set(ylabel="loss per token", title="loss; dev with markers")
     panels[0].set_yscale("log")
     panels[1].set(ylabel="WER, %", title="dev WER; dashed: attention decoder")
-    panels[1].set_ylim(0, 105)
+    panels[1].set_ylim(bottom=0)
     panels[2].set(ylabel="similarity", title="dev; - Damerau-Levenshtein, -- Jaccard, : cosine")
     panels[2].set_ylim(0, 1.02)
     for panel in panels:
