@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from edge_asr.checkpoints import Checkpoint
 
-DEFAULT_CTC_WEIGHT = 0.3
+DEFAULT_CTC_WEIGHT = 0.5
+"""More suits a weak decoder, less a strong one (docs/results)."""
 DEFAULT_REVERSE_WEIGHT = 0.3
 """WeNet's recipes of U2++."""
 

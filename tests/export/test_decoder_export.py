@@ -82,7 +82,7 @@ def test_the_bundle_describes_and_proves_its_decoder(joint_bundle: Path) -> None
     bundle = Bundle.load(joint_bundle)
     info = bundle.decoder
     assert (info.kind, info.n_tokens, info.sos_id, info.eos_id) == ("transformer", 30, 29, 29)
-    assert (info.ctc_weight, info.reverse_weight) == (0.3, 0.3)
+    assert (info.ctc_weight, info.reverse_weight) == (0.5, 0.3)
     assert info.left.state == ((2, -1, 2, 0, 16), (2, -1, 2, 0, 16))
     report = (joint_bundle / "report.md").read_text()
     for name in ("decoder", "right decoder"):
