@@ -76,7 +76,9 @@ def test_vocab_size_has_no_default() -> None:
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="'huge'; choose one of tiny, small, medium, large, paper-s"):
+    with pytest.raises(
+        ConfigError, match="'huge'; choose one of tiny, transformer, small, medium, large, paper-s"
+    ):
         ConformerConfig.from_preset("huge", vocab_size=30)
 
 
