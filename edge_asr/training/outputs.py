@@ -126,7 +126,9 @@ class RunOutputs:
     def _save(self, model: ConformerCTC, name: str, provenance: dict[str, Any]) -> None:
         facts = NO_FACTS
         if model.decoder is not None:
-            facts = SourceFacts(ctc_weight=self.config.decoder.ctc_weight)
+            decoder = self.config.decoder
+            # Over a frozen encoder the share says nothing: only the decoder was trained.
+            facts = SourceFacts(ctc_weight=None if decoder.freeze_encoder else decoder.ctc_weight)
         save_checkpoint(
             self.run_dir / name,
             model,

@@ -153,6 +153,7 @@ def test_a_decoder_is_added_to_a_checkpoint_and_trained_on(make_config: MakeConf
     before, after = (load_checkpoint(Path(c.run_dir) / "last") for c in (first, added))
     for name, value in before.state_dict.items():
         assert torch.equal(after.state_dict[name], value), name
+    assert after.facts.ctc_weight is None
     again = make_config(init_from=added.run_dir + "/last", run_dir=first.run_dir + "_again")
     train(again, quiet=True)
     kept = load_checkpoint(Path(again.run_dir) / "last")
