@@ -186,7 +186,7 @@ def random_checkpoint(made_once: MadeOnce) -> Path:
     return made_once("random-checkpoint", _save_random_checkpoint)
 
 
-def _save_random_checkpoint(folder: Path) -> None:
+def _save_random_checkpoint(folder: Path, **decoders: Any) -> None:
     import torch
 
     from edge_asr.checkpoints.native import save_checkpoint
@@ -197,7 +197,7 @@ def _save_random_checkpoint(folder: Path) -> None:
     torch.manual_seed(0)
     vocabulary = Vocabulary.from_characters("abcdefghijklmnopqrstuvwxyz' ")
     config = ConformerConfig.from_preset(
-        "tiny", vocab_size=len(vocabulary), d_model=32, n_layers=2, subsampling_channels=16
+        "tiny", vocab_size=len(vocabulary), d_model=32, n_layers=2, subsampling_channels=16, **decoders
     )
     save_checkpoint(
         folder,
@@ -235,30 +235,10 @@ def joint_checkpoint(made_once: MadeOnce) -> Path:
 
 
 def _save_joint_checkpoint(folder: Path) -> None:
-    import torch
-
-    from edge_asr.checkpoints.native import save_checkpoint
-    from edge_asr.feature_config import FeatureConfig
-    from edge_asr.model import ConformerConfig, ConformerCTC
     from edge_asr.model.decoders import DecoderConfig
-    from edge_asr.vocabulary import Vocabulary
 
-    torch.manual_seed(0)
-    vocabulary = Vocabulary.from_characters("abcdefghijklmnopqrstuvwxyz' ")
-    sizes = {"d_model": 32, "n_layers": 2, "subsampling_channels": 16}
-    config = ConformerConfig.from_preset(
-        "tiny",
-        vocab_size=len(vocabulary),
-        decoder=DecoderConfig(n_layers=2),
-        right_decoder=DecoderConfig(n_layers=1),
-        **sizes,
-    )
-    save_checkpoint(
-        folder,
-        model=ConformerCTC(config).eval(),
-        features=FeatureConfig.from_preset("nemo"),
-        vocabulary=vocabulary,
-        provenance={"what": "random weights for tests", "seed": 0},
+    _save_random_checkpoint(
+        folder, decoder=DecoderConfig(n_layers=2), right_decoder=DecoderConfig(n_layers=1)
     )
 
 
