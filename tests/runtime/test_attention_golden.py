@@ -9,53 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
+from golden.decoders import TorchNetwork
 
 from edge_asr.checkpoints import Checkpoint, load_any
-from edge_asr.model.decoders import AttentionDecoder
 from edge_asr.runtime.decoding.attention.ctc_prefix import CtcPrefixScorer
-from edge_asr.runtime.decoding.attention.network import Memory, State
+from edge_asr.runtime.decoding.attention.network import Memory
 from edge_asr.runtime.decoding.attention.rescoring import score_texts
 from edge_asr.runtime.decoding.attention.search import SearchOptions, search_texts
 
 WENET = ("wenet-decoder", "wenet-u2pp-decoder")
 CLIPS = (0, 1, 2)
-
-
-class TorchNetwork:
-    """A decoder in PyTorch as a `DecoderNetwork`."""
-
-    def __init__(self, decoder: AttentionDecoder) -> None:
-        self._decoder = decoder
-        self.sos_id, self.eos_id, self.n_tokens = decoder.sos_id, decoder.eos_id, decoder.n_tokens
-        shapes = [[list(t.shape) for t in decoder.initial_state(n)] for n in (2, 3)]
-        self.batch_axes = tuple(
-            next(axis for axis, n in enumerate(two) if n != three[axis])
-            for two, three in zip(*shapes, strict=True)
-        )
-
-    def attend(self, encoded: npt.NDArray[np.float32]) -> Memory:
-        with torch.inference_mode():
-            cross = self._decoder.cross(torch.from_numpy(encoded)[None])
-        return Memory(tuple(t.numpy() for t in cross), len(encoded))
-
-    def start(self, batch: int) -> State:
-        return tuple(t.numpy() for t in self._decoder.initial_state(batch))
-
-    def advance(self, tokens: npt.NDArray[np.int64], state: State, memory: Memory) -> tuple[Any, State]:
-        with torch.inference_mode():
-            log_probs, following = self._decoder.advance(
-                torch.from_numpy(tokens),
-                tuple(map(torch.from_numpy, state)),
-                tuple(map(torch.from_numpy, memory.cross)),
-                torch.tensor([memory.n_frames]),
-            )
-        return log_probs.numpy(), tuple(t.numpy() for t in following)
 
 
 class Golden:
