@@ -93,8 +93,10 @@ def command(
         values[key] = parse_value(text, f"--set {item}")
     loaded = load_config(config, values)
 
+    from edge_asr.training.allocator import keep_freed_memory
     from edge_asr.training.run import train
 
+    keep_freed_memory()
     summary = train(loaded, resume=resume, strict=strict)
     if as_json:
         print_json(summary)

@@ -47,7 +47,15 @@ class Convolution(nn.Module):
         Returns:
             float (B, T, D).
         """
-        return self._filter(F.pad(self._gate(x, valid).transpose(1, 2), self.context))
+        gated = self._gate(x, valid)
+        if not self.training:
+            return self._filter(F.pad(gated.transpose(1, 2), self.context))
+        # As an image one pixel wide, channels last: forward and backward take a quarter of the time on a CPU.
+        image = F.pad(gated, (0, 0, *self.context)).unsqueeze(2).permute(0, 3, 1, 2)
+        weight = self.depthwise.weight.unsqueeze(3)
+        return self._project(
+            F.conv2d(image, weight, self.depthwise.bias, groups=self.depthwise.groups).squeeze(3)
+        )
 
     def stream(self, x: Tensor, valid: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve a chunk that follows what came before it.
@@ -74,10 +82,16 @@ class Convolution(nn.Module):
 
     def _filter(self, x: Tensor) -> Tensor:
         """(B, D, left + T + right) -> (B, T, D)."""
-        x = self.depthwise(x)  # (B, D, T)
-        if self.batch_norm is not None:
+        return self._project(self.depthwise(x))
+
+    def _project(self, x: Tensor) -> Tensor:
+        """(B, D, T) -> (B, T, D)."""
+        if self.batch_norm is not None and not self.training:
             x = self.batch_norm(x)
         x = x.transpose(1, 2)
+        if self.batch_norm is not None and self.training:
+            # Of rows side by side it takes a seventh of the time on a CPU.
+            x = self.batch_norm(x.flatten(0, 1)).view_as(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return cast(Tensor, self.dropout(self.pointwise_out(self.activation(x))))

@@ -9,7 +9,7 @@ chunks of output frames without look-ahead, which dynamic-chunk training relies 
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,24 @@ class FullPrecisionConv2d(nn.Conv2d):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float())
+
+
+class MaskedReLU(torch.autograd.Function):
+    """relu(x * mask) in place, with one pass over the gradient: x are the largest tensors of the network."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        """Overwrite x, of any shape, given a mask of 0 and 1 that broadcasts to it."""
+        x.mul_(mask).clamp_(min=0)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Pass the gradient where the output is not 0."""
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, y, 0), None
 
 
 class ConvSubsampling(nn.Module):
@@ -78,9 +96,8 @@ class ConvSubsampling(nn.Module):
             x = features[..., None].permute(0, 3, 1, 2)
         for number, stage in enumerate(self.stages, start=1):
             x = stage(x)
-            # The next convolution's window reaches one frame past the row's end. In place, and before the
-            # ReLU: these are the largest tensors of the network, and neither gradient needs its input.
-            x.mul_(valid_frames(lens, x.shape[2], 2**number)[:, None, :, None].to(x.dtype))
-            x = nn.functional.relu(x, inplace=True)
+            # The next convolution's window reaches one frame past the row's end.
+            valid = valid_frames(lens, x.shape[2], 2**number)[:, None, :, None].to(x.dtype)
+            x = cast(Tensor, MaskedReLU.apply(x, valid)) if self.training else nn.functional.relu(x * valid)
         x = x.transpose(1, 2).flatten(2)  # (B, T', C * F'), channel-major as in NeMo
         return cast(Tensor, self.out(x))
