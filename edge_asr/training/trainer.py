@@ -171,10 +171,14 @@ class Trainer:
             if not skipped_in_a_row and self.outputs.is_due("state", self.step, self.minutes):
                 self._save_state()
         if self.outputs is not None:
+            good = not skipped_in_a_row  # a state of a run that diverges would push out the last good one
+            if good:  # first, because who asked it to stop may not wait for the evaluation
+                self._save_state()
             if evaluated_at != self.step:
                 rates = self._evaluate(None)
-            if not skipped_in_a_row:  # a state of a run that diverges would push out the last good one
-                self._save_state()
+                if good:
+                    self._save_state()
+            self._stop_file.unlink(missing_ok=True)
         return rates
 
     def _batches(self) -> Iterator[Batch]:
@@ -379,8 +383,12 @@ class Trainer:
     def _must_stop(self) -> bool:
         """Tell whether this process must stop; the others learn it before the next step."""
         minutes = self.config.optim.max_minutes
-        stop_file = Path(self.config.run_dir) / "STOP"
-        return self._stop_signal or (minutes is not None and self.minutes >= minutes) or stop_file.exists()
+        at_end = minutes is not None and self.minutes >= minutes
+        return self._stop_signal or at_end or self._stop_file.exists()
+
+    @property
+    def _stop_file(self) -> Path:
+        return Path(self.config.run_dir) / "STOP"
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._stop_signal:

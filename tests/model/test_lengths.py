@@ -94,13 +94,35 @@ def test_gradients_are_finite_with_an_empty_row(kind: str) -> None:
         assert bool(torch.isfinite(parameter.grad).all()), name
 
 
-def test_training_path_gives_what_inference_gives() -> None:
+@pytest.mark.parametrize("subsampling", ["striding", "dw_striding"])
+@pytest.mark.parametrize("context", ["causal", "symmetric"])
+def test_training_path_gives_what_inference_gives(subsampling: str, context: str) -> None:
     """Without dropout and batch statistics, train() only changes memory layout."""
-    model = build_model(conv_norm="layer_norm", dropout=0.0, dropout_attention=0.0)
+    still = {"dropout": 0.0, "dropout_attention": 0.0, "conv_norm": "layer_norm"}
+    model = build_model(subsampling=subsampling, conv_context=context, **still)
     features, lens = torch.randn(3, 50, N_MELS), torch.tensor([50, 23, 8])
-    expected, _ = model(features, lens)
-    actual, _ = model.train()(features, lens)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    results = []
+    for training in (False, True):
+        model.train(training).zero_grad()
+        log_probs, _ = model(features, lens)
+        log_probs.square().mean().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append([log_probs.detach(), *gradients])
+    assert len(results[0]) > 30
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_sees_every_frame_of_the_tensor_in_training() -> None:
+    convolution = build_model().encoder.layers[0].convolution.train()
+    x = torch.randn(3, 9, 16)
+    rows: list[torch.Tensor] = []
+    handle = convolution.batch_norm.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0]))
+    convolution(x, torch.ones(3, 9, dtype=torch.bool))
+    handle.remove()
+    gated = torch.nn.functional.glu(convolution.pointwise_in(convolution.norm(x)), dim=-1)
+    padded = torch.nn.functional.pad(gated.transpose(1, 2), convolution.context)
+    expected = convolution.depthwise(padded).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(rows[0], expected)
 
 
 def test_bfloat16_autocast_stays_close() -> None:

@@ -28,7 +28,8 @@ from edge_asr.training.pipeline import Batch
 from edge_asr.training.run import train
 from edge_asr.training.schedule import draw_chunk, learning_rate
 from edge_asr.training.setup import initialize_subsampling
-from edge_asr.training.state import MAX_BAD_STEPS, MAX_BAD_STEPS_AT_END, load_state
+from edge_asr.training.state import MAX_BAD_STEPS, MAX_BAD_STEPS_AT_END, find_states, load_state
+from edge_asr.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow  # exports or trains
 
@@ -147,6 +148,7 @@ def test_stops_by_file_signal_and_clock(
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "STOP").touch()
     assert train(by_file, quiet=True)["step"] == 0
+    assert not (tmp_path / "file" / "STOP").exists()
 
     by_clock = make_config(run_dir=str(tmp_path / "clock"), optim={"max_steps": None, "max_minutes": 0.02})
     assert train(by_clock, quiet=True)["step"] < 1000
@@ -163,6 +165,19 @@ def test_stops_by_file_signal_and_clock(
     assert train(by_signal, quiet=True)["step"] == 3
     assert (tmp_path / "signal" / "state" / "step_00000003" / "state.json").is_file()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_stopped_run_has_its_state_before_it_is_evaluated(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Trainer, row: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_evaluate", killed)
+    run_dir = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(run_dir=str(run_dir), optim={"max_steps": 2}), quiet=True)
+    assert [path.name for path in find_states(run_dir)] == ["step_00000002"]
 
 
 def test_it_trains_in_a_thread_that_may_not_catch_signals(make_config: MakeConfig) -> None:

@@ -57,6 +57,11 @@ class MaskedReLU(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(gradient, y, 0), None
 
 
+def mask_and_rectify(x: Tensor, mask: Tensor) -> Tensor:
+    """Apply `MaskedReLU`."""
+    return cast(Tensor, MaskedReLU.apply(x, mask))  # type: ignore[no-untyped-call]
+
+
 class ConvSubsampling(nn.Module):
     """(B, T, n_mels) -> (B, ceil(T / factor), d_model).
 
@@ -98,6 +103,6 @@ class ConvSubsampling(nn.Module):
             x = stage(x)
             # The next convolution's window reaches one frame past the row's end.
             valid = valid_frames(lens, x.shape[2], 2**number)[:, None, :, None].to(x.dtype)
-            x = cast(Tensor, MaskedReLU.apply(x, valid)) if self.training else nn.functional.relu(x * valid)
+            x = mask_and_rectify(x, valid) if self.training else nn.functional.relu(x * valid)
         x = x.transpose(1, 2).flatten(2)  # (B, T', C * F'), channel-major as in NeMo
         return cast(Tensor, self.out(x))
