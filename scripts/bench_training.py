@@ -29,6 +29,7 @@ from edge_asr.benchmark.provenance import describe_cpu, package_versions
 from edge_asr.diagnostics.machine import Machine
 from edge_asr.model import ConformerCTC
 from edge_asr.model.subsampling.striding import FullPrecisionConv2d
+from edge_asr.training.allocator import keep_freed_memory
 from edge_asr.training.config import TrainConfig
 from edge_asr.training.config_io import config_from_dict, load_config
 from edge_asr.training.corpus import Clip
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--vocab-size", type=int, default=257, help="outputs, the blank included")
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     config = load_config(arguments.config) if arguments.config else config_from_dict(DEFAULT)
