@@ -223,7 +223,7 @@ class HttpFace:
     async def start(self) -> str:
         """See `Face.start`."""
         sockets = listen(self._host, self._port)
-        logging.getLogger("uvicorn.error").addFilter(_is_no_denial)
+        logging.getLogger("uvicorn.error").addFilter(_is_of_ours)
         port = sockets[0].getsockname()[1]
         self._task = asyncio.create_task(self._server.serve(sockets=sockets))
         while not self._server.started:
@@ -240,9 +240,12 @@ class HttpFace:
             await self._task
 
 
-def _is_no_denial(record: logging.LogRecord) -> bool:
-    """Drop what uvicorn (0.54) logs as an error whenever a WebSocket is answered with an HTTP status."""
-    return record.getMessage() != "ASGI callable returned without completing handshake."
+def _is_of_ours(record: logging.LogRecord) -> bool:
+    """Drop what uvicorn (0.54) logs of clients: one that is denied a WebSocket, or sends no HTTP at all."""
+    return record.getMessage() not in (
+        "ASGI callable returned without completing handshake.",
+        "Invalid HTTP request received.",
+    )
 
 
 class _Uvicorn(uvicorn.Server):

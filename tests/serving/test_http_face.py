@@ -181,6 +181,14 @@ def test_a_connection_that_says_nothing_is_closed(
                 assert received == b"" or received.startswith(b"HTTP/1.1 400")
 
 
+def test_garbage_fills_no_log(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    place = urlsplit(server.http)
+    with socket.create_connection((place.hostname, place.port), timeout=5) as raw:
+        raw.sendall(b"\x00garbage\r\n\r\n")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 400")
+    assert not caplog.records
+
+
 def test_connections_are_limited(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_face, "_CONNECTIONS_BESIDE", 2)
     with make_server(max_sessions=1, max_requests=1) as running:
