@@ -40,7 +40,7 @@ def main(runs: tuple[Path, ...], output: Path) -> None:
             raise click.ClickException(f"{run}/metrics.csv does not tell the hours heard; leave the run out")
         heard += hours
         minutes = read_summary(run).get("minutes", 0.0)
-        parts.append(f"{run.resolve().name} {minutes:.0f} min")
+        parts.append(f"{run.absolute().name} {minutes:.0f} min")
         axes.axvline(heard, color="gray", linewidth=0.7)
     for name, line in points.items():
         axes.plot(*zip(*line, strict=True), marker=".", label=name)

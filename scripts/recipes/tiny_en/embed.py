@@ -68,6 +68,7 @@ BUDGET = Budget(max_wer_loss=0.005, min_agreement=0.98)
 )
 @click.option("--chunk-ms", type=float, help="Also a stream with chunks of this length.")
 @click.option("--minutes", type=float, help="Calibration speech; the default is that of the export.")
+@click.option("--smoothing", type=float, default=0.7, show_default=True, help="SmoothQuant's alpha.")
 @click.option("--sample", multiple=True, metavar="ID", help="Dev clips for the sample, in order.")
 @click.option("--name", default="tiny-en", show_default=True)
 @click.option(
@@ -84,6 +85,7 @@ def main(
     evaluation: tuple[Path, ...],
     chunk_ms: float | None,
     minutes: float | None,
+    smoothing: float,
     sample: tuple[str, ...],
     name: str,
     models: Path,
@@ -113,7 +115,11 @@ def main(
             name=name,
             precisions=("fp32", "int8"),
             int8=Int8Options(
-                calibration=calibration, evaluation=evaluation or clips, minutes=minutes, budget=BUDGET
+                calibration=calibration,
+                evaluation=evaluation or clips,
+                minutes=minutes,
+                smoothing=smoothing,
+                budget=BUDGET,
             ),
             streaming=StreamingOptions(chunk_ms=chunk_ms, enabled=chunk_ms is not None),
             weights="fp16",
