@@ -21,18 +21,18 @@ from edge_asr.bundle.folder import Bundle, sha256_of
 from edge_asr.bundle.manifest import BundleInfo, SelfTest
 from edge_asr.bundle.names import SELF_TEST_CLIP
 from edge_asr.bundle.writer import write_manifest
-from edge_asr.proof.clips import find_clips
+from edge_asr.proof.clips import SAMPLES
 from edge_asr.runtime.decoding.greedy import greedy_decode
 from edge_asr.runtime.recognizer import Recognizer
 from edge_asr.runtime.self_test import STEPS_PER_NAT, stream_log_probs
 from edge_asr.runtime.streaming_model import StreamingModel
 from edge_asr.vocabulary import Vocabulary
 
-MAX_CLIP_S = 10.0
+CLIP = SAMPLES / "robot_commands.flac"
 
 
 def add_self_test(folder: Path) -> BundleInfo:
-    """Add the embedded sample to a bundle, with what onnxruntime hears in it on this CPU; return the record.
+    """Add the embedded sample of commands to a bundle, with what onnxruntime hears in it on this CPU; return the record.
 
     Every precision is run as the runtime would run it, on one thread, and so is the streaming graph.
 
@@ -41,8 +41,7 @@ def add_self_test(folder: Path) -> BundleInfo:
     """
     bundle = Bundle.load(folder, check_hashes=False)
     info = bundle.info
-    waveform = read_audio(find_clips()[0], info.features.sample_rate)
-    waveform = waveform[: round(MAX_CLIP_S * info.features.sample_rate)]
+    waveform = read_audio(CLIP, info.features.sample_rate)
     clip = folder / SELF_TEST_CLIP
     soundfile.write(clip, waveform, info.features.sample_rate, format="FLAC", subtype="PCM_16")
     waveform = read_audio(clip, info.features.sample_rate)

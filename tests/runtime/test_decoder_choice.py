@@ -115,7 +115,7 @@ def test_a_hotword_is_heard_in_real_speech() -> None:
     plain = hear(None)
     assert "start" in plain.split()
     assert hear(beam_decoder(lm=None)) == hear(beam_decoder(hotwords=["zebra"], lm=None))
-    assert "starch" in hear(beam_decoder(hotwords=[Hotword("starch", 4.0)])).split()
+    assert "starch" in hear(beam_decoder(hotwords=[Hotword("starch", 6.0)])).split()
 
 
 def test_a_language_model_is_a_file_or_the_bundles(tmp_path: Path, words: Path) -> None:
