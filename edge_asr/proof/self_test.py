@@ -32,7 +32,7 @@ CLIP = SAMPLES / "robot_commands.flac"
 
 
 def add_self_test(folder: Path) -> BundleInfo:
-    """Add the sample of commands to a bundle, with what onnxruntime hears in it on this CPU; return the record.
+    """Add the sample of commands, with what onnxruntime hears in it on this CPU; return the record.
 
     Every precision is run as the runtime would run it, on one thread, and so is the streaming graph.
 
