@@ -77,7 +77,7 @@ def with_share(base: TrainConfig, share: float, whole: set[str], run: Path) -> t
         target.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         sources.append(dataclasses.replace(source, path=str(target)))
         hours += sum(float(line["duration"]) for line in kept) / 3600
-    data = dataclasses.replace(base.data, train=sources)
+    data = dataclasses.replace(base.data, train=tuple(sources))
     return dataclasses.replace(base, run_dir=str(run), data=data), hours
 
 
