@@ -148,7 +148,8 @@ def test_a_recording(riva: Any, server: Running, sample_path: Path) -> None:
     config = configure(riva, enable_word_time_offsets=True)
     response = client.offline_recognize(sample_path.read_bytes(), config)
     found = [result.alternatives[0] for result in response.results]
-    assert "".join(one.transcript for one in found).startswith("enter seven two five start recording go ")
+    heard = "".join(one.transcript for one in found)
+    assert is_near(heard, "enter seven two five start recording go three meters and stop")
     (first, *_) = found
     assert [word.word for word in first.words] == ["enter", "seven", "two", "five"]
     assert first.words[0].start_time == pytest.approx(720, abs=100)  # ms
@@ -531,7 +532,7 @@ def test_a_stopping_server_delivers_the_last_final(riva: Any, make_riva: MakeRiv
                 heard.extend(transcripts([response]))
 
         assert refusal(listen) == ("UNAVAILABLE", "the server is stopping")
-        assert heard == ["enter seven two five ", "start recording "]
+        assert is_near("".join(heard), "enter seven two five start recording ")
     assert running.is_clean is True
 
 
