@@ -218,7 +218,9 @@ def test_a_stopping_server_delivers_the_last_final(
             events = [json.loads(next(lines)), json.loads(next(lines))]
             running.stop()
             events += map(json.loads, lines)
-        assert is_near(" ".join(texts(events)), "enter seven two five start recording")
+        first, second = texts(events)
+        assert first == "enter seven two five"
+        assert is_near(second, "start recording")
         assert events[-2]["message"] == "the server is stopping"
         assert events[-1]["reason"] == "draining"
         assert [event["type"] for event in read(silent)] == ["error", "end"]
