@@ -107,3 +107,34 @@ def test_a_head_on_states_writes_posteriors_that_training_reads(
     assert found is not None
     assert found.tokens.shape[0] == 42
     assert found.frame_s == 0.04
+
+
+@pytest.mark.slow
+def test_shares_hear_equally_long_and_stages_make_one_curve(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config(run_dir=str(tmp_path / "start"), optim={"max_steps": 1})
+    train(config, quiet=True)
+    (tmp_path / "config.yaml").write_text(dump_config(dataclasses.replace(config, model={})))
+    recipe = REPOSITORY / "scripts" / "recipes" / "tiny_en"
+
+    def call(*command: object) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    runs = tmp_path / "runs"
+    shares = [recipe / "shares.py", tmp_path / "config.yaml", "--init", tmp_path / "start" / "last"]
+    shares += ["--runs", runs, "-o", tmp_path / "page.md", "--share", 0.5, "--share", 1]
+    half, whole = json.loads(call(*shares).splitlines()[-1])["rows"]
+    assert half["hours"] <= whole["hours"]
+    assert half["steps"] == whole["steps"] == 1
+    small, large = ((runs / name / "data" / "0.jsonl").read_text() for name in ("share_50", "share_100"))
+    assert large.startswith(small)
+    assert 0 < small.count("\n") < large.count("\n")
+    assert "| 50 % |" in (tmp_path / "page.md").read_text()
+    call(recipe / "curves.py", runs / "share_50", runs / "share_100", "-o", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
