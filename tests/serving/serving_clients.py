@@ -94,9 +94,9 @@ class Running:
 MakeServer = Callable[..., AbstractContextManager[Running]]
 
 
-def is_near(heard: str, said: str) -> bool:
+def is_near(heard: str, said: str, ratio: float = 0.85) -> bool:
     """Whether other weights, rates or borders of segments explain the difference: a letter or two."""
-    return SequenceMatcher(None, heard, said).ratio() > 0.85
+    return SequenceMatcher(None, heard, said).ratio() > ratio
 
 
 def comparable(final: dict[str, Any]) -> tuple[Any, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,7 @@ def test_each_utterance_is_an_item(connection: RealtimeConnection, blocks: list[
         own = [event for event in events if getattr(event, "item_id", None) == item.item_id]
         deltas = "".join(event.delta for event in own if event.type == DELTA)
         # The stream hears a little less well than the model that makes the transcript.
-        assert SequenceMatcher(None, item.transcript[: len(deltas)], deltas).ratio() > 0.7
+        assert is_near(item.transcript[: len(deltas)], deltas, 0.7)
         order = [event.type for event in own if event.type != DELTA]
         assert order == [
             "input_audio_buffer.speech_started",
