@@ -3,6 +3,7 @@
     python scripts/recipes/tiny_en/curves.py runs/tiny_en runs/tiny_en_finish -o curves.png
 
 A stage begins where the one before it ended. Vertical lines are their ends; the title has their minutes.
+`--heard` tells what was heard before the first, where its run is not there any more.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from edge_asr.training.curves import read_metrics, read_summary
     "runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-def main(runs: tuple[Path, ...], output: Path) -> None:
+@click.option("--heard", default=0.0, show_default=True, metavar="HOURS")
+def main(runs: tuple[Path, ...], output: Path, heard: float) -> None:
     """Draw dev WER of RUNS, in order."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     points: dict[str, list[tuple[float, float]]] = {}
-    heard, parts = 0.0, []
+    parts = []
     for run in runs:
         hours = 0.0
         for row in read_metrics(run / "metrics.csv"):

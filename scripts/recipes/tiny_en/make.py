@@ -24,7 +24,7 @@ from edge_asr.training.config_io import load_config
 from edge_asr.training.state import find_states
 
 HERE = Path(__file__).parent
-STAGES = ("flat_start.yaml", "train.yaml", "muon.yaml", "finish.yaml")
+STAGES = ("flat_start.yaml", "train.yaml", "muon.yaml", "finish.yaml", "settle.yaml")
 STOPPED = 130
 
 

@@ -184,9 +184,9 @@ def read_sentences(path: Path) -> list[str]:
     )
 
 
-def plan(paths: tuple[Path, ...], held_out: list[str], n_clips: int) -> list[dict[str, Any]]:
-    """The same list for the same texts, whatever is rendered of it."""
-    rng = random.Random(17)
+def plan(paths: tuple[Path, ...], held_out: list[str], n_clips: int, seed: int) -> list[dict[str, Any]]:
+    """The same list for the same texts and seed, whatever is rendered of it."""
+    rng = random.Random(seed)
     pools = [read_sentences(path) for path in paths]
     texts = Texts(rng, [line for pool in pools for line in pool if len(line.split()) >= 4])
     merged = "\n".join((GRAMMAR.strip() + "\n" + MORE_GRAMMAR.strip()).replace("\n ", " ").splitlines())
@@ -244,6 +244,7 @@ def main() -> None: ...
     "--hours", type=float, default=25.0, show_default=True, help="Stop after so many hours of sound."
 )
 @click.option("--max-clips", type=int, default=30_000, show_default=True)
+@click.option("--seed", type=int, default=17, show_default=True, help="Another seed, other clips.")
 @click.option("--sample", type=int, default=0, help="Only so many clips, without manifests.")
 def render(
     texts: tuple[Path, ...],
@@ -251,12 +252,13 @@ def render(
     exclude: tuple[Path, ...],
     hours: float,
     max_clips: int,
+    seed: int,
     sample: int,
 ) -> None:
     """Say the sentences of TEXTS and of the grammar."""
     held_out = [json.loads(line)["text"] for path in exclude for line in path.read_text("utf-8").splitlines()]
-    rows, speaker, total_s, begin = plan(texts, held_out, max_clips), Speaker(), 0.0, time.process_time()
-    made_s, joined = 0.0, []
+    rows, speaker = plan(texts, held_out, max_clips, seed), Speaker()
+    begin, total_s, made_s, joined = time.process_time(), 0.0, 0.0, []
     output.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(rows), SHARD):
         folder = output / f"{first // SHARD:03d}"
