@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--clips", type=Path, help="folder of scripts/grammars/clips.py")
     parser.add_argument("--data", type=Path, help="folder of an4_dev, the other speech and noise (.jsonl)")
     parser.add_argument("--heard", type=Path, help="folder of what peers heard")
-    parser.add_argument("-o", "--output", type=Path, help="page whose tables are replaced")
+    parser.add_argument("-o", "--output", type=Path, help="page whose tables are written anew")
     arguments = parser.parse_args()
     if arguments.clips is None:
         speed = measure_speed(arguments.model, arguments.phrases, arguments.repeats)
@@ -70,7 +70,8 @@ def main() -> int:
     tables = to_markdown(rows)
     print(tables)
     if arguments.output is not None:
-        kept = arguments.output.read_text("utf-8").partition(TABLES)[0]
+        page = arguments.output.read_text("utf-8") if arguments.output.exists() else ""
+        kept = page.partition(TABLES)[0]
         arguments.output.write_text(f"{kept}{TABLES}\n\n{tables}", encoding="utf-8")
     named = [
         {"grammar": r.grammar, "sound": r.clips, "program": r.contender, **r.counts.to_dict()} for r in rows
