@@ -128,16 +128,16 @@ def test_any_rate_width_and_channels(wyoming: Running, speech: Speech, form: tup
 
 
 def test_names_and_terms_are_hotwords_of_their_request_alone(wyoming: Running, speech: Speech) -> None:
-    wish = Transcribe(transcript_names=["Stop-Recording"], transcript_terms=["meter"])
+    wish = Transcribe(transcript_names=["Meters-And-Stopped"], transcript_terms=["enter"])
 
     async def work() -> list[list[Event]]:
         return await asyncio.gather(hear(wyoming, speech, wish), hear(wyoming, speech))
 
     favored, plain = map(transcript, run(work()))
-    assert "stop recording" in favored
-    assert "stop recording" not in plain
+    assert "meters and stopped" in favored
+    assert "meters and stopped" not in plain
     options = WyomingService(wyoming.core, "en-GB").options({**wish.event().data, "language": "en"})
-    assert options.hotwords == ("stop recording:1.0", "meter:0.5")
+    assert options.hotwords == ("meters and stopped:1.0", "enter:0.5")
 
 
 def test_a_grammar_of_the_server_stays(tmp_path: Path) -> None:
