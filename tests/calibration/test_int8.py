@@ -296,10 +296,10 @@ def test_the_words_stay_on_the_dev_sets(
     assert losses["pooled"].wer_loss <= 0.006, losses  # type: ignore[operator]
     assert losses["an4"].wer_loss <= 0.012, losses  # type: ignore[operator]
     assert losses["librispeech"].wer_loss <= 0.012, losses  # type: ignore[operator]
-    assert losses["pooled"].agreement >= 0.97, losses
+    assert losses["pooled"].agreement >= 0.98, losses
     assert losses["pooled"].n_words == losses["an4"].n_words + losses["librispeech"].n_words > 900
     # float32 hears these sets: equal rubbish would prove nothing.
-    assert losses["pooled"].wer_reference < 0.6, losses  # type: ignore[operator]
+    assert losses["pooled"].wer_reference < 0.4, losses  # type: ignore[operator]
 
 
 @pytest.mark.slow
